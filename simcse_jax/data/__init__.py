@@ -1,0 +1,1 @@
+"""Text to `Batch`: files, tokens, rows. NumPy only, no JAX."""

@@ -1,0 +1,1 @@
+"""`Batch` to embeddings: the only room that knows Flax."""

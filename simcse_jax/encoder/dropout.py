@@ -1,0 +1,69 @@
+"""Dropout whose bits are a hash of what is dropped, not of where it happens to lie in memory.
+
+The bits of one element are a function of (step key, view, site; the sentence's place in the global batch, the token's
+place in its sentence; the index within the token). Nothing depends on the row, the group or the device, so every
+layout of a batch drops the same elements, and no mask is kept: the backward pass hashes again.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+# Fixed site numbers within one layer; the embeddings count as layer 0, the first encoder layer as layer 1.
+EMBEDDINGS, ATTENTION_WEIGHTS, ATTENTION_OUTPUT, FFN_OUTPUT = range(4)
+SITES = 4
+
+
+def mix(x: jax.Array) -> jax.Array:
+    """Hashed uint32 of the same shape: a finaliser in which every input bit reaches every output bit."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def site_key(key: jax.Array, layer: int | jax.Array, site: int) -> jax.Array:
+    """uint32[2]: the key of one dropout site.
+
+    key is uint32[2] and already stands for step and view. The layer is folded in explicitly, because Linen's own
+    `make_rng` gives other keys under `nn.scan` and `nn.remat`, and those are layouts that must not change the numbers.
+    """
+    number = jnp.asarray(layer, jnp.uint32) * jnp.uint32(SITES) + jnp.uint32(site + 1)
+    first = mix(key[0] + mix(number * jnp.uint32(0x9E3779B9)))
+    return jnp.stack([first, mix(mix(key[1] ^ first) + number * jnp.uint32(0x85EBCA6B))])
+
+
+def token_keys(key: jax.Array, sentences: jax.Array, positions: jax.Array) -> jax.Array:
+    """uint32[R, T]: one key a token at the site whose uint32[2] key is given.
+
+    sentences int32[R, T] holds each token's sentence in the global batch, positions int32[R, T] its place in it.
+    """
+    sentence = mix(sentences.astype(jnp.uint32) * jnp.uint32(0x85EBCA6B) + key[0])
+    return mix(sentence + positions.astype(jnp.uint32) * jnp.uint32(0xC2B2AE35) + key[1])
+
+
+def _keep(keys: jax.Array, index: jax.Array, rate: float) -> jax.Array:
+    bits = mix(mix(keys + index * jnp.uint32(0x9E3779B9)) ^ keys)
+    return bits >= jnp.uint32(round(rate * 2**32))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def dropout(x: jax.Array, keys: jax.Array, index: jax.Array, rate: float) -> jax.Array:
+    """x with a share `rate` of its elements zeroed and the rest divided by 1 - rate; shape and dtype of x.
+
+    keys uint32 (from `token_keys`) and index uint32 (place within the token) both broadcast against x, with its rank.
+    The kept share is exact to 2**-32. Only keys and index are saved for the backward pass.
+    """
+    return jnp.where(_keep(keys, index, rate), x * jnp.asarray(1 / (1 - rate), x.dtype), jnp.zeros((), x.dtype))
+
+
+def _forward(x: jax.Array, keys: jax.Array, index: jax.Array, rate: float) -> tuple[jax.Array, tuple]:
+    return dropout(x, keys, index, rate), (keys, index)
+
+
+def _backward(rate: float, residuals: tuple, gradient: jax.Array) -> tuple[jax.Array, None, None]:
+    keys, index = residuals
+    return dropout(gradient, keys, index, rate), None, None
+
+
+dropout.defvjp(_forward, _backward)

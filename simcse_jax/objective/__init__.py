@@ -1,0 +1,1 @@
+"""Embeddings to loss: jax.numpy only; knows no model and no data."""

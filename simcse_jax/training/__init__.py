@@ -1,0 +1,1 @@
+"""Loss to trained state: mesh, step, optimizer, checkpoints, loop."""
