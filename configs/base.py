@@ -1,0 +1,119 @@
+"""Every key of a recipe, once, with its meaning. Recipes start from here and change what they need.
+
+Any key can be given on the command line: --config.objective.temperature=0.07. Unknown keys are refused.
+The values here are the paper's (appendix A) for unsupervised BERT-base.
+"""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from ml_collections import ConfigDict
+
+from simcse_jax.errors import UserError
+
+Recipe = TypeVar("Recipe")
+
+
+def choose(variants: Mapping[str, Recipe], name: str) -> Recipe:
+    """The variant of this name (the part after the colon of --config=FILE:variant); UserError if there is none."""
+    if name not in variants:
+        raise UserError(f"The recipe has no variant {name!r}. It has: {', '.join(variants)}.")
+    return variants[name]
+
+
+def get_config() -> ConfigDict:
+    """The locked configuration that every recipe starts from."""
+    config = ConfigDict()
+
+    config.model = ConfigDict()
+    # A Hugging Face folder or Hub name. With init = "random" it gives sizes and tokenizer only, and "" means BERT.
+    config.model.name = "bert-base-uncased"
+    # "pretrained": weights from model.name; "random": sizes from model.name, or from the keys below where not 0.
+    config.model.init = "pretrained"
+    config.model.num_hidden_layers = 0
+    config.model.hidden_size = 0
+    config.model.num_attention_heads = 0
+    config.model.intermediate_size = 0
+    # "": the tokenizer of model.name; a folder; or "train": a WordPiece of vocab_size trained on data.files (needs
+    # init = "random").
+    config.model.tokenizer = ""
+    config.model.vocab_size = 0
+    # The vector of a sentence at test time; recorded in the checkpoint and the export. cls, cls_before_pooler, avg,
+    # avg_top2, avg_first_last or avg_embedding_last.
+    config.model.pooler = "cls_before_pooler"
+    # The same in training: "cls" puts a fresh dense + tanh head on the first token (the paper's MLP).
+    config.model.train_pooler = "cls"
+    # Rate at every site, in [0, 1). The paper's table: 0.1 is best, 0 collapses.
+    config.model.dropout = 0.1
+    # Compute in "float32", "bfloat16" (parameters stay float32) or "float64" (needs JAX_ENABLE_X64=1).
+    config.model.dtype = "float32"
+    # Layout: layers as straight-line code (longer to compile) instead of a loop; recompute layers in the backward pass.
+    config.model.unroll = False
+    config.model.remat = False
+
+    config.data = ConfigDict()
+    # Comma-separated files or globs (.txt, .csv, .tsv, .jsonl, .parquet; text also .gz, .xz),
+    # hf://datasets/OWNER/NAME/FILE, or a Hub data set OWNER/NAME[:config][:split].
+    config.data.files = ""
+    # Comma-separated column names: sentence[,positive[,hard negative ...]]. "": sent0, sent1, hard_neg* where the
+    # header has them, else all columns.
+    config.data.columns = ""
+    # "dropout": the same sentence twice; "columns": pairs or triplets.
+    config.data.positive = "dropout"
+    # Tokens per sentence, special tokens included; longer ones are cut.
+    config.data.max_length = 32
+    # Layout: sentences share rows of row_length tokens (0 = twice max_length, at most 512); packed = False gives each
+    # sentence a row of its own.
+    config.data.packed = True
+    config.data.row_length = 0
+    # Where tokenised data is kept. "": $SIMCSE_CACHE or ~/.cache/simcse_jax.
+    config.data.cache_dir = ""
+
+    config.train = ConfigDict()
+    # Sentences (examples) per step, over all devices.
+    config.train.batch_size = 64
+    # Exactly one of these is above 0. One given on the command line replaces the recipe's.
+    config.train.steps = 0
+    config.train.epochs = 1.0
+    config.train.examples = 0
+    config.train.seed = 0
+    # Groups that each device encodes at a time, activations recomputed (GradCache); 0 = all at once.
+    config.train.groups_at_once = 0
+    config.train.log_every_steps = 10
+
+    config.objective = ConfigDict()
+    config.objective.temperature = 0.05
+    # Weight of an anchor's own hard negatives in the denominator; 1 = none.
+    config.objective.hard_negative_weight = 1.0
+    # Average with the loss of positives against anchors.
+    config.objective.symmetric = False
+    # Leave out candidates whose text equals the anchor's or its positive's.
+    config.objective.mask_duplicates = True
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 3e-5
+    config.optimizer.warmup_steps = 0
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    # Largest global gradient norm; 0 = no clipping.
+    config.optimizer.clip_norm = 1.0
+
+    config.eval = ConfigDict()
+    # Graded pairs: a .tsv or .csv of score, sentence, sentence; SentEval's sts-dev.csv or its folder; or the senteval
+    # archive of the Hub. "" = no evaluation (the last state is then the best).
+    config.eval.data = "hf://datasets/princeton-nlp/datasets-for-simcse/senteval.tar"
+    config.eval.every_steps = 125
+    # Stop after this many evaluations without a better score; 0 = never.
+    config.eval.patience = 0
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 500
+
+    config.mesh = ConfigDict()
+    # Devices = data x fsdp; -1 = all visible. fsdp > 1 splits parameters and optimizer state.
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+
+    return config.lock()

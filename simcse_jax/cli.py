@@ -1,0 +1,56 @@
+"""How every entry point runs: flags, then one call; expected failures as one screen of text, without a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+from simcse_jax.errors import UserError
+
+USER_ERROR_STATUS = 2
+
+
+def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> None:
+    """Parse the flags, call main, and exit with its status (None = 0), or 2 after a UserError or a wrong flag."""
+    # XLA and the tokenizers' fork warning would otherwise write over the progress bar.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+    def guarded(_: Sequence[str]) -> int:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # the libraries' own chatter; --verbosity=0 brings it back
+        try:
+            return main() or 0
+        except UserError as error:
+            fail(str(error))
+
+    app.run(guarded, argv=list(argv) if argv else None, flags_parser=_parse)
+
+
+def fail(message: str) -> None:
+    """Print the message and leave with the status of a user error."""
+    print(f"\nerror: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(USER_ERROR_STATUS)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """The positional arguments; flags are parsed on the way. A wrong flag, recipe or key is a user error."""
+    try:
+        rest = flags.FLAGS(list(argv))
+    except (UserError, flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        fail(_plain(error))
+        raise  # not reached: fail leaves
+    if len(rest) > 1:
+        fail(f"unexpected argument {rest[1]!r}: flags are written --name=value.\nSee --help for the flags.")
+    return rest
+
+
+def _plain(error: BaseException) -> str:
+    """What a flag's failure says to a user."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, FileNotFoundError):
+        return f"{text}\nThe recipes are in configs/; give one with --config=configs/unsup.py."
+    return str(text)

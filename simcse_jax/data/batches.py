@@ -1,0 +1,130 @@
+"""(seed, step) to Batch.
+
+The order of the data is a function of (seed, step) alone: there is no iterator state, so resuming is exact, on any
+number of devices or hosts. Shapes and duplicates are derived from the length and hash columns of the whole global
+batch, so every process knows them without a collective, and materialises only the groups that it feeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import grain
+import grain.experimental
+import numpy as np
+
+from simcse_jax.data import packing
+from simcse_jax.errors import UserError
+
+# Batches looked at to choose the shapes of a run.
+SAMPLED_BATCHES = 32
+
+
+class Batch(NamedTuple):
+    """One global batch, or the groups of it that this process feeds.
+
+    V texts an example, n examples a group, B = G * n examples a batch. Example e stands in group e // n; text v of it
+    is sentence v * B + e of the global batch, and slot v * n + e % n of its group.
+    """
+
+    groups: packing.Group  # arrays int32[G, R, T] and int32[G, V * n]
+    texts: np.ndarray  # int32[K + 1, B]: equal number = equal text; rows: anchors, positives, hard negatives
+
+
+class Examples(Protocol):
+    """What batches need of a corpus: E examples of V texts."""
+
+    lengths: np.ndarray  # int32[E, V]
+    hashes: np.ndarray  # uint64[E, V]
+
+    def token_ids(self, rows: np.ndarray) -> list[list[np.ndarray]]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a batch is laid out. None of it changes a number of the training."""
+
+    batch_size: int
+    group_size: int
+    row_length: int
+    one_per_row: bool = False
+
+
+class Batches:
+    """The batches of a run: `batches(step)` for any step, in any order, on any host."""
+
+    def __init__(self, examples: Examples, layout: Layout, seed: int):
+        """Raises UserError when there are fewer examples than one batch takes."""
+        self.examples, self.layout, self.seed = examples, layout, seed
+        count = len(examples.lengths)
+        self.steps_per_epoch = count // layout.batch_size
+        if not self.steps_per_epoch:
+            raise UserError(
+                f"train.batch_size = {layout.batch_size}, but the data has only {count} examples.\n"
+                f"Use --config.train.batch_size={_power_below(count)} or give more data."
+            )
+        self.dropped = count % layout.batch_size  # examples a whole epoch leaves out, others each time
+        self.row_counts = self._choose_row_counts()
+
+    def rows(self, step: int) -> np.ndarray:
+        """int64[B]: the examples of this step's batch. Each epoch is a permutation of its own."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+        first, last = batch * self.layout.batch_size, len(self.examples.lengths) - 1
+        shuffled = grain.experimental.index_shuffle
+        return np.array([shuffled(first + i, last, seed, 4) for i in range(self.layout.batch_size)], np.int64)
+
+    def __call__(self, step: int, groups: slice = slice(None)) -> Batch:
+        """The batch of a step; `groups` selects those to materialise (shapes are those of the whole batch)."""
+        rows, size, total = self.rows(step), self.layout.group_size, self.layout.batch_size
+        slots = self._slots(rows)
+        used = max(s.used for s in slots)
+        shape = next(count for count in self.row_counts if count >= used), self.layout.row_length
+        laid = []
+        for group in range(total // size)[groups]:
+            examples = np.arange(group * size, (group + 1) * size)
+            tokens = self.examples.token_ids(rows[examples])
+            columns = range(self.examples.lengths.shape[1])
+            places = np.concatenate([column * total + examples for column in columns])
+            laid.append(packing.fill([t[column] for column in columns for t in tokens], slots[group], places, shape))
+        return Batch(packing.Group(*map(np.stack, zip(*laid, strict=True))), self._texts(rows))
+
+    def stream(self, first_step: int, last_step: int, depth: int = 4) -> Iterator[Batch]:
+        """The batches of steps first_step <= step < last_step, made in background threads, `depth` ahead."""
+        steps = grain.MapDataset.range(first_step, last_step).map(self)
+        return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=depth)))
+
+    def _slots(self, rows: np.ndarray) -> list[packing.Slots]:
+        """Where each sentence of each group goes; the lengths of the batch are all that it needs."""
+        lengths = self.examples.lengths[rows].reshape(-1, self.layout.group_size, self.examples.lengths.shape[1])
+        layout = self.layout
+        return [packing.first_fit(group.T.ravel(), layout.row_length, layout.one_per_row) for group in lengths]
+
+    def _texts(self, rows: np.ndarray) -> np.ndarray:
+        hashes = self.examples.hashes[rows].T
+        numbers = np.unique(hashes, return_inverse=True)[1].reshape(hashes.shape).astype(np.int32)
+        return np.concatenate([numbers, numbers]) if len(numbers) == 1 else numbers
+
+    def _choose_row_counts(self) -> tuple[int, ...]:
+        """The few row counts that batches are padded up to, so that a run compiles a handful of shapes.
+
+        From the first batches of the run's own order: the median, the largest, one with some room, and the worst
+        possible. A function of data, layout and seed, so a resumed run has the same.
+        """
+        sentences = self.layout.group_size * self.examples.lengths.shape[1]
+        if self.layout.one_per_row:
+            return (sentences,)
+        sampled = [
+            max(slots.used for slots in self._slots(self.rows(step)))
+            for step in range(min(SAMPLED_BATCHES, self.steps_per_epoch))
+        ]
+        largest = max(sampled)
+        counts = {int(np.median(sampled)), largest, largest + largest // 8 + 1, sentences}
+        return tuple(sorted(min(count, sentences) for count in counts))
+
+
+def _power_below(count: int) -> int:
+    """The largest power of two that is at most count (at least 1)."""
+    return 1 << max(count.bit_length() - 1, 0)

@@ -1,0 +1,235 @@
+"""Text files -> a tokenised, cached, memory-mapped table with lengths and hashes.
+
+Tokenising happens once: the result lies in the cache under a key made of the files' content, the tokenizer, max_length
+and the columns. It appears there by one rename, so what a killed run leaves behind is never read. The cache may be
+deleted at any time.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simcse_jax.data.readers import Table
+from simcse_jax.data.sources import RowCounts, choose_columns, open_tables, read_rows
+from simcse_jax.data.tokenise import CACHE_FORMAT, build, column
+from simcse_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class CorpusReport:
+    """What was read, dropped and found; lengths are in tokens with the special ones, before truncation."""
+
+    files: tuple[str, ...]
+    columns: tuple[str, ...]
+    ignored_columns: tuple[str, ...]
+    examples: int  # rows kept
+    empties: int  # rows dropped for an empty cell, blank lines of a .txt among them
+    duplicates: int  # rows that repeat an earlier row exactly; kept
+    documents: int  # of .txt files; 0 for others
+    max_length: int
+    truncated: int  # texts longer than max_length
+    truncated_share: float  # of all texts
+    mean_length: float
+    histogram: tuple[tuple[int, int], ...]  # (longest length in this bin, texts); the last bin reaches the longest text
+    from_cache: bool = False
+
+    def lines(self) -> list[str]:
+        """Printable lines: the counts, then one bar of the histogram a line."""
+        kind = {1: "sentences", 2: "pairs"}.get(len(self.columns), "pairs with hard negatives")
+        names = ", ".join(self.files[:3]) + (f" and {len(self.files) - 3} more" if len(self.files) > 3 else "")
+        ignored = f"; ignored: {', '.join(self.ignored_columns)}" if self.ignored_columns else ""
+        cached = " (tokenised earlier, from the cache)" if self.from_cache else ""
+        documents = f" in {self.documents:,} documents" if self.documents > 1 else ""
+        out = [
+            f"data: {self.examples:,} {kind}{documents} from {names}{cached}",
+            f"  columns used: {', '.join(self.columns)}{ignored}",
+            f"  dropped for an empty cell: {self.empties:,}; exact duplicates, kept: {self.duplicates:,}",
+            f"  tokens a text: mean {self.mean_length:.1f}; longer than {self.max_length} and truncated: "
+            f"{self.truncated:,} ({self.truncated_share:.1%})",
+        ]
+        total = max(1, sum(count for _, count in self.histogram))
+        most = max((count for _, count in self.histogram), default=1)
+        low = 1
+        for high, count in self.histogram:
+            bar = "#" * round(40 * count / max(1, most))
+            out.append(f"  {low:>6}-{high:<6} {count:>11,} {count / total:>6.1%} {bar}")
+            low = high + 1
+        return out
+
+
+class Corpus:
+    """Tokenised examples: E rows of V texts, in the order of the files.
+
+    columns: names of the V text columns. lengths: int32[E, V], tokens with the special ones, after truncation.
+    hashes: uint64[E, V] of the text; equal text, equal hash. documents: int32[E], or None unless all files are .txt.
+    fingerprint: equal exactly if texts, documents, token ids are; not a matter of paths or formats.
+    """
+
+    def __init__(self, tokens: "pa.Table", fingerprint: str, report: CorpusReport, has_documents: bool):
+        self.columns = report.columns
+        self.fingerprint = fingerprint
+        self.report = report
+        width = len(report.columns)
+        full = np.stack([column(tokens, f"full_{v}") for v in range(width)], axis=1)
+        self.lengths: np.ndarray = np.minimum(full, report.max_length).astype(np.int32)
+        self.hashes: np.ndarray = np.stack([column(tokens, f"hash_{v}") for v in range(width)], axis=1)
+        self.documents: np.ndarray | None = column(tokens, "document") if has_documents else None
+        # One chunk of Arrow's list column is one flat memory-mapped array of ids with offsets; a row is a slice of it.
+        self._chunks = [[_values(chunk) for chunk in tokens.column(f"ids_{v}").chunks] for v in range(width)]
+        sizes = [len(chunk) for chunk in tokens.column("ids_0").chunks]
+        self._chunk_ends = np.cumsum(sizes)
+        self._starts = np.stack(
+            [
+                np.concatenate([chunk.offsets.to_numpy()[:-1] for chunk in tokens.column(f"ids_{v}").chunks])
+                for v in range(width)
+            ],
+            axis=1,
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def token_ids(self, rows: np.ndarray) -> list[list[np.ndarray]]:
+        """[n][V] int32 arrays: the token ids of those rows; read-only views of the memory-mapped file, no copies."""
+        rows = np.asarray(rows, dtype=np.int64)
+        if rows.size and not (rows.min() >= 0 and rows.max() < len(self)):
+            raise IndexError(f"rows {rows.min()}..{rows.max()} of a corpus of {len(self)} examples")
+        chunks = np.searchsorted(self._chunk_ends, rows, side="right").tolist()
+        starts = self._starts[rows]
+        ends = (starts + self.lengths[rows]).tolist()
+        views = self._chunks
+        return [
+            [view[chunk][start:end] for view, start, end in zip(views, row_starts, row_ends, strict=True)]
+            for chunk, row_starts, row_ends in zip(chunks, starts.tolist(), ends, strict=True)
+        ]
+
+
+def load_corpus(
+    files: Sequence[str],
+    tokenizer: Any,
+    max_length: int,
+    columns: Sequence[str] = (),
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Corpus:
+    """The corpus in `files`, tokenised once and from then on out of the cache.
+
+    files: see `sources.open_tables`. columns: see `sources.choose_columns`. cache_dir: $SIMCSE_CACHE, else
+    ~/.cache/simcse_jax. Several processes may call this at once: one tokenises, the others wait for it.
+    """
+    backend = _untruncated(tokenizer)
+    special = backend.num_special_tokens_to_add(False)
+    if max_length <= special:
+        raise UserError(
+            f"data.max_length={max_length} leaves no room for text beside the {special} special tokens. "
+            f"At least {special + 1}; the paper trains with 32."
+        )
+    tables = open_tables(files)
+    chosen = choose_columns(tables, columns)
+    key = _cache_key(tables, chosen, backend, max_length)
+    root = _cache_root(cache_dir)
+    from filelock import FileLock
+
+    with FileLock(root / f"{key}.lock"):
+        corpus = _open_cached(root / key, tables)
+        if corpus is not None:
+            return corpus
+        partial = root / f"{key}.{socket.gethostname()}.partial"
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed: we hold its lock
+        shutil.rmtree(root / key, ignore_errors=True)  # damaged, or it would have opened
+        try:
+            partial.mkdir()
+            build(partial, tables, chosen, backend, max_length)
+            os.replace(partial, root / key)
+        except OSError as error:
+            raise UserError(
+                f"The tokenised data cannot be written to {root}: {error.strerror or error}.\n"
+                "Free some space, or set SIMCSE_CACHE to a folder elsewhere."
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return _open(root / key, tables, from_cache=False)
+
+
+def read_sentences(files: Sequence[str], limit: int | None = None, columns: Sequence[str] = ()) -> Iterator[str]:
+    """Every text of `files`, row by row and column by column, at most `limit`; rows with an empty cell left out."""
+    tables = open_tables(files)
+    rows = read_rows(tables, choose_columns(tables, columns), RowCounts())
+    return itertools.islice((text for _, cells in rows for text in cells), limit)
+
+
+def _cache_root(cache_dir: str | os.PathLike[str] | None) -> Path:
+    root = Path(cache_dir or os.environ.get("SIMCSE_CACHE") or Path("~/.cache/simcse_jax")).expanduser() / "corpora"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The cache folder {root} cannot be made: {error.strerror}.\nSet SIMCSE_CACHE to another folder."
+        ) from error
+    if not os.access(root, os.W_OK):
+        raise UserError(f"The cache folder {root} is not writable. Set SIMCSE_CACHE to a folder that you can write.")
+    return root
+
+
+def _untruncated(tokenizer: Any) -> Any:
+    """A copy of the fast tokenizer's `tokenizers.Tokenizer` that neither cuts nor pads; the caller's stays as it is."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _cache_key(tables: Sequence[Table], chosen: Sequence[tuple[str, ...]], backend: Any, max_length: int) -> str:
+    """Hex digest over everything that decides the token ids."""
+    import tokenizers
+
+    parts = [CACHE_FORMAT, tokenizers.__version__, max_length, [table.key() for table in tables], chosen]
+    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16)
+    digest.update(backend.to_str().encode())
+    return digest.hexdigest()
+
+
+def _open_cached(folder: Path, tables: Sequence[Table]) -> Corpus | None:
+    """The corpus in that folder; None if there is none, or a damaged one."""
+    import pyarrow as pa
+
+    try:
+        return _open(folder, tables, from_cache=True)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return None
+
+
+def _open(folder: Path, tables: Sequence[Table], from_cache: bool) -> Corpus:
+    """The corpus in that folder, under the names that its files have now; ValueError if it was cut short."""
+    from datasets import Dataset
+
+    meta = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+    if (folder / "tokens.arrow").stat().st_size != meta["bytes"]:
+        raise ValueError(f"{folder / 'tokens.arrow'} does not have {meta['bytes']} bytes")
+    fields = {name: _tuples(value) for name, value in meta["report"].items()}
+    report = CorpusReport(**fields, files=tuple(table.name for table in tables), from_cache=from_cache)
+    tokens = Dataset.from_file(str(folder / "tokens.arrow")).data.table
+    return Corpus(tokens, meta["fingerprint"], report, has_documents=meta["has_documents"])
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists back into tuples."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _values(chunk: Any) -> np.ndarray:
+    """int32, the flat ids of one chunk of lists, as a view of the file."""
+    return chunk.values.to_numpy(zero_copy_only=True)

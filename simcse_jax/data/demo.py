@@ -1,0 +1,154 @@
+"""A generated world of captions: text to train on, and graded and labelled text to judge by, from a seed alone.
+
+A caption says a scene (`demo_scenes`): who does what to whom, with what traits, how, where and when. The grammar
+(`demo_grammar`) says one scene in many ways, so that captions of one scene may share few words; and captions that share
+nearly all words may mean different things: roles swapped, an opposite, another place. Grades come from the scenes, never
+from the wording. The same seed gives the same text on every machine.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Literal
+
+from simcse_jax.data.demo_grammar import Voice, realise
+from simcse_jax.data.demo_scenes import DETAILS, TOPICS, Scene, contradict, draw, draw_scene, generalise, grade, without
+from simcse_jax.errors import UserError
+
+SENTENCES = 30_000
+TRIPLETS = 20_000
+GRADED = 1_000
+LABELLED = 4_000
+LABELS = TOPICS  # label i of `labelled` is LABELS[i]
+
+# What a contradiction changes, the weightier parts more often.
+CONTRADICTIONS = ("agent", "action", "object") * 3 + ("swap", "swap", "place", "place", "negated")
+CONTRADICTIONS += ("agent trait", "object trait", "manner", "time")
+CHANGES = ("agent", "action", "object") * 2 + ("place", "agent trait", "object trait", "manner", "swap", "negated", "time")
+CHANGES += ("unsaid", "unsaid", "broader")
+
+
+def word_overlap(first: str, second: str) -> float:
+    """Words in both over words in either (Jaccard), lower-cased: what a score has to beat to have learnt meaning."""
+    one, other = (set(re.findall(r"[\w'-]+", text.lower())) for text in (first, second))
+    return len(one & other) / len(one | other)
+
+
+def sentences(seed: int = 0, count: int = SENTENCES) -> list[str]:
+    """`count` different captions, none of them in the graded pairs."""
+    rng = random.Random(f"demo sentences {seed}")
+    seen = set(_held_out(seed))
+    found: list[str] = []
+    while len(found) < count:
+        text = realise(draw_scene(rng), Voice(rng))
+        if text not in seen:
+            seen.add(text)
+            found.append(text)
+    return found
+
+
+def triplets(seed: int = 0, count: int = TRIPLETS) -> list[tuple[str, str, str]]:
+    """`count` different (premise, entailment, contradiction), no sentence of which is in the graded pairs.
+
+    An entailment says the premise's scene, or one that it implies, in words of its own; a contradiction changes one
+    thing and mostly keeps the premise's words.
+    """
+    rng = random.Random(f"demo triplets {seed}")
+    graded, seen = _held_out(seed), set()
+    found: list[tuple[str, str, str]] = []
+    while len(found) < count:
+        scene = draw_scene(rng)
+        other = contradict(rng, scene, draw(rng, CONTRADICTIONS))
+        if other is None:
+            continue
+        voice = Voice(rng)
+        premise = realise(scene, voice)
+        implied = generalise(rng, scene, share=draw(rng, (0.0, 0.2, 0.4)))
+        entailment = realise(implied, Voice(rng, unlike=voice if rng.random() < 0.6 else None))
+        contradiction = realise(other, voice if rng.random() < 0.7 else Voice(rng))
+        triplet = (premise, entailment, contradiction)
+        if premise == entailment or triplet in seen or not graded.isdisjoint(triplet):
+            continue
+        seen.add(triplet)
+        found.append(triplet)
+    return found
+
+
+def graded_pairs(
+    seed: int = 0, split: Literal["dev", "test"] = "dev", count: int = GRADED
+) -> list[tuple[float, str, str]]:
+    """`count` different (gold, sentence, sentence); gold is 0 to 5 in steps of 0.2, as `demo_scenes.grade` has it.
+
+    Equally many pairs of each fifth of the range. dev and test share no sentence.
+    """
+    if split not in ("dev", "test"):
+        raise UserError(f"demo: no split {split!r} of graded pairs; use 'dev' or 'test'.")
+    taken = set() if split == "dev" else {text for pair in graded_pairs(seed, "dev") for text in pair[1:]}
+    rng = random.Random(f"demo graded {split} {seed}")
+    found: list[tuple[float, str, str]] = []
+    for gold, first, second in _pairs(rng):
+        if first != second and first not in taken and second not in taken:
+            taken.update((first, second))
+            found.append((gold, first, second))
+        if len(found) == count:
+            break
+    return found
+
+
+def labelled(seed: int = 0, count: int = LABELLED) -> list[tuple[str, int]]:
+    """`count` different (caption, label), equally many of each of LABELS, in no order.
+
+    The label is what the scene is about. An object alone does not tell: a guitar is played (music), mended (home) or
+    haggled over (shopping), and what animals take part in is about animals.
+    """
+    rng = random.Random(f"demo labelled {seed}")
+    seen: set[str] = set()
+    found: list[tuple[str, int]] = []
+    while len(found) < count:
+        label = len(found) % len(LABELS)
+        text = realise(draw_scene(rng, LABELS[label]), Voice(rng))
+        if text not in seen:
+            seen.add(text)
+            found.append((text, label))
+    places = sorted((rng.random(), place) for place in range(count))
+    return [found[place] for _, place in places]
+
+
+@cache
+def _held_out(seed: int) -> frozenset[str]:
+    """Every sentence of the default graded pairs and of this seed's."""
+    pairs = [pair for world in {0, seed} for pair in graded_pairs(world, "dev") + graded_pairs(world, "test")]
+    return frozenset(text for pair in pairs for text in pair[1:])
+
+
+def _pairs(rng: random.Random) -> Iterator[tuple[float, str, str]]:
+    """Graded pairs without end, each fifth of the range in turn."""
+    fifth = 0
+    while True:
+        first = draw_scene(rng)
+        second = _changed(rng, first, draw(rng, (0, 1, 1, 2, 2, 3, 4, 5))) if rng.random() < 0.8 else draw_scene(rng)
+        gold = grade(first, second)
+        if min(int(gold), 4) != fifth:
+            continue
+        voice = Voice(rng)
+        text = realise(first, voice)
+        # One voice, words of its own, or the other's words avoided: independent of how much meaning is shared.
+        told = draw(rng, (voice, Voice(rng), Voice(rng, unlike=voice)))
+        yield gold, text, realise(second, told)
+        fifth = (fifth + 1) % 5
+
+
+def _changed(rng: random.Random, scene: Scene, changes: int) -> Scene:
+    """The scene after so many changes: parts made another, left unsaid, or said more broadly."""
+    for _ in range(changes):
+        change = draw(rng, CHANGES)
+        if change == "unsaid":
+            scene = without(scene, draw(rng, DETAILS))
+        elif change == "broader":
+            scene = generalise(rng, scene, share=0.3)
+        else:
+            scene = contradict(rng, scene, change) or scene
+    return scene

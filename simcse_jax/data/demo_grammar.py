@@ -1,0 +1,177 @@
+"""Scenes to English: the same scene in many wordings, chosen by a `Voice`.
+
+Nothing of a scene is left out or added here, so what two sentences share is decided by their scenes alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Sequence
+from typing import TypeVar
+
+from simcse_jax.data.demo_lexicon import lexicon
+from simcse_jax.data.demo_scenes import Entity, Scene, draw
+
+Choice = TypeVar("Choice")
+
+# Verbs that double their last consonant, and past participles that do not end in -ed.
+DOUBLING = set("chop sip get hug run swim shop put cut hit drag tug rub shut dig step shed let".split())
+PARTICIPLES = dict(
+    pair.split("/")
+    for pair in """eat/eaten drink/drunk throw/thrown catch/caught hit/hit read/read write/written send/sent
+    sell/sold buy/bought break/broken build/built feed/fed teach/taught ride/ridden drive/driven put/put take/taken
+    cut/cut hold/held shut/shut bring/brought sing/sung make/made""".split()
+)
+NUMBERS = {
+    "two": ("two", "a pair of", "a couple of"),
+    "three": ("three",),
+    "many": ("several", "many", "some", "a number of"),
+}
+
+
+class Voice:
+    """The choices of wording that one speaker makes; asked the same question again, the answer is the same.
+
+    Two scenes told by one voice share as many words as they can. `unlike` is a voice whose choices are avoided.
+    """
+
+    def __init__(self, rng: random.Random, unlike: Voice | None = None):
+        self._rng = rng
+        self._made: dict[Hashable, object] = {}
+        self._avoid = unlike._made if unlike else {}
+
+    def pick(self, question: Hashable, options: Sequence[Choice]) -> Choice:
+        """One of the options: the same as before where it is still open to choice."""
+        made = self._made.get(question)
+        if made in options:
+            return made  # type: ignore[return-value]
+        avoid = self._avoid.get(question)
+        others = [option for option in options if option != avoid] or options
+        self._made[question] = choice = draw(self._rng, others)
+        return choice
+
+
+def with_article(phrase: str) -> str:
+    """The phrase behind `a` or `an`."""
+    vowel = phrase[0] in "aeiou" and not phrase.startswith(("uni", "use", "eu", "one"))
+    return f"{'an' if vowel else 'a'} {phrase}"
+
+
+def inflect(phrase: str, form: str) -> str:
+    """The verb phrase with its first word as `ing` form, past `participle` or third person (`s`)."""
+    verb, _, rest = phrase.partition(" ")
+    if form == "s":
+        if verb == "have":
+            word = "has"
+        elif verb.endswith("y") and verb[-2] not in "aeiou":
+            word = verb[:-1] + "ies"
+        else:
+            word = verb + ("es" if verb.endswith(("s", "sh", "ch", "x", "z", "go", "do")) else "s")
+    elif form == "participle" and verb in PARTICIPLES:
+        word = PARTICIPLES[verb]
+    else:
+        ending = "ing" if form == "ing" else "ed"
+        stem = verb + verb[-1] if verb in DOUBLING else verb
+        if verb.endswith("e") and not (form == "ing" and verb.endswith("ee")):
+            stem = verb[:-1]
+        elif ending == "ed" and verb.endswith("y") and verb[-2] not in "aeiou":
+            stem = verb[:-1] + "i"
+        word = stem + ending
+    return f"{word} {rest}".rstrip()
+
+
+def noun_phrase(entity: Entity, role: str, voice: Voice) -> str:
+    """The entity with determiner, number and trait, such as `two boys in red shirts`."""
+    world = lexicon()
+    noun = world.nouns[entity.noun]
+    singular, plural = voice.pick(("noun", entity.noun), noun.forms)
+    word = singular if noun.mass or entity.number == "one" else plural
+    if entity.trait:
+        trait = voice.pick(("trait", entity.trait), world.traits[entity.trait].forms)
+        if trait.startswith("^"):
+            word = f"{word} {trait[1:]}"
+        elif role == "agent" and voice.pick("relative", (True, False, False, False, False)):
+            who = "who" if world.noun_tree.is_a(entity.noun, ("person",)) else "that"
+            word = f"{word} {who} {'is' if entity.number == 'one' else 'are'} {trait}"
+        else:
+            word = f"{trait} {word}"
+    if noun.mass:
+        return voice.pick(("mass", role), ("some {}", "the {}", "{}")).format(word)
+    if entity.number == "one":
+        return f"the {word}" if voice.pick(("article", role), ("a", "a", "the")) == "the" else with_article(word)
+    if entity.number == "many" and role == "object" and voice.pick("bare plural", (True, False)):
+        return word
+    return f"{voice.pick(('number', entity.number), NUMBERS[entity.number])} {word}"
+
+
+def _frames(scene: Scene, passive: bool, converse: bool) -> list[str]:
+    """The sentence patterns that can say the scene, the common ones several times."""
+    frames = ["progressive"] * 4
+    if not scene.negated:
+        frames += ["simple", "simple", "existential", "fragment"]
+    if passive:
+        frames += ["passive", "passive"] if scene.negated else ["passive", "passive", "simple passive"]
+    if converse:
+        frames += ["converse", "converse"]
+    return frames
+
+
+def _details(scene: Scene, voice: Voice, attach: bool) -> tuple[str, str, str]:
+    """Place and time as what stands in front, behind the subject (if `attach`), and at the end."""
+    world = lexicon()
+    place = voice.pick(("place", scene.place), world.places[scene.place]) if scene.place else ""
+    time = voice.pick(("time", scene.time), world.times[scene.time]) if scene.time else ""
+    where = voice.pick("where", ("end", "end", "end", "front", "subject") if attach else ("end", "end", "front"))
+    when = voice.pick("when", ("end", "end", "front"))
+    if where == "front" and when == "front" and place and time:
+        when = "end"
+    front = place if where == "front" and place else time if when == "front" else ""
+    subject = place if where == "subject" else ""
+    ends = [place if where == "end" else "", time if when == "end" else ""]
+    if "while" not in time and voice.pick("order", ("place", "place", "time")) == "time":
+        ends.reverse()
+    return (f"{front}, " if front else ""), (f" {subject}" if subject else ""), "".join(f" {end}" for end in ends if end)
+
+
+def realise(scene: Scene, voice: Voice) -> str:
+    """One English sentence, capitalised and without full stop, that says the scene and nothing else."""
+    world = lexicon()
+    action = world.actions[scene.action]
+    forms = action.forms if scene.object or not action.objects else action.forms[:1]
+    active = [form.lstrip("~") for form in forms]
+    passive = [form for form in forms if not form.startswith("~")] if scene.object else []
+    converse = action.converse if scene.object and not scene.manner else ()
+    frame = voice.pick("frame", _frames(scene, bool(passive), bool(converse)))
+    manner = voice.pick(("manner", scene.manner), world.manners[scene.manner].forms) if scene.manner else ""
+    early = manner if manner.endswith("ly") and voice.pick("early manner", (True, False)) else ""
+    late = "" if early else manner
+    front, behind, end = _details(scene, voice, attach=frame in ("progressive", "simple"))
+    doer, target = scene.agent, scene.object
+    if frame == "converse" and target is not None:
+        doer, target, active = target, doer, list(converse)
+    subject = noun_phrase(doer, "agent", voice)
+    object_ = noun_phrase(target, "object", voice) if target else ""
+    if "passive" in frame and target is not None:
+        doer = target
+        verb, early = inflect(voice.pick(("verb", scene.action), passive), "participle"), manner if manner.endswith("ly") else ""
+        late = "" if early else manner
+        subject, object_ = object_, f"by {subject}"
+    else:
+        verb = voice.pick(("verb", scene.action, frame == "converse"), active)
+        singular = doer.number == "one" or world.nouns[doer.noun].mass
+        if frame != "simple":
+            verb = inflect(verb, "ing")
+        elif singular:
+            verb = inflect(verb, "s")
+    be = "is" if doer.number == "one" or world.nouns[doer.noun].mass else "are"
+    be_not = voice.pick("not", (f"{be} not", f"{be}n't")) if scene.negated else be
+    start = {
+        "existential": f"{voice.pick('there', ('there', 'here'))} {be} {subject}",
+        "fragment": subject,
+        "simple": f"{subject}{behind}",
+        "passive": f"{subject} {be_not} being",
+        "simple passive": f"{subject} {be}",
+    }.get(frame, f"{subject}{behind} {be_not}")
+    words = " ".join(part for part in (start, early, verb, object_, late) if part)
+    text = f"{front}{words}{end}"
+    return text[0].upper() + text[1:]

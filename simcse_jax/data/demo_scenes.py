@@ -1,0 +1,312 @@
+"""Scenes, the meaning behind the captions: how one is drawn, changed, and compared with another.
+
+The grade of a pair is a function of its two scenes, defined once, in `shared_meaning`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TypeVar
+
+from simcse_jax.data.demo_lexicon import Tree, lexicon
+
+Choice = TypeVar("Choice")
+
+TOPICS = ("animals", "food", "music", "sport", "travel", "office", "home", "shopping", "people")
+
+# What each part of a scene counts. A part that neither scene has counts nothing; the grade is the shared fraction.
+WEIGHTS = {"agent": 0.24, "agent trait": 0.08, "agent number": 0.04, "action": 0.32, "manner": 0.06}
+WEIGHTS |= {"object": 0.22, "object trait": 0.08, "object number": 0.03, "place": 0.10, "time": 0.07}
+DETAILS = ("agent trait", "object trait", "manner", "place", "time")
+UNSAID = 0.5  # weight of a detail that only one scene has: leaving it out takes away half of what denying it would
+KIND = 0.7  # a concept and what it is a kind of: dog, animal
+SIBLINGS = (1.0, 0.4, 0.2)  # related concepts, by steps up to what they have in common: dog, cat; dog, cow
+CROSSED = 0.4  # a participant found in the other role: a dog chases a boy, a boy chases a dog
+
+
+@dataclass(frozen=True)
+class Entity:
+    """Who or what: a noun concept, `number` one, two, three or many, and a trait or None."""
+
+    noun: str
+    number: str = "one"
+    trait: str | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The meaning of one caption; None is what it does not say."""
+
+    agent: Entity
+    action: str
+    object: Entity | None = None
+    negated: bool = False
+    manner: str | None = None
+    place: str | None = None
+    time: str | None = None
+
+
+def draw(rng: random.Random, options: Sequence[Choice]) -> Choice:
+    """One of the options. Only `random()` is used, whose sequence Python promises never to change."""
+    return options[int(rng.random() * len(options))]
+
+
+def topic_of(scene: Scene) -> str:
+    """What the scene is about, one of TOPICS: it takes the action together with who does it and what it is done to."""
+    world = lexicon()
+    topic = world.actions[scene.action].topic
+    if topic.startswith("!"):
+        return topic[1:]
+    roots = [world.noun_tree.above(entity.noun)[-1] for entity in (scene.agent, scene.object) if entity]
+    if "animal" in roots:
+        return "animals"
+    return world.topics[roots[-1]] if topic == "-" else topic
+
+
+@cache
+def nouns_below(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """The most specific nouns of these kinds."""
+    world = lexicon()
+    return tuple(noun for noun in world.leaves if world.noun_tree.is_a(noun, kinds))
+
+
+@cache
+def _actions_about(topic: str) -> tuple[str, ...]:
+    """The actions that at least one scene about this topic has."""
+    found = []
+    for name, action in lexicon().actions.items():
+        targets = [Entity(noun) for noun in action.objects] or [None]
+        scenes = [Scene(Entity(agent), name, target) for agent in action.agents for target in targets]
+        if any(topic_of(scene) == topic for scene in scenes):
+            found.append(name)
+    return tuple(found)
+
+
+@cache
+def _options(table: str, name: str) -> tuple[str, ...]:
+    """The traits that fit a noun, or the manners that fit an action."""
+    world = lexicon()
+    if table == "trait":
+        return tuple(trait for trait, entry in world.traits.items() if world.noun_tree.is_a(name, entry.fits))
+    return tuple(manner for manner, entry in world.manners.items() if entry.fits[0] in world.actions[name].codes)
+
+
+def _draw_entity(rng: random.Random, kinds: tuple[str, ...], single: bool) -> Entity:
+    noun = draw(rng, nouns_below(kinds))
+    number = "one" if single else draw(rng, ("one",) * 6 + ("two", "many", "many", "three"))
+    traits = _options("trait", noun)
+    trait = draw(rng, traits) if traits and rng.random() < 0.35 else None
+    return Entity(noun, "one" if lexicon().nouns[noun].mass else number, trait)
+
+
+def draw_scene(rng: random.Random, topic: str | None = None) -> Scene:
+    """A scene about the topic, or about any."""
+    world = lexicon()
+    topic = topic or draw(rng, TOPICS)
+    while True:
+        name = draw(rng, _actions_about(topic))
+        action = world.actions[name]
+        agent = _draw_entity(rng, action.agents, "1" in action.codes)
+        target = _draw_entity(rng, action.objects, "1" in action.codes) if action.objects else None
+        scene = Scene(agent, name, target, negated=rng.random() < 0.04)
+        if (target is None or target.noun != agent.noun) and topic_of(scene) == topic:
+            break
+    manners = _options("manner", name)
+    return replace(
+        scene,
+        manner=draw(rng, manners) if manners and rng.random() < 0.25 else None,
+        place=draw(rng, world.topic_places[topic]) if rng.random() < 0.6 else None,
+        time=draw(rng, tuple(world.times)) if rng.random() < 0.2 else None,
+    )
+
+
+def fits(scene: Scene) -> bool:
+    """Whether these participants can take part in this action."""
+    world = lexicon()
+    action, target = world.actions[scene.action], scene.object
+    if not world.noun_tree.is_a(scene.agent.noun, action.agents) or bool(action.objects) != bool(target):
+        return False
+    if target and (target.noun == scene.agent.noun or not world.noun_tree.is_a(target.noun, action.objects)):
+        return False
+    if "1" in action.codes and (scene.agent.number != "one" or (target and target.number != "one")):
+        return False
+    return scene.manner is None or scene.manner in _options("manner", scene.action)
+
+
+def _nearest(rng: random.Random, tree: Tree, name: str, options: Sequence[str]) -> str | None:
+    """Another of the options: half the time a relative of `name`, if there is one."""
+    others = [option for option in options if option != name and name not in tree.above(option)]
+    others = [option for option in others if option not in tree.above(name)]
+    close = [option for option in others if tree.distance(name, option) is not None]
+    if close and rng.random() < 0.5:
+        return draw(rng, close)
+    return draw(rng, others) if others else None
+
+
+def _another_noun(rng: random.Random, entity: Entity, kinds: tuple[str, ...]) -> Entity | None:
+    noun = _nearest(rng, lexicon().noun_tree, entity.noun, nouns_below(kinds))
+    if noun is None:
+        return None
+    trait = entity.trait if entity.trait in _options("trait", noun) else None
+    return Entity(noun, "one" if lexicon().nouns[noun].mass else entity.number, trait)
+
+
+def _another_trait(rng: random.Random, entity: Entity | None) -> Entity | None:
+    """The entity with a trait that excludes the one it has."""
+    if entity is None or entity.trait is None:
+        return None
+    traits = lexicon().traits
+    rivals = [t for t in _options("trait", entity.noun) if traits[t].family == traits[entity.trait].family]
+    rivals = [trait for trait in rivals if trait != entity.trait]
+    return replace(entity, trait=draw(rng, rivals)) if rivals else None
+
+
+def _another_action(rng: random.Random, scene: Scene) -> Scene | None:
+    world = lexicon()
+    opposites = [other for other in world.opposites.get(scene.action, ()) if fits(replace(scene, action=other))]
+    if opposites and rng.random() < 0.6:
+        return replace(scene, action=draw(rng, opposites))
+    name = _nearest(rng, world.action_tree, scene.action, [n for n in world.actions if fits(replace(scene, action=n))])
+    return replace(scene, action=name) if name else None
+
+
+def contradict(rng: random.Random, scene: Scene, part: str) -> Scene | None:
+    """The scene with one part made another, so that both cannot be the same event; None where that is impossible.
+
+    part: agent, action, object, agent trait, object trait, place, time, manner, swap (roles) or negated.
+    """
+    world = lexicon()
+    changed: Scene | None = None
+    if part == "negated":
+        return replace(scene, negated=not scene.negated)
+    if part == "action":
+        return _another_action(rng, scene)
+    if part == "agent":
+        agent = _another_noun(rng, scene.agent, world.actions[scene.action].agents)
+        changed = replace(scene, agent=agent) if agent else None
+    elif part == "object" and scene.object:
+        target = _another_noun(rng, scene.object, world.actions[scene.action].objects)
+        changed = replace(scene, object=target) if target else None
+    elif part == "agent trait":
+        agent = _another_trait(rng, scene.agent)
+        return replace(scene, agent=agent) if agent else None
+    elif part == "object trait":
+        target = _another_trait(rng, scene.object)
+        return replace(scene, object=target) if target else None
+    elif part == "place" and scene.place:
+        place = _nearest(rng, world.place_tree, scene.place, world.topic_places[topic_of(scene)])
+        return replace(scene, place=place) if place else None
+    elif part == "time" and scene.time:
+        return replace(scene, time=draw(rng, [time for time in world.times if time != scene.time]))
+    elif part == "manner" and scene.manner:
+        family = world.manners[scene.manner].family
+        rivals = [name for name, entry in world.manners.items() if entry.family == family and name != scene.manner]
+        return replace(scene, manner=draw(rng, rivals))
+    elif part == "swap" and scene.object:
+        changed = replace(scene, agent=scene.object, object=scene.agent)
+    return changed if changed and fits(changed) else None
+
+
+def without(scene: Scene, detail: str) -> Scene:
+    """The scene with one of DETAILS left unsaid."""
+    if detail == "agent trait":
+        return replace(scene, agent=replace(scene.agent, trait=None))
+    if detail == "object trait":
+        return replace(scene, object=replace(scene.object, trait=None)) if scene.object else scene
+    return replace(scene, **{detail: None})
+
+
+def _climb(entity: Entity, parent: str | None) -> Entity:
+    world = lexicon()
+    if parent is None:
+        return entity
+    trait = entity.trait if entity.trait in _options("trait", parent) else None
+    return Entity(parent, "one" if world.nouns[parent].mass else entity.number, trait)
+
+
+def generalise(rng: random.Random, scene: Scene, share: float) -> Scene:
+    """A scene that the given one implies: each part with probability `share` unsaid or said as what it is a kind of."""
+    world = lexicon()
+    if scene.negated:  # that no dog barks loudly implies neither that no animal barks nor that no dog barks
+        return scene
+    for detail in DETAILS:
+        if rng.random() < share:
+            scene = without(scene, detail)
+    if rng.random() < share:
+        scene = replace(scene, agent=_climb(scene.agent, world.noun_tree.parents[scene.agent.noun]))
+    if scene.object and rng.random() < share:
+        optional = "o" in world.actions[scene.action].codes and rng.random() < 0.5
+        target = None if optional else _climb(scene.object, world.noun_tree.parents[scene.object.noun])
+        scene = replace(scene, object=target)
+    if scene.place and rng.random() < share:
+        scene = replace(scene, place=world.place_tree.parents[scene.place] or scene.place)
+    parent = world.action_tree.parents[scene.action]
+    if parent and rng.random() < share:
+        broader = replace(scene, action=parent)
+        scene = broader if fits(broader) else scene
+    return scene
+
+
+def _related(tree: Tree, first: str, second: str) -> float:
+    """1 for the same concept, KIND for a kind of it, SIBLINGS for relatives, else 0."""
+    if first == second:
+        return 1.0
+    if first in tree.above(second) or second in tree.above(first):
+        return KIND
+    distance = tree.distance(first, second)
+    return SIBLINGS[distance] if distance is not None and distance < len(SIBLINGS) else 0.0
+
+
+def _alike(first: Entity | None, second: Entity | None) -> float:
+    return _related(lexicon().noun_tree, first.noun, second.noun) if first and second else 0.0
+
+
+def _entity_parts(role: str, first: Entity | None, second: Entity | None, crossed: float) -> list[tuple[float, float]]:
+    """Weight and shared fraction of noun, trait and number. A trait is shared as far as its bearer is."""
+    if first is None and second is None:
+        return []
+    alike = max(_alike(first, second), CROSSED * crossed)
+    parts = [(WEIGHTS[role], alike)]
+    if first and second:
+        same = 1.0 if first.number == second.number else 0.5 if "one" not in (first.number, second.number) else 0.0
+        parts.append((WEIGHTS[f"{role} number"], alike * same))
+    traits = (first.trait if first else None, second.trait if second else None)
+    return parts + _detail(f"{role} trait", *traits, alike * (traits[0] == traits[1]))
+
+
+def _detail(name: str, first: str | None, second: str | None, shared: float) -> list[tuple[float, float]]:
+    """Weight and shared fraction of a detail that may be unsaid in one scene or in both."""
+    if first is None and second is None:
+        return []
+    if first is None or second is None:
+        return [(WEIGHTS[name] * UNSAID, 0.0)]
+    return [(WEIGHTS[name], shared)]
+
+
+def shared_meaning(first: Scene, second: Scene) -> float:
+    """How much meaning two scenes share, 0 to 1: the weighted mean, over the parts of WEIGHTS that either has, of how
+    far the two agree there. Symmetric; wording plays no part.
+
+    Nouns, actions and places agree by KIND and SIBLINGS, other parts wholly or not at all. Opposite actions, and one
+    action affirmed and denied, share nothing.
+    """
+    world = lexicon()
+    agents_crossed = max(_alike(first.agent, second.object), _alike(second.agent, first.object))
+    parts = _entity_parts("agent", first.agent, second.agent, agents_crossed)
+    parts += _entity_parts("object", first.object, second.object, agents_crossed if first.object and second.object else 0)
+    opposed = first.negated != second.negated or second.action in world.opposites.get(first.action, ())
+    action = 0.0 if opposed else _related(world.action_tree, first.action, second.action)
+    parts.append((WEIGHTS["action"], action))
+    parts += _detail("manner", first.manner, second.manner, float(first.manner == second.manner) * action)
+    place = _related(world.place_tree, first.place, second.place) if first.place and second.place else 0.0
+    parts += _detail("place", first.place, second.place, place)
+    parts += _detail("time", first.time, second.time, float(first.time == second.time))
+    return sum(weight * share for weight, share in parts) / sum(weight for weight, _ in parts)
+
+
+def grade(first: Scene, second: Scene) -> float:
+    """The gold score of a pair, 0 to 5 in steps of 0.2."""
+    return round(25 * shared_meaning(first, second)) / 5

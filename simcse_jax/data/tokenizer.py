@@ -1,0 +1,162 @@
+"""Fast tokenizers of a model folder, and a WordPiece trainer for models that start from random weights."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from simcse_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+TOKENIZER_FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("sentencepiece.bpe.model",))
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":
+    """The fast tokenizer of a model folder, with its padding, first and last tokens known.
+
+    Needs tokenizer.json, vocab.txt (BERT) or vocab.json + merges.txt (RoBERTa); config.json or tokenizer_config.json
+    should say the family, else the vocabulary file does. torch is not needed.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"The tokenizer folder {str(folder)!r} does not exist.")
+    if not any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES):
+        wanted = ", or ".join(" + ".join(names) for names in TOKENIZER_FILES)
+        found = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
+        raise UserError(f"{folder} holds no tokenizer.\n  wanted: {wanted}\n  found: {found}\nCopy them there.")
+    # Importing transformers takes seconds, and without torch it prints advice that does not concern us.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    try:
+        tokenizer = _load(folder)
+    except Exception as error:  # a broken tokenizer.json surfaces as almost any exception
+        reason = (str(error).strip().splitlines() or [""])[0][:300]
+        raise UserError(
+            f"The tokenizer in {folder} does not load: {type(error).__name__}: {reason}\n"
+            "Its files may be cut short, or of another model: copy them again from the model's source.\n"
+            "A folder with only sentencepiece.bpe.model also needs `pip install sentencepiece`."
+        ) from error
+    if not tokenizer.is_fast:
+        raise UserError(f"The tokenizer in {folder} has no fast version. Give a folder with a tokenizer.json.")
+    missing = [name for name in ("pad_token", "cls_token", "sep_token") if getattr(tokenizer, name) is None]
+    if missing:
+        raise UserError(
+            f"The tokenizer in {folder} has no {', '.join(missing)}.\n"
+            "Add tokenizer_config.json (or config.json with model_type) of the model that it belongs to."
+        )
+    return tokenizer
+
+
+def _load(folder: Path) -> "PreTrainedTokenizerFast":
+    """The tokenizer as transformers reads it; where nothing tells the family, the vocabulary file decides."""
+    has = {path.name for path in folder.iterdir()}
+    if "tokenizer_config.json" in has or _model_type(folder):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    from transformers import BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
+
+    if "tokenizer.json" not in has:
+        family = BertTokenizer if "vocab.txt" in has else RobertaTokenizer
+        return family.from_pretrained(str(folder), local_files_only=True)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    vocabulary = tokenizer.get_vocab()
+    for names in (("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), ("<pad>", "<unk>", "<s>", "</s>", "<mask>")):
+        if all(name in vocabulary for name in names):
+            roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+            tokenizer.add_special_tokens(dict(zip(roles, names, strict=True)))
+            break
+    return tokenizer
+
+
+def _model_type(folder: Path) -> str | None:
+    """The model_type of config.json; None without that file or that key."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    return json.loads(path.read_text(encoding="utf-8")).get("model_type")
+
+
+def train_wordpiece(sentences: Iterable[str], vocab_size: int, out: str | os.PathLike[str]) -> None:
+    """Nothing; `out` then holds tokenizer.json, vocab.txt and tokenizer_config.json of a lower-cased WordPiece.
+
+    At most `vocab_size` tokens; [PAD] is 0. The same sentences give the same files, byte for byte.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    if vocab_size < 16:
+        raise UserError(f"A WordPiece vocabulary of {vocab_size} tokens is too small: 16 at least, usually 8000.")
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for sentence in sentences:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(sentence)))
+    if not words:
+        raise UserError("No text to train a WordPiece vocabulary on: every sentence is empty.")
+    tokens = _wordpiece_tokens(words, vocab_size)
+
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": True,
+        "strip_accents": None,
+        "tokenize_chinese_chars": True,
+        "model_max_length": 512,
+        **{f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS},
+    }
+    (out / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8", newline="\n")
+    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    tokenizer.save(str(out / "tokenizer.json"))
+
+
+def _wordpiece_tokens(words: Counter[str], vocab_size: int) -> list[str]:
+    """Special tokens, characters, continuing characters, then learned pieces by rank; len <= vocab_size.
+
+    The trainer of `tokenizers` numbers the continuing characters in hash order and breaks ties by number, so two runs
+    differ. Handing it those characters as special tokens, in sorted order, fixes both.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    counts: Counter[str] = Counter()
+    for word, count in words.items():
+        for character in word:
+            counts[character] += count
+    # A character costs up to two tokens (at the start of a word and inside); half of the vocabulary is left to pieces.
+    kept = set(sorted(counts, key=lambda c: (-counts[c], c))[: max(1, (vocab_size - len(SPECIAL_TOKENS)) // 4)])
+    usable = {word: count for word, count in words.items() if kept.issuperset(word)}
+    firsts = sorted({word[0] for word in usable})
+    inner = sorted({f"##{character}" for word in usable for character in word[1:]})
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, min_frequency=2, special_tokens=[*SPECIAL_TOKENS, *inner], show_progress=False
+    )
+    tokenizer.train_from_iterator(_repeated(usable), trainer)
+    learned = tokenizer.get_vocab()
+    base = [*SPECIAL_TOKENS, *firsts, *inner]
+    pieces = sorted(learned.keys() - set(base), key=learned.__getitem__)
+    return [*base, *pieces][:vocab_size]
+
+
+def _repeated(words: dict[str, int]) -> Iterator[str]:
+    """Each word as often as it was counted, in lines of at most 1000."""
+    for word in sorted(words):
+        for start in range(0, words[word], 1000):
+            yield " ".join([word] * min(1000, words[word] - start))

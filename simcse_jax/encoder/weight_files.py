@@ -1,0 +1,105 @@
+"""Weight files of a Hugging Face folder as named float32 arrays: safetensors or PyTorch's, whole or sharded."""
+
+import json
+from pathlib import Path
+
+# Registers "bfloat16" with NumPy, which safetensors' NumPy reader needs for such tensors. JAX depends on it.
+import ml_dtypes  # noqa: F401
+import numpy as np
+
+from simcse_jax.errors import UserError
+
+SAFETENSORS, PYTORCH = "model.safetensors", "pytorch_model.bin"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_LFS_POINTER = b"version https://git-lfs"
+# Buffers that old releases stored beside the weights: plain 0, 1, 2 ... and zeros.
+_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+
+
+def read_weights(folder: str | Path) -> dict[str, np.ndarray]:
+    """Every weight of a model folder by the name in the file, float32 whatever it was stored as (half types too).
+
+    Looks for model.safetensors, then its sharded form, then pytorch_model.bin and its sharded form, which need torch.
+    """
+    folder = Path(folder)
+    for filename, read in ((SAFETENSORS, _read_safetensors), (PYTORCH, _read_pytorch)):
+        if (folder / filename).is_file():
+            return read(folder / filename)
+        index = folder / f"{filename}.index.json"
+        if index.is_file():
+            weights: dict[str, np.ndarray] = {}
+            for shard in _shards(index):
+                weights |= read(shard)
+            return weights
+    found = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) if folder.is_dir() else "no such folder"
+    raise UserError(
+        f"{folder} holds no weights.\n  wanted: {SAFETENSORS} or {PYTORCH}, whole or sharded with an .index.json\n"
+        f"  found: {found or 'nothing'}\nWeights of TensorFlow or Flax: save them with transformers and PyTorch first."
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is no index of weight shards ({error!r}).\nCopy it again from its source.") from error
+    missing = [str(name) for name in names if not (index.parent / str(name)).is_file()]
+    if missing:
+        raise UserError(f"{index} names {len(missing)} shards that are not there: {', '.join(missing[:8])}.")
+    return [index.parent / name for name in names]
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            weights = {}
+            for name in file.keys():  # noqa: SIM118: the file is no mapping
+                if name.endswith(_BUFFERS):
+                    continue
+                kind = file.get_slice(name).get_dtype()
+                if kind not in _FLOATS:
+                    raise UserError(
+                        f"{path}: {name} is stored as {kind}; only {', '.join(_FLOATS)} are read.\n"
+                        "Quantised weights do not train: take the model's full-precision files."
+                    )
+                weights[name] = file.get_tensor(name).astype(np.float32, copy=False)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+    return weights
+
+
+def _read_pytorch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path.name} in {path.parent} is a pickle, which only PyTorch reads, and PyTorch is not installed.\n"
+            "Either `pip install torch`, or convert the folder once where PyTorch is:\n"
+            "  python -c 'from transformers import AutoModel as M; M.from_pretrained(\"IN\").save_pretrained(\"OUT\")'\n"
+            f"which writes {SAFETENSORS}; many models on the Hub have that file beside it."
+        ) from None
+    try:  # weights_only: a pickle may otherwise run any code
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and runtime errors alike
+        raise _unreadable(path, error) from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise UserError(f"{path} is no state dict (names to tensors) but something else that was pickled.")
+    return {
+        name: tensor.detach().to(torch.float32).numpy()
+        for name, tensor in tensors.items()
+        if not name.endswith(_BUFFERS)
+    }
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    with path.open("rb") as file:
+        pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    if pointer:
+        return UserError(f"{path} is a Git LFS pointer, not the weights.\nFetch them with `git lfs pull`.")
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return UserError(
+        f"{path} ({path.stat().st_size} bytes) does not read: {reason}\n"
+        "It may be cut short: copy or download it again."
+    )

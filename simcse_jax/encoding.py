@@ -1,0 +1,237 @@
+"""Model and texts to a float32 matrix: what training, evaluation and serving all call.
+
+Sentences are packed into rows of 32, 64, 128, 256 or 512 tokens and the rows into groups of a near-constant number of
+tokens, so that a model is compiled for a handful of shapes, whatever the texts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from simcse_jax.data.packing import Group, Slots, fill
+from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.pooling import POOLERS
+from simcse_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHORTEST_ROW = 32  # tokens of the shortest rows; longer ones are its doublings
+FULL_GROUP = 4096  # tokens of a group: enough to fill a chip, and 8 x 512 tokens' attention still fits anywhere
+SMALL_GROUP = 128  # tokens of a group when there is little to encode
+SMALL_CALLS = 16  # the most calls with small groups before a full one is cheaper
+TOKENS_PER_SLOT = 8  # a group has one sentence slot for so many tokens
+BLOCK = 65536  # sentences that are tokenised, sorted and packed together
+CACHED_BLOCKS = 4  # repeated inputs that stay packed: training evaluates the same pairs again and again
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """The groups of one call of the compiled function, one group a device."""
+
+    groups: Group  # NumPy, leading axis [devices]
+    members: tuple[np.ndarray, ...]  # for each group: int64[n], the sentence in each of its first n slots
+
+
+class SentenceEncoder:
+    """Encodes lists of texts with one model, tokenizer and pooler on all devices of a mesh.
+
+    model: its dtype is the precision of the computation (float32 products are exact ones, on every kind of device).
+    tokenizer: a Hugging Face fast tokenizer. mesh: groups are spread over all its axes. pooler: one of
+    `encoder.pooling.POOLERS`. max_length: tokens at which a text is cut, special tokens included; by default what the
+    model can take, not what it was trained with. On several hosts, each calls `encode` with the same arguments and
+    gets the whole result.
+    """
+
+    def __init__(
+        self,
+        model: Encoder,
+        tokenizer: PreTrainedTokenizerBase,
+        mesh: jax.sharding.Mesh,
+        pooler: str,
+        max_length: int | None = None,
+    ):
+        limit = model.config.max_length
+        if max_length is not None and not 3 <= max_length <= limit:
+            raise UserError(
+                f"max_length is {max_length}; this model takes 3 to {limit} tokens, e.g. {min(128, limit)}."
+            )
+        if pooler not in POOLERS:
+            raise UserError(f"Unknown pooler {pooler!r}; known: {', '.join(POOLERS)}.")
+        self.model, self.tokenizer, self.mesh, self.pooler = model, tokenizer, mesh, pooler
+        self.max_length = limit if max_length is None else max_length
+        self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._whole = NamedSharding(mesh, PartitionSpec())
+        self._cache: dict[tuple[str, ...], list[_Call]] = {}
+        # One host reads its devices' parts as they are; several need the whole on each.
+        out = self._split if self._split.is_fully_addressable else self._whole
+        self._apply: Any = jax.jit(self._encode_groups, out_shardings=out)
+
+    def encode(self, params: Any, texts: Sequence[str], progress: bool = False) -> np.ndarray:
+        """float32[N, D] on the host: one vector for each text, in the order of the texts.
+
+        params: the model's, on the devices of the mesh as the caller placed them; what is elsewhere is copied to every
+        device. Equal texts are encoded once. An empty text is its special tokens. The result depends on the number
+        of devices and on the other texts by rounding only. Raises TypeError for a text that is no string.
+        """
+        texts = _strings(texts)
+        index: dict[str, int] = {}
+        places = np.fromiter((index.setdefault(text, len(index)) for text in texts), np.int64, len(texts))
+        vectors = np.zeros((len(index), self.model.config.hidden_size), np.float32)
+        with tqdm(total=len(index), unit="sentence", desc="encoding", leave=False, disable=not progress) as bar:
+            for members, result in self._results(self._placed(params), tuple(index)):
+                host = np.asarray(result)
+                for group, sentences in enumerate(members):
+                    vectors[sentences] = host[group, : len(sentences)]
+                bar.update(sum(len(sentences) for sentences in members))
+        return vectors if len(index) == len(texts) else vectors[places]
+
+    def _encode_groups(self, params: Any, groups: Group) -> jax.Array:
+        """float32[G, N, D], from groups with leading axis [G]; jitted in __init__."""
+
+        def one(group: Group) -> Any:
+            return self.model.apply({"params": params}, group, self.pooler)
+
+        exact = jnp.dtype(self.model.dtype).itemsize >= 4
+        with jax.default_matmul_precision("highest" if exact else None):
+            return jax.vmap(one)(groups)
+
+    def _placed(self, params: Any) -> Any:
+        """The params on the devices of the mesh; always as NamedSharding, since another kind compiles anew."""
+        devices = self._whole.device_set
+
+        def place(x: Any) -> jax.Array:
+            if isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding) and x.sharding.device_set == devices:
+                return x
+            return jax.make_array_from_callback(x.shape, self._whole, np.asarray(x).__getitem__)
+
+        return jax.tree.map(place, params)
+
+    def _results(self, params: Any, texts: tuple[str, ...]) -> Iterator[tuple[list[np.ndarray], jax.Array]]:
+        """Pairs (for each group its sentences, float32[G, N, D]), each handed out when the next is under way."""
+        waiting = None
+        for start in range(0, len(texts), BLOCK):
+            for call in self._calls(texts[start : start + BLOCK]):
+                groups = jax.tree.map(
+                    lambda x: jax.make_array_from_callback(x.shape, self._split, x.__getitem__), call.groups
+                )
+                result = self._apply(params, groups)
+                if waiting:
+                    yield waiting
+                waiting = [start + sentences for sentences in call.members], result
+        if waiting:
+            yield waiting
+
+    def _calls(self, texts: tuple[str, ...]) -> list[_Call]:
+        """The calls that encode these texts, longest first; kept for the next time."""
+        if texts not in self._cache:
+            tokens = self._tokens(texts)
+            rows = pack_rows(np.array([len(t) for t in tokens]), row_lengths(self.max_length))
+            calls = [
+                call
+                for row_length in sorted(rows, reverse=True)
+                for call in self._cut(tokens, rows[row_length], row_length)
+            ]
+            while len(self._cache) >= CACHED_BLOCKS:
+                del self._cache[next(iter(self._cache))]
+            self._cache[texts] = calls
+        return self._cache[texts]
+
+    def _cut(self, tokens: list[np.ndarray], rows: list[list[int]], row_length: int) -> Iterator[_Call]:
+        """The calls that hold these rows; all have one shape."""
+        devices = self.mesh.size
+        small = max(SMALL_GROUP // row_length, 1)
+        height = small if len(rows) <= SMALL_CALLS * devices * small else max(FULL_GROUP // row_length, 1)
+        for start in range(0, len(rows), height * devices):
+            heights = [rows[at : at + height] for at in range(start, start + height * devices, height)]
+            groups = [_group(tokens, part, (height, row_length)) for part in heights]
+            members = tuple(np.array([n for row in part for n in row], np.int64) for part in heights)
+            yield _Call(jax.tree.map(lambda *x: np.stack(x), *groups), members)
+
+    def _tokens(self, texts: tuple[str, ...]) -> list[np.ndarray]:
+        """For each text int32[n]: its token ids with special tokens, cut at `max_length`."""
+        encoded = self.tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self.max_length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        tokens = [np.array(ids, np.int32) for ids in encoded["input_ids"]]
+        largest = max(int(ids.max()) for ids in tokens)
+        if largest >= self.model.config.vocab_size:
+            raise UserError(
+                f"The tokenizer gives token id {largest}, but the model's vocabulary ends at "
+                f"{self.model.config.vocab_size - 1}: they do not belong together. Use the model's own tokenizer."
+            )
+        return tokens
+
+
+def _strings(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise TypeError("encode takes a list of texts; got one str. Write encode([text]).")
+    for n, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"Text {n} is {type(text).__name__} {text!r:.80}, not str.")
+    return list(texts)
+
+
+def row_lengths(max_length: int) -> tuple[int, ...]:
+    """The row lengths for sentences of at most `max_length` tokens: 32, 64, ... up to the first that holds them."""
+    lengths = [SHORTEST_ROW]
+    while lengths[-1] < max_length:
+        lengths.append(2 * lengths[-1])
+    return tuple(lengths)
+
+
+def pack_rows(lengths: np.ndarray, choices: tuple[int, ...]) -> dict[int, list[list[int]]]:
+    """For each row length in use, its rows; a row is the list of its sentences, in order.
+
+    Best fit, longest sentence first: each goes where the least room is left over, and opens a row of the shortest
+    length that holds it only when it fits nowhere. So short sentences fill the rows of longer ones, and equal lengths
+    (which pack badly among themselves) are spread. A row takes at most one sentence for TOKENS_PER_SLOT tokens.
+    lengths: int[N]; choices: row lengths, ascending.
+    """
+    rows: dict[int, list[list[int]]] = {}
+    room: list[list[tuple[int, list[int]]]] = [[] for _ in range(choices[-1] + 1)]  # open rows by free tokens
+    has_room = 0  # bit k is set when room[k] is not empty: finding the best fit is then one shift
+    for n in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[n])
+        fitting = has_room >> length
+        if fitting:
+            free = length + (fitting & -fitting).bit_length() - 1
+            row_length, row = room[free].pop()
+            has_room ^= 0 if room[free] else 1 << free
+        else:
+            free = row_length = next(choice for choice in choices if choice >= length)
+            row = []
+            rows.setdefault(row_length, []).append(row)
+        row.append(n)
+        if len(row) < row_length // TOKENS_PER_SLOT:
+            room[free - length].append((row_length, row))
+            has_room |= 1 << (free - length)
+    return rows
+
+
+def _group(tokens: list[np.ndarray], rows: list[list[int]], shape: tuple[int, int]) -> Group:
+    """The group [R, T] of these rows (at most R, none is fine); its slots are filled in the order of the rows."""
+    members = [n for row in rows for n in row]
+    lengths = [[len(tokens[n]) for n in row] for row in rows]
+    starts = [np.cumsum([0, *row[:-1]]) for row in lengths]
+    slots = Slots(
+        rows=np.repeat(np.arange(len(rows)), np.array([len(row) for row in rows], np.int64)),
+        starts=np.concatenate(starts) if starts else np.zeros(0, np.int64),
+        used=len(rows),
+    )
+    return fill(
+        [tokens[n] for n in members], slots, np.arange(len(members)), shape, shape[0] * shape[1] // TOKENS_PER_SLOT
+    )

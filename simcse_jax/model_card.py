@@ -1,0 +1,136 @@
+"""The README.md of an exported model: what it is, how it was made, how good it is, how to use it."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from simcse_jax import __version__
+from simcse_jax.encoder.bert import EncoderConfig
+from simcse_jax.encoder.pooling import AVERAGED_LAYERS
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_POOLERS = {
+    "cls": "the first token through the trained head (dense + tanh)",
+    "cls_before_pooler": "the first token of the last layer, before the head",
+    "avg": "the mean over the tokens of the last layer",
+    "avg_top2": "the mean over the tokens of the last two layers",
+    "avg_first_last": "the mean over the tokens of the first and the last layer",
+    "avg_embedding_last": "the mean over the tokens of the embedding layer and the last layer",
+}
+
+
+def model_card(
+    name: str, config: EncoderConfig, pooler: str, train_pooler: str, has_head: bool, card: Mapping[str, Any]
+) -> str:
+    """The text of a model card, YAML front matter included.
+
+    name: what the usage examples call the folder. card: any of "recipe" (mapping of keys to values), "data" (mapping or
+    text), "scores" (mapping of names to numbers, times 100), "step"; what is not there is left out.
+    """
+    recipe, data, scores = card.get("recipe") or {}, card.get("data") or {}, card.get("scores") or {}
+    sections = [
+        _front_matter(recipe),
+        f"# {name}\n\nSentence embeddings trained with [SimCSE](https://arxiv.org/abs/2104.08821) by simcse_jax "
+        f"{__version__}. A sentence becomes a vector of {config.hidden_size} numbers; compare vectors by cosine.",
+        _facts(config, pooler, train_pooler, has_head),
+        "## Use\n\n" + "\n\n".join(_usage(name, config, pooler)),
+    ]
+    if scores:
+        at = f" (step {card['step']})" if "step" in card else ""
+        text = "Correlations are times 100. One seed says little: SimCSE's scores vary by about a point between seeds."
+        sections.append(f"## Scores{at}\n\n{_table(scores)}\n\n{text}")
+    if data:
+        sections.append("## Data\n\n" + (_table(data) if isinstance(data, Mapping) else str(data)))
+    if recipe:
+        sections.append("## Recipe\n\n" + _table(recipe))
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(recipe: Mapping[str, Any]) -> str:
+    lines = [
+        "library_name: sentence-transformers",
+        "pipeline_tag: sentence-similarity",
+        "tags:",
+        *(f"- {tag}" for tag in ("sentence-transformers", "feature-extraction", "sentence-similarity", "simcse", "jax")),
+    ]
+    base = str(recipe.get("model.name") or "")
+    # The Hub refuses a base_model that is no name of its own; a local path is nobody else's business.
+    if _HUB_NAME.fullmatch(base) and recipe.get("model.init", "pretrained") == "pretrained":
+        lines.append(f"base_model: {base}")
+    return "\n".join(["---", *lines, "---"])
+
+
+def _facts(config: EncoderConfig, pooler: str, train_pooler: str, has_head: bool) -> str:
+    facts = {
+        "architecture": f"{config.family}, {config.num_hidden_layers} layers, width {config.hidden_size}",
+        "longest text": f"{config.max_length} tokens",
+        "pooler": f"`{pooler}`: {_POOLERS[pooler]}",
+        "pooler in training": f"`{train_pooler}`",
+        "head": "trained, as `pooler.dense`" if has_head else "none: transformers' `pooler_output` is random, ignore it",
+    }
+    return _table(facts)
+
+
+def _usage(name: str, config: EncoderConfig, pooler: str) -> list[str]:
+    sentences = 'sentences = ["A man plays the guitar.", "Someone is making music."]'
+    return [
+        f"""With sentence-transformers:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+{sentences}
+model = SentenceTransformer("{name}")
+embeddings = model.encode(sentences)
+```""",
+        f"""With transformers:
+
+```python
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+{sentences}
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModel.from_pretrained("{name}")
+batch = tokenizer(sentences, padding=True, truncation=True, max_length={config.max_length}, return_tensors="pt")
+with torch.no_grad():
+{_torch_pooling(pooler)}
+```""",
+        f"""With simcse_jax:
+
+```python
+from simcse_jax import SimCSE
+
+{sentences}
+model = SimCSE("{name}")
+embeddings = model.encode(sentences)
+```""",
+    ]
+
+
+def _torch_pooling(pooler: str) -> str:
+    averaged = AVERAGED_LAYERS.get(pooler, ())
+    if not averaged:
+        output = "pooler_output" if pooler == "cls" else "last_hidden_state[:, 0]"
+        return f"    embeddings = model(**batch).{output}"
+    layers = " + ".join(f"states[{layer}]" for layer in averaged)
+    return "\n".join(
+        [
+            "    states = model(**batch, output_hidden_states=True).hidden_states",
+            f"    hidden = ({layers}) / {len(averaged)}",
+            '    mask = batch["attention_mask"].unsqueeze(-1)',
+            "    embeddings = (hidden * mask).sum(1) / mask.sum(1)",
+        ]
+    )
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {_cell(value)} |" for key, value in rows.items())])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        value = f"{value:.6g}"
+    elif isinstance(value, list | tuple):
+        value = ", ".join(str(entry) for entry in value)
+    return str(value).replace("|", "\\|").replace("\n", " ")

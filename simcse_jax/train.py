@@ -1,0 +1,68 @@
+"""Train: `python -m simcse_jax.train --config=configs/unsup.py [--config.section.key=value ...] [--workdir=DIR]`.
+
+The same command goes on with a run that was interrupted.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from simcse_jax import cli
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/unsup.py", "Recipe, and its variant after a colon: configs/unsup.py:bert-large.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", "", "Run folder. Default: runs/<recipe>, or runs/<recipe>-<variant>.")
+
+
+def default_workdir(recipe: str) -> Path:
+    """runs/unsup for configs/unsup.py, runs/unsup-bert-large for configs/unsup.py:bert-large."""
+    path, _, variant = recipe.partition(":")
+    name = Path(path).stem + (f"-{variant}" if variant else "")
+    return Path("runs") / re.sub(r"[^\w.-]", "_", name)
+
+
+def main() -> int:
+    """Train as the flags say; 0 when the run is complete, 128 + the signal's number when one stopped it."""
+    import jax
+
+    from simcse_jax.config import resolve
+    from simcse_jax.training.loop import summary, train
+    from simcse_jax.training.run import describe, prepare
+
+    overridden = config_flags.get_override_values(flags.FLAGS["config"])
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(str(flags.FLAGS["config"].config_filename))
+    config = resolve(_CONFIG.value, overridden, jax.device_count(), jax.config.jax_enable_x64)
+    run = prepare(config, workdir)
+    print("\n".join(describe(run)), flush=True)
+    started = time.monotonic()
+    outcome = train(run, workdir)
+    print(summary(outcome, time.monotonic() - started))
+    if outcome.signal is not None:
+        print(f"stopped by signal {outcome.signal}; the same command goes on from step {outcome.step}")
+        return 128 + outcome.signal
+    from simcse_jax.export import export_run
+
+    export_run(workdir, workdir / "model")
+    print(_next_steps(workdir))
+    return 0
+
+
+def _next_steps(workdir: Path) -> str:
+    model = workdir / "model"
+    return f"""
+The best model is in {model}. What to do next:
+  python: from sentence_transformers import SentenceTransformer; SentenceTransformer("{model}").encode(["a text"])
+  export elsewhere:     python -m simcse_jax.export --workdir={workdir} --out=DIR
+  look at the curves:   tensorboard --logdir={workdir / "tensorboard"}
+  train on your text:   python -m simcse_jax.train --config=configs/unsup.py --config.data.files=sentences.txt
+The same command again goes on where this run stopped; --workdir=ANOTHER starts a new one."""
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,162 @@
+"""What a run keeps on disk: `last` to go on from, `best` to use.
+
+`checkpoints/last` holds whole states, the newest two; `checkpoints/best` holds parameters and their score. A step
+appears there by one rename, so a killed run leaves nothing half-written that counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from simcse_jax.encoder.bert import Encoder, EncoderConfig
+from simcse_jax.encoder.init import parameter_shapes
+from simcse_jax.errors import UserError
+from simcse_jax.training.state import TrainState
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run knows beside its state; saved with `last`, so that a resumed run goes on with it."""
+
+    best_step: int = -1
+    best_score: float = float("-inf")
+    stale_evaluations: int = 0  # since the best one
+    history: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)  # step, score, mean loss since
+
+    def to_json(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        return values | {"best_score": None if self.best_step < 0 else self.best_score}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Progress:
+        score = float("-inf") if values["best_score"] is None else values["best_score"]
+        history = [tuple(entry) for entry in values["history"]]
+        return cls(values["best_step"], score, values["stale_evaluations"], history)
+
+
+class Checkpoints:
+    """The checkpoints of one run folder. Use as a context: leaving it waits for what is being written."""
+
+    def __init__(self, workdir: Path):
+        folder = workdir.absolute() / "checkpoints"
+        # Two of each: a save that a kill interrupts never leaves the run with none.
+        self._last = ocp.CheckpointManager(folder / "last", options=_options(asynchronous=True))
+        self._best = ocp.CheckpointManager(folder / "best", options=_options(asynchronous=False))
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for the asynchronous save and release the threads."""
+        self._last.close()
+        self._best.close()
+
+    def latest_step(self) -> int | None:
+        """The step that the run would go on from; None in a new run."""
+        return self._last.latest_step()
+
+    def save_last(self, state: TrainState, progress: Progress) -> None:
+        """Save in the background, once the previous save is done; a failure of that one is raised here."""
+        step = int(state.step)
+        if self._last.latest_step() == step:
+            return
+        self._last.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state._asdict()), progress=ocp.args.JsonSave(progress.to_json())
+            ),
+        )
+
+    def save_best(self, step: int, params: Any, scores: dict[str, float]) -> None:
+        """Save the parameters of the best evaluation so far; done when this returns."""
+        if step in self._best.all_steps():  # a resumed run comes by its best step again
+            self._best.delete(step)
+        self._best.save(
+            step,
+            args=ocp.args.Composite(params=ocp.args.StandardSave(params), scores=ocp.args.JsonSave(scores)),
+        )
+
+    def restore_last(self, state: TrainState) -> tuple[TrainState, Progress]:
+        """The newest state and its progress, laid out like `state` (ShapeDtypeStructs with shardings)."""
+        step = self.latest_step()
+        restored = self._last.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(state._asdict()), progress=ocp.args.JsonRestore()
+            ),
+        )
+        # Saved after `last`, so of a part of the run that is about to be repeated.
+        for later in [s for s in self._best.all_steps() if s > step]:
+            self._best.delete(later)
+        return TrainState(**restored["state"]), Progress.from_json(restored["progress"])
+
+
+def _options(asynchronous: bool) -> ocp.CheckpointManagerOptions:
+    return ocp.CheckpointManagerOptions(
+        max_to_keep=2, enable_async_checkpointing=asynchronous, cleanup_tmp_directories=True
+    )
+
+
+def write_run_info(workdir: Path, info: dict[str, Any]) -> None:
+    """Write config.json, whole or not at all: recipe, encoder, poolers, data and version of the run."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = workdir / ".config.json.partial"
+    temporary.write_text(json.dumps(info, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(temporary, workdir / "config.json")
+
+
+def read_run_info(workdir: Path) -> dict[str, Any] | None:
+    """What `write_run_info` wrote; None if the folder holds no run. UserError when it cannot be read."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        return info if {"recipe", "encoder", "pooler"} <= info.keys() else _not_a_run(path)
+    except (ValueError, AttributeError):
+        return _not_a_run(path)
+
+
+def _not_a_run(path: Path) -> Any:
+    raise UserError(f"{path} is not the config.json of a run of simcse_jax.\nGive another folder with --workdir=DIR.")
+
+
+def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
+    """(params, info) of a run's best evaluation: NumPy parameters, and config.json with `scores` and `step` added.
+
+    Without evaluations, the best is the last. Raises UserError when the folder holds no run or nothing was saved yet.
+    """
+    info = read_run_info(workdir)
+    folder = workdir.absolute() / "checkpoints" / "best"
+    if info is None:
+        raise UserError(
+            f"--workdir={workdir} holds no run (no config.json).\nA run's folder is runs/<recipe> unless --workdir was "
+            "given when training."
+        )
+    steps = ocp.utils.checkpoint_steps(folder) if folder.exists() else []
+    if not steps:
+        raise UserError(f"{workdir} holds no checkpoint yet.\nTrain on with the command that started it, then try again.")
+    config = EncoderConfig(**info["encoder"])
+    dtype = np.float64 if info["recipe"]["model.dtype"] == "float64" else np.float32
+    on_host = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_host),
+        parameter_shapes(Encoder(config, dtype, dtype, has_head=info["has_head"])),
+    )
+    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        restored = manager.restore(
+            max(steps),
+            args=ocp.args.Composite(params=ocp.args.StandardRestore(shapes), scores=ocp.args.JsonRestore()),
+        )
+    return jax.device_get(restored["params"]), info | {"scores": restored["scores"], "step": max(steps)}

@@ -1,0 +1,275 @@
+"""The loop: steps, figures, evaluations, checkpoints, until the end or a signal.
+
+The order within a step is what makes a run resumable: its loss is found finite, its figures are written, it is
+evaluated, the best is saved, and only then `last`, the state that a resumed run goes on from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from simcse_jax.config import differences
+from simcse_jax.data.batches import Batch
+from simcse_jax.data.packing import Group
+from simcse_jax.errors import UserError
+from simcse_jax.training.checkpoint import Checkpoints, Progress, read_run_info, write_run_info
+from simcse_jax.training.display import Display, duration
+from simcse_jax.training.mesh import over_groups, replicated
+from simcse_jax.training.metrics import MetricsWriter
+from simcse_jax.training.run import Run, run_info
+from simcse_jax.training.state import TrainState
+
+# Evaluations in a row with a falling score, while the loss falls too, that are worth a warning.
+FALLING_EVALUATIONS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    step: int
+    progress: Progress
+    signal: int | None  # the signal that stopped it; None when it is complete
+    shapes_compiled: int
+
+
+def train(run: Run, workdir: Path) -> Outcome:
+    """Train until the end, the patience's end or a signal; goes on from `workdir` if that holds a part of this run.
+
+    Raises UserError when workdir holds another run, and when the loss is not finite; `last` is then still good.
+    """
+    _refuse_another_run(workdir, run)
+    with Checkpoints(workdir) as checkpoints:
+        resumed = checkpoints.latest_step()
+        write_run_info(workdir, run_info(run))
+        if resumed is None:
+            state, progress = run.initial_state(), Progress()
+        else:
+            state, progress = checkpoints.restore_last(run.shapes)
+        with MetricsWriter(workdir, resumed) as metrics, Display(run.total_steps, resumed or 0) as display:
+            loop = _Loop(run, checkpoints, metrics, display, progress)
+            if resumed is None:
+                loop.evaluate(0, state.params)
+            else:
+                display.say(f"resumed from step {resumed} in {workdir}")
+            return loop.steps(state, resumed or 0)
+
+
+def _refuse_another_run(workdir: Path, run: Run) -> None:
+    """UserError when the folder holds a checkpointed run with other mathematics or other data."""
+    info = read_run_info(workdir)
+    if info is None or not (workdir / "checkpoints" / "last").exists():
+        return
+    recipe = info["recipe"]
+    changed = differences(recipe, run.config.flat())
+    if info["data"]["fingerprint"] != run.corpus.fingerprint:
+        changed["the data's content"] = (info["data"]["fingerprint"], run.corpus.fingerprint)
+    if changed:
+        table = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items())
+        raise UserError(
+            f"{workdir} holds a run that differs in what changes the result:\n{table}\n"
+            "Use the same values to go on with it, or --workdir=ANOTHER to start a new one."
+        )
+
+
+class _Loop:
+    """The moving parts of `train`, so that each of its acts has a name."""
+
+    def __init__(self, run: Run, checkpoints: Checkpoints, metrics: MetricsWriter, display: Display, progress: Progress):
+        self.run, self.checkpoints, self.metrics, self.display, self.progress = (
+            run,
+            checkpoints,
+            metrics,
+            display,
+            progress,
+        )
+        self.losses: list[float] = []  # since the last evaluation
+        self.shapes: set[tuple[int, ...]] = set()
+        self.clock = _Clock(run.config.train.batch_size * run.sentences_per_example)
+
+    def steps(self, state: TrainState, start: int) -> Outcome:
+        """Run the steps after `start`. The figures of a step are fetched while the next one runs."""
+        run, every = self.run, self.run.config
+        waiting: tuple[int, Any] | None = None  # the step whose figures are still on the device
+        step = start
+        with _stop_signals() as stopped:
+            for step, batch in self._batches(start):
+                state, figures = self._step(state, batch)
+                if waiting:
+                    self._settle(*waiting)
+                waiting = step, figures
+                last = step == run.total_steps
+                evaluates = run.evaluate is not None and (last or step % every.eval.every_steps == 0)
+                saves = last or evaluates or bool(stopped) or step % every.checkpoint.every_steps == 0
+                if saves:
+                    self._settle(*waiting)
+                    waiting = None
+                    patient = self.evaluate(step, state.params) if evaluates else True
+                    if last and run.evaluate is None:
+                        self.checkpoints.save_best(step, state.params, {})
+                    self.checkpoints.save_last(state, self.progress)
+                    self.clock.skip()
+                    if stopped or not patient:
+                        break
+        return Outcome(step, self.progress, stopped[0] if stopped else None, len(self.shapes))
+
+    def _batches(self, start: int) -> Iterator[tuple[int, Batch]]:
+        """(step, batch on the devices), with the time spent waiting for the data taken."""
+        spread, whole = over_groups(self.run.mesh), replicated(self.run.mesh)
+        shardings = Batch(groups=Group(*[spread] * len(Group._fields)), texts=whole)
+        if start >= self.run.total_steps or self._out_of_patience():
+            return
+        stream = self.run.batches.stream(start, self.run.total_steps)
+        for step in itertools.count(start + 1):
+            with self.clock.waiting():
+                batch = next(stream, None)
+            if batch is None:
+                return
+            yield step, jax.device_put(batch, shardings)
+
+    def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
+        shape = batch.groups.ids.shape
+        if new := shape not in self.shapes:
+            self.shapes.add(shape)
+            started = time.monotonic()
+        # Nothing may move between host and devices unseen while a step runs.
+        with jax.transfer_guard("disallow"):
+            result = self.run.train_step(state, batch)
+        if new:
+            seconds = time.monotonic() - started
+            self.clock.skip()
+            self.display.say(f"compiled for groups x rows x tokens {shape[0]} x {shape[1]} x {shape[2]} in {seconds:.1f} s")
+        return result
+
+    def _settle(self, step: int, figures: Any) -> None:
+        """Fetch a step's figures, stop if its loss is not finite, log them when it is time."""
+        values = {name: float(value) for name, value in jax.device_get(figures).items()}
+        if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
+            saved = self.checkpoints.latest_step()
+            where = f"checkpoints/last is good and holds step {saved}" if saved is not None else "nothing was saved yet"
+            raise UserError(
+                f"Step {step}: the loss is {values['loss']}, the gradient norm {values['gradient_norm']}; {where}.\n"
+                f"Try a lower --config.optimizer.learning_rate than {self.run.config.optimizer.learning_rate:g}, or "
+                "float32 if you compute in bfloat16."
+            )
+        self.losses.append(values["loss"])
+        self.display.step(step)
+        self.clock.step()
+        if step % self.run.config.train.log_every_steps == 0 or step == self.run.total_steps:
+            values |= {
+                "learning_rate": float(self.run.learning_rate(step - 1)),
+                "epoch": step / self.run.batches.steps_per_epoch,
+                **self.clock.read(),
+            }
+            self.metrics.write(step, values)
+            left = (self.run.total_steps - step) * self.clock.seconds_per_step
+            self.display.figures(step, values, left)
+
+    def evaluate(self, step: int, params: Any) -> bool:
+        """Score the parameters on the dev pairs and keep them if best; False when patience is at its end."""
+        if self.run.evaluate is None:
+            return True
+        scores, progress = self.run.evaluate(params), self.progress
+        score = scores["spearman"]
+        self.metrics.write(step, {f"dev/{name}": scores[name] for name in ("spearman", "pearson")})
+        best = score > progress.best_score
+        loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
+        if step:
+            progress.history.append((step, score, loss))
+        self.losses.clear()
+        progress.stale_evaluations = 0 if best else progress.stale_evaluations + 1
+        if best:
+            progress.best_step, progress.best_score = step, score
+            self.checkpoints.save_best(step, params, {"step": step, **scores})
+        self.display.score(step, score, best)
+        if falling(progress.history):
+            self.display.say(
+                f"warning: the dev score fell {FALLING_EVALUATIONS} times in a row while the loss fell: the model is "
+                "fitting something else.\nThe best is kept; a lower learning rate or fewer steps usually help."
+            )
+        if self._out_of_patience():
+            self.display.say(f"stopping: no better dev score in {progress.stale_evaluations} evaluations")
+            return False
+        return True
+
+    def _out_of_patience(self) -> bool:
+        patience = self.run.config.eval.patience
+        return bool(patience) and self.progress.stale_evaluations >= patience
+
+
+def falling(history: list[tuple[int, float, float]]) -> bool:
+    """Whether the last evaluations show a falling score with a falling loss; history is (step, score, mean loss)."""
+    recent = history[-FALLING_EVALUATIONS - 1 :]
+    return len(recent) > FALLING_EVALUATIONS and all(
+        later[1] < earlier[1] and later[2] < earlier[2] for earlier, later in itertools.pairwise(recent)
+    )
+
+
+class _Clock:
+    """Time per step, without compilations, evaluations and saves; and the share of it spent waiting for data."""
+
+    def __init__(self, sentences: int):
+        self.sentences, self.seconds_per_step = sentences, 0.0
+        self._wait_s, self._busy_s, self._steps, self._since = 0.0, 0.0, 0, time.monotonic()
+
+    def skip(self) -> None:
+        """Leave what happened since the last step out of the account."""
+        self._since = time.monotonic()
+
+    def step(self) -> None:
+        now = time.monotonic()
+        self._busy_s, self._steps, self._since = self._busy_s + now - self._since, self._steps + 1, now
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._wait_s += time.monotonic() - started
+
+    def read(self) -> dict[str, float]:
+        """Figures since the last reading: sentences through the encoder per second, seconds of waiting per step."""
+        steps, busy, wait = max(self._steps, 1), max(self._busy_s, 1e-9), self._wait_s
+        self.seconds_per_step = busy / steps
+        self._wait_s, self._busy_s, self._steps = 0.0, 0.0, 0
+        return {"sentences_per_s": self.sentences * steps / busy, "data_wait_s": wait / steps}
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that receives SIGTERM or SIGINT; a second one has its usual effect."""
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _: object) -> None:
+        received.append(number)
+        restore()
+
+    try:
+        previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: whoever runs us there handles signals
+        previous = {}
+    try:
+        yield received
+    finally:
+        restore()
+
+
+def summary(outcome: Outcome, seconds: float) -> str:
+    """One line on how the run ended."""
+    best = outcome.progress
+    score = f"best dev Spearman {best.best_score:.2f} at step {best.best_step}" if best.best_step >= 0 else "no evaluation"
+    return f"{outcome.step:,} steps in {duration(seconds)}, {outcome.shapes_compiled} shapes compiled; {score}"

@@ -1,0 +1,75 @@
+"""Where a run's figures go: metrics.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+
+class MetricsWriter:
+    """Appends figures to `metrics.jsonl`, one object a line with its `step`, and to `tensorboard/`."""
+
+    def __init__(self, workdir: Path, resumed_step: int | None):
+        """resumed_step: figures of later steps are dropped, as these are about to run again; None = a new run."""
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / "metrics.jsonl"
+        _keep_until(path, -1 if resumed_step is None else resumed_step)
+        self._file = path.open("a", encoding="utf-8")
+        purge = None if resumed_step is None else resumed_step + 1
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge, flush_secs=10)
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Write one line, and one TensorBoard scalar a figure."""
+        line: dict[str, Any] = {"step": step}
+        line.update({name: _rounded(value) for name, value in figures.items()})
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in figures.items():
+            self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """Every whole line of a run's metrics.jsonl; a line cut by a kill is left out."""
+    path = workdir / "metrics.jsonl"
+    return _parsed(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def _parsed(text: str) -> list[dict[str, Any]]:
+    lines = []
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Rewrite the file without the lines of later steps, whole or not at all."""
+    if not path.exists():
+        return
+    kept = [line for line in _parsed(path.read_text(encoding="utf-8")) if line["step"] <= step]
+    temporary = path.with_name(".metrics.jsonl.partial")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _rounded(value: float) -> float | None:
+    """Seven significant digits, what float32 holds; null for what JSON has no word for."""
+    return float(f"{float(value):.7g}") if math.isfinite(value) else None

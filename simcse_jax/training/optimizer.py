@@ -1,0 +1,36 @@
+"""AdamW with a linear schedule and clipping, as the paper trains (appendix A)."""
+
+from __future__ import annotations
+
+import jax
+import optax
+
+from simcse_jax.config import OptimizerConfig
+
+
+def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """Learning rate of each step: linear warm-up over `warmup_steps` (none in the paper), then linear decay to 0."""
+    decay = optax.linear_schedule(config.learning_rate, 0.0, max(total_steps - config.warmup_steps, 1))
+    if not config.warmup_steps:
+        return decay
+    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+    return optax.join_schedules([warmup, decay], [config.warmup_steps])
+
+
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """AdamW after clipping by global norm. Weight decay, when asked for, spares biases and LayerNorms."""
+    adamw = optax.adamw(
+        make_schedule(config, total_steps),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=_decayed if config.weight_decay else None,
+    )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+
+
+def _decayed(params: optax.Params) -> optax.Params:
+    """True at kernels and embedding tables."""
+    spared = ("bias", "scale")
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in spared, params)

@@ -1,0 +1,139 @@
+"""Test settings and shared fixtures. Eight virtual CPU devices, strict rank promotion, and a Hub of our own."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said aloud, or a fork later on makes tokenizers warn
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data files; a skip where there is none."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("SIMCSE_DATA") or default)
+    if not (folder / "README.md").is_file():
+        pytest.skip(f"real data not found in {folder}; SIMCSE_DATA names its folder")
+    return folder
+
+
+@dataclass
+class HubServer:
+    """A Hub on this machine: serves root/OWNER/NAME/FILE as models and root/datasets/OWNER/NAME/FILE as data sets."""
+
+    root: Path
+    url: str = ""
+    requests: list[str] = field(default_factory=list)  # "METHOD /path", in order
+
+    def add(self, repo: str, filename: str, content: bytes | str, kind: str = "model") -> None:
+        """Put a file into a repository; revision is ignored by the server."""
+        path = self.root / ("datasets" if kind == "dataset" else "") / repo / filename
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self.answer(with_body=False)
+
+        def do_GET(self) -> None:
+            self.answer(with_body=True)
+
+        def answer(self, with_body: bool) -> None:
+            hub.requests.append(f"{self.command} {self.path}")
+            path = self.path.split("?")[0].strip("/")
+            if not path:
+                return self.reply(200, {}, b"a hub", with_body)
+            repo, found, rest = path.partition("/resolve/")
+            _, _, filename = rest.partition("/")
+            if not found or not (hub.root / repo).is_dir():
+                return self.reply(404, {"X-Error-Code": "RepoNotFound"}, b"", with_body)
+            commit = {"X-Repo-Commit": hashlib.sha1(repo.encode()).hexdigest()}
+            file = hub.root / repo / filename
+            if not file.is_file():
+                return self.reply(404, {"X-Error-Code": "EntryNotFound", **commit}, b"", with_body)
+            body = file.read_bytes()
+            etag = f'"{hashlib.sha256(body).hexdigest()}"'
+            linked = {"X-Linked-Etag": etag, "X-Linked-Size": str(len(body))}
+            return self.reply(200, {"ETag": etag, **linked, **commit}, body, with_body)
+
+        def reply(self, status: int, headers: dict[str, str], body: bytes, with_body: bool) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if with_body:
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    return Handler
+
+
+def point_hub_at(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path, offline: bool = False) -> None:
+    """Let huggingface_hub, here and in child processes, use that endpoint and that cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    monkeypatch.setenv("HF_HOME", str(cache))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1" if offline else "0")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+
+
+@pytest.fixture
+def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A running Hub that huggingface_hub talks to, empty, with an empty cache."""
+    hub = HubServer(tmp_path / "hub_root")
+    hub.root.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    point_hub_at(monkeypatch, hub.url, tmp_path / "hf_home")
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+        from huggingface_hub import close_session
+
+        close_session()  # its kept-alive connections would otherwise be collected as unclosed sockets
+
+
+@pytest.fixture
+def dead_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a Hub that refuses connections, with the cache of `hub_server`."""
+    url = "http://127.0.0.1:9"
+    point_hub_at(monkeypatch, url, tmp_path / "hf_home")
+    return url
+
+
+@pytest.fixture
+def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HF_HUB_OFFLINE=1, with the cache of `hub_server`."""
+    point_hub_at(monkeypatch, "https://huggingface.co", tmp_path / "hf_home", offline=True)

@@ -1,0 +1,393 @@
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simcse_jax import hub
+from simcse_jax.data import corpus as corpus_module
+from simcse_jax.data.corpus import Corpus, load_corpus, read_sentences
+from simcse_jax.data.readers import Table
+from simcse_jax.data.sources import dataset_table
+from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
+from simcse_jax.errors import UserError
+
+SENTENCES = [
+    "a man is playing a guitar",
+    "two dogs run over the wet grass",
+    "한 남자가 기타를 치고 있다",
+    "一个男人在弹吉他",
+    "None",
+    "the man sings",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_wordpiece(SENTENCES * 4, 300, folder)
+    return load_tokenizer(folder)
+
+
+@pytest.fixture
+def load(tokenizer, tmp_path):
+    """load_corpus with that tokenizer and a cache of this test."""
+
+    def call(*files: object, max_length: int = 12, **more) -> Corpus:
+        more = {"cache_dir": tmp_path / "cache", **more}
+        return load_corpus([str(file) for file in files], tokenizer, max_length, **more)
+
+    return call
+
+
+def write(path: Path, content: str) -> Path:
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def as_lists(corpus: Corpus) -> list:
+    return [[ids.tolist() for ids in row] for row in corpus.token_ids(np.arange(len(corpus)))]
+
+
+@pytest.mark.parametrize("max_length", [3, 6, 8, 512])
+def test_token_ids_are_those_of_transformers(load, tokenizer, tmp_path, max_length):
+    corpus = load(write(tmp_path / "a.txt", "\n".join(SENTENCES)), max_length=max_length)
+    expected = [tokenizer(text, truncation=True, max_length=max_length)["input_ids"] for text in SENTENCES]
+    assert as_lists(corpus) == [[ids] for ids in expected]
+    assert corpus.lengths.tolist() == [[len(ids)] for ids in expected]
+    full = [len(tokenizer(text)["input_ids"]) for text in SENTENCES]
+    assert corpus.report.truncated == sum(length > max_length for length in full)
+    assert corpus.report.truncated_share == corpus.report.truncated / len(full)
+    assert corpus.report.mean_length == pytest.approx(np.mean(full))
+    assert sum(count for _, count in corpus.report.histogram) == len(full)
+    assert corpus.report.histogram[-1][0] == max(full)
+
+
+def test_types_and_hashes(load, tmp_path):
+    corpus = load(write(tmp_path / "a.csv", "sent0,sent1,hard_neg\nthe man,a man,None\na man,the man,null\n"))
+    assert corpus.columns == ("sent0", "sent1", "hard_neg")
+    assert (corpus.lengths.shape, corpus.lengths.dtype) == ((2, 3), np.int32)
+    assert (corpus.hashes.shape, corpus.hashes.dtype) == ((2, 3), np.uint64)
+    assert corpus.hashes[0, 0] == corpus.hashes[1, 1]
+    assert len(np.unique(corpus.hashes)) == 4
+    assert corpus.documents is None
+    ids = corpus.token_ids(np.array([1, 0, 1]))
+    assert ids[0][0].dtype == np.int32
+    assert not ids[0][0].flags.owndata
+    np.testing.assert_array_equal(ids[0][1], ids[1][0])
+    assert corpus.token_ids(np.array([], np.int64)) == []
+    with pytest.raises(IndexError):
+        corpus.token_ids(np.array([2]))
+
+
+def test_the_tokenizer_stays_as_it_was(load, tokenizer, tmp_path):
+    tokenizer(["the man", "a"], padding="max_length", truncation=True, max_length=7)  # leaves its mark on the backend
+    before = tokenizer.backend_tokenizer.truncation, tokenizer.backend_tokenizer.padding
+    corpus = load(write(tmp_path / "a.txt", "a man is playing a guitar\na\n"), max_length=9)
+    assert corpus.lengths.tolist() == [[8], [3]]
+    assert (tokenizer.backend_tokenizer.truncation, tokenizer.backend_tokenizer.padding) == before
+
+
+def test_random_access_across_chunks(load, tmp_path, monkeypatch):
+    from simcse_jax.data import tokenise
+
+    monkeypatch.setattr(tokenise, "_TOKENISE_ROWS", 7)
+    monkeypatch.setattr(tokenise, "_READ_ROWS", 10)
+    lines = [" ".join(["man"] * (i % 9 + 1) + ["guitar"] * (i % 4)) for i in range(101)]
+    corpus = load(write(tmp_path / "a.txt", "\n".join(lines)))
+    assert len(corpus._chunk_ends) > 5
+    rows = np.random.default_rng(0).permutation(101)
+    found = corpus.token_ids(rows)
+    everything = as_lists(corpus)
+    assert [row[0].tolist() for row in found] == [everything[row][0] for row in rows]
+    assert corpus.lengths[:, 0].tolist() == [len(row[0]) for row in everything]
+    assert [len(row[0]) for row in everything] == [min(12, i % 9 + 1 + i % 4 + 2) for i in range(101)]
+
+
+def test_empties_documents_and_duplicates(load, tmp_path):
+    first = write(tmp_path / "a.txt", "\n\na man\nthe man\n\n \na man\n\u200b\n")
+    second = write(tmp_path / "b.txt", "the man\n\n")
+    corpus = load(first, second)
+    assert corpus.documents is not None
+    assert corpus.documents.tolist() == [0, 0, 1, 2]
+    assert corpus.report.documents == 3
+    assert corpus.report.empties == 6  # five blank lines, and one in which the tokenizer finds nothing
+    assert corpus.report.duplicates == 2
+    assert corpus.report.examples == len(corpus) == 4
+
+
+def test_rows_with_an_empty_cell_are_dropped(load, tmp_path):
+    path = write(tmp_path / "a.csv", "sent0,sent1\na man,the man\n,the man\na man,  \nthe man,a man\na man,the man\n")
+    corpus = load(path)
+    assert (corpus.report.examples, corpus.report.empties, corpus.report.duplicates) == (3, 2, 1)
+
+
+def test_columns(load, tmp_path):
+    header = "id,hard_neg1,sent1,source,sent0,hard_neg0"
+    path = write(tmp_path / "a.csv", f"{header}\n7,x,a man,web,the man,guitar\n")
+    corpus = load(path)
+    assert corpus.columns == ("sent0", "sent1", "hard_neg1", "hard_neg0")
+    assert corpus.report.ignored_columns == ("id", "source")
+    assert "ignored: id, source" in "\n".join(corpus.report.lines())
+    assert load(path, columns=["source"]).columns == ("source",)
+    assert load(write(tmp_path / "b.csv", "premise,claim\na,b\n")).columns == ("premise", "claim")
+    with pytest.raises(UserError, match=r"a\.csv has no column 'text'. It has id, hard_neg1"):
+        load(path, columns=["text"])
+    with pytest.raises(UserError, match="names a column twice"):
+        load(path, columns=["sent0", "sent0"])
+
+
+def test_several_files_read_by_name(load, tmp_path):
+    write(tmp_path / "a.csv", "claim,premise\na man,guitar\n")
+    write(tmp_path / "b.jsonl", '{"premise": "dogs run", "claim": "the man"}\n')
+    corpus = load(tmp_path / "*.*")
+    assert corpus.columns == ("claim", "premise")
+    single = load(write(tmp_path / "one.csv", "claim\na man\nthe man\n"))
+    assert corpus.hashes[:, 0].tolist() == single.hashes[:, 0].tolist()
+    with pytest.raises(UserError, match=r"same number of columns(.|\n)*a\.csv: 2(.|\n)*one\.csv: 1"):
+        load(tmp_path / "*.csv")
+
+
+def test_second_start_comes_from_the_cache(load, tmp_path, monkeypatch):
+    path = write(tmp_path / "a.txt", "a man\nthe man\n")
+    first = load(path)
+    monkeypatch.setattr(corpus_module, "build", lambda *_: pytest.fail("tokenised again"))
+    moved = tmp_path / "moved.txt"
+    path.rename(moved)
+    second = load(moved)
+    assert second.report.from_cache
+    assert not first.report.from_cache
+    assert second.report.files == (str(moved),)
+    assert (as_lists(second), second.fingerprint) == (as_lists(first), first.fingerprint)
+    assert "from the cache" in second.report.lines()[0]
+
+
+def test_fingerprint_is_of_the_content(load, tokenizer, tmp_path):
+    text = load(write(tmp_path / "a.txt", "a man\nthe man\n"))
+    same = load(write(tmp_path / "a.jsonl", '{"t": "a man"}\n{"t": "the man"}\n'), write(tmp_path / "b.txt", "dogs\n"))
+    table = load(write(tmp_path / "a.csv", "t\na man\nthe man\n"))
+    json_lines = load(tmp_path / "a.jsonl")
+    assert table.fingerprint == json_lines.fingerprint  # the format is no content; documents are
+    others = [
+        text,
+        same,
+        load(tmp_path / "a.csv", max_length=3),
+        load(write(tmp_path / "c.csv", "t\nthe man\na man\n")),
+        load(write(tmp_path / "d.txt", "a man\n\nthe man\n")),
+    ]
+    assert len({table.fingerprint, *(other.fingerprint for other in others)}) == 6
+
+
+@pytest.mark.parametrize("damage", ["killed", "cut", "no meta", "bad meta"])
+def test_a_half_written_cache_does_no_harm(load, tmp_path, damage, monkeypatch):
+    path = write(tmp_path / "a.txt", "a man\nthe man\n")
+    if damage == "killed":
+
+        class KilledError(BaseException):
+            pass
+
+        def killed(*_):
+            raise KilledError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(corpus_module.shutil, "rmtree", lambda *_, **__: None)  # a kill -9 cleans nothing up
+            patch.setattr(corpus_module.os, "replace", killed)
+            with pytest.raises(KilledError):
+                load(path)
+        assert list((tmp_path / "cache" / "corpora").glob("*.partial/tokens.arrow"))
+        assert not load(path).report.from_cache
+    else:
+        load(path)
+        (folder,) = (child for child in (tmp_path / "cache" / "corpora").iterdir() if child.is_dir())
+        tokens, meta = folder / "tokens.arrow", folder / "corpus.json"
+        if damage == "cut":
+            tokens.write_bytes(tokens.read_bytes()[:-100])
+        elif damage == "no meta":
+            meta.unlink()
+        else:
+            meta.write_text('{"bytes": ')
+        assert not load(path).report.from_cache
+    assert len(load(path)) == 2
+    assert load(path).report.from_cache
+    assert not list((tmp_path / "cache" / "corpora").glob("*.partial"))
+
+
+def test_a_bad_file_leaves_nothing_behind(load, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"a man\n\xff\n")
+    with pytest.raises(UserError, match="line 2: not UTF-8"):
+        load(path)
+    assert not [child for child in (tmp_path / "cache" / "corpora").iterdir() if child.is_dir()]
+    path.write_bytes(b"a man\n")
+    assert len(load(path)) == 1
+
+
+BAD = {
+    "a,b\nx,\ny, \n": r"the column 'b' is blank in all 2 rows.*data\.columns=a",
+    "a,b\n,x\ny,\n": "no row is left",
+    "a,b\n": "no rows, only a header",
+    "a,b\n\u200b,x\n": "no row is left",
+}
+
+
+@pytest.mark.parametrize("content", BAD)
+def test_nothing_to_train_on(load, tmp_path, content):
+    with pytest.raises(UserError, match=BAD[content]):
+        load(write(tmp_path / "a.csv", content))
+    with pytest.raises(UserError, match="nothing but blank lines"):
+        load(write(tmp_path / "a.txt", "\n \n"))
+
+
+def test_missing_files(load, tmp_path, dead_hub):
+    write(tmp_path / "wiki_sentences.txt", "a\n")
+    with pytest.raises(UserError, match=r"wiki_sentence\.txt does not exist(.|\n)*there is: wiki_sentences\.txt"):
+        load(tmp_path / "wiki_sentence.txt")
+    with pytest.raises(UserError, match=r"No file matches '.*\*\.csv'(.|\n)*wiki_sentences\.txt"):
+        load(tmp_path / "*.csv")
+    with pytest.raises(UserError, match=r"The folder .*nowhere does not exist"):
+        load(tmp_path / "nowhere" / "a.txt")
+    with pytest.raises(UserError, match=r"is a folder\. Name its files"):
+        load(tmp_path)
+    with pytest.raises(UserError, match=r"The file data/a\.txt does not exist"):
+        load("data/a.txt")
+    with pytest.raises(UserError, match=r"data\.files is empty"):
+        load("")
+    with pytest.raises(UserError, match="max_length=2 leaves no room"):
+        load(tmp_path / "wiki_sentences.txt", max_length=2)
+    with pytest.raises(UserError, match="Unknown generated data"):
+        load("demo:poems")
+
+
+def test_cache_folder_that_cannot_be_made(load, tmp_path):
+    path = write(tmp_path / "a.txt", "a man\n")
+    with pytest.raises(UserError, match="SIMCSE_CACHE"):
+        load(path, cache_dir=path)
+
+
+def test_cache_folder_from_the_environment(load, tmp_path, monkeypatch):
+    monkeypatch.setenv("SIMCSE_CACHE", str(tmp_path / "elsewhere"))
+    load(write(tmp_path / "a.txt", "a man\n"), cache_dir=None)
+    assert list((tmp_path / "elsewhere" / "corpora").glob("*/tokens.arrow"))
+
+
+def test_hub_files(load, hub_server):
+    hub_server.add("owner/text", "deep/wiki.txt", "a man\nthe man\n", kind="dataset")
+    corpus = load("hf://datasets/owner/text/deep/wiki.txt")
+    assert len(corpus) == 2
+    assert corpus.report.files == ("hf://datasets/owner/text/deep/wiki.txt",)
+    assert len(load("hf://datasets/owner/text@v1/deep/wiki.txt")) == 2
+    assert any("/resolve/v1/" in request for request in hub_server.requests)
+    with pytest.raises(UserError, match=r"'owner/text' \(revision main\) has no file 'none\.txt'"):
+        load("hf://datasets/owner/text/none.txt")
+    with pytest.raises(UserError, match="is not a Hub file"):
+        load("hf://owner/text")
+
+
+@pytest.mark.parametrize("name", ["owner/text", "hf://datasets/owner/text/wiki.txt"])
+@pytest.mark.parametrize("away", ["dead_hub", "offline_hub"])
+def test_hub_without_network(load, request, monkeypatch, name, away):
+    request.getfixturevalue(away)
+    monkeypatch.setattr(hub, "_RETRY_WAIT_S", 0.05)
+    started = time.monotonic()
+    with pytest.raises(UserError, match="owner/text"):
+        load(name)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("entry", "config", "split"),
+    [
+        ("owner/text", None, "train"),
+        ("owner/text:validation", None, "validation"),
+        ("owner/text:train[:10%]", None, "train[:10%]"),
+        ("owner/text:pair", "pair", "train"),
+        ("owner/text:pair:test", "pair", "test"),
+    ],
+)
+def test_hub_data_set(load, hub_server, monkeypatch, entry, config, split):
+    import datasets
+
+    asked = []
+
+    def load_dataset(*args, **kwargs):
+        asked.append((*args, kwargs["split"]))
+        return datasets.Dataset.from_dict({"label": [0, 1], "text": ["a man", None], "more": ["x", "y"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    corpus = load(entry, columns=["text"])
+    assert asked == [("owner/text", config, split)]
+    assert (len(corpus), corpus.report.empties, corpus.report.ignored_columns) == (1, 1, ("more", "label"))
+
+
+def test_key_of_a_data_set_follows_its_content():
+    import datasets
+
+    tables: list[Table] = [
+        dataset_table(datasets.Dataset.from_dict({"text": texts}), "x") for texts in (["a"], ["a"], ["b"])
+    ]
+    assert tables[0].key() == tables[1].key() != tables[2].key()
+
+
+def test_read_sentences(tmp_path):
+    first = write(tmp_path / "a.csv", "sent0,sent1,source\na,b,web\n,d,web\ne,f,web\n")
+    second = write(tmp_path / "b.csv", "sent0,sent1\ng,h\n")
+    assert list(read_sentences([str(first), str(second)])) == ["a", "b", "e", "f", "g", "h"]
+    assert list(read_sentences([str(first)], limit=3)) == ["a", "b", "e"]
+    assert list(read_sentences([str(first)], columns=["source"])) == ["web", "web", "web"]
+
+
+def test_demo_data(load, monkeypatch):
+    from simcse_jax.data import demo
+
+    monkeypatch.setattr(demo, "sentences", lambda: ["a man", "the man"])
+    monkeypatch.setattr(demo, "triplets", lambda: [("a man", "the man", "dogs run")])
+    assert load("demo:sentences").columns == ("text",)
+    assert load("demo:sentences").report.from_cache
+    assert load("demo:triplets").columns == ("sent0", "sent1", "hard_neg")
+    monkeypatch.setattr(demo, "sentences", lambda: ["a man", "the guitar"])
+    assert not load("demo:sentences").report.from_cache  # another world
+
+
+def test_byte_level_tokenizer_and_any_script(real_data, tmp_path):
+    tokenizer = load_tokenizer(real_data / "vocab" / "roberta")
+    path = write(tmp_path / "a.txt", "\n".join(SENTENCES))
+    corpus = load_corpus([str(path)], tokenizer, 10, cache_dir=tmp_path / "cache")
+    expected = [tokenizer(text, truncation=True, max_length=10)["input_ids"] for text in SENTENCES]
+    assert as_lists(corpus) == [[ids] for ids in expected]
+
+
+def test_real_triplets(real_data, tmp_path):
+    tokenizer = load_tokenizer(real_data / "vocab" / "bert-base-uncased")
+    corpus = load_corpus([str(real_data / "nli" / "nli_triplets.csv")], tokenizer, 32, cache_dir=tmp_path)
+    assert len(corpus) == 8976
+    assert corpus.columns == ("sent0", "sent1", "hard_neg")
+    assert corpus.report.ignored_columns == ("source",)
+
+
+@pytest.mark.slow
+def test_real_documents(real_data, tmp_path):
+    import lzma
+
+    with lzma.open(real_data / "wiki" / "wiki_docs_1200k_sentences.txt.xz", "rt", encoding="utf-8") as file:
+        lines = [line for _, line in zip(range(20_000), file, strict=False)]
+    path = tmp_path / "docs.txt.xz"
+    path.write_bytes(lzma.compress("".join(lines).encode(), preset=0))
+    tokenizer = load_tokenizer(real_data / "vocab" / "bert-base-uncased")
+    corpus = load_corpus([str(path)], tokenizer, 32, cache_dir=tmp_path)
+    blank = sum(not line.strip() for line in lines)
+    assert len(corpus) == len(lines) - blank
+    assert corpus.report.empties == blank
+    assert corpus.documents is not None
+    assert corpus.documents[-1] + 1 == corpus.report.documents
+    assert (np.diff(corpus.documents) >= 0).all()
+    rows = np.random.default_rng(0).integers(0, len(corpus), 64)
+    fastest = min(_seconds(lambda: corpus.token_ids(rows)) for _ in range(5))
+    assert fastest < 0.01
+    shutil.rmtree(tmp_path / "corpora")
+
+
+def _seconds(call) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started

@@ -1,0 +1,196 @@
+"""The package, its set-up and its files: what a wheel holds, what make offers, and that no file knows our machines."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import simcse_jax
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = [p for p in (ROOT / "simcse_jax").rglob("*") if p.is_file() and p.suffix != ".pyc"]
+OPTIONAL = {"torch"}  # only to read pytorch_model.bin; where it is missing, an error says so
+
+
+def requirements() -> list[Requirement]:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel of this tree, built in a copy so that no build folder stays here."""
+    copy = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("simcse_jax", "configs", "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    build = "from setuptools import build_meta; build_meta.build_wheel('dist')"
+    done = subprocess.run([sys.executable, "-c", build], cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return zipfile.ZipFile(next((copy / "dist").glob("simcse_jax-*.whl")))
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    return Parser().parsestr(wheel.read(f"simcse_jax-{simcse_jax.__version__}.dist-info/METADATA").decode())
+
+
+def test_wheel_holds_the_library_and_nothing_else(wheel: zipfile.ZipFile):
+    files = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert files == {p.relative_to(ROOT).as_posix() for p in LIBRARY}
+    assert "simcse_jax/py.typed" in files
+
+
+def test_metadata_says_what_the_sources_say(metadata: Message):
+    assert metadata["Name"] == "simcse-jax"
+    assert metadata["Version"] == simcse_jax.__version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.11"
+
+
+def test_dependencies_are_those_of_requirements_txt(metadata: Message):
+    declared = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    assert {str(r) for r in declared if r.marker is None} == {str(r) for r in requirements()}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"tpu", "cuda", "cuda12", "test", "dev"}
+
+
+def test_requirements_have_a_lower_bound_and_no_torch():
+    for requirement in requirements():
+        assert any(s.operator == ">=" for s in requirement.specifier), f"{requirement} has no lower bound"
+        assert requirement.name not in {"torch", "sentence-transformers"}
+
+
+def test_every_import_of_the_library_is_declared():
+    declared = {canonicalize_name(r.name) for r in requirements()} | OPTIONAL | {"jaxlib"}
+    owners = packages_distributions()
+    for file in LIBRARY:
+        if file.suffix != ".py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                modules = [node.module]
+            else:
+                continue
+            for top in {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"simcse_jax"}:
+                owner = {canonicalize_name(name) for name in owners.get(top, [top])}
+                assert owner & declared, f"{file.relative_to(ROOT)} imports {top}, which requirements.txt does not name"
+
+
+def test_licence_is_apache():
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+# Set-up ---------------------------------------------------------------------------------------------------------------
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    # What an outer `make test` exports would steer the inner one.
+    inherited = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ARGS", "VENV"}}
+    return subprocess.run(["make", *arguments], cwd=ROOT, env=inherited, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "command"),
+    [
+        ("demo", "-m simcse_jax.train --config=configs/demo.py"),
+        ("demo-sup", "-m simcse_jax.train --config=configs/demo.py:sup"),
+        ("test", "-m pytest"),
+        ("test-fast", '-m "not slow"'),
+        ("check", "pyright --warnings"),
+        ("format", "ruff format ."),
+        ("clean", "rm -rf build"),
+        ("help", "sed"),
+    ],
+)
+def test_make_targets_run_their_command(target: str, command: str, tmp_path: Path):
+    done = make("--dry-run", target, f"VENV={tmp_path / 'venv'}")
+    assert done.returncode == 0, done.stderr
+    assert command in done.stdout
+
+
+def test_torch_is_installed_by_itself_and_first(tmp_path: Path):
+    planned = make("--dry-run", "test", f"VENV={tmp_path / 'venv'}").stdout
+    steps = ["-m venv", "-r requirements.txt", "install --quiet 'torch==", "--editable '.[test,dev]'", "-m pytest"]
+    places = [planned.index(step) for step in steps]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        (None, "cannot run"),
+        (
+            'case "$*" in *version_info*) exit 1;; *-V*) echo Python 3.9.1;; esac',
+            "Python 3.9.1; 3.11 or newer is needed",
+        ),
+        ('case "$*" in *ensurepip*) exit 1;; esac', "python3-venv"),
+    ],
+)
+def test_make_says_plainly_which_python_it_needs(script: str | None, complaint: str, tmp_path: Path):
+    python = tmp_path / "python"
+    if script is not None:
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+    done = make("demo", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}")
+    assert done.returncode != 0
+    assert complaint in done.stderr
+
+
+def test_ci_workflow_and_hooks_call_make_targets_that_exist():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
+    commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    commands += [hook["entry"] for repo in hooks["repos"] for hook in repo["hooks"]]
+    ci = ROOT / ".ci/run"
+    commands += re.findall(r"^make .+$", ci.read_text(), re.MULTILINE)
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"make check", "make test"} <= set(commands)
+    assert all(command.split()[0] == "make" and command.split()[1] in targets for command in commands)
+    assert os.access(ci, os.X_OK)
+    assert subprocess.run(["bash", "-n", ci]).returncode == 0
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def project_files() -> list[Path]:
+    """Every file that git tracks or would; outside a git checkout, all but hidden folders and what runs leave."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        files = [ROOT / name for name in listed.split("\0") if name]
+    else:
+        skipped = {"runs", "build", "dist", "__pycache__", ".git", ".venv", ".ruff_cache", ".pytest_cache"}
+        files = [p for p in ROOT.rglob("*") if not skipped & set(p.relative_to(ROOT).parts)]
+    return [p for p in files if p.is_file()]
+
+
+def test_no_file_names_a_machine_or_a_registry():
+    private = re.compile(r"(?<![\w.~$}])/(work|root|home|Users)/|pypi\.org|python[h]osted|download\.pytorch")
+    found = []
+    for file in project_files():
+        if file.suffix in {".png", ".gif", ".ico", ".pyc", ".gz", ".xz"}:
+            continue
+        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            if hit := private.search(line):
+                found.append(f"{file.relative_to(ROOT)}:{number}: {hit.group()}")
+    assert not found, "\n".join(found)
