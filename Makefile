@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # The build of PyTorch that tests compare with, in pip's notation: a version, or the path of a wheel.
 TORCH ?= torch==2.13.0
-# Test processes at a time.
+# Test processes at a time; a file stays in one of them, so that what its tests share is made once.
 JOBS ?= 2
 # More flags for the command behind a target: make demo ARGS="--config.train.seed=1"; make test ARGS="-k packing".
 ARGS ?=
@@ -30,10 +30,10 @@ demo-sup: $(INSTALLED) ## the same, supervised
 	HF_HUB_OFFLINE=1 $(BIN)/python -m simcse_jax.train --config=configs/demo.py:sup $(ARGS)
 
 test: $(TEST_INSTALLED) ## run the whole test suite
-	$(BIN)/python -m pytest --numprocesses=$(JOBS) $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
 
 test-fast: $(TEST_INSTALLED) ## run the tests that take seconds
-	$(BIN)/python -m pytest --numprocesses=$(JOBS) -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile -m "not slow" $(ARGS)
 
 check: $(TEST_INSTALLED) ## check format, lint and types; a warning is an error
 	$(BIN)/ruff format --check .

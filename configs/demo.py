@@ -12,8 +12,8 @@ from configs import base
 
 # variant: (data, positive, pooler, batch size, learning rate, steps)
 VARIANTS = {
-    "unsup": ("demo:sentences", "dropout", "avg", 64, 3e-4, 600),
-    "sup": ("demo:triplets", "columns", "avg", 64, 5e-4, 600),
+    "unsup": ("demo:sentences", "dropout", "avg", 64, 3e-4, 300),
+    "sup": ("demo:triplets", "columns", "avg", 64, 5e-4, 400),
 }
 
 

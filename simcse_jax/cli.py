@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -18,6 +19,7 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
     # XLA and the tokenizers' fork warning would otherwise write over the progress bar.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
 
     def guarded(_: Sequence[str]) -> int:
         if not flags.FLAGS["verbosity"].present:
@@ -30,7 +32,7 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
     app.run(guarded, argv=list(argv) if argv else None, flags_parser=_parse)
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Print the message and leave with the status of a user error."""
     print(f"\nerror: {message}", file=sys.stderr, flush=True)
     raise SystemExit(USER_ERROR_STATUS)
@@ -42,7 +44,6 @@ def _parse(argv: Sequence[str]) -> list[str]:
         rest = flags.FLAGS(list(argv))
     except (UserError, flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
         fail(_plain(error))
-        raise  # not reached: fail leaves
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}: flags are written --name=value.\nSee --help for the flags.")
     return rest

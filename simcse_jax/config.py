@@ -2,6 +2,7 @@
 
 The meaning of each key stands in configs/base.py; sections and fields here have the same names. `resolve` also settles
 what depends on the machine: the mesh, the group size and the row length, which are layout and change no number.
+Longer than most files here, so that every key stands in one place with its limits.
 """
 
 from __future__ import annotations
@@ -20,8 +21,22 @@ DURATIONS = ("steps", "epochs", "examples")
 
 # Keys that may change between the parts of one run: none of them changes the mathematics.
 LAYOUT_KEYS = frozenset(
-    """model.unroll model.remat data.packed data.row_length data.cache_dir train.groups_at_once train.log_every_steps
-    eval.data eval.every_steps eval.patience checkpoint.every_steps mesh.data mesh.fsdp""".split()
+    {
+        "model.unroll",
+        "model.remat",
+        "data.files",  # where the text lies; what it says is compared by its fingerprint
+        "data.packed",
+        "data.row_length",
+        "data.cache_dir",
+        "train.groups_at_once",
+        "train.log_every_steps",
+        "eval.data",
+        "eval.every_steps",
+        "eval.patience",
+        "checkpoint.every_steps",
+        "mesh.data",
+        "mesh.fsdp",
+    }
 )
 
 
@@ -145,7 +160,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
-def resolve(recipe: Mapping[str, Any], overridden: Collection[str], devices: int, x64: bool = False) -> Config:
+def resolve(recipe: Any, overridden: Collection[str], devices: int, x64: bool = False) -> Config:
     """The checked configuration of a run on `devices` visible devices.
 
     recipe: a ConfigDict or nested mapping with the sections of configs/base.py; overridden: full names of the keys
@@ -313,8 +328,8 @@ def _check_layout(config: Config) -> None:
     if at_once and groups % at_once:
         fits = [str(n) for n in range(1, groups + 1) if groups % n == 0]
         raise UserError(
-            f"train.groups_at_once = {at_once} does not divide the {groups} groups of {config.group_size} examples that "
-            f"each device has.\nUse one of {', '.join(fits)}, or 0 for all at once."
+            f"train.groups_at_once = {at_once} does not divide the {groups} groups of {config.group_size} examples "
+            f"that each device has.\nUse one of {', '.join(fits)}, or 0 for all at once."
         )
     row, longest = config.data.row_length, config.data.max_length
     if row and row < longest:

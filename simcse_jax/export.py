@@ -140,10 +140,17 @@ def _copy_tokenizer(source: Path, target: Path, max_length: int) -> None:
         shutil.copyfile(source / name, target / name)
     path = source / _TOKENIZER_SETTINGS
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    settings["model_max_length"] = max_length
-    if settings.get("tokenizer_class") == "TokenizersBackend":  # transformers 5's name, which 4 does not know
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    _write_json(target / _TOKENIZER_SETTINGS, settings)
+    _write_json(target / _TOKENIZER_SETTINGS, _readable_by_all(settings) | {"model_max_length": max_length})
+
+
+def _readable_by_all(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokenizer's settings in words that transformers 4 and 5 share, without how and where it was once loaded."""
+    shared = {key: settings[key] for key in settings if key not in ("is_local", "local_files_only", "name_or_path")}
+    if shared.get("tokenizer_class") == "TokenizersBackend":  # transformers 5's name
+        shared["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(shared.get("extra_special_tokens"), list):  # transformers 4 takes a mapping under this name
+        shared["additional_special_tokens"] = shared.pop("extra_special_tokens")
+    return shared
 
 
 def _write_modules(folder: Path, pooler: str, config: EncoderConfig, tensors: Mapping[str, Any]) -> None:
@@ -175,13 +182,14 @@ def _write_json(path: Path, content: Any) -> None:
 
 def main() -> None:
     """Export as the flags say."""
-    if not _WORKDIR.value or not _OUT.value:
+    workdir, out = flags.FLAGS.workdir, flags.FLAGS.out
+    if not workdir or not out:
         raise UserError("Both --workdir=RUN (the run folder) and --out=DIR (the folder to write) are needed.")
-    export_run(_WORKDIR.value, _OUT.value)
-    print(f"The model is in {_OUT.value}; its README.md says how to use it.")
+    export_run(workdir, out)
+    print(f"The model is in {out}; its README.md says how to use it.")
 
 
-if __name__ == "__main__":
-    _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder to export the best model of.")
-    _OUT = flags.DEFINE_string("out", "", "Model folder to write.")
+if __name__ == "__main__":  # training imports this module, and has a --workdir of its own
+    flags.DEFINE_string("workdir", "", "Run folder whose best model is exported.")
+    flags.DEFINE_string("out", "", "Model folder to write: new, empty, or an earlier export.")
     cli.run(main)

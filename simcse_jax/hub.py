@@ -151,7 +151,7 @@ def _unreachable(endpoint: str) -> str:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
+        return "HF_HUB_OFFLINE is set; unset it to download"
     return _probe(endpoint, int(time.monotonic() // _PROBE_EVERY_S))
 
 

@@ -9,6 +9,7 @@ from simcse_jax.encoder.bert import EncoderConfig
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_TAGS = ("sentence-transformers", "feature-extraction", "sentence-similarity", "simcse", "jax")
 _POOLERS = {
     "cls": "the first token through the trained head (dense + tanh)",
     "cls_before_pooler": "the first token of the last layer, before the head",
@@ -51,7 +52,7 @@ def _front_matter(recipe: Mapping[str, Any]) -> str:
         "library_name: sentence-transformers",
         "pipeline_tag: sentence-similarity",
         "tags:",
-        *(f"- {tag}" for tag in ("sentence-transformers", "feature-extraction", "sentence-similarity", "simcse", "jax")),
+        *(f"- {tag}" for tag in _TAGS),
     ]
     base = str(recipe.get("model.name") or "")
     # The Hub refuses a base_model that is no name of its own; a local path is nobody else's business.
@@ -66,7 +67,7 @@ def _facts(config: EncoderConfig, pooler: str, train_pooler: str, has_head: bool
         "longest text": f"{config.max_length} tokens",
         "pooler": f"`{pooler}`: {_POOLERS[pooler]}",
         "pooler in training": f"`{train_pooler}`",
-        "head": "trained, as `pooler.dense`" if has_head else "none: transformers' `pooler_output` is random, ignore it",
+        "head": "trained, as `pooler.dense`" if has_head else "none: the `pooler_output` of transformers is random",
     }
     return _table(facts)
 

@@ -13,9 +13,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from simcse_jax import cli
+from simcse_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/unsup.py", "Recipe, and its variant after a colon: configs/unsup.py:bert-large.", lock_config=True
+    "config",
+    "configs/unsup.py",
+    "Recipe, and its variant after a colon: configs/unsup.py:bert-large.",
+    lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder. Default: runs/<recipe>, or runs/<recipe>-<variant>.")
 
@@ -27,6 +31,17 @@ def default_workdir(recipe: str) -> Path:
     return Path("runs") / re.sub(r"[^\w.-]", "_", name)
 
 
+def require_recipe(recipe: str) -> None:
+    """UserError when the recipe's file does not exist."""
+    path = Path(recipe.partition(":")[0])
+    if not path.is_file():
+        known = ", ".join(sorted(str(found) for found in Path("configs").glob("*.py") if found.stem[0] != "_"))
+        raise UserError(
+            f"--config={recipe}: there is no file {path} (looked for from {Path.cwd()}).\n"
+            f"Recipes here: {known or 'none; run from a clone of the repository, or give the path of a recipe'}."
+        )
+
+
 def main() -> int:
     """Train as the flags say; 0 when the run is complete, 128 + the signal's number when one stopped it."""
     import jax
@@ -35,9 +50,12 @@ def main() -> int:
     from simcse_jax.training.loop import summary, train
     from simcse_jax.training.run import describe, prepare
 
+    recipe = config_flags.get_config_filename(flags.FLAGS["config"])
+    require_recipe(recipe)
     overridden = config_flags.get_override_values(flags.FLAGS["config"])
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(str(flags.FLAGS["config"].config_filename))
-    config = resolve(_CONFIG.value, overridden, jax.device_count(), jax.config.jax_enable_x64)
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(recipe)
+    x64 = jax.dtypes.canonicalize_dtype("float64") == "float64"
+    config = resolve(_CONFIG.value, overridden, jax.device_count(), x64)
     run = prepare(config, workdir)
     print("\n".join(describe(run)), flush=True)
     started = time.monotonic()

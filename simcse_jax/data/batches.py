@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     """
 
     groups: packing.Group  # arrays int32[G, R, T] and int32[G, V * n]
-    texts: np.ndarray  # int32[K + 1, B]: equal number = equal text; rows: anchors, positives, hard negatives
+    texts: packing.Array  # int32[K + 1, B]: equal number = equal text; rows: anchors, positives, hard negatives
 
 
 class Examples(Protocol):

@@ -1,16 +1,15 @@
 """A generated world of captions: text to train on, and graded and labelled text to judge by, from a seed alone.
 
 A caption says a scene (`demo_scenes`): who does what to whom, with what traits, how, where and when. The grammar
-(`demo_grammar`) says one scene in many ways, so that captions of one scene may share few words; and captions that share
-nearly all words may mean different things: roles swapped, an opposite, another place. Grades come from the scenes, never
-from the wording. The same seed gives the same text on every machine.
+(`demo_grammar`) says one scene in many ways, so that captions of one scene may share few words; and captions that
+share nearly all words may mean different things: roles swapped, an opposite, another place. Grades come from the
+scenes, never from the wording. The same seed gives the same text on every machine.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
 from functools import cache
 from typing import Literal
 
@@ -27,7 +26,15 @@ LABELS = TOPICS  # label i of `labelled` is LABELS[i]
 # What a contradiction changes, the weightier parts more often.
 CONTRADICTIONS = ("agent", "action", "object") * 3 + ("swap", "swap", "place", "place", "negated")
 CONTRADICTIONS += ("agent trait", "object trait", "manner", "time")
-CHANGES = ("agent", "action", "object") * 2 + ("place", "agent trait", "object trait", "manner", "swap", "negated", "time")
+CHANGES = ("agent", "action", "object") * 2 + (
+    "place",
+    "agent trait",
+    "object trait",
+    "manner",
+    "swap",
+    "negated",
+    "time",
+)
 CHANGES += ("unsaid", "unsaid", "broader")
 
 
@@ -61,7 +68,9 @@ def triplets(seed: int = 0, count: int = TRIPLETS) -> list[tuple[str, str, str]]
     found: list[tuple[str, str, str]] = []
     while len(found) < count:
         scene = draw_scene(rng)
-        other = contradict(rng, scene, draw(rng, CONTRADICTIONS))
+        part = draw(rng, CONTRADICTIONS)
+        # That one man does not sing says nothing about another man: what is denied is contradicted by affirming it.
+        other = contradict(rng, scene, "negated" if scene.negated else part)
         if other is None:
             continue
         voice = Voice(rng)
@@ -86,16 +95,22 @@ def graded_pairs(
     """
     if split not in ("dev", "test"):
         raise UserError(f"demo: no split {split!r} of graded pairs; use 'dev' or 'test'.")
-    taken = set() if split == "dev" else {text for pair in graded_pairs(seed, "dev") for text in pair[1:]}
+    return list(_graded(seed, split, count))
+
+
+@cache
+def _graded(seed: int, split: str, count: int) -> tuple[tuple[float, str, str], ...]:
+    # The test split keeps clear of a dev split of the same size, or of the default one if that is larger.
+    dev = () if split == "dev" else _graded(seed, "dev", max(count, GRADED))
+    taken = {text for _, *texts in dev for text in texts}
     rng = random.Random(f"demo graded {split} {seed}")
     found: list[tuple[float, str, str]] = []
-    for gold, first, second in _pairs(rng):
+    while len(found) < count:
+        gold, first, second = _pair(rng, fifth=len(found) % 5)
         if first != second and first not in taken and second not in taken:
             taken.update((first, second))
             found.append((gold, first, second))
-        if len(found) == count:
-            break
-    return found
+    return tuple(found)
 
 
 def labelled(seed: int = 0, count: int = LABELLED) -> list[tuple[str, int]]:
@@ -124,21 +139,19 @@ def _held_out(seed: int) -> frozenset[str]:
     return frozenset(text for pair in pairs for text in pair[1:])
 
 
-def _pairs(rng: random.Random) -> Iterator[tuple[float, str, str]]:
-    """Graded pairs without end, each fifth of the range in turn."""
-    fifth = 0
+def _pair(rng: random.Random, fifth: int) -> tuple[float, str, str]:
+    """A graded pair whose gold lies in that fifth of the range, 0 to 4."""
     while True:
         first = draw_scene(rng)
         second = _changed(rng, first, draw(rng, (0, 1, 1, 2, 2, 3, 4, 5))) if rng.random() < 0.8 else draw_scene(rng)
         gold = grade(first, second)
-        if min(int(gold), 4) != fifth:
-            continue
-        voice = Voice(rng)
-        text = realise(first, voice)
-        # One voice, words of its own, or the other's words avoided: independent of how much meaning is shared.
-        told = draw(rng, (voice, Voice(rng), Voice(rng, unlike=voice)))
-        yield gold, text, realise(second, told)
-        fifth = (fifth + 1) % 5
+        if min(int(gold), 4) == fifth:
+            break
+    voice = Voice(rng)
+    text = realise(first, voice)
+    # One voice, words of its own, or the other's words avoided: independent of how much meaning is shared.
+    told = draw(rng, (voice, Voice(rng), Voice(rng, unlike=voice)))
+    return gold, text, realise(second, told)
 
 
 def _changed(rng: random.Random, scene: Scene, changes: int) -> Scene:

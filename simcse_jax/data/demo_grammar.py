@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Hashable, Sequence
+from functools import cache
 from typing import TypeVar
 
 from simcse_jax.data.demo_lexicon import lexicon
@@ -15,13 +16,12 @@ from simcse_jax.data.demo_scenes import Entity, Scene, draw
 Choice = TypeVar("Choice")
 
 # Verbs that double their last consonant, and past participles that do not end in -ed.
-DOUBLING = set("chop sip get hug run swim shop put cut hit drag tug rub shut dig step shed let".split())
-PARTICIPLES = dict(
-    pair.split("/")
-    for pair in """eat/eaten drink/drunk throw/thrown catch/caught hit/hit read/read write/written send/sent
-    sell/sold buy/bought break/broken build/built feed/fed teach/taught ride/ridden drive/driven put/put take/taken
-    cut/cut hold/held shut/shut bring/brought sing/sung make/made""".split()
-)
+DOUBLING = "chop sip get hug run swim shop put cut hit drag tug rub shut dig step shed let strip grip"
+PARTICIPLES = """
+eat/eaten drink/drunk throw/thrown catch/caught hit/hit read/read write/written send/sent sell/sold buy/bought
+break/broken build/built feed/fed teach/taught ride/ridden drive/driven put/put take/taken cut/cut run/run hold/held
+shut/shut bring/brought sing/sung make/made
+"""
 NUMBERS = {
     "two": ("two", "a pair of", "a couple of"),
     "three": ("three",),
@@ -57,6 +57,12 @@ def with_article(phrase: str) -> str:
     return f"{'an' if vowel else 'a'} {phrase}"
 
 
+@cache
+def _participles() -> dict[str, str]:
+    return {verb: form for verb, _, form in (pair.partition("/") for pair in PARTICIPLES.split())}
+
+
+@cache
 def inflect(phrase: str, form: str) -> str:
     """The verb phrase with its first word as `ing` form, past `participle` or third person (`s`)."""
     verb, _, rest = phrase.partition(" ")
@@ -67,11 +73,11 @@ def inflect(phrase: str, form: str) -> str:
             word = verb[:-1] + "ies"
         else:
             word = verb + ("es" if verb.endswith(("s", "sh", "ch", "x", "z", "go", "do")) else "s")
-    elif form == "participle" and verb in PARTICIPLES:
-        word = PARTICIPLES[verb]
+    elif form == "participle" and verb in _participles():
+        word = _participles()[verb]
     else:
         ending = "ing" if form == "ing" else "ed"
-        stem = verb + verb[-1] if verb in DOUBLING else verb
+        stem = verb + verb[-1] if verb in DOUBLING.split() else verb
         if verb.endswith("e") and not (form == "ing" and verb.endswith("ee")):
             stem = verb[:-1]
         elif ending == "ed" and verb.endswith("y") and verb[-2] not in "aeiou":
@@ -89,7 +95,8 @@ def noun_phrase(entity: Entity, role: str, voice: Voice) -> str:
     if entity.trait:
         trait = voice.pick(("trait", entity.trait), world.traits[entity.trait].forms)
         if trait.startswith("^"):
-            word = f"{word} {trait[1:]}"
+            behind, _, behind_many = trait[1:].partition("/")
+            word = f"{word} {behind_many if behind_many and entity.number != 'one' else behind}"
         elif role == "agent" and voice.pick("relative", (True, False, False, False, False)):
             who = "who" if world.noun_tree.is_a(entity.noun, ("person",)) else "that"
             word = f"{word} {who} {'is' if entity.number == 'one' else 'are'} {trait}"
@@ -130,48 +137,57 @@ def _details(scene: Scene, voice: Voice, attach: bool) -> tuple[str, str, str]:
     ends = [place if where == "end" else "", time if when == "end" else ""]
     if "while" not in time and voice.pick("order", ("place", "place", "time")) == "time":
         ends.reverse()
-    return (f"{front}, " if front else ""), (f" {subject}" if subject else ""), "".join(f" {end}" for end in ends if end)
+    return (
+        (f"{front}, " if front else ""),
+        (f" {subject}" if subject else ""),
+        "".join(f" {end}" for end in ends if end),
+    )
+
+
+def _is_many(entity: Entity) -> bool:
+    return entity.number != "one" and not lexicon().nouns[entity.noun].mass
+
+
+def _with_object(verb: str, phrase: str) -> str:
+    """The verb with its object behind it, or where `_` stands."""
+    return verb.replace("_", phrase) if "_" in verb else f"{verb} {phrase}".rstrip()
 
 
 def realise(scene: Scene, voice: Voice) -> str:
     """One English sentence, capitalised and without full stop, that says the scene and nothing else."""
-    world = lexicon()
-    action = world.actions[scene.action]
+    action = lexicon().actions[scene.action]
     forms = action.forms if scene.object or not action.objects else action.forms[:1]
     active = [form.lstrip("~") for form in forms]
     passive = [form for form in forms if not form.startswith("~")] if scene.object else []
     converse = action.converse if scene.object and not scene.manner else ()
     frame = voice.pick("frame", _frames(scene, bool(passive), bool(converse)))
-    manner = voice.pick(("manner", scene.manner), world.manners[scene.manner].forms) if scene.manner else ""
-    early = manner if manner.endswith("ly") and voice.pick("early manner", (True, False)) else ""
-    late = "" if early else manner
-    front, behind, end = _details(scene, voice, attach=frame in ("progressive", "simple"))
-    doer, target = scene.agent, scene.object
+
+    subject, target = scene.agent, scene.object
     if frame == "converse" and target is not None:
-        doer, target, active = target, doer, list(converse)
-    subject = noun_phrase(doer, "agent", voice)
-    object_ = noun_phrase(target, "object", voice) if target else ""
+        subject, target, active = target, subject, list(converse)
+    doer = noun_phrase(subject, "agent", voice)
+    other = noun_phrase(target, "object", voice) if target else ""
     if "passive" in frame and target is not None:
-        doer = target
-        verb, early = inflect(voice.pick(("verb", scene.action), passive), "participle"), manner if manner.endswith("ly") else ""
-        late = "" if early else manner
-        subject, object_ = object_, f"by {subject}"
+        subject = target
+        verb = inflect(voice.pick(("verb", scene.action), passive), "participle")
+        first, verb = other, f"{_with_object(verb, '').replace('  ', ' ')} by {doer}"
     else:
         verb = voice.pick(("verb", scene.action, frame == "converse"), active)
-        singular = doer.number == "one" or world.nouns[doer.noun].mass
-        if frame != "simple":
-            verb = inflect(verb, "ing")
-        elif singular:
-            verb = inflect(verb, "s")
-    be = "is" if doer.number == "one" or world.nouns[doer.noun].mass else "are"
-    be_not = voice.pick("not", (f"{be} not", f"{be}n't")) if scene.negated else be
+        form = "ing" if frame != "simple" else "" if _is_many(subject) else "s"
+        first, verb = doer, _with_object(inflect(verb, form) if form else verb, other)
+
+    manner = voice.pick(("manner", scene.manner), lexicon().manners[scene.manner].forms) if scene.manner else ""
+    early = manner.endswith("ly") and ("passive" in frame or voice.pick("early manner", (True, False)))
+    front, behind, end = _details(scene, voice, attach=frame in ("progressive", "simple"))
+    be = "are" if _is_many(subject) else "is"
+    be_not = be + voice.pick("not", (" not", "n't")) if scene.negated else be
     start = {
-        "existential": f"{voice.pick('there', ('there', 'here'))} {be} {subject}",
-        "fragment": subject,
-        "simple": f"{subject}{behind}",
-        "passive": f"{subject} {be_not} being",
-        "simple passive": f"{subject} {be}",
-    }.get(frame, f"{subject}{behind} {be_not}")
-    words = " ".join(part for part in (start, early, verb, object_, late) if part)
-    text = f"{front}{words}{end}"
+        "existential": f"{voice.pick('there', ('there', 'there', 'there', 'here'))} {be} {first}",
+        "fragment": first,
+        "simple": f"{first}{behind}",
+        "passive": f"{first} {be_not} being",
+        "simple passive": f"{first} {be}",
+    }.get(frame, f"{first}{behind} {be_not}")
+    words = (start, manner if early else "", verb, "" if early else manner)
+    text = front + " ".join(word for word in words if word) + end
     return text[0].upper() + text[1:]

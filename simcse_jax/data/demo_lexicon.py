@@ -1,8 +1,8 @@
 """The words of the generated world: concepts, the forms that each may take, and where each hangs in its tree.
 
 One line is one concept, `name < parent: form, form, ...`; all forms of one concept mean the same. The tables are plain
-text so that a concept is added by typing one line; `lexicon()` reads them once, on first use. The file is long because it
-is a table.
+text so that a concept is added by typing one line; `lexicon()` reads them once, on first use. The file is long because
+it is a table.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
-# Nouns. `man/men` is an irregular plural, `soup*` has none. `@topic` on a root is what a scene about such things is about.
+# Nouns. `man/men` is an irregular plural, `soup*` has none. `@topic` of a root: what scenes with such things are about.
 NOUNS = """
 person @people: person/people, human being, individual
 adult < person: adult, grown-up
@@ -178,16 +178,24 @@ shoe < clothing: shoe
 scarf < clothing: scarf/scarves
 """
 
+# Lists of nouns that several lines of ACTIONS and TRAITS mean.
+GROUPS = """
+portable: instrument gear document device luggage clothing kitchenware
+goods: clothing food vehicle instrument device furniture gear
+household: furniture building_part kitchenware
+"""
+
 # Actions: `name < parent: agents > objects; topic; codes; forms; converse forms`. Agents and objects are noun concepts,
 # they and all below them. Topic `-` follows the object; `!home` wins over whatever takes part. Codes: manners s(peed)
-# c(are) n(oise) that fit; o: may stand without object (first form); 1: one object only. `~form` has no passive. A converse form has the
+# c(are) n(oise) that fit; o: may stand without object (first form); 1: one object only. `~form` has no passive;
+# `_` marks where the object stands if not at the end. A converse form has the
 # participants change places: a cat chases a mouse, a mouse flees from a cat.
 ACTIONS = """
 prepare: person > food; -; sc; prepare, make
 chop < prepare: person > vegetable fruit; -; scn; chop, slice, cut up
 peel < prepare: person > vegetable fruit; -; sc; peel, ~remove the peel of, ~strip the skin from
 cook < prepare: person > dish vegetable; -; sco; cook, ~heat up
-bake < prepare: person > baked_good; -; co; bake, ~make in the oven
+bake < prepare: person > baked_good; -; co; bake, make _ in the oven
 serve: worker adult > food drink; -; sc; serve, dish out
 consume: person > food; -; sn; ~have
 eat < consume: person animal > food; -; sno; eat, consume, ~dine on
@@ -200,7 +208,7 @@ practice < make_music: person > instrument; -; sc; practice, ~take a lesson on, 
 tune: person > string_instrument; -; c; tune, ~adjust the strings of
 sing: person > song; -; sno; sing, perform
 listen_to: person > song instrument; -; c; ~listen to, ~lend an ear to
-write_song: person > song; -; s; write, compose
+write_song: person > song; -; s; compose, make up
 perform: person >; music; n; give a concert, play for a crowd
 dance: person >; music; sn; dance, move to the music
 sing_choir < perform: person >; music; n; sing in a choir, perform with a chorus
@@ -227,7 +235,7 @@ leave: person > bus train plane boat taxi; -; s1; ~get off, ~step out of
 wait_for: person > bus train taxi plane person; -; 1; ~wait for, ~stand waiting for, await
 pack: person > suitcase backpack; -; sc; pack, fill
 unpack: person > suitcase backpack; -; sc; unpack, empty
-study_map: person > map; -; c; study, consult
+study_map: person > map; -; c; consult, ~find the way with
 go_trip: person >; travel; -; travel around, go on a trip, make a journey
 hitchhike < go_trip: person >; travel; -; hitchhike, thumb a ride
 read: person > document; -; scno; read, ~look through
@@ -235,14 +243,14 @@ write: person > document; -; sco; write, draft, put together
 sign: adult worker > document; -; sc; sign, ~put a signature on
 send: person > document; -; s; send, mail out
 receive: person > document; -; -; receive, ~get
-use_device: person > device; -; c; use, operate, ~work with
+use_device: person > device; -; c; use, operate, ~make use of
 give_speech: adult worker student >; office; n; give a speech, deliver a talk
 attend_meeting: adult worker >; office; -; attend a meeting, take part in a conference
 phone_call: adult worker teenager >; office; n; talk on the phone, make a call
 study: student child teenager >; office; cn; study, do homework, prepare for an exam
-clean: person > furniture building_part kitchenware vehicle instrument device clothing; !home; sco; clean, make spotless with soap, ~remove the dirt from
+clean: person > household vehicle instrument device clothing; !home; sco; clean, make _ spotless, ~remove the dirt from
 wash < clean: person > kitchenware vehicle clothing window; !home; sc; wash, rinse
-wipe < clean: person > furniture kitchenware window instrument device; !home; sc; wipe, rub with a cloth
+wipe < clean: person > furniture kitchenware window instrument device; !home; sc; wipe, rub _ with a cloth
 repair: person > furniture vehicle instrument device fence door; !home; sc; repair, fix, mend
 break: person > furniture instrument device fence window kitchenware; -; -; break, smash, wreck
 paint: person > furniture fence wall door bicycle boat; !home; sco; paint, ~put a coat of paint on
@@ -254,12 +262,12 @@ housework: person >; home; sn; do housework, do the chores
 sweep < housework: person >; home; s; sweep the floor, use a broom
 laundry < housework: person >; home; s; do the laundry, hang out the washing
 mow < housework: person >; home; s; mow the lawn, cut the grass
-deal: person > clothing food vehicle instrument device furniture gear document; !shopping; -; trade, ~do business with
-buy < deal: person > clothing food vehicle instrument device furniture gear book newspaper luggage; !shopping; s; buy, purchase, ~spend money on
-sell < deal: person > clothing food vehicle instrument device furniture gear book newspaper; !shopping; -; sell, ~find a customer for
-pay_for < deal: person > clothing food instrument device furniture gear book; !shopping; -; ~pay for, ~hand over the money for
-haggle < deal: person > clothing vehicle instrument furniture device; !shopping; n; ~haggle over, ~bargain over, ~discuss the price of
-try_on: person > clothing; -; s; try on, ~see the fit of
+deal: person > goods document; !shopping; -; trade, ~make a deal over
+buy < deal: person > goods book newspaper luggage; !shopping; s; buy, purchase, ~spend money on
+sell < deal: person > goods book newspaper; !shopping; -; sell, ~find a buyer for
+pay_for < deal: person > goods book; !shopping; -; ~pay for, ~hand over the money for
+haggle < deal: person > goods luggage; !shopping; n; ~haggle over, ~bargain over, ~argue over the price of
+try_on: person > clothing; -; s; try on, ~check the fit of
 go_shopping: person >; shopping; s; shop, go shopping, visit some stores
 queue < go_shopping: person >; shopping; -; stand in line at the checkout, queue to pay
 feed: person > animal; -; c; feed, ~give food to; get food from
@@ -278,7 +286,7 @@ follow: person animal > person animal; people; sn; follow, ~walk behind; walk ah
 watch: person animal > person animal vehicle; people; c; watch, observe, ~look at
 scare: person animal > person animal; people; -; scare, frighten, startle
 lick: pet farm_animal > person animal plate; people; -; lick, ~run a tongue over
-hug: person > person pet; people; sc; hug, embrace, ~put both arms around
+hug: person > person pet; people; -; hug, embrace, ~put both arms around
 greet: person > person; people; n; greet, ~say hello to, welcome
 help: person > person; people; c; help, assist, ~lend a hand to; get help from
 teach: person > person; people; c; teach, ~give a lesson to; learn from, take a lesson from
@@ -290,31 +298,32 @@ laugh < smile: person >; people; n; laugh, giggle, burst into laughter
 cry: person >; people; n; cry, weep, shed tears
 rest: person animal >; people; -; rest, take a break
 sleep < rest: person animal >; people; n; sleep, take a nap, doze
-handle: person > food kitchenware instrument gear document device luggage clothing; -; sc; handle
-carry < handle: person > food kitchenware instrument gear document device luggage clothing pet furniture; -; sc; carry, transport, ~walk along with
-hold < handle: person > food kitchenware instrument gear document device luggage clothing pet drink; -; cn; hold, clutch, ~have a grip on
-pick_up < handle: person > kitchenware instrument gear document device luggage clothing food pet; -; sc; pick up, lift
-put_down < handle: person > kitchenware instrument gear document device luggage clothing food pet; -; sc; put down, ~let go of
-photograph: person tourist > person animal vehicle food instrument building_part; people; sc; photograph, ~take a picture of
-look_for: person > pet instrument gear document device luggage clothing kitchenware; -; sc; ~look for, ~search for, ~try to find
+handle: person > portable food; -; sc; handle
+carry < handle: person > portable food pet furniture; -; sc; carry, transport, ~walk along with
+hold < handle: person > portable food pet drink; -; cn; hold, clutch, grip
+pick_up < handle: person > portable food pet; -; sc; pick up, lift
+put_down < handle: person > portable food pet; -; sc; put down, ~let go of
+photograph: person > person animal vehicle food instrument building_part; people; sc; photograph, ~take a picture of
+look_for: person > portable pet; -; sc; ~look for, ~search for, ~try to find
 """
 
-OPPOSITES = """push pull, open close, throw catch, board leave, pack unpack, send receive, repair break, build take_apart,
-buy sell, smile cry, laugh cry, pick_up put_down, feed scare, hug scare"""
+OPPOSITES = """push pull, open close, throw catch, board leave, pack unpack, send receive, repair break,
+build take_apart, buy sell, smile cry, laugh cry, pick_up put_down, feed scare, hug scare"""
 
-# Traits: family (two of one family cannot both be true), what they fit, and their forms; `^form` stands behind its noun.
+# Traits: family (two of one family cannot both be true), what they fit, and their forms; `-noun` is
+# an exception; `^form` stands behind its noun, with another form for many.
 TRAITS = """
-young < age: person: young, youthful
-old < age: person: old, elderly, aged
+young < age: person -grandmother -grandfather: young, youthful
+old < age: person -child -teenager -student: old, elderly, aged
 happy < mood: person: happy, cheerful, joyful
 sad < mood: person: sad, unhappy, gloomy
 tall < height: person: tall, lanky
-short < height: person: short, ^of low height
-dressed_red < shirt: person: ^in a red shirt, ^dressed in red
-dressed_blue < shirt: person: ^in a blue shirt, ^dressed in blue
-dressed_black < shirt: person: ^in a black shirt, ^dressed in black
-big < size: animal ball vehicle furniture luggage kitchenware vegetable fruit building_part dog: big, large, huge
-small < size: animal ball vehicle furniture luggage kitchenware vegetable fruit building_part: small, little, tiny
+short < height: person: short, ^of short stature
+dressed_red < shirt: person: ^in a red shirt/in red shirts, ^dressed in red
+dressed_blue < shirt: person: ^in a blue shirt/in blue shirts, ^dressed in blue
+dressed_black < shirt: person: ^in a black shirt/in black shirts, ^dressed in black
+big < size: animal ball vehicle household luggage vegetable fruit -kitten -puppy: big, large, huge
+small < size: animal ball vehicle household luggage vegetable fruit: small, little, tiny
 red < color: vehicle clothing luggage ball furniture gear kitchenware: red, crimson
 blue < color: vehicle clothing luggage ball furniture gear kitchenware: blue, azure
 green < color: vehicle clothing luggage ball furniture gear: green, emerald
@@ -375,6 +384,33 @@ office: office library cafe school living_room station park
 home: kitchen living_room garage garden street school office farm restaurant
 shopping: store mall square street harbor station farm
 people: park street beach office school living_room square station cafe garden library kitchen
+"""
+
+# Where an action happens that does not fit everywhere.
+ACTION_PLACES = """
+ski: mountains forest
+surf: beach harbor
+swim: beach river harbor gym
+climb: mountains beach river forest
+mow: garden park field farm
+cook: kitchen restaurant garden farm cafe
+bake: kitchen restaurant farm cafe
+play_tennis: gym park school
+play_football: street park school field beach
+play_basketball: street park school gym
+drive: street square farm beach mountains station
+ride: street park square farm beach mountains forest
+board: street station harbor square
+leave: street station harbor square
+wait_for: street station harbor square school
+push: street park square garage station school farm
+pull: street park square garage station school farm
+go_shopping: store mall square street
+queue: store mall
+attend_meeting: office school library restaurant
+study: school library cafe living_room park
+laundry: garden farm garage
+graze: field farm forest river mountains
 """
 
 TIMES = """
@@ -458,6 +494,7 @@ class Lexicon(NamedTuple):
     places: dict[str, tuple[str, ...]]
     place_tree: Tree
     topic_places: dict[str, tuple[str, ...]]
+    action_places: dict[str, tuple[str, ...]]
     times: dict[str, tuple[str, ...]]
     opposites: dict[str, tuple[str, ...]]
 
@@ -476,6 +513,12 @@ def _lines(table: str) -> Iterator[tuple[str, str | None, str]]:
         head, rest = line.split(":", 1)
         name, _, parent = head.partition(" < ")
         yield name.strip(), parent.strip() or None, rest.strip()
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    """The noun concepts of a list, with GROUPS written out."""
+    groups = {name: rest for name, _, rest in _lines(GROUPS)}
+    return tuple(" ".join(groups.get(word, word) for word in text.split()).split())
 
 
 def _list(text: str) -> tuple[str, ...]:
@@ -501,9 +544,7 @@ def _read_actions() -> tuple[dict[str, Action], dict[str, str | None]]:
     for name, parent, rest in _lines(ACTIONS):
         who, topic, codes, forms, *converse = (part.strip() for part in rest.split(";"))
         agents, _, objects = who.partition(">")
-        actions[name] = Action(
-            tuple(agents.split()), tuple(objects.split()), topic, codes, _list(forms), _list(*converse or [""])
-        )
+        actions[name] = Action(_kinds(agents), _kinds(objects), topic, codes, _list(forms), _list(*converse or [""]))
         parents[name] = parent
     return actions, parents
 
@@ -512,7 +553,7 @@ def _read_traits(table: str) -> dict[str, Trait]:
     traits = {}
     for name, family, rest in _lines(table):
         fits, forms = rest.split(":")
-        traits[name] = Trait(family or name, tuple(fits.split()), _list(forms))
+        traits[name] = Trait(family or name, _kinds(fits), _list(forms))
     return traits
 
 
@@ -539,6 +580,7 @@ def lexicon() -> Lexicon:
         places={name: _list(rest) for name, _, rest in _lines(PLACES)},
         place_tree=Tree({name: parent for name, parent, _ in _lines(PLACES)}),
         topic_places={name: tuple(rest.split()) for name, _, rest in _lines(TOPIC_PLACES)},
+        action_places={name: tuple(rest.split()) for name, _, rest in _lines(ACTION_PLACES)},
         times={name: _list(rest) for name, _, rest in _lines(TIMES)},
         opposites=opposites,
     )

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import cache
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from simcse_jax.data.demo_lexicon import Tree, lexicon
 
@@ -27,8 +26,7 @@ SIBLINGS = (1.0, 0.4, 0.2)  # related concepts, by steps up to what they have in
 CROSSED = 0.4  # a participant found in the other role: a dog chases a boy, a boy chases a dog
 
 
-@dataclass(frozen=True)
-class Entity:
+class Entity(NamedTuple):
     """Who or what: a noun concept, `number` one, two, three or many, and a trait or None."""
 
     noun: str
@@ -36,8 +34,7 @@ class Entity:
     trait: str | None = None
 
 
-@dataclass(frozen=True)
-class Scene:
+class Scene(NamedTuple):
     """The meaning of one caption; None is what it does not say."""
 
     agent: Entity
@@ -90,8 +87,18 @@ def _options(table: str, name: str) -> tuple[str, ...]:
     """The traits that fit a noun, or the manners that fit an action."""
     world = lexicon()
     if table == "trait":
-        return tuple(trait for trait, entry in world.traits.items() if world.noun_tree.is_a(name, entry.fits))
+        kinds = world.noun_tree.above(name)
+        possible = {
+            trait: entry.fits for trait, entry in world.traits.items() if world.noun_tree.is_a(name, entry.fits)
+        }
+        return tuple(trait for trait, fits in possible.items() if not any(f"-{kind}" in fits for kind in kinds))
     return tuple(manner for manner, entry in world.manners.items() if entry.fits[0] in world.actions[name].codes)
+
+
+def places_for(scene: Scene) -> tuple[str, ...]:
+    """Where such a scene may happen."""
+    world = lexicon()
+    return world.action_places.get(scene.action) or world.topic_places[topic_of(scene)]
 
 
 def _draw_entity(rng: random.Random, kinds: tuple[str, ...], single: bool) -> Entity:
@@ -115,21 +122,29 @@ def draw_scene(rng: random.Random, topic: str | None = None) -> Scene:
         if (target is None or target.noun != agent.noun) and topic_of(scene) == topic:
             break
     manners = _options("manner", name)
-    return replace(
-        scene,
+    return scene._replace(
         manner=draw(rng, manners) if manners and rng.random() < 0.25 else None,
-        place=draw(rng, world.topic_places[topic]) if rng.random() < 0.6 else None,
+        place=draw(rng, places_for(scene)) if rng.random() < 0.6 else None,
         time=draw(rng, tuple(world.times)) if rng.random() < 0.2 else None,
     )
 
 
-def fits(scene: Scene) -> bool:
-    """Whether these participants can take part in this action."""
+@cache
+def _actions_with(agent: str, target: str | None) -> frozenset[str]:
+    """The actions that these nouns can take part in."""
     world = lexicon()
-    action, target = world.actions[scene.action], scene.object
-    if not world.noun_tree.is_a(scene.agent.noun, action.agents) or bool(action.objects) != bool(target):
-        return False
-    if target and (target.noun == scene.agent.noun or not world.noun_tree.is_a(target.noun, action.objects)):
+    tree, found = world.noun_tree, set()
+    for name, action in world.actions.items():
+        taken = tree.is_a(target, action.objects) and target != agent if target else not action.objects
+        if taken and tree.is_a(agent, action.agents):
+            found.add(name)
+    return frozenset(found)
+
+
+def fits(scene: Scene) -> bool:
+    """Whether these participants can take part in this action, in these numbers and this manner."""
+    action, target = lexicon().actions[scene.action], scene.object
+    if scene.action not in _actions_with(scene.agent.noun, target.noun if target else None):
         return False
     if "1" in action.codes and (scene.agent.number != "one" or (target and target.number != "one")):
         return False
@@ -161,16 +176,18 @@ def _another_trait(rng: random.Random, entity: Entity | None) -> Entity | None:
     traits = lexicon().traits
     rivals = [t for t in _options("trait", entity.noun) if traits[t].family == traits[entity.trait].family]
     rivals = [trait for trait in rivals if trait != entity.trait]
-    return replace(entity, trait=draw(rng, rivals)) if rivals else None
+    return entity._replace(trait=draw(rng, rivals)) if rivals else None
 
 
 def _another_action(rng: random.Random, scene: Scene) -> Scene | None:
     world = lexicon()
-    opposites = [other for other in world.opposites.get(scene.action, ()) if fits(replace(scene, action=other))]
+    opposites = [other for other in world.opposites.get(scene.action, ()) if fits(scene._replace(action=other))]
     if opposites and rng.random() < 0.6:
-        return replace(scene, action=draw(rng, opposites))
-    name = _nearest(rng, world.action_tree, scene.action, [n for n in world.actions if fits(replace(scene, action=n))])
-    return replace(scene, action=name) if name else None
+        return scene._replace(action=draw(rng, opposites))
+    possible = sorted(_actions_with(scene.agent.noun, scene.object.noun if scene.object else None))
+    possible = [name for name in possible if fits(scene._replace(action=name))]
+    name = _nearest(rng, world.action_tree, scene.action, possible)
+    return scene._replace(action=name) if name else None
 
 
 def contradict(rng: random.Random, scene: Scene, part: str) -> Scene | None:
@@ -181,42 +198,42 @@ def contradict(rng: random.Random, scene: Scene, part: str) -> Scene | None:
     world = lexicon()
     changed: Scene | None = None
     if part == "negated":
-        return replace(scene, negated=not scene.negated)
+        return scene._replace(negated=not scene.negated)
     if part == "action":
         return _another_action(rng, scene)
     if part == "agent":
         agent = _another_noun(rng, scene.agent, world.actions[scene.action].agents)
-        changed = replace(scene, agent=agent) if agent else None
+        changed = scene._replace(agent=agent) if agent else None
     elif part == "object" and scene.object:
         target = _another_noun(rng, scene.object, world.actions[scene.action].objects)
-        changed = replace(scene, object=target) if target else None
+        changed = scene._replace(object=target) if target else None
     elif part == "agent trait":
         agent = _another_trait(rng, scene.agent)
-        return replace(scene, agent=agent) if agent else None
+        return scene._replace(agent=agent) if agent else None
     elif part == "object trait":
         target = _another_trait(rng, scene.object)
-        return replace(scene, object=target) if target else None
+        return scene._replace(object=target) if target else None
     elif part == "place" and scene.place:
-        place = _nearest(rng, world.place_tree, scene.place, world.topic_places[topic_of(scene)])
-        return replace(scene, place=place) if place else None
+        place = _nearest(rng, world.place_tree, scene.place, places_for(scene))
+        return scene._replace(place=place) if place else None
     elif part == "time" and scene.time:
-        return replace(scene, time=draw(rng, [time for time in world.times if time != scene.time]))
+        return scene._replace(time=draw(rng, [time for time in world.times if time != scene.time]))
     elif part == "manner" and scene.manner:
         family = world.manners[scene.manner].family
         rivals = [name for name, entry in world.manners.items() if entry.family == family and name != scene.manner]
-        return replace(scene, manner=draw(rng, rivals))
+        return scene._replace(manner=draw(rng, rivals))
     elif part == "swap" and scene.object:
-        changed = replace(scene, agent=scene.object, object=scene.agent)
+        changed = scene._replace(agent=scene.object, object=scene.agent)
     return changed if changed and fits(changed) else None
 
 
 def without(scene: Scene, detail: str) -> Scene:
     """The scene with one of DETAILS left unsaid."""
     if detail == "agent trait":
-        return replace(scene, agent=replace(scene.agent, trait=None))
+        return scene._replace(agent=scene.agent._replace(trait=None))
     if detail == "object trait":
-        return replace(scene, object=replace(scene.object, trait=None)) if scene.object else scene
-    return replace(scene, **{detail: None})
+        return scene._replace(object=scene.object._replace(trait=None)) if scene.object else scene
+    return scene._replace(**{detail: None})
 
 
 def _climb(entity: Entity, parent: str | None) -> Entity:
@@ -236,16 +253,16 @@ def generalise(rng: random.Random, scene: Scene, share: float) -> Scene:
         if rng.random() < share:
             scene = without(scene, detail)
     if rng.random() < share:
-        scene = replace(scene, agent=_climb(scene.agent, world.noun_tree.parents[scene.agent.noun]))
+        scene = scene._replace(agent=_climb(scene.agent, world.noun_tree.parents[scene.agent.noun]))
     if scene.object and rng.random() < share:
         optional = "o" in world.actions[scene.action].codes and rng.random() < 0.5
         target = None if optional else _climb(scene.object, world.noun_tree.parents[scene.object.noun])
-        scene = replace(scene, object=target)
+        scene = scene._replace(object=target)
     if scene.place and rng.random() < share:
-        scene = replace(scene, place=world.place_tree.parents[scene.place] or scene.place)
+        scene = scene._replace(place=world.place_tree.parents[scene.place] or scene.place)
     parent = world.action_tree.parents[scene.action]
     if parent and rng.random() < share:
-        broader = replace(scene, action=parent)
+        broader = scene._replace(action=parent)
         scene = broader if fits(broader) else scene
     return scene
 
@@ -287,16 +304,16 @@ def _detail(name: str, first: str | None, second: str | None, shared: float) -> 
 
 
 def shared_meaning(first: Scene, second: Scene) -> float:
-    """How much meaning two scenes share, 0 to 1: the weighted mean, over the parts of WEIGHTS that either has, of how
-    far the two agree there. Symmetric; wording plays no part.
+    """How much meaning two scenes share, 0 to 1; symmetric, and wording plays no part.
 
-    Nouns, actions and places agree by KIND and SIBLINGS, other parts wholly or not at all. Opposite actions, and one
-    action affirmed and denied, share nothing.
+    It is the weighted mean, over the parts of WEIGHTS that either scene has, of how far the two agree there. Nouns,
+    actions and places agree by KIND and SIBLINGS, other parts wholly or not at all. A manner is shared as far as its
+    action is. Opposite actions, and one action affirmed and denied, share nothing.
     """
     world = lexicon()
-    agents_crossed = max(_alike(first.agent, second.object), _alike(second.agent, first.object))
-    parts = _entity_parts("agent", first.agent, second.agent, agents_crossed)
-    parts += _entity_parts("object", first.object, second.object, agents_crossed if first.object and second.object else 0)
+    crossed = max(_alike(first.agent, second.object), _alike(second.agent, first.object))
+    parts = _entity_parts("agent", first.agent, second.agent, crossed)
+    parts += _entity_parts("object", first.object, second.object, crossed if first.object and second.object else 0)
     opposed = first.negated != second.negated or second.action in world.opposites.get(first.action, ())
     action = 0.0 if opposed else _related(world.action_tree, first.action, second.action)
     parts.append((WEIGHTS["action"], action))

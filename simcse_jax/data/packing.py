@@ -7,9 +7,12 @@ packing, so padded and packed batches run the same code.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+# NumPy here, jax.Array once the group is on a device: this room does not know JAX.
+Array = Any
 
 
 class Group(NamedTuple):
@@ -18,12 +21,12 @@ class Group(NamedTuple):
     A sentence's tokens are contiguous within one row. An unused slot has length 0 and first token 0.
     """
 
-    ids: np.ndarray  # int32[R, T]: token ids; 0 where nothing is
-    segments: np.ndarray  # int32[R, T]: 1, 2, ... by sentence within the row (who may attend to whom); 0 = padding
-    positions: np.ndarray  # int32[R, T]: place of the token in its sentence, from 0
-    sentences: np.ndarray  # int32[R, T]: place of the token's sentence in the global batch
-    first_tokens: np.ndarray  # int32[N]: r * T + t of each sentence's first token
-    lengths: np.ndarray  # int32[N]: tokens of each sentence
+    ids: Array  # int32[R, T]: token ids; 0 where nothing is
+    segments: Array  # int32[R, T]: 1, 2, ... by sentence within the row (who may attend to whom); 0 = padding
+    positions: Array  # int32[R, T]: place of the token in its sentence, from 0
+    sentences: Array  # int32[R, T]: place of the token's sentence in the global batch
+    first_tokens: Array  # int32[N]: r * T + t of each sentence's first token
+    lengths: Array  # int32[N]: tokens of each sentence
 
 
 class Slots(NamedTuple):
@@ -66,6 +69,8 @@ def fill(
     shape: (R, T), R at least `slots.used`; count: slots of the group, at least N (default N).
     """
     row_count, row_length = shape
+    if count is not None and count < len(tokens):
+        raise ValueError(f"{len(tokens)} sentences do not fit in a group of {count} slots.")
     if slots.used > row_count:
         raise ValueError(f"{slots.used} rows do not fit in a group of {row_count} rows.")
     lengths = np.fromiter((len(t) for t in tokens), np.int64, len(tokens))

@@ -64,7 +64,7 @@ def build(
 def _nothing_left(tables: Sequence[Table]) -> UserError:
     names = ", ".join(table.name for table in tables)
     return UserError(
-        f"{names}: no row is left, for each has an empty cell (or one in which the tokenizer finds nothing)."
+        f"{names}: no row is left: each has a cell that is empty, or in which the tokenizer finds nothing."
     )
 
 

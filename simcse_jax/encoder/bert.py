@@ -225,12 +225,11 @@ class Encoder(_Module):
         x = Embeddings(self.config, self.dtype, self.param_dtype, name="embeddings")(group)
         x = _Dropout(self.config, group, key, train).hidden(x, 0, drop.EMBEDDINGS)
         first = _collected(x, group, collect)
-        x, collected = self._layers(train, collect)(
-            x, jnp.arange(1, self.config.num_hidden_layers + 1, dtype=jnp.uint32), group, key
-        )
-        if collect is not None:
-            states = jnp.concatenate([first[None], collected])
-            return states if collect == "hidden" else sum(states[i] for i in averaged) / len(averaged)
+        numbers = jnp.arange(1, self.config.num_hidden_layers + 1, dtype=jnp.uint32)
+        x, of_layers = self._layers(train, collect)(x, numbers, group, key)
+        if first is not None:
+            states = jnp.concatenate([first[None], of_layers])
+            return states if collect == "hidden" else states[jnp.array(averaged)].mean(0)
         if averaged:
             return pooling.mean(x, group.first_tokens, group.lengths)
         z = pooling.first_token(x, group.first_tokens)
@@ -246,8 +245,18 @@ class Encoder(_Module):
             one,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=layers,
             unroll=layers if self.unroll else 1,
         )
         return stacked(self.config, self.dtype, self.param_dtype, train=train, collect=collect, name="layers")
+
+
+def embeddings(encoder: Encoder, params: Any, group: Group, pooler: str, key: jax.Array | None = None) -> jax.Array:
+    """float32[N, D] of one group: the pure function that the rest of the house calls.
+
+    key: uint32[2] turns dropout on, as in training; None leaves it off.
+    """
+    out = encoder.apply({"params": params}, group, pooler, key, key is not None)
+    assert isinstance(out, jax.Array)  # Linen returns a pair only when collections are mutable
+    return out

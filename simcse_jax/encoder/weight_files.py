@@ -45,7 +45,7 @@ def _shards(index: Path) -> list[Path]:
         raise UserError(f"{index} is no index of weight shards ({error!r}).\nCopy it again from its source.") from error
     missing = [str(name) for name in names if not (index.parent / str(name)).is_file()]
     if missing:
-        raise UserError(f"{index} names {len(missing)} shards that are not there: {', '.join(missing[:8])}.")
+        raise UserError(f"{index} names shards that are not there: {', '.join(missing[:8])}.\nCopy the whole folder.")
     return [index.parent / name for name in names]
 
 
@@ -55,7 +55,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="np") as file:
             weights = {}
-            for name in file.keys():  # noqa: SIM118: the file is no mapping
+            names: list[str] = file.keys()
+            for name in names:
                 if name.endswith(_BUFFERS):
                     continue
                 kind = file.get_slice(name).get_dtype()
@@ -77,8 +78,8 @@ def _read_pytorch(path: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path.name} in {path.parent} is a pickle, which only PyTorch reads, and PyTorch is not installed.\n"
             "Either `pip install torch`, or convert the folder once where PyTorch is:\n"
-            "  python -c 'from transformers import AutoModel as M; M.from_pretrained(\"IN\").save_pretrained(\"OUT\")'\n"
-            f"which writes {SAFETENSORS}; many models on the Hub have that file beside it."
+            "  from transformers import AutoModel; AutoModel.from_pretrained('IN').save_pretrained('OUT')\n"
+            f"which writes {SAFETENSORS}; many models on the Hub have that file as well."
         ) from None
     try:  # weights_only: a pickle may otherwise run any code
         tensors = torch.load(path, map_location="cpu", weights_only=True)
@@ -100,6 +101,5 @@ def _unreadable(path: Path, error: Exception) -> UserError:
         return UserError(f"{path} is a Git LFS pointer, not the weights.\nFetch them with `git lfs pull`.")
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
     return UserError(
-        f"{path} ({path.stat().st_size} bytes) does not read: {reason}\n"
-        "It may be cut short: copy or download it again."
+        f"{path} ({path.stat().st_size} bytes) does not read: {reason}\nIt may be cut short: copy or download it again."
     )

@@ -9,6 +9,7 @@ import math
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -95,9 +96,9 @@ def evaluate_pairs(encode: Callable[[list[str]], np.ndarray], pairs: GradedPairs
     cosines = np.sum(unit[:count] * unit[count:], axis=1)
     if np.ptp(cosines) == 0:
         return {"spearman": 0.0, "pearson": 0.0, "pairs": count}
-    spearman, _ = stats.spearmanr(cosines, pairs.gold)
+    spearman: Any = stats.spearmanr(cosines, pairs.gold)
     pearson = np.corrcoef(cosines, pairs.gold)[0, 1]
-    return {"spearman": 100 * float(spearman), "pearson": 100 * float(pearson), "pairs": count}
+    return {"spearman": 100 * float(spearman.statistic), "pearson": 100 * float(pearson), "pairs": count}
 
 
 def _demo_pairs(source: str) -> GradedPairs:

@@ -37,7 +37,7 @@ def make_info_nce(
 
     loss, scalar of at least float32: mean over anchors i of
 
-        -log  e^{s(i,i,0)} / (sum_j sum_k w_ijk e^{s(i,j,k)}),   s(i,j,k) = cos(anchor i, candidate k of j) / temperature
+        -log e^{s(i,i,0)} / (sum_j sum_k w_ijk e^{s(i,j,k)}), s(i,j,k) = cos(anchor i, candidate k of j) / temperature
 
     with w = hard_negative_weight for i's own hard negatives and 1 elsewhere. A candidate whose text is that of i's
     anchor or positive, other than i's own positive, is left out of the sum when `mask_duplicates`. `symmetric` averages

@@ -29,6 +29,7 @@ class Progress:
     best_step: int = -1
     best_score: float = float("-inf")
     stale_evaluations: int = 0  # since the best one
+    losses: list[float] = dataclasses.field(default_factory=list)  # of the steps since the last evaluation
     history: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)  # step, score, mean loss since
 
     def to_json(self) -> dict[str, Any]:
@@ -39,7 +40,7 @@ class Progress:
     def from_json(cls, values: dict[str, Any]) -> Progress:
         score = float("-inf") if values["best_score"] is None else values["best_score"]
         history = [tuple(entry) for entry in values["history"]]
-        return cls(values["best_step"], score, values["stale_evaluations"], history)
+        return cls(values["best_step"], score, values["stale_evaluations"], values["losses"], history)
 
 
 class Checkpoints:
@@ -90,11 +91,10 @@ class Checkpoints:
     def restore_last(self, state: TrainState) -> tuple[TrainState, Progress]:
         """The newest state and its progress, laid out like `state` (ShapeDtypeStructs with shardings)."""
         step = self.latest_step()
+        assert step is not None  # the caller has looked
         restored = self._last.restore(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(state._asdict()), progress=ocp.args.JsonRestore()
-            ),
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(state._asdict()), progress=ocp.args.JsonRestore()),
         )
         # Saved after `last`, so of a part of the run that is about to be repeated.
         for later in [s for s in self._best.all_steps() if s > step]:
@@ -146,7 +146,9 @@ def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
         )
     steps = ocp.utils.checkpoint_steps(folder) if folder.exists() else []
     if not steps:
-        raise UserError(f"{workdir} holds no checkpoint yet.\nTrain on with the command that started it, then try again.")
+        raise UserError(
+            f"{workdir} holds no checkpoint yet.\nTrain on with the command that started it, then try again."
+        )
     config = EncoderConfig(**info["encoder"])
     dtype = np.float64 if info["recipe"]["model.dtype"] == "float64" else np.float32
     on_host = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -154,9 +156,9 @@ def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_host),
         parameter_shapes(Encoder(config, dtype, dtype, has_head=info["has_head"])),
     )
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-        restored = manager.restore(
-            max(steps),
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(
+            folder / str(max(steps)),
             args=ocp.args.Composite(params=ocp.args.StandardRestore(shapes), scores=ocp.args.JsonRestore()),
         )
     return jax.device_get(restored["params"]), info | {"scores": restored["scores"], "step": max(steps)}

@@ -85,7 +85,9 @@ def _refuse_another_run(workdir: Path, run: Run) -> None:
 class _Loop:
     """The moving parts of `train`, so that each of its acts has a name."""
 
-    def __init__(self, run: Run, checkpoints: Checkpoints, metrics: MetricsWriter, display: Display, progress: Progress):
+    def __init__(
+        self, run: Run, checkpoints: Checkpoints, metrics: MetricsWriter, display: Display, progress: Progress
+    ):
         self.run, self.checkpoints, self.metrics, self.display, self.progress = (
             run,
             checkpoints,
@@ -93,7 +95,6 @@ class _Loop:
             display,
             progress,
         )
-        self.losses: list[float] = []  # since the last evaluation
         self.shapes: set[tuple[int, ...]] = set()
         self.clock = _Clock(run.config.train.batch_size * run.sentences_per_example)
 
@@ -148,7 +149,9 @@ class _Loop:
         if new:
             seconds = time.monotonic() - started
             self.clock.skip()
-            self.display.say(f"compiled for groups x rows x tokens {shape[0]} x {shape[1]} x {shape[2]} in {seconds:.1f} s")
+            self.display.say(
+                f"compiled for groups x rows x tokens {shape[0]} x {shape[1]} x {shape[2]} in {seconds:.1f} s"
+            )
         return result
 
     def _settle(self, step: int, figures: Any) -> None:
@@ -162,7 +165,8 @@ class _Loop:
                 f"Try a lower --config.optimizer.learning_rate than {self.run.config.optimizer.learning_rate:g}, or "
                 "float32 if you compute in bfloat16."
             )
-        self.losses.append(values["loss"])
+        if self.run.evaluate is not None:
+            self.progress.losses.append(values["loss"])
         self.display.step(step)
         self.clock.step()
         if step % self.run.config.train.log_every_steps == 0 or step == self.run.total_steps:
@@ -183,10 +187,9 @@ class _Loop:
         score = scores["spearman"]
         self.metrics.write(step, {f"dev/{name}": scores[name] for name in ("spearman", "pearson")})
         best = score > progress.best_score
-        loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
-        if step:
-            progress.history.append((step, score, loss))
-        self.losses.clear()
+        if progress.losses:
+            progress.history.append((step, score, sum(progress.losses) / len(progress.losses)))
+        progress.losses.clear()
         progress.stale_evaluations = 0 if best else progress.stale_evaluations + 1
         if best:
             progress.best_step, progress.best_score = step, score
@@ -271,5 +274,7 @@ def _stop_signals() -> Iterator[list[int]]:
 def summary(outcome: Outcome, seconds: float) -> str:
     """One line on how the run ended."""
     best = outcome.progress
-    score = f"best dev Spearman {best.best_score:.2f} at step {best.best_step}" if best.best_step >= 0 else "no evaluation"
+    score = (
+        f"best dev Spearman {best.best_score:.2f} at step {best.best_step}" if best.best_step >= 0 else "no evaluation"
+    )
     return f"{outcome.step:,} steps in {duration(seconds)}, {outcome.shapes_compiled} shapes compiled; {score}"

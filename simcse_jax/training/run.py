@@ -23,7 +23,7 @@ from simcse_jax.encoder.init import init_params, parameter_shapes
 from simcse_jax.encoder.pretrained import load_params, read_config
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.errors import UserError
-from simcse_jax.evaluation.sts import evaluate_pairs, load_graded_pairs
+from simcse_jax.evaluation.sts import GradedPairs, evaluate_pairs, load_graded_pairs
 from simcse_jax.hub import model_folder
 from simcse_jax.objective.contrastive import make_info_nce
 from simcse_jax.training.mesh import make_mesh, state_shardings
@@ -72,8 +72,8 @@ def prepare(config: Config, workdir: Path) -> Run:
     encoder = _encoder(config, folder, len(tokenizer))
     if config.data.max_length > encoder.config.max_length:
         raise UserError(
-            f"data.max_length = {config.data.max_length}, but the model takes at most {encoder.config.max_length} tokens.\n"
-            f"Use --config.data.max_length={encoder.config.max_length} or less."
+            f"data.max_length = {config.data.max_length}, but the model takes at most {encoder.config.max_length} "
+            f"tokens.\nUse --config.data.max_length={encoder.config.max_length} or less."
         )
     corpus = load_corpus(files, tokenizer, config.data.max_length, columns, config.data.cache_dir or None)
     views = views_of(config.data.positive, corpus.columns)
@@ -93,13 +93,6 @@ def prepare(config: Config, workdir: Path) -> Run:
         placed = jax.device_put(params, shardings.params)
         return jax.jit(lambda p: init_state(p, optimizer, config.train.seed), out_shardings=shardings)(placed)
 
-    evaluate: Evaluate | None = None
-    if pairs is not None:
-        sentences = SentenceEncoder(encoder, tokenizer, mesh, config.model.pooler)
-
-        def evaluate(params: Any) -> dict[str, float]:
-            return evaluate_pairs(lambda texts: sentences.encode(params, texts), pairs)
-
     return Run(
         config=config,
         mesh=mesh,
@@ -112,7 +105,7 @@ def prepare(config: Config, workdir: Path) -> Run:
         train_step=compile_train_step(make_train_step(loss, optimizer, views), mesh, shardings),
         learning_rate=make_schedule(config.optimizer, total_steps),
         initial_state=initial_state,
-        evaluate=evaluate,
+        evaluate=_evaluation(pairs, SentenceEncoder(encoder, tokenizer, mesh, config.model.pooler)),
     )
 
 
@@ -124,14 +117,15 @@ def describe(run: Run) -> list[str]:
     groups = layout.batch_size // layout.group_size
     rows = ", ".join(str(count) for count in run.batches.row_counts)
     return [
-        f"model: {encoder.family}, {encoder.num_hidden_layers} layers, width {encoder.hidden_size}, {count:,} parameters, "
-        f"{config.model.init} weights; pooler {config.model.train_pooler} in training, {config.model.pooler} at test time",
+        f"model: {encoder.family}, {encoder.num_hidden_layers} layers, width {encoder.hidden_size}, {count:,} "
+        f"parameters, {config.model.init} weights; pooler: {config.model.train_pooler} in training, "
+        f"{config.model.pooler} at test time",
         f"devices: {run.mesh.size} x {jax.devices()[0].device_kind}, mesh data {run.mesh.shape['data']} x fsdp "
         f"{run.mesh.shape['fsdp']}; compute in {config.model.dtype}",
         f"batch: {layout.batch_size} examples = {groups} groups of {layout.group_size}, in rows of {layout.row_length} "
         f"tokens; row counts in use: {rows} (each compiled once)",
-        f"steps: {run.total_steps:,} of {run.batches.steps_per_epoch:,} an epoch; {run.batches.dropped:,} examples left out "
-        "of each epoch's last, short batch",
+        f"steps: {run.total_steps:,} of {run.batches.steps_per_epoch:,} an epoch; {run.batches.dropped:,} examples "
+        "left out of each epoch's last, short batch",
         *run.corpus.report.lines(),
     ]
 
@@ -161,7 +155,9 @@ def _model_folder(model: ModelConfig) -> Path | None:
     return model_folder(model.name, weights=model.init == "pretrained") if model.name else None
 
 
-def _tokenizer(model: ModelConfig, folder: Path | None, files: list[str], columns: tuple[str, ...], workdir: Path) -> Any:
+def _tokenizer(
+    model: ModelConfig, folder: Path | None, files: list[str], columns: tuple[str, ...], workdir: Path
+) -> Any:
     """The run's tokenizer, kept in workdir/tokenizer; trained there once if the recipe says so."""
     kept = workdir / "tokenizer"
     if model.tokenizer == "train":
@@ -183,7 +179,9 @@ def _tokenizer(model: ModelConfig, folder: Path | None, files: list[str], column
 def _encoder(config: Config, folder: Path | None, vocab_size: int) -> Encoder:
     """The encoder module: sizes from the model's folder, and from the recipe where weights are random."""
     model = config.model
-    sizes = read_config(folder, dropout=model.dropout) if folder else dataclasses.replace(BERT_BASE, dropout=model.dropout)
+    sizes = (
+        read_config(folder, dropout=model.dropout) if folder else dataclasses.replace(BERT_BASE, dropout=model.dropout)
+    )
     if model.init == "random":
         names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
         given = {name: getattr(model, name) for name in names if getattr(model, name)}
@@ -192,8 +190,8 @@ def _encoder(config: Config, folder: Path | None, vocab_size: int) -> Encoder:
         sizes = dataclasses.replace(sizes, **given)
     if sizes.hidden_size % sizes.num_attention_heads:
         raise UserError(
-            f"model.hidden_size = {sizes.hidden_size} does not divide into {sizes.num_attention_heads} attention heads.\n"
-            f"Use --config.model.num_attention_heads={max(sizes.hidden_size // 64, 1)}."
+            f"model.hidden_size = {sizes.hidden_size} does not divide into {sizes.num_attention_heads} attention "
+            f"heads.\nUse --config.model.num_attention_heads={max(sizes.hidden_size // 64, 1)}."
         )
     if vocab_size > sizes.vocab_size:
         raise UserError(
@@ -204,6 +202,13 @@ def _encoder(config: Config, folder: Path | None, vocab_size: int) -> Encoder:
     return Encoder(
         sizes, jnp.dtype(model.dtype), parameters, has_head=model.has_head, unroll=model.unroll, remat=model.remat
     )
+
+
+def _evaluation(pairs: GradedPairs | None, sentences: SentenceEncoder) -> Evaluate | None:
+    """A function from parameters to their scores on the dev pairs; None when there are none."""
+    if pairs is None:
+        return None
+    return lambda params: evaluate_pairs(lambda texts: sentences.encode(params, texts), pairs)
 
 
 def _initial_params(config: Config, encoder: Encoder, folder: Path | None) -> Any:

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from simcse_jax.data.batches import Batch
 from simcse_jax.data.packing import Group
-from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.bert import Encoder, embeddings
 from simcse_jax.objective.contrastive import Metrics, Objective
 from simcse_jax.training import mesh as meshes
 from simcse_jax.training.state import TrainState, step_key
@@ -31,7 +31,7 @@ def make_embed_group(encoder: Encoder, pooler: str, group_size: int) -> EmbedGro
     """
 
     def embed(params: Any, group: Group, keys: jax.Array) -> jax.Array:
-        z = jax.vmap(lambda key: encoder.apply({"params": params}, group, pooler, key, True))(keys)
+        z = jax.vmap(lambda key: embeddings(encoder, params, group, pooler, key))(keys)
         return z.reshape(-1, group_size, z.shape[-1])
 
     return embed
@@ -81,8 +81,8 @@ def make_train_step(loss: Loss, optimizer: optax.GradientTransformation, views: 
         metrics = {
             "loss": value,
             **metrics,
-            "gradient_norm": optax.global_norm(gradients),
-            "parameter_norm": optax.global_norm(params),
+            "gradient_norm": optax.tree.norm(gradients),
+            "parameter_norm": optax.tree.norm(params),
         }
         return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 

@@ -370,7 +370,7 @@ def test_real_documents(real_data, tmp_path):
     import lzma
 
     with lzma.open(real_data / "wiki" / "wiki_docs_1200k_sentences.txt.xz", "rt", encoding="utf-8") as file:
-        lines = [line for _, line in zip(range(20_000), file, strict=False)]
+        lines = [str(line) for _, line in zip(range(20_000), file, strict=False)]
     path = tmp_path / "docs.txt.xz"
     path.write_bytes(lzma.compress("".join(lines).encode(), preset=0))
     tokenizer = load_tokenizer(real_data / "vocab" / "bert-base-uncased")

@@ -92,7 +92,7 @@ BAD = {
     "empty.txt": (b"", "is empty"),
     "latin.txt": (
         b"fine\ncaf\xe9\n",
-        r"latin.txt, line 2: not UTF-8 \(byte 0xe9 at place 4.*\n.*iconv -f latin1 -t utf-8",
+        r"line 2: not UTF-8 \(byte 0xe9 at place 4.*\n.*iconv -f latin1 -t utf-8",
     ),
     "wide.csv": ("a,b\nc,d\n".encode("utf-16"), "is UTF-16.*iconv -f utf-16"),
     "latin.csv": (b"a,b\nx,y\nz,\xff\n", "latin.csv, line 3: not UTF-8"),

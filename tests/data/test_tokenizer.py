@@ -11,7 +11,7 @@ from simcse_jax.errors import UserError
 
 ENGLISH = [
     "A man is playing a guitar.",
-    "A woman plays the guitar on stage.",
+    "A woman plays the guitar.",
     "The men are playing.",
     "Héllo, playing!",
 ]
@@ -33,7 +33,7 @@ def test_trained_wordpiece_loads_everywhere(tmp_path):
     assert ids[0] == ours.cls_token_id == 2
     assert ids[-1] == ours.sep_token_id == 3
     assert ours.pad_token_id == 0
-    assert ours.decode(ids, skip_special_tokens=True).startswith("the man is playing")
+    assert str(ours.decode(ids, skip_special_tokens=True)).startswith("the man is playing")
     assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("The man is playing; Hello").ids == ids
     (tmp_path / "tokenizer.json").unlink()  # what vocab.txt and the settings alone give is the same
     assert load_tokenizer(tmp_path)("The man is playing; Hello")["input_ids"] == ids

@@ -1,0 +1,107 @@
+"""Batches are a function of (seed, step), whole, in a handful of shapes."""
+
+import numpy as np
+import pytest
+
+from simcse_jax.data.batches import Batch, Batches, Layout
+from simcse_jax.errors import UserError
+
+EXAMPLES, BATCH, GROUP, LONGEST = 103, 16, 4, 16
+
+
+class Table:
+    """Examples whose tokens tell which row and column they are from: id = 1000 * column + row + 1."""
+
+    def __init__(self, columns: int = 1, examples: int = EXAMPLES):
+        rng = np.random.default_rng(1)
+        self.lengths = rng.integers(3, LONGEST + 1, (examples, columns)).astype(np.int32)
+        self.hashes = np.arange(examples * columns, dtype=np.uint64).reshape(examples, columns)
+
+    def token_ids(self, rows: np.ndarray) -> list[list[np.ndarray]]:
+        columns = range(self.lengths.shape[1])
+        return [[np.full(self.lengths[r, c], 1000 * c + r + 1, np.int32) for c in columns] for r in rows]
+
+
+def batches(columns: int = 1, seed: int = 0, **layout: bool) -> Batches:
+    return Batches(Table(columns), Layout(BATCH, GROUP, 2 * LONGEST, **layout), seed)
+
+
+def first_ids(batch: Batch) -> np.ndarray:
+    """int[G, N]: the first token's id of each sentence."""
+    ids = batch.groups.ids.reshape(len(batch.groups.ids), -1)
+    return np.take_along_axis(ids, batch.groups.first_tokens, 1)
+
+
+def test_each_epoch_is_a_permutation_of_its_own() -> None:
+    made = batches()
+    assert (made.steps_per_epoch, made.dropped) == (6, 7)
+    epochs = [np.concatenate([made.rows(6 * epoch + n) for n in range(6)]) for epoch in range(3)]
+    for epoch in epochs:
+        assert len(np.unique(epoch)) == 96
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert set(epochs[0]) != set(epochs[1])  # other examples are left out
+    np.testing.assert_array_equal(batches().rows(14), made.rows(14))
+    assert not np.array_equal(batches(seed=1).rows(14), made.rows(14))
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.parametrize("one_per_row", [False, True])
+def test_every_token_is_where_it_belongs(columns: int, one_per_row: bool) -> None:
+    made = batches(columns, one_per_row=one_per_row)
+    batch, rows = made(4), made.rows(4)
+    groups = batch.groups
+    for e, row in enumerate(rows):
+        for v in range(columns):
+            slot = v * GROUP + e % GROUP
+            begin, length = groups.first_tokens[e // GROUP, slot], groups.lengths[e // GROUP, slot]
+            assert length == made.examples.lengths[row, v]
+            part = [field[e // GROUP].ravel()[begin : begin + length] for field in groups[:4]]
+            np.testing.assert_array_equal(part[0], 1000 * v + row + 1)
+            assert len(set(part[1])) == 1
+            np.testing.assert_array_equal(part[2], np.arange(length))
+            np.testing.assert_array_equal(part[3], v * BATCH + e)
+    assert (groups.segments > 0).sum() == made.examples.lengths[rows].sum()
+
+
+def test_some_groups_are_those_of_the_whole_batch() -> None:
+    made = batches(3)
+    whole, part = made(2), made(2, slice(1, 3))
+    for a, b in zip(whole.groups, part.groups, strict=True):
+        np.testing.assert_array_equal(a[1:3], b)
+    np.testing.assert_array_equal(whole.texts, part.texts)
+
+
+def test_equal_texts_have_equal_numbers() -> None:
+    table = Table(3)
+    table.hashes[:] = np.arange(EXAMPLES * 3).reshape(-1, 3) % 20
+    made = Batches(table, Layout(BATCH, GROUP, 32), 0)
+    hashes, texts = table.hashes[made.rows(0)].T, made(0).texts
+    np.testing.assert_array_equal(
+        texts.ravel()[:, None] == texts.ravel()[None], hashes.ravel()[:, None] == hashes.ravel()[None]
+    )
+    one = batches()(0).texts
+    np.testing.assert_array_equal(one[0], one[1])  # with dropout as the noise, the positive is the anchor's own text
+
+
+def test_shapes_are_a_handful_and_enough() -> None:
+    made = Batches(Table(examples=5000), Layout(64, 64, 32), 0)
+    assert len(made.row_counts) <= 4
+    shapes = {made(step).groups.ids.shape for step in range(made.steps_per_epoch)}
+    assert shapes <= {(1, count, 32) for count in made.row_counts}
+    fullness = np.mean([(made(step).groups.segments > 0).mean() for step in range(20)])
+    padded = made.examples.lengths.mean() / LONGEST
+    assert fullness > padded + 0.2
+
+
+def test_a_stream_starts_anywhere() -> None:
+    made = batches()
+    streamed = list(made.stream(5, 9))
+    assert len(streamed) == 4
+    for step, batch in zip(range(5, 9), streamed, strict=True):
+        np.testing.assert_array_equal(batch.groups.ids, made(step).groups.ids)
+    assert first_ids(streamed[0]).shape == (BATCH // GROUP, GROUP)
+
+
+def test_too_few_examples_are_refused() -> None:
+    with pytest.raises(UserError, match=r"batch_size = 16, but the data has only 9 examples.\nUse .*batch_size=8"):
+        Batches(Table(examples=9), Layout(16, 16, 32), 0)

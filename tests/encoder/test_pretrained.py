@@ -1,0 +1,310 @@
+"""Hugging Face folders <-> parameters: every variant of file and name gives the same tree, and misfits are named."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from simcse_jax.encoder.pretrained import (
+    hugging_face_config,
+    load_mlm_head,
+    load_params,
+    read_config,
+    to_hugging_face,
+)
+from simcse_jax.errors import UserError
+from tests.torch_models import FAMILIES, random_model
+
+WEIGHTS = "model.safetensors"
+Tensors = dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    random_model(request.param).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plain_bert")
+    random_model("bert").save_pretrained(folder)
+    return folder
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    equal = jax.tree.map(np.array_equal, ours, theirs)
+    return jax.tree.structure(ours) == jax.tree.structure(theirs) and all(jax.tree.leaves(equal))
+
+
+def variant(source: Path, target: Path, change: Callable[[Tensors], Tensors]) -> Path:
+    """The folder `target`: that of `source` with its tensors changed."""
+    (target / "config.json").write_bytes((source / "config.json").read_bytes())
+    save_file(change(load_file(source / WEIGHTS)), target / WEIGHTS)
+    return target
+
+
+def without(*endings: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if not name.endswith(endings)}
+
+
+def load(folder: Path, head: Any = "load") -> Any:
+    return load_params(folder, read_config(folder), head)
+
+
+def test_round_trip_is_exact(family_folder: Path) -> None:
+    config = read_config(family_folder)
+    tensors = to_hugging_face(load(family_folder), config)
+    stored = load_file(family_folder / WEIGHTS)
+    assert tensors.keys() == stored.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor, stored[name], err_msg=name)
+        assert tensor.dtype == np.float32
+        assert tensor.flags.c_contiguous
+
+
+def test_config_round_trip(family_folder: Path, tmp_path: Path) -> None:
+    config = read_config(family_folder, dropout=0.25)
+    (tmp_path / "config.json").write_text(json.dumps(hugging_face_config(config)))
+    assert read_config(tmp_path, dropout=0.25) == config
+    assert config.dropout == 0.25
+
+
+def test_head_is_loaded_only_on_demand(bert: Path) -> None:
+    assert "head" in load(bert)
+    assert "head" not in load(bert, "fresh")
+    assert "head" not in load(bert, "none")
+
+
+RENAMED: dict[str, Callable[[str], str]] = {
+    "bert prefix": lambda name: f"bert.{name}",
+    "gamma and beta": lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+        "LayerNorm.bias", "LayerNorm.beta"
+    ),
+    "head of the original training code": lambda name: (
+        name.replace("pooler.", "mlp.") if name.startswith("pooler.") else f"bert.{name}"
+    ),
+}
+
+
+@pytest.mark.parametrize("rename", RENAMED.values(), ids=RENAMED)
+def test_other_names(bert: Path, tmp_path: Path, rename: Callable[[str], str]) -> None:
+    folder = variant(bert, tmp_path, lambda tensors: {rename(name): tensor for name, tensor in tensors.items()})
+    assert same(load(folder), load(bert))
+
+
+def test_known_heads_and_buffers_are_passed_over(bert: Path, tmp_path: Path) -> None:
+    heads = (
+        "cls.predictions.bias",
+        "cls.seq_relationship.weight",
+        "lm_head.bias",
+        "classifier.weight",
+        "qa_outputs.bias",
+    )
+    extra: Tensors = {name: np.ones(3, np.float32) for name in heads}
+    extra["embeddings.position_ids"] = np.arange(40)[None]
+    folder = variant(bert, tmp_path, lambda tensors: tensors | extra)
+    assert same(load(folder), load(bert))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
+def test_half_types_become_float32(bert: Path, tmp_path: Path, dtype: Any) -> None:
+    tensors = {name: torch.tensor(tensor) for name, tensor in load_file(bert / WEIGHTS).items()}
+    torch_dtype = torch.float16 if dtype is np.float16 else torch.bfloat16
+    from safetensors.torch import save_file as save_torch_file
+
+    save_torch_file({name: tensor.to(torch_dtype) for name, tensor in tensors.items()}, tmp_path / WEIGHTS)
+    (tmp_path / "config.json").write_bytes((bert / "config.json").read_bytes())
+    expected = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), load(bert))
+    assert same(load(tmp_path), expected)
+    assert {x.dtype for x in jax.tree.leaves(load(tmp_path))} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+def test_sharded(bert: Path, tmp_path: Path, kind: str) -> None:
+    tensors = load_file(bert / WEIGHTS)
+    names = sorted(tensors)
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        shard = f"{kind.partition('.')[0]}-{number:05d}-of-00002.{kind.partition('.')[2]}"
+        chosen = {name: tensors[name] for name in part}
+        if kind == WEIGHTS:
+            save_file(chosen, tmp_path / shard)
+        else:
+            torch.save({name: torch.tensor(tensor) for name, tensor in chosen.items()}, tmp_path / shard)
+        weight_map |= dict.fromkeys(part, shard)
+    (tmp_path / f"{kind}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (tmp_path / "config.json").write_bytes((bert / "config.json").read_bytes())
+    assert same(load(tmp_path), load(bert))
+    (tmp_path / shard).unlink()
+    with pytest.raises(UserError, match=r"shards that are not there: .*00002-of-00002"):
+        load(tmp_path)
+
+
+@pytest.fixture
+def pickled(bert: Path, tmp_path: Path) -> Path:
+    tensors = load_file(bert / WEIGHTS)
+    torch.save({name: torch.tensor(tensor) for name, tensor in tensors.items()}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_bytes((bert / "config.json").read_bytes())
+    return tmp_path
+
+
+def test_pytorch_pickle(bert: Path, pickled: Path) -> None:
+    assert same(load(pickled), load(bert))
+
+
+def test_pickle_without_torch_says_what_to_do(pickled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"PyTorch is not installed[\s\S]*pip install torch[\s\S]*save_pretrained"):
+        load(pickled)
+
+
+def test_pickle_that_would_run_code_is_refused(pickled: Path) -> None:
+    torch.save({"weights": Evil()}, pickled / "pytorch_model.bin")
+    with pytest.raises(UserError, match="does not read"):
+        load(pickled)
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (pytest.fail, ("the pickle ran code",))
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_mlm_head(family: str, tmp_path: Path) -> None:
+    model = random_model(family, "ForMaskedLM")
+    model.save_pretrained(tmp_path)
+    config = read_config(tmp_path)
+    head = load_mlm_head(tmp_path, config)
+    theirs = model.cls.predictions if family == "bert" else model.lm_head
+    dense, norm = (
+        (theirs.transform.dense, theirs.transform.LayerNorm) if family == "bert" else (theirs.dense, theirs.layer_norm)
+    )
+    expected = {
+        "dense": {"kernel": dense.weight.detach().numpy().T, "bias": dense.bias.detach().numpy()},
+        "norm": {"scale": norm.weight.detach().numpy(), "bias": norm.bias.detach().numpy()},
+        "bias": theirs.bias.detach().numpy(),
+    }
+    assert same(head, expected)
+    # The encoder of such a file loads as well; there is no trained head for [CLS] in it.
+    assert "head" not in load(tmp_path, "fresh")
+    with pytest.raises(UserError, match=r"no trained head \(pooler.dense.weight\)"):
+        load(tmp_path)
+
+
+def test_mlm_head_misfits(bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no masked-language-model head"):
+        load_mlm_head(bert, read_config(bert))
+    random_model("bert", "ForMaskedLM").save_pretrained(tmp_path)
+    other = {"cls.predictions.decoder.weight": np.zeros((120, 32), np.float32)}
+    variant(tmp_path, tmp_path, lambda tensors: tensors | other)
+    with pytest.raises(UserError, match=r"cls.predictions.decoder.weight differs from"):
+        load_mlm_head(tmp_path, read_config(tmp_path))
+
+
+def test_misfits_are_all_named(bert: Path, tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> Tensors:
+        kept = without("layer.1.output.dense.bias", "layer.2.attention.self.key.weight")(tensors)
+        kept["embeddings.word_embeddings.weight"] = np.zeros((121, 32), np.float32)
+        return kept | {f"encoder.layer.{layer}.output.dense.bias": np.zeros(32, np.float32) for layer in range(3, 15)}
+
+    with pytest.raises(UserError) as error:
+        load(variant(bert, tmp_path, change))
+    message = str(error.value)
+    assert "missing (2): encoder.layer.1.output.dense.bias, encoder.layer.2.attention.self.key.weight\n" in message
+    assert "left over (12): encoder.layer.10.output.dense.bias" in message
+    assert "and 4 more" in message
+    assert "embeddings.word_embeddings.weight is [121, 32], [120, 32] expected" in message
+
+
+def test_weights_under_two_names(bert: Path, tmp_path: Path) -> None:
+    folder = variant(bert, tmp_path, lambda tensors: tensors | {"bert.pooler.dense.bias": np.zeros(32, np.float32)})
+    with pytest.raises(UserError, match=r"pooler.dense.bias twice"):
+        load(folder)
+
+
+def test_unreadable_weights(bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((bert / "config.json").read_bytes())
+    with pytest.raises(UserError, match="holds no weights"):
+        load(tmp_path)
+    whole = (bert / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="does not read"):
+        load(tmp_path)
+    (tmp_path / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(UserError, match="git lfs pull"):
+        load(tmp_path)
+    variant(bert, tmp_path, lambda tensors: tensors | {"pooler.dense.bias": np.zeros(32, np.int8)})
+    with pytest.raises(UserError, match=r"pooler.dense.bias is stored as I8[\s\S]*Quantised"):
+        load(tmp_path)
+
+
+CONFIG_ERRORS = {
+    "another architecture": ({"model_type": "distilbert"}, r"model_type = 'distilbert'[\s\S]*bert, roberta, camembert"),
+    "no model type": ({"model_type": None, "architectures": None}, r'no model_type[\s\S]*"model_type": "bert"'),
+    "another class": ({"model_type": None, "architectures": ["T5Model"]}, r"architectures = \['T5Model'\]"),
+    "activation": ({"hidden_act": "mish"}, r"hidden_act = 'mish' is not known.\nKnown: gelu,"),
+    "relative positions": ({"position_embedding_type": "relative_key"}, "'relative_key' is not supported; only 'abs"),
+    "decoder": ({"is_decoder": True}, "is_decoder = True"),
+    "cross attention": ({"add_cross_attention": True}, "add_cross_attention = True"),
+    "missing keys": ({"hidden_size": None, "vocab_size": None}, "lacks vocab_size, hidden_size"),
+    "text for a number": ({"hidden_size": "32"}, "hidden_size = '32' must be a whole number of at least 1"),
+    "heads": ({"num_attention_heads": 5}, "hidden_size = 32 does not divide over num_attention_heads = 5"),
+    "epsilon": ({"layer_norm_eps": "small"}, r"layer_norm_eps = 'small' must be a number in \[0, 1\)"),
+    "no room": ({"model_type": "roberta", "pad_token_id": 39}, "leaves no position after the first 40"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), CONFIG_ERRORS.values(), ids=CONFIG_ERRORS)
+def test_config_errors(bert: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    content = json.loads((bert / "config.json").read_text()) | change
+    content = {key: value for key, value in content.items() if value is not None}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        read_config(tmp_path)
+
+
+def test_config_files_that_do_not_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config.json does not exist"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert",')
+    with pytest.raises(UserError, match="not readable as JSON"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("[1, 2]")
+    with pytest.raises(UserError, match="holds a list"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "family"),
+    [
+        ({"model_type": "camembert"}, "roberta"),
+        ({"model_type": None, "architectures": ["BertForMaskedLM"]}, "bert"),
+        ({"model_type": None, "architectures": ["XLMRobertaModel"]}, "xlm-roberta"),
+    ],
+)
+def test_families(bert: Path, tmp_path: Path, change: dict[str, Any], family: str) -> None:
+    content = json.loads((bert / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert read_config(tmp_path).family == family
+
+
+def test_a_model_without_token_types(bert: Path, tmp_path: Path) -> None:
+    """It exports with one type, of zeros, because transformers always adds type 0."""
+    variant(bert, tmp_path, without("token_type_embeddings.weight"))
+    content = json.loads((bert / "config.json").read_text()) | {"type_vocab_size": 0}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    params, config = load(tmp_path), read_config(tmp_path)
+    assert "token_type" not in params["embeddings"]
+    table = to_hugging_face(params, config)["embeddings.token_type_embeddings.weight"]
+    np.testing.assert_array_equal(table, np.zeros((1, 32)))
+    assert hugging_face_config(config)["type_vocab_size"] == 1

@@ -1,0 +1,147 @@
+"""Recipes become checked dataclasses, and wrong ones are refused with a way out."""
+
+import dataclasses
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs import base
+from simcse_jax.config import LAYOUT_KEYS, Config, differences, resolve
+from simcse_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+def recipe(**values: Any) -> Any:
+    config: Any = base.get_config()
+    config.data.files = "sentences.txt"
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in values.items()})
+    return config
+
+
+def resolved(devices: int = 1, overridden: tuple[str, ...] = (), **values: Any) -> Config:
+    return resolve(recipe(**values), overridden, devices)
+
+
+def test_every_key_of_the_base_recipe_is_a_field_and_the_other_way_round() -> None:
+    assert set(resolved().flat()) == {f"{section}.{key}" for section in recipe() for key in recipe()[section]}
+    assert set(resolved().flat()) >= LAYOUT_KEYS
+
+
+def test_every_key_is_read_somewhere() -> None:
+    """A key that nothing reads would be a promise without effect."""
+    code = "\n".join(
+        path.read_text() for path in (ROOT / "simcse_jax").rglob("*.py") if path.name not in ("config.py", "base.py")
+    )
+    config_code = (ROOT / "simcse_jax" / "config.py").read_text()
+    passed_whole = {"objective"}  # make_info_nce takes the section's fields as its own arguments
+    for name in resolved().flat():
+        section, key = name.split(".")
+        if section in passed_whole:
+            assert re.search(rf"\b{key}: \w+ =", code), name
+        else:
+            reads = re.findall(rf"\.{key}\b(?!\()|\"{key}\"", code) + re.findall(
+                rf"\bself\.{key}\b|data\.{key}\b", config_code
+            )
+            assert reads, f"nothing reads {name}"
+
+
+@pytest.mark.parametrize("name", ["unsup", "sup", "demo"])
+def test_recipes_resolve_in_every_variant(name: str) -> None:
+    module = importlib.import_module(f"configs.{name}")
+    for variant in module.VARIANTS:
+        config = resolve(module.get_config(variant), (), 8)
+        assert config.train.batch_size % 8 == 0
+    with pytest.raises(UserError, match="no variant 'bert-tiny'"):
+        module.get_config("bert-tiny")
+
+
+def test_the_paper_recipe() -> None:
+    config = resolve(importlib.import_module("configs.unsup").get_config(), (), 1)
+    assert (config.train.batch_size, config.optimizer.learning_rate, config.objective.temperature) == (64, 3e-5, 0.05)
+    assert (config.model.pooler, config.model.train_pooler) == ("cls_before_pooler", "cls")
+    assert config.train.total_steps(15625) == 15625
+
+
+@pytest.mark.parametrize(
+    ("devices", "batch", "group"), [(1, 64, 64), (8, 64, 8), (4, 512, 64), (1, 96, 48), (3, 66, 22)]
+)
+def test_groups_are_the_largest_that_divide(devices: int, batch: int, group: int) -> None:
+    assert resolved(devices, train__batch_size=batch).group_size == group
+
+
+def test_one_duration_given_on_the_command_line_replaces_the_recipe_s() -> None:
+    config = resolved(overridden=("train.steps",), train__steps=7, train__epochs=3.0)
+    assert config.train.total_steps(100) == 7
+    assert resolved(train__epochs=0.5).train.total_steps(101) == 50
+    assert resolved(train__epochs=0.0, train__examples=640).train.total_steps(101) == 10
+    with pytest.raises(UserError, match=r"2 are: train.steps = 7, train.epochs = 3.0"):
+        resolved(train__steps=7, train__epochs=3.0)
+    with pytest.raises(UserError, match="0 are"):
+        resolved(train__epochs=0.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"model__pooler": "max"},
+            r"model.pooler = 'max': must be one of cls, .*\nFor example --config.model.pooler=cls",
+        ),
+        ({"model__pooler": "cls", "model__train_pooler": "avg"}, "never trains"),
+        ({"model__dropout": 1.0}, r"model.dropout = 1.0: must be in \[0, 1\)"),
+        ({"model__dropout": 0.0}, "the same vector"),
+        ({"model__dtype": "float16"}, "float32, bfloat16, float64"),
+        ({"model__dtype": "float64"}, "JAX_ENABLE_X64=1"),
+        ({"model__hidden_size": 128}, "--config.model.init=random"),
+        ({"model__tokenizer": "train", "model__vocab_size": 500}, "random"),
+        ({"model__name": "", "model__init": "random"}, "no tokenizer"),
+        ({"model__name": ""}, "model.name"),
+        ({"data__files": ""}, "data.files"),
+        ({"data__positive": "magic"}, "dropout or columns"),
+        ({"data__max_length": 2}, "3 or more"),
+        ({"data__row_length": 16}, "shorter than data.max_length = 32"),
+        ({"objective__temperature": 0.0}, "above 0"),
+        ({"objective__temperature": float("inf")}, "finite"),
+        ({"objective__hard_negative_weight": -1.0}, "above 0"),
+        ({"optimizer__learning_rate": float("nan")}, "above 0"),
+        ({"train__batch_size": 1}, "2 or more"),
+        ({"train__log_every_steps": 0}, "1 or more"),
+        ({"train__groups_at_once": 3, "train__batch_size": 512}, r"the 8 groups .*\nUse one of 1, 2, 4, 8"),
+        ({"mesh__data": 4}, "4 x 1 = 4 devices, and 1 are visible"),
+        ({"mesh__fsdp": 2}, "does not divide the 1 visible"),
+    ],
+)
+def test_wrong_values_are_refused_with_a_way_out(values: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolved(**values)
+
+
+def test_a_batch_that_does_not_divide_names_its_neighbours() -> None:
+    with pytest.raises(UserError, match=r"100 does not divide over 8 devices.\nThe nearest that do: 96 and 104"):
+        resolved(8, train__batch_size=100)
+
+
+def test_wrong_types_and_keys_of_a_plain_recipe_are_refused() -> None:
+    values = recipe().to_dict()
+    values["train"]["seed"] = "one"
+    with pytest.raises(UserError, match=r"train.seed = 'one' is a str; it takes a int"):
+        resolve(values, (), 1)
+    values["train"]["seed"] = 1
+    values["train"]["sed"] = 1
+    with pytest.raises(UserError, match=r"train.sed is no key"):
+        resolve(values, (), 1)
+
+
+def test_differences_see_mathematics_and_not_layout() -> None:
+    old = resolved().flat()
+    assert differences(old, resolved(8, train__groups_at_once=1, eval__every_steps=7).flat()) == {}
+    assert differences(old, resolved(objective__temperature=0.1).flat()) == {"objective.temperature": (0.05, 0.1)}
+
+
+def test_config_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        resolved().train.seed = 3  # type: ignore[misc]

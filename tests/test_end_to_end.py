@@ -1,0 +1,105 @@
+"""The commands that users type, in processes of their own: kill -9 and go on, and errors on one screen."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from simcse_jax.training.checkpoint import load_best
+from simcse_jax.training.metrics import read_metrics
+
+ROOT = Path(__file__).parent.parent
+STEPS = 16
+
+
+def command(workdir: Path, *flags: str) -> list[str]:
+    """A small run on the embedded data, in float64 so that results can be compared to the last bits."""
+    return [
+        *(sys.executable, "-m", "simcse_jax.train", f"--workdir={workdir}", "--config=configs/demo.py"),
+        *("--config.data.files=" + str(workdir.parent / "sentences.txt"), "--config.eval.data=demo:dev"),
+        *(f"--config.train.steps={STEPS}", "--config.train.log_every_steps=1", "--config.checkpoint.every_steps=2"),
+        *("--config.eval.every_steps=8", "--config.model.dtype=float64", "--config.model.hidden_size=16"),
+        *("--config.model.num_hidden_layers=1", "--config.model.intermediate_size=32", "--config.model.vocab_size=300"),
+        *("--config.data.cache_dir=" + str(workdir.parent / "cache"), *flags),
+    ]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    return os.environ | {
+        "JAX_ENABLE_X64": "1",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def finish(workdir: Path, devices: int = 1) -> None:
+    done = subprocess.run(
+        command(workdir), cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "What to do next" in done.stdout
+
+
+def kill_after(workdir: Path, step: int) -> None:
+    """Start the run and kill -9 it once the figures of a step are written."""
+    process = subprocess.Popen(command(workdir), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while max([line["step"] for line in read_metrics(workdir)], default=0) < step:
+        assert process.poll() is None, "the run ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_kill_9_and_the_same_command_again_give_the_parameters_of_an_unbroken_run(tmp_path: Path) -> None:
+    from simcse_jax.data import demo
+
+    (tmp_path / "sentences.txt").write_text("\n".join(demo.sentences(seed=0, count=1500)) + "\n")
+    finish(tmp_path / "whole")
+    expected, info = load_best(tmp_path / "whole")
+    for name, devices, tolerance in (("same", 1, 0.0), ("four", 4, 1e-9)):
+        kill_after(tmp_path / name, 7)
+        finish(tmp_path / name, devices)
+        params, other = load_best(tmp_path / name)
+        assert other["step"] == info["step"]
+        gap = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, expected)
+        assert max(jax.tree.leaves(gap)) <= tolerance, name
+        assert [line["step"] for line in read_metrics(tmp_path / name) if "loss" in line] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--config=configs/nothing.py"], ["configs/nothing.py", "configs/unsup.py"]),
+        (["--config=configs/unsup.py:bert-tiny"], ["no variant 'bert-tiny'", "bert-large"]),
+        (["--config=configs/unsup.py", "--config.train.stepz=3"], ["stepz"]),
+        (["--config=configs/unsup.py", "--config.train.steps=many"], ["many"]),
+        (["--config=configs/unsup.py", "--config.model.dropout=2"], ["model.dropout = 2.0", "[0, 1)", "0.1"]),
+        (["--config=configs/unsup.py", "--wrkdir=x"], ["wrkdir", "workdir"]),
+        (["configs/unsup.py"], ["unexpected argument 'configs/unsup.py'"]),
+        (
+            ["--config=configs/demo.py", "--config.data.files=/nowhere/sentences.txt", "--workdir={tmp}/run"],
+            ["/nowhere/sentences.txt"],
+        ),
+        (["--config=configs/unsup.py", "--config.eval.data=", "--workdir={tmp}/run"], ["bert-base-uncased", "HF_"]),
+    ],
+)
+def test_errors_fit_on_one_screen(flags: list[str], says: list[str], tmp_path: Path) -> None:
+    flags = [flag.format(tmp=tmp_path) for flag in flags]
+    arguments = [sys.executable, "-m", "simcse_jax.train", *flags]
+    offline = environment() | {"JAX_ENABLE_X64": "0", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    done = subprocess.run(arguments, cwd=ROOT, env=offline, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) < 24
+    for words in says:
+        assert words in done.stderr

@@ -1,0 +1,373 @@
+"""Exported folders: PyTorch's libraries load them as they are and give our numbers; nothing of a user's is lost."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from safetensors.numpy import load_file
+from sentence_transformers import SentenceTransformer
+
+from simcse_jax import export
+from simcse_jax.data.packing import pack
+from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
+from simcse_jax.encoder.bert import Encoder, EncoderConfig
+from simcse_jax.encoder.pooling import POOLERS
+from simcse_jax.encoder.pretrained import load_params, read_config
+from simcse_jax.encoder.st_modules import read_pooler
+from simcse_jax.errors import UserError
+from simcse_jax.export import export_model, export_run
+from simcse_jax.training.checkpoint import Checkpoints, write_run_info
+from tests.torch_models import FAMILIES, random_model, relative_error, torch_embeddings
+
+LIMIT = 320  # tokens that the models take: room for a text of 300, too little for one of 600
+WORDS = "the a man woman dog guitar plays sings runs quickly in park under tree 一个 男人 and music"
+CARD = {
+    "recipe": {"model.name": "bert-base-uncased", "model.init": "pretrained", "objective.temperature": 0.05},
+    "data": {"files": ["a|b.txt", "c.txt"], "examples": 12},
+    "scores": {"dev/spearman": 71.25},
+    "step": 125,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What an export is made of."""
+
+    params: Any
+    config: EncoderConfig
+    tokenizer: Path
+
+    def export(self, out: Path, pooler: str = "cls_before_pooler", **changes: Any) -> Path:
+        params = changes.pop("params", self.params)
+        export_model(out, params, self.config, self.tokenizer, pooler, CARD, **changes)
+        return out
+
+
+def some_text(rng: np.random.Generator, words: int) -> str:
+    return " ".join(rng.choice(WORDS.split()[:12], words))
+
+
+def train_tokenizer(family: str, folder: Path) -> None:
+    """The files of a small tokenizer of that family's kind, as published models have them."""
+    corpus = [WORDS, *(some_text(np.random.default_rng(seed), 20) for seed in range(50))]
+    if family == "bert":
+        return train_wordpiece(corpus, 200, folder)
+    folder.mkdir()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    if family == "roberta":
+        bpe = tokenizers.ByteLevelBPETokenizer()
+        bpe.train_from_iterator(corpus, vocab_size=400, special_tokens=special, show_progress=False)
+        bpe.save_model(str(folder))
+        return None
+    unigram = tokenizers.Tokenizer(tokenizers.models.Unigram())
+    unigram.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    trainer = tokenizers.trainers.UnigramTrainer(
+        vocab_size=100, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    unigram.train_from_iterator(corpus, trainer)
+    unigram.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "XLMRobertaTokenizer"}')
+    return None
+
+
+def make_source(family: str, folder: Path) -> Source:
+    train_tokenizer(family, folder / "tokenizer")
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    tokenizer.save_pretrained(folder / "saved")  # as a training run keeps it
+    positions = LIMIT if family == "bert" else LIMIT + 2
+    model = random_model(family, vocab_size=len(tokenizer), max_position_embeddings=positions)
+    model.save_pretrained(folder / "model")
+    config = read_config(folder / "model")
+    return Source(load_params(folder / "model", config, "load"), config, folder / "saved")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return make_source("bert", tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    rng = np.random.default_rng(1)
+    return [
+        "A man plays the guitar.",
+        "",
+        *(some_text(rng, n) for n in (298, 600, 12)),
+        "None",
+        "Ünïcödé — 한국어 男人",
+    ]
+
+
+def jax_embeddings(source: Source, texts: list[str], pooler: str) -> np.ndarray:
+    ids = load_tokenizer(source.tokenizer)(texts, truncation=True, max_length=LIMIT)["input_ids"]
+    assert any(len(tokens) >= 300 for tokens in ids)
+    assert any(len(tokens) == LIMIT for tokens in ids)
+    group = pack([np.array(tokens, np.int32) for tokens in ids], LIMIT)
+    encoder = Encoder(source.config, has_head="head" in source.params)
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(jax.jit(lambda p: encoder.apply({"params": p}, group, pooler))(source.params))
+
+
+def check_agreement(source: Source, out: Path, texts: list[str], pooler: str) -> None:
+    ours = jax_embeddings(source, texts, pooler)
+    model = SentenceTransformer(str(out), device="cpu")
+    assert model.max_seq_length == LIMIT
+    assert relative_error(model.encode(texts), ours) < 2e-5
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    auto = transformers.AutoModel.from_pretrained(out).eval()
+    with torch.no_grad():
+        theirs = torch_embeddings(auto, batch["input_ids"], batch["attention_mask"], pooler)
+    assert relative_error(theirs, ours) < 2e-5
+
+
+@pytest.mark.parametrize("pooler", POOLERS)
+def test_libraries_agree(source: Source, tmp_path: Path, texts: list[str], pooler: str) -> None:
+    check_agreement(source, source.export(tmp_path / "out", pooler), texts, pooler)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "bert"])
+def test_libraries_agree_on_other_families(tmp_path: Path, texts: list[str], family: str) -> None:
+    source = make_source(family, tmp_path)
+    for pooler in ("cls", "avg_first_last"):
+        check_agreement(source, source.export(tmp_path / pooler, pooler), texts, pooler)
+
+
+@pytest.mark.parametrize("pooler", POOLERS)
+def test_the_code_on_the_card_runs(
+    source: Source, tmp_path: Path, pooler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = (source.export(tmp_path / "my-model", pooler) / "README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) == 3
+    results: list[Any] = []
+    for code in blocks[:2]:  # the third is simcse_jax's own class
+        names: dict[str, Any] = {}
+        exec(code, names)
+        results.append(np.asarray(names["embeddings"]))
+    assert results[0].shape == (2, 32)
+    assert relative_error(results[0], results[1]) < 2e-5
+
+
+def test_card_holds_recipe_data_and_scores(source: Source, tmp_path: Path) -> None:
+    card = (source.export(tmp_path / "out") / "README.md").read_text(encoding="utf-8")
+    front = card.split("---\n")[1]
+    assert "library_name: sentence-transformers\n" in front
+    for tag in ("sentence-transformers", "feature-extraction", "sentence-similarity"):
+        assert f"- {tag}\n" in front
+    assert "base_model: bert-base-uncased\n" in front
+    for line in ("| dev/spearman | 71.25 |", r"| files | a\|b.txt, c.txt |", "| objective.temperature | 0.05 |"):
+        assert line in card
+    assert "step 125" in card
+    local = CARD | {"recipe": {"model.name": "/home/me/model"}}
+    export_model(tmp_path / "local", source.params, source.config, source.tokenizer, "avg", local)
+    assert "base_model" not in (tmp_path / "local" / "README.md").read_text(encoding="utf-8")
+
+
+def test_head_is_always_written_and_read_back(source: Source, tmp_path: Path) -> None:
+    out = source.export(tmp_path / "out", "cls_before_pooler")
+    assert "pooler.dense.weight" in load_file(out / "model.safetensors")
+    config = read_config(out)
+    assert config == source.config
+    again = load_params(out, config, "load")
+    jax.tree.map(np.testing.assert_array_equal, again, source.params)
+    assert read_pooler(out) == "cls_before_pooler"
+    assert json.loads((out / "simcse_jax.json").read_text())["train_pooler"] == "cls"
+    assert json.loads((out / "tokenizer_config.json").read_text())["model_max_length"] == LIMIT
+
+
+def test_without_a_head(source: Source, tmp_path: Path) -> None:
+    params = {name: source.params[name] for name in ("embeddings", "layers")}
+    out = source.export(tmp_path / "out", "avg", params=params)
+    assert not [name for name in load_file(out / "model.safetensors") if "pooler" in name]
+    assert "`pooler_output` of transformers is random" in (out / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="needs a head"):
+        source.export(tmp_path / "other", "cls", params=params)
+    assert not (tmp_path / "other").exists()
+
+
+def test_settings_that_older_releases_read(source: Source, tmp_path: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source.tokenizer)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["[extra]"]})
+    tokenizer.save_pretrained(tmp_path / "saved")
+    settings = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "TokenizersBackend"
+    (tmp_path / "saved" / "tokenizer_config.json").write_text(json.dumps(settings))
+    out = dataclasses.replace(source, tokenizer=tmp_path / "saved").export(tmp_path / "out", "avg_top2")
+    written = json.loads((out / "tokenizer_config.json").read_text())
+    assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert written["additional_special_tokens"] == ["[extra]"]
+    assert not {"is_local", "local_files_only", "extra_special_tokens"} & written.keys()
+    assert transformers.AutoTokenizer.from_pretrained(out).tokenize("a [extra]")[-1] == "[extra]"
+    modules = json.loads((out / "modules.json").read_text())
+    assert [module["type"].removeprefix("sentence_transformers.models.") for module in modules] == [
+        "Transformer",
+        "WeightedLayerPooling",
+        "Pooling",
+    ]
+
+
+def test_an_earlier_export_is_replaced_and_foreign_files_stay(source: Source, tmp_path: Path) -> None:
+    out = source.export(tmp_path / "out", "cls")
+    assert (out / "2_Dense").is_dir()
+    (out / ".git").mkdir()
+    (out / ".git" / "HEAD").write_text("ref")
+    (out / "scores.json").write_text("{}")
+    source.export(out, "avg")
+    assert read_pooler(out) == "avg"
+    assert not (out / "2_Dense").exists()
+    assert (out / ".git" / "HEAD").read_text() == "ref"
+    assert (out / "scores.json").exists()
+    source.export(out, "avg")  # foreign files stay foreign
+    assert (out / "scores.json").exists()
+    assert "scores.json" not in json.loads((out / "simcse_jax.json").read_text())["files"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_folders_of_others_are_refused(source: Source, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"is not empty, and no export of ours[\s\S]*thesis.tex"):
+        source.export(tmp_path / "full")
+    with pytest.raises(UserError, match="is a file"):
+        source.export(tmp_path / "full" / "thesis.tex")
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+    (tmp_path / "empty").mkdir()
+    assert (source.export(tmp_path / "empty") / "config.json").exists()
+
+
+def test_a_failed_or_killed_export_leaves_the_earlier_one(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = source.export(tmp_path / "out", "avg")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(export, "_write_modules", stop)
+        with pytest.raises(KeyboardInterrupt):
+            source.export(out, "cls")
+    assert read_pooler(out) == "avg"
+    # Killed between the two renames, with a half-written sibling: the next export starts from the earlier one.
+    (out / "notes.txt").write_text("mine")
+    out.rename(tmp_path / ".out.old")
+    source.export(out, "cls")
+    assert read_pooler(out) == "cls"
+    assert (out / "notes.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_no_tokenizer(source: Source, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        dataclasses.replace(source, tokenizer=tmp_path / "tokenizer").export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def save_run(source: Source, workdir: Path) -> None:
+    """A run folder with one evaluation, as training leaves it."""
+    (workdir / "tokenizer").mkdir(parents=True)
+    for path in source.tokenizer.iterdir():
+        (workdir / "tokenizer" / path.name).write_bytes(path.read_bytes())
+    info = {
+        "recipe": CARD["recipe"] | {"model.dtype": "float32"},
+        "encoder": dataclasses.asdict(source.config),
+        "has_head": True,
+        "pooler": "cls",
+        "train_pooler": "cls",
+        "tokenizer": "tokenizer",
+        "data": CARD["data"],
+    }
+    write_run_info(workdir, info)
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save_best(30, jax.tree.map(jax.numpy.asarray, source.params), {"spearman": 55.5})
+
+
+def test_export_run(source: Source, tmp_path: Path) -> None:
+    save_run(source, tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "out")
+    jax.tree.map(
+        np.testing.assert_array_equal, load_params(tmp_path / "out", source.config, "load"), dict(source.params)
+    )
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| spearman | 55.5 |" in card
+    assert "step 30" in card
+
+
+def entry_point(*flags: str, blocked: str = "") -> subprocess.CompletedProcess[str]:
+    """The command's result, in a process of its own; `blocked` is a module that cannot be imported there."""
+    code = f"import sys, runpy; sys.modules[{blocked!r}] = None; sys.argv[0] = 'export'; "
+    code += "runpy.run_module('simcse_jax.export', run_name='__main__')"
+    return subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, check=False)
+
+
+def test_entry_point_without_torch(source: Source, tmp_path: Path) -> None:
+    save_run(source, tmp_path / "run")
+    result = entry_point(f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", blocked="torch")
+    assert result.returncode == 0, result.stderr
+    assert read_pooler(tmp_path / "out") == "cls"
+
+
+@pytest.mark.parametrize("flags", [(), ("--workdir=nowhere", "--out=x")], ids=["no flags", "no run"])
+def test_entry_point_errors(flags: tuple[str, ...]) -> None:
+    result = entry_point(*flags, blocked="torch")
+    assert result.returncode == 2
+    assert "error: " in result.stderr
+    assert "--workdir" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def sentence_transformer(folder: Path, kinds: list[str], pooling: dict[str, Any]) -> Path:
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    modules = [{"path": "" if kind == "Transformer" else f"1_{kind}", "type": f"x.{kind}"} for kind in kinds]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("pooling", "pooler"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls_before_pooler"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "avg"),
+        ({"pooling_mode": "mean"}, "avg"),
+        ({"pooling_mode": ["cls"]}, "cls_before_pooler"),
+    ],
+)
+def test_pooler_of_sentence_transformers_models(tmp_path: Path, pooling: dict[str, Any], pooler: str) -> None:
+    assert read_pooler(sentence_transformer(tmp_path, ["Transformer", "Pooling", "Normalize"], pooling)) == pooler
+
+
+@pytest.mark.parametrize(
+    ("kinds", "pooling", "message"),
+    [
+        (["Transformer", "Pooling", "Dense"], {"pooling_mode": "mean"}, "asks for Transformer, Pooling, Dense"),
+        (["Transformer", "Pooling"], {"pooling_mode_max_tokens": True}, "pools by max"),
+        (["Transformer", "Pooling"], {"pooling_mode": ["cls", "mean"]}, "pools by cls, mean"),
+        (["Transformer", "Pooling"], {"pooling_mode": "weightedmean"}, "pools by weightedmean"),
+    ],
+)
+def test_poolers_that_we_do_not_have(tmp_path: Path, kinds: list[str], pooling: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_pooler(sentence_transformer(tmp_path, kinds, pooling))
+
+
+def test_a_folder_that_does_not_say_its_pooler(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"does not say[\s\S]*cls_before_pooler"):
+        read_pooler(tmp_path)
+    (tmp_path / "simcse_jax.json").write_text('{"pooler": "max"}')
+    with pytest.raises(UserError, match="'max' is none of ours"):
+        read_pooler(tmp_path)

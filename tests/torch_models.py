@@ -1,0 +1,81 @@
+"""PyTorch's side of the comparisons: small random models of transformers, and their embeddings by each pooler."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+FAMILIES = ("bert", "roberta", "xlm-roberta")
+_CLASSES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta"}
+_SIZES: dict[str, Any] = {
+    "vocab_size": 120,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
+
+
+def random_model(family: str, kind: str = "Model", **changes: Any) -> Any:
+    """A model in evaluation mode, every weight random: norms and biases too, so that a mix-up shows.
+
+    kind: the class's suffix, "Model" or "ForMaskedLM"; changes: keys of its config.
+    """
+    if family == "bert":
+        sizes = _SIZES | {"max_position_embeddings": 40}
+    else:
+        sizes = _SIZES | {
+            "max_position_embeddings": 42,
+            "type_vocab_size": 1,
+            "layer_norm_eps": 1e-5,
+            "pad_token_id": 1,
+        }
+    name = _CLASSES[family]
+    config = getattr(transformers, f"{name}Config")(**sizes | changes)
+    model = getattr(transformers, name + kind)(config).eval()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            centre = 1.0 if "norm.weight" in parameter_name.lower() else 0.0
+            parameter.copy_(centre + 0.2 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def pad(tokens: list[np.ndarray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, attention mask), both int64[N, longest]."""
+    longest = max(len(ids) for ids in tokens)
+    ids = np.stack([np.pad(np.asarray(t, np.int64), (0, longest - len(t)), constant_values=pad_id) for t in tokens])
+    mask = np.stack([np.arange(longest) < len(t) for t in tokens]).astype(np.int64)
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def torch_embeddings(model: Any, ids: torch.Tensor, mask: torch.Tensor, pooler: str) -> torch.Tensor:
+    """float32[N, D], from the definition of each pooler."""
+    output = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    states = output.hidden_states
+
+    def mean(hidden: torch.Tensor) -> torch.Tensor:
+        return torch.stack([h[m.bool()].mean(0) for h, m in zip(hidden, mask, strict=True)])
+
+    match pooler:
+        case "cls":
+            return output.pooler_output
+        case "cls_before_pooler":
+            return output.last_hidden_state[:, 0]
+        case "avg":
+            return mean(output.last_hidden_state)
+        case "avg_top2":
+            return (mean(states[-1]) + mean(states[-2])) / 2
+        case "avg_first_last":
+            return (mean(states[1]) + mean(states[-1])) / 2
+        case "avg_embedding_last":
+            return (mean(states[0]) + mean(states[-1])) / 2
+    raise ValueError(pooler)
+
+
+def relative_error(ours: Any, theirs: Any) -> float:
+    """The largest difference, relative to the largest entry of `theirs`."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())

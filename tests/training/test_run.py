@@ -1,0 +1,206 @@
+"""A whole run on a small corpus: baseline, best, resume, refusals, and what a user sees when it goes wrong."""
+
+import itertools
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from simcse_jax.config import resolve
+from simcse_jax.errors import UserError
+from simcse_jax.export import export_run
+from simcse_jax.training import loop
+from simcse_jax.training.checkpoint import load_best
+from simcse_jax.training.loop import Outcome, falling, train
+from simcse_jax.training.metrics import MetricsWriter, read_metrics
+from simcse_jax.training.run import Run, describe, prepare
+
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "small",
+    "large",
+    "dog",
+    "cat",
+    "bird",
+    "sees",
+    "likes",
+    "finds",
+    "house",
+    "tree",
+    "road",
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with sentences.txt, triplets.csv and pairs.tsv."""
+    folder = tmp_path_factory.mktemp("files")
+    rng = np.random.default_rng(0)
+    lines = [" ".join(rng.choice(WORDS, rng.integers(3, 9))) for _ in range(200)]
+    (folder / "sentences.txt").write_text("\n".join(lines) + "\n")
+    rows = [",".join(lines[i : i + 3]) for i in range(150)]
+    (folder / "triplets.csv").write_text("sent0,sent1,hard_neg\n" + "\n".join(rows) + "\n")
+    graded = [f"{len(set(a.split()) & set(b.split()))}\t{a}\t{b}" for a, b in zip(lines, lines[7:47], strict=False)]
+    (folder / "pairs.tsv").write_text("\n".join(graded) + "\n")
+    return folder
+
+
+def prepared(files: Path, workdir: Path, devices: int = 1, **changes: Any) -> Run:
+    recipe = base.get_config()
+    values = {
+        "model.name": "",
+        "model.init": "random",
+        "model.num_hidden_layers": 1,
+        "model.hidden_size": 16,
+        "model.num_attention_heads": 2,
+        "model.intermediate_size": 32,
+        "model.tokenizer": "train",
+        "model.vocab_size": 120,
+        "data.files": str(files / "sentences.txt"),
+        "data.cache_dir": str(files / "cache"),
+        "data.max_length": 16,
+        "train.batch_size": 16,
+        "train.epochs": 0.0,
+        "train.steps": 12,
+        "train.log_every_steps": 1,
+        "optimizer.learning_rate": 1e-3,
+        "eval.data": str(files / "pairs.tsv"),
+        "eval.every_steps": 4,
+        "checkpoint.every_steps": 3,
+        "mesh.data": devices,
+    }
+    recipe.update_from_flattened_dict(values | {key.replace("__", "."): value for key, value in changes.items()})
+    return prepare(
+        resolve(recipe, (), jax.device_count(), jax.dtypes.canonicalize_dtype(np.float64) == np.float64), workdir
+    )
+
+
+def run(files: Path, workdir: Path, **changes: Any) -> Outcome:
+    return train(prepared(files, workdir, **changes), workdir)
+
+
+@pytest.fixture
+def stops_at(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that makes the process signal itself when the figures of a step are written, once."""
+    write = MetricsWriter.write
+
+    def arrange(step: int, number: int = signal.SIGTERM) -> None:
+        def then_signal(self: MetricsWriter, at: int, figures: Any) -> None:
+            write(self, at, figures)
+            if at == step and "loss" in figures:
+                monkeypatch.setattr(MetricsWriter, "write", write)
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(MetricsWriter, "write", then_signal)
+
+    return arrange
+
+
+def without_times(lines: list[dict]) -> list[dict]:
+    return [{k: v for k, v in line.items() if k not in ("sentences_per_s", "data_wait_s")} for line in lines]
+
+
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(files: Path, tmp_path: Path, stops_at: Any) -> None:
+    whole = run(files, tmp_path / "whole")
+    assert (whole.step, whole.signal) == (12, None)
+    stops_at(5)
+    part = run(files, tmp_path / "parts")
+    assert part.signal == signal.SIGTERM
+    assert 5 <= part.step < 12
+    assert run(files, tmp_path / "parts").progress == whole.progress
+    first, second = (load_best(tmp_path / name) for name in ("whole", "parts"))
+    assert first[1]["scores"] == second[1]["scores"]
+    jax.tree.map(np.testing.assert_array_equal, first[0], second[0])
+    lines = [without_times(read_metrics(tmp_path / name)) for name in ("whole", "parts")]
+    assert lines[0] == lines[1]
+    assert [line["step"] for line in lines[1] if "loss" in line] == list(range(1, 13))
+    assert [line["step"] for line in lines[1] if "dev/spearman" in line] == [0, 4, 8, 12]
+    # Once more: nothing is left to do, and nothing changes.
+    again = run(files, tmp_path / "parts")
+    assert (again.step, again.shapes_compiled) == (12, 0)
+    assert without_times(read_metrics(tmp_path / "parts")) == lines[1]
+
+
+def test_the_run_folder(files: Path, tmp_path: Path) -> None:
+    made = prepared(files, tmp_path, data__files=str(files / "triplets.csv"), data__positive="columns")
+    assert any("hard negatives" in line for line in describe(made))
+    outcome = train(made, tmp_path)
+    export_run(tmp_path, tmp_path / "model")
+    expected = {"config.json", "metrics.jsonl", "checkpoints", "tensorboard", "model", "tokenizer"}
+    assert {path.name for path in tmp_path.iterdir()} == expected
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last", "best"}
+    info = json.loads((tmp_path / "config.json").read_text())
+    assert info["recipe"]["train.steps"] == 12
+    assert info["pooler"] == "cls_before_pooler"
+    line = next(line for line in read_metrics(tmp_path) if line["step"] == 3)
+    assert line.keys() >= {"loss", "accuracy", "alignment", "uniformity", "masked", "gradient_norm", "parameter_norm"}
+    assert line["learning_rate"] == pytest.approx(1e-3 * (1 - 2 / 12))
+    assert outcome.shapes_compiled <= 4
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_other_mathematics_are_refused_and_other_layouts_welcome(files: Path, tmp_path: Path, stops_at: Any) -> None:
+    stops_at(4)
+    run(files, tmp_path)
+    with pytest.raises(UserError, match=r"objective.temperature: 0.05 there, 0.1 now\n.*--workdir=ANOTHER"):
+        run(files, tmp_path, objective__temperature=0.1)
+    (tmp_path / "other.txt").write_text((files / "sentences.txt").read_text().replace("dog", "cat"))
+    with pytest.raises(UserError, match="the data's content"):
+        run(files, tmp_path, data__files=str(tmp_path / "other.txt"))
+    outcome = run(files, tmp_path, devices=4, eval__every_steps=3, data__packed=False, train__groups_at_once=1)
+    assert outcome.step == 12
+
+
+def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(files: Path, tmp_path: Path, stops_at: Any) -> None:
+    stops_at(3)
+    run(files, tmp_path / "run")
+    made = prepared(files, tmp_path / "run")
+    steps = itertools.count(4)
+
+    def breaks(state: Any, batch: Any) -> Any:
+        state, figures = made.train_step(state, batch)
+        return state, figures | {"loss": np.float32("nan")} if next(steps) == 6 else figures
+
+    with pytest.raises(UserError, match=r"Step 6: the loss is nan.*\n?.*holds step [345]"):
+        train(loop.dataclasses.replace(made, train_step=breaks), tmp_path / "run")
+    assert run(files, tmp_path / "run").step == 12
+
+
+def test_patience_stops_a_run_that_gets_no_better_and_stays_stopped(files: Path, tmp_path: Path) -> None:
+    made = prepared(files, tmp_path, eval__patience=2, train__steps=40)
+    scores = iter([50.0, 60.0, 59.0, 58.0, 99.0])
+    made = loop.dataclasses.replace(made, evaluate=lambda _: {"spearman": next(scores), "pearson": 0.0, "pairs": 40})
+    outcome = train(made, tmp_path)
+    assert (outcome.step, outcome.progress.best_step, outcome.progress.best_score) == (12, 4, 60.0)
+    again = run(files, tmp_path, eval__patience=2, train__steps=40)
+    assert again.progress == outcome.progress
+    assert load_best(tmp_path)[1]["step"] == 4
+
+
+def test_without_evaluation_the_last_is_the_best(files: Path, tmp_path: Path) -> None:
+    outcome = run(files, tmp_path, eval__data="", train__steps=5)
+    assert outcome.progress.best_step == -1
+    assert load_best(tmp_path)[1]["step"] == 5
+
+
+def test_a_falling_score_under_a_falling_loss_is_noticed() -> None:
+    assert falling([(1, 80.0, 1.0), (2, 79.0, 0.9), (3, 78.0, 0.8), (4, 77.0, 0.7)])
+    assert not falling([(1, 80.0, 1.0), (2, 79.0, 0.9), (3, 79.5, 0.8), (4, 77.0, 0.7)])
+    assert not falling([(1, 80.0, 1.0), (2, 79.0, 0.9), (3, 78.0, 0.95), (4, 77.0, 0.7)])
+    assert not falling([(2, 79.0, 0.9), (3, 78.0, 0.8), (4, 77.0, 0.7)])
+
+
+def test_loading_the_best_of_nothing_says_what_to_do(files: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run"):
+        load_best(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"not the config.json of a run"):
+        load_best(tmp_path)
