@@ -97,15 +97,6 @@ batch = tokenizer(sentences, padding=True, truncation=True, max_length={config.m
 with torch.no_grad():
 {_torch_pooling(pooler)}
 ```""",
-        f"""With simcse_jax:
-
-```python
-from simcse_jax import SimCSE
-
-{sentences}
-model = SimCSE("{name}")
-embeddings = model.encode(sentences)
-```""",
     ]
 
 

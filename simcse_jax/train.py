@@ -6,6 +6,7 @@ The same command goes on with a run that was interrupted.
 from __future__ import annotations
 
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -72,13 +73,14 @@ def main() -> int:
 
 
 def _next_steps(workdir: Path) -> str:
-    model = workdir / "model"
+    model, here = workdir / "model", Path(sys.executable)
+    python = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else "python"
     return f"""
 The best model is in {model}. What to do next:
-  python: from sentence_transformers import SentenceTransformer; SentenceTransformer("{model}").encode(["a text"])
-  export elsewhere:     python -m simcse_jax.export --workdir={workdir} --out=DIR
-  look at the curves:   tensorboard --logdir={workdir / "tensorboard"}
-  train on your text:   python -m simcse_jax.train --config=configs/unsup.py --config.data.files=sentences.txt
+  use it from PyTorch:  SentenceTransformer("{model}").encode(["a text"])  # from sentence_transformers
+  write it elsewhere:   {python} -m simcse_jax.export --workdir={workdir} --out=DIR
+  look at the curves:   tensorboard --logdir={workdir / "tensorboard"}  # pip install tensorboard
+  train on your text:   {python} -m simcse_jax.train --config=configs/unsup.py --config.data.files=sentences.txt
 The same command again goes on where this run stopped; --workdir=ANOTHER starts a new one."""
 
 

@@ -108,6 +108,12 @@ def _options(asynchronous: bool) -> ocp.CheckpointManagerOptions:
     )
 
 
+def holds_checkpoint(workdir: Path) -> bool:
+    """Whether a run in this folder would go on from somewhere; what never came to a checkpoint starts anew."""
+    folder = workdir.absolute() / "checkpoints" / "last"
+    return folder.exists() and bool(ocp.utils.checkpoint_steps(folder))
+
+
 def write_run_info(workdir: Path, info: dict[str, Any]) -> None:
     """Write config.json, whole or not at all: recipe, encoder, poolers, data and version of the run."""
     workdir.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,13 @@ from simcse_jax.config import differences
 from simcse_jax.data.batches import Batch
 from simcse_jax.data.packing import Group
 from simcse_jax.errors import UserError
-from simcse_jax.training.checkpoint import Checkpoints, Progress, read_run_info, write_run_info
+from simcse_jax.training.checkpoint import (
+    Checkpoints,
+    Progress,
+    holds_checkpoint,
+    read_run_info,
+    write_run_info,
+)
 from simcse_jax.training.display import Display, duration
 from simcse_jax.training.mesh import over_groups, replicated
 from simcse_jax.training.metrics import MetricsWriter
@@ -68,7 +74,7 @@ def train(run: Run, workdir: Path) -> Outcome:
 def _refuse_another_run(workdir: Path, run: Run) -> None:
     """UserError when the folder holds a checkpointed run with other mathematics or other data."""
     info = read_run_info(workdir)
-    if info is None or not (workdir / "checkpoints" / "last").exists():
+    if info is None or not holds_checkpoint(workdir):
         return
     recipe = info["recipe"]
     changed = differences(recipe, run.config.flat())

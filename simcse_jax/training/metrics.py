@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ class MetricsWriter:
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
         _keep_until(path, -1 if resumed_step is None else resumed_step)
+        if resumed_step is None:
+            shutil.rmtree(workdir / "tensorboard", ignore_errors=True)  # of a run that never came to a checkpoint
         self._file = path.open("a", encoding="utf-8")
         purge = None if resumed_step is None else resumed_step + 1
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge, flush_secs=10)

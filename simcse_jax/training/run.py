@@ -26,6 +26,7 @@ from simcse_jax.errors import UserError
 from simcse_jax.evaluation.sts import GradedPairs, evaluate_pairs, load_graded_pairs
 from simcse_jax.hub import model_folder
 from simcse_jax.objective.contrastive import make_info_nce
+from simcse_jax.training.checkpoint import holds_checkpoint
 from simcse_jax.training.mesh import make_mesh, state_shardings
 from simcse_jax.training.optimizer import make_optimizer, make_schedule
 from simcse_jax.training.state import TrainState, init_state
@@ -161,7 +162,7 @@ def _tokenizer(
     """The run's tokenizer, kept in workdir/tokenizer; trained there once if the recipe says so."""
     kept = workdir / "tokenizer"
     if model.tokenizer == "train":
-        if not (kept / "tokenizer.json").exists():
+        if not (holds_checkpoint(workdir) and (kept / "tokenizer.json").exists()):
             partial = workdir / ".tokenizer.partial"
             shutil.rmtree(partial, ignore_errors=True)
             train_wordpiece(read_sentences(files, TOKENIZER_SENTENCES, columns), model.vocab_size, partial)

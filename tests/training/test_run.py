@@ -1,5 +1,6 @@
 """A whole run on a small corpus: baseline, best, resume, refusals, and what a user sees when it goes wrong."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -15,7 +16,6 @@ from configs import base
 from simcse_jax.config import resolve
 from simcse_jax.errors import UserError
 from simcse_jax.export import export_run
-from simcse_jax.training import loop
 from simcse_jax.training.checkpoint import load_best
 from simcse_jax.training.loop import Outcome, falling, train
 from simcse_jax.training.metrics import MetricsWriter, read_metrics
@@ -170,14 +170,14 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(files: Path, t
         return state, figures | {"loss": np.float32("nan")} if next(steps) == 6 else figures
 
     with pytest.raises(UserError, match=r"Step 6: the loss is nan.*\n?.*holds step [345]"):
-        train(loop.dataclasses.replace(made, train_step=breaks), tmp_path / "run")
+        train(dataclasses.replace(made, train_step=breaks), tmp_path / "run")
     assert run(files, tmp_path / "run").step == 12
 
 
 def test_patience_stops_a_run_that_gets_no_better_and_stays_stopped(files: Path, tmp_path: Path) -> None:
     made = prepared(files, tmp_path, eval__patience=2, train__steps=40)
     scores = iter([50.0, 60.0, 59.0, 58.0, 99.0])
-    made = loop.dataclasses.replace(made, evaluate=lambda _: {"spearman": next(scores), "pearson": 0.0, "pairs": 40})
+    made = dataclasses.replace(made, evaluate=lambda _: {"spearman": next(scores), "pearson": 0.0, "pairs": 40})
     outcome = train(made, tmp_path)
     assert (outcome.step, outcome.progress.best_step, outcome.progress.best_score) == (12, 4, 60.0)
     again = run(files, tmp_path, eval__patience=2, train__steps=40)
@@ -204,3 +204,16 @@ def test_loading_the_best_of_nothing_says_what_to_do(files: Path, tmp_path: Path
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match=r"not the config.json of a run"):
         load_best(tmp_path)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(files: Path, tmp_path: Path) -> None:
+    made = prepared(files, tmp_path)
+
+    def killed(state: Any, batch: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(dataclasses.replace(made, train_step=killed), tmp_path)
+    outcome = run(files, tmp_path, objective__temperature=0.1, train__steps=3, model__vocab_size=110)
+    assert outcome.step == 3
+    assert [line["step"] for line in read_metrics(tmp_path)] == [0, 1, 2, 3, 3]
