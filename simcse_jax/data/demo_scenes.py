@@ -1,6 +1,7 @@
 """Scenes, the meaning behind the captions: how one is drawn, changed, and compared with another.
 
-The grade of a pair is a function of its two scenes, defined once, in `shared_meaning`.
+The grade of a pair is a function of its two scenes, defined once, in `shared_meaning`. Longer than most files here: a
+scene, what may change in it and what the change costs have to be read together.
 """
 
 from __future__ import annotations

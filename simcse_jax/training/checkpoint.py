@@ -79,7 +79,7 @@ class Checkpoints:
             ),
         )
 
-    def save_best(self, step: int, params: Any, scores: dict[str, float]) -> None:
+    def save_best(self, step: int, params: Any, scores: dict[str, Any]) -> None:
         """Save the parameters of the best evaluation so far; done when this returns."""
         if step in self._best.all_steps():  # a resumed run comes by its best step again
             self._best.delete(step)

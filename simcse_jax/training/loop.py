@@ -9,10 +9,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +27,12 @@ from simcse_jax.training.checkpoint import (
     read_run_info,
     write_run_info,
 )
+from simcse_jax.training.clock import Clock
 from simcse_jax.training.display import Display, duration
 from simcse_jax.training.mesh import over_groups, replicated
 from simcse_jax.training.metrics import MetricsWriter
 from simcse_jax.training.run import Run, run_info
+from simcse_jax.training.signals import stop_signals
 from simcse_jax.training.state import TrainState
 
 # Evaluations in a row with a falling score, while the loss falls too, that are worth a warning.
@@ -102,14 +102,14 @@ class _Loop:
             progress,
         )
         self.shapes: set[tuple[int, ...]] = set()
-        self.clock = _Clock(run.config.train.batch_size * run.sentences_per_example)
+        self.clock = Clock(run.config.train.batch_size * len(run.corpus.columns))
 
     def steps(self, state: TrainState, start: int) -> Outcome:
         """Run the steps after `start`. The figures of a step are fetched while the next one runs."""
         run, every = self.run, self.run.config
         waiting: tuple[int, Any] | None = None  # the step whose figures are still on the device
         step = start
-        with _stop_signals() as stopped:
+        with stop_signals() as stopped:
             for step, batch in self._batches(start):
                 state, figures = self._step(state, batch)
                 if waiting:
@@ -199,7 +199,7 @@ class _Loop:
         progress.stale_evaluations = 0 if best else progress.stale_evaluations + 1
         if best:
             progress.best_step, progress.best_score = step, score
-            self.checkpoints.save_best(step, params, {"step": step, **scores})
+            self.checkpoints.save_best(step, params, {"data": self.run.config.eval.data, **scores})
         self.display.score(step, score, best)
         if falling(progress.history):
             self.display.say(
@@ -222,59 +222,6 @@ def falling(history: list[tuple[int, float, float]]) -> bool:
     return len(recent) > FALLING_EVALUATIONS and all(
         later[1] < earlier[1] and later[2] < earlier[2] for earlier, later in itertools.pairwise(recent)
     )
-
-
-class _Clock:
-    """Time per step, without compilations, evaluations and saves; and the share of it spent waiting for data."""
-
-    def __init__(self, sentences: int):
-        self.sentences, self.seconds_per_step = sentences, 0.0
-        self._wait_s, self._busy_s, self._steps, self._since = 0.0, 0.0, 0, time.monotonic()
-
-    def skip(self) -> None:
-        """Leave what happened since the last step out of the account."""
-        self._since = time.monotonic()
-
-    def step(self) -> None:
-        now = time.monotonic()
-        self._busy_s, self._steps, self._since = self._busy_s + now - self._since, self._steps + 1, now
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self._wait_s += time.monotonic() - started
-
-    def read(self) -> dict[str, float]:
-        """Figures since the last reading: sentences through the encoder per second, seconds of waiting per step."""
-        steps, busy, wait = max(self._steps, 1), max(self._busy_s, 1e-9), self._wait_s
-        self.seconds_per_step = busy / steps
-        self._wait_s, self._busy_s, self._steps = 0.0, 0.0, 0
-        return {"sentences_per_s": self.sentences * steps / busy, "data_wait_s": wait / steps}
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that receives SIGTERM or SIGINT; a second one has its usual effect."""
-    received: list[int] = []
-    previous: dict[int, Any] = {}
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def note(number: int, _: object) -> None:
-        received.append(number)
-        restore()
-
-    try:
-        previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: whoever runs us there handles signals
-        previous = {}
-    try:
-        yield received
-    finally:
-        restore()
 
 
 def summary(outcome: Outcome, seconds: float) -> str:

@@ -51,7 +51,6 @@ class Run:
     batches: Batches
     encoder: Encoder
     total_steps: int
-    sentences_per_example: int  # encoder passes over a sentence, for the speed that is shown
     shapes: TrainState  # ShapeDtypeStructs with shardings: what a restored state is laid out like
     train_step: TrainStep
     learning_rate: Callable[[int], Any]
@@ -101,7 +100,6 @@ def prepare(config: Config, workdir: Path) -> Run:
         batches=batches,
         encoder=encoder,
         total_steps=total_steps,
-        sentences_per_example=views * len(corpus.columns),
         shapes=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
         train_step=compile_train_step(make_train_step(loss, optimizer, views), mesh, shardings),
         learning_rate=make_schedule(config.optimizer, total_steps),
