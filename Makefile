@@ -6,7 +6,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 # Test processes at a time; a file stays in one of them, so that what its tests share is made once.
 JOBS ?= 2
-# More flags for the command behind a target: make demo ARGS="--config.train.seed=1"; make test ARGS="-k packing".
+# More flags for the command behind a target: make demo ARGS="--config.train.seed=1 --workdir=runs/demo-1"; make test ARGS="-k packing".
 ARGS ?=
 
 BIN := $(VENV)/bin

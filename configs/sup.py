@@ -3,7 +3,8 @@
     python -m simcse_jax.train --config=configs/sup.py                 # bert-base
     python -m simcse_jax.train --config=configs/sup.py:roberta-large
 
-Variants, with batch size and learning rate from the paper's appendix, and its STS average over seven tasks (table 5):
+Variants, with batch size and learning rate from the paper's appendix, and the published STS average over seven tasks
+(table 5; bert-large from the authors' list of released models):
 
     bert-base      batch 512  lr 5e-5   81.57
     bert-large     batch 512  lr 1e-5   82.21

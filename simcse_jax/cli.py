@@ -28,6 +28,9 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
             return main() or 0
         except UserError as error:
             fail(str(error))
+        except KeyboardInterrupt:
+            print("\ninterrupted; nothing half-done counts, and the same command starts again", file=sys.stderr)
+            return 130
 
     app.run(guarded, argv=list(argv) if argv else None, flags_parser=_parse)
 

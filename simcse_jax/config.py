@@ -24,7 +24,7 @@ LAYOUT_KEYS = frozenset(
     {
         "model.unroll",
         "model.remat",
-        "data.files",  # where the text lies; what it says is compared by its fingerprint
+        "data.files",  # where the text lies; what it says is compared by its fingerprint, and so are the dev pairs
         "data.packed",
         "data.row_length",
         "data.cache_dir",
@@ -89,7 +89,7 @@ class TrainConfig:
         if self.steps:
             return self.steps
         steps = self.examples / self.batch_size if self.examples else self.epochs * steps_per_epoch
-        return max(int(steps), 1)
+        return max(int(steps + 1e-6), 1)  # 0.29 x 100 is 28.999...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +202,8 @@ def _section(name: str, values: Mapping[str, Any]) -> Any:
 
 def _one_duration(train: dict[str, Any], overridden: Collection[str]) -> dict[str, Any]:
     """train with exactly one duration: the one given on the command line replaces the recipe's, whatever its unit."""
+    for key in DURATIONS:
+        _require(0 <= train[key] < float("inf"), f"train.{key}", train[key], "0 or more, and finite", 1)
     given = [key for key in DURATIONS if f"train.{key}" in overridden and train[key]]
     chosen = given or [key for key in DURATIONS if train[key]]
     if len(chosen) != 1:
@@ -240,6 +242,11 @@ def _check_model(config: Config) -> None:
     if model.tokenizer == "train":
         _require(model.init == "random", "model.init", model.init, "random when model.tokenizer = 'train'", "random")
         _require(model.vocab_size >= 100, "model.vocab_size", model.vocab_size, "100 or more to train one", 8000)
+    elif model.vocab_size:
+        raise UserError(
+            f"model.vocab_size = {model.vocab_size} has no effect on a tokenizer that exists.\n"
+            "Leave it at 0, or train one with --config.model.tokenizer=train --config.model.init=random."
+        )
     elif not model.name and not model.tokenizer:
         raise UserError(
             "model.name and model.tokenizer are both empty, so there is no tokenizer.\nGive a folder with "
@@ -272,7 +279,7 @@ def _check_ranges(config: Config) -> None:
     }
     values = config.flat()
     for key, low in at_least.items():
-        _require(values[key] >= low, key, values[key], f"{low} or more", max(low, 1))
+        _require(low <= values[key] < float("inf"), key, values[key], f"{low} or more, and finite", max(low, 1))
     for key, works in {
         "objective.temperature": 0.05,
         "objective.hard_negative_weight": 1.0,

@@ -16,10 +16,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from simcse_jax.data.packing import Group, Slots, fill
+from simcse_jax.data.packing import Slots, fill
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.errors import UserError
+from simcse_jax.group import Group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

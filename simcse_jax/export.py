@@ -1,195 +1,25 @@
-"""Export: `python -m simcse_jax.export --workdir=RUN --out=DIR` writes a run's best model as a Hugging Face folder.
+"""Export: `python -m simcse_jax.export --workdir=RUN --out=DIR` writes a run's best model as a Hugging Face folder."""
 
-transformers and sentence-transformers load the folder as it is. No PyTorch is needed to write it.
-"""
-
-import json
-import os
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
 from absl import flags
 
-from simcse_jax import __version__, cli
-from simcse_jax.encoder.bert import EncoderConfig
-from simcse_jax.encoder.pretrained import hugging_face_config, to_hugging_face
-from simcse_jax.encoder.st_modules import (
-    OURS,
-    module_folder,
-    modules_json,
-    pooling_modules,
-    read_pooler,
-    transformer_settings,
-)
+from simcse_jax import cli
 from simcse_jax.errors import UserError
-from simcse_jax.model_card import model_card
 
-__all__ = ["export_model", "export_run", "read_pooler"]
-
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model")
-_TOKENIZER_SETTINGS = "tokenizer_config.json"
-_TOKENIZER_FILES = (*_VOCABULARIES, "special_tokens_map.json", "added_tokens.json")
-
-
-def export_run(workdir: str | Path, out: str | Path) -> None:
-    """Write the best checkpoint of a run folder as a model folder; UserError if there is no run or no checkpoint."""
-    from simcse_jax.training.checkpoint import load_best
-
-    workdir = Path(workdir)
-    params, info = load_best(workdir)
-    export_model(
-        Path(out),
-        params,
-        EncoderConfig(**info["encoder"]),
-        workdir / info["tokenizer"],
-        info["pooler"],
-        card={key: info[key] for key in ("recipe", "data", "scores", "step") if key in info},
-        train_pooler=info["train_pooler"],
-    )
-
-
-def export_model(
-    out: Path,
-    params: Mapping[str, Any],
-    config: EncoderConfig,
-    tokenizer_folder: Path,
-    pooler: str,
-    card: Mapping[str, Any],
-    train_pooler: str = "",
-) -> None:
-    """Write a model folder, whole or not at all.
-
-    out: does not exist, is empty, or holds an earlier export, which is replaced (files that others put there stay).
-    params: as the encoder has them, on host or device; a head is written even if `pooler` does not use it.
-    card: see `model_card`. train_pooler: the pooler in training (default: "cls" if there is a head, else `pooler`).
-    """
-    if pooler == "cls" and "head" not in params:
-        raise ValueError("export_model: pooler 'cls' needs a head, and these parameters have none.")
-    out = Path(out).expanduser().resolve()
-    partial, old = (out.parent / f".{out.name}.{kind}" for kind in ("partial", "old"))
-    _recover(out, partial, old)
-    previous = _replaceable(out)
-    train_pooler = train_pooler or ("cls" if "head" in params else pooler)
-
-    partial.mkdir(parents=True)
-    _copy_tokenizer(Path(tokenizer_folder), partial, config.max_length)
-    tensors = to_hugging_face(params, config)
-    _write_json(partial / "config.json", hugging_face_config(config))
-    _write_tensors(partial / "model.safetensors", tensors)
-    _write_modules(partial, pooler, config, tensors)
-    text = model_card(out.name, config, pooler, train_pooler, "head" in params, card)
-    (partial / "README.md").write_text(text, encoding="utf-8")
-    written = sorted([*(path.name for path in partial.iterdir()), OURS])
-    _write_json(
-        partial / OURS,
-        {"pooler": pooler, "train_pooler": train_pooler, "version": __version__, "files": written},
-    )
-    _keep_foreign(out, partial, previous)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(partial, out)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _recover(out: Path, partial: Path, old: Path) -> None:
-    """Clear what a killed export left beside `out`; if it was killed between the two renames, undo the first."""
-    shutil.rmtree(partial, ignore_errors=True)
-    if old.exists() and not out.exists():
-        os.replace(old, out)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _replaceable(out: Path) -> set[str]:
-    """Names that an earlier export wrote into `out`; UserError if the folder holds something else."""
-    if not out.exists():
-        return set()
-    if not out.is_dir():
-        raise UserError(f"--out={out} is a file. Give a folder that does not exist yet.")
-    names = sorted(path.name for path in out.iterdir())
-    if not names:
-        return set()
-    try:
-        return set(json.loads((out / OURS).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"--out={out} is not empty, and no export of ours (no {OURS}): {', '.join(names[:8])}\n"
-            "Give a folder that does not exist yet, or remove that one first."
-        ) from None
-
-
-def _keep_foreign(out: Path, partial: Path, previous: set[str]) -> None:
-    """Copy what others put beside an earlier export (.git, scores) to the new one, unless it has such a file itself."""
-    for path in out.iterdir() if out.exists() else ():
-        target = partial / path.name
-        if path.name in previous or target.exists():
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.copytree(path, target, symlinks=True)
-        else:
-            shutil.copy2(path, target, follow_symlinks=False)
-
-
-def _copy_tokenizer(source: Path, target: Path, max_length: int) -> None:
-    """Copy the tokenizer's files; its length limit becomes the model's."""
-    found = [name for name in _TOKENIZER_FILES if (source / name).is_file()]
-    if not set(found) & set(_VOCABULARIES):
-        raise UserError(f"{source} holds no tokenizer: none of {', '.join(_VOCABULARIES)} is there.")
-    for name in found:
-        shutil.copyfile(source / name, target / name)
-    path = source / _TOKENIZER_SETTINGS
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    _write_json(target / _TOKENIZER_SETTINGS, _readable_by_all(settings) | {"model_max_length": max_length})
-
-
-def _readable_by_all(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The tokenizer's settings in words that transformers 4 and 5 share, without how and where it was once loaded."""
-    shared = {key: settings[key] for key in settings if key not in ("is_local", "local_files_only", "name_or_path")}
-    if shared.get("tokenizer_class") == "TokenizersBackend":  # transformers 5's name
-        shared["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(shared.get("extra_special_tokens"), list):  # transformers 4 takes a mapping under this name
-        shared["additional_special_tokens"] = shared.pop("extra_special_tokens")
-    return shared
-
-
-def _write_modules(folder: Path, pooler: str, config: EncoderConfig, tensors: Mapping[str, Any]) -> None:
-    modules = pooling_modules(pooler, config, tensors)
-    for place, (kind, settings, weights) in enumerate(modules):
-        path = folder / module_folder(place, kind)
-        path.mkdir()
-        _write_json(path / "config.json", settings)
-        if weights:
-            _write_tensors(path / "model.safetensors", weights)
-    _write_json(folder / "modules.json", modules_json(modules))
-    _write_json(folder / "sentence_bert_config.json", transformer_settings(pooler, config))
-    _write_json(
-        folder / "config_sentence_transformers.json",
-        {"__version__": {"simcse_jax": __version__}, "prompts": {}, "default_prompt_name": None}
-        | {"similarity_fn_name": "cosine"},
-    )
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
-    from safetensors.numpy import save_file
-
-    save_file(dict(tensors), path, metadata={"format": "pt"})  # transformers refuses a file without the format
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Run folder whose best model is exported.")
+_OUT = flags.DEFINE_string("out", "", "Model folder to write: new, empty, or an earlier export.")
 
 
 def main() -> None:
     """Export as the flags say."""
-    workdir, out = flags.FLAGS.workdir, flags.FLAGS.out
-    if not workdir or not out:
+    from simcse_jax.model_folder import export_run
+
+    if not _WORKDIR.value or not _OUT.value:
         raise UserError("Both --workdir=RUN (the run folder) and --out=DIR (the folder to write) are needed.")
-    export_run(workdir, out)
-    print(f"The model is in {out}; its README.md says how to use it.")
+    export_run(_WORKDIR.value, _OUT.value)
+    print(f"The model is in {_OUT.value}; its README.md says how to use it.")
 
 
-if __name__ == "__main__":  # training imports this module, and has a --workdir of its own
-    flags.DEFINE_string("workdir", "", "Run folder whose best model is exported.")
-    flags.DEFINE_string("out", "", "Model folder to write: new, empty, or an earlier export.")
+if __name__ == "__main__":
     cli.run(main)

@@ -6,6 +6,7 @@ import re
 import time
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote
 
 from simcse_jax.errors import UserError
 
@@ -26,6 +27,8 @@ OPTIONAL_FILES = (
     "simcse_jax.json",
 )
 _REPO_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+DATASET_PREFIX = "hf://datasets/"
+_DATASET_FILE = re.compile(DATASET_PREFIX + r"(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>.+)")
 _RETRY_WAIT_S = 1.0
 _PROBE_EVERY_S = 30
 
@@ -79,6 +82,24 @@ def hub_file(
             f"Fetching {filename} of {what} from {constants.ENDPOINT} failed:\n"
             f"  {type(error).__name__}: {_first_line(error)}\n{_WAY_OUT}"
         ) from error
+
+
+def dataset_file(address: str) -> Path:
+    """Local path of `hf://datasets/OWNER/NAME[@REVISION]/FILE`; UserError when it is malformed or does not exist."""
+    match = _DATASET_FILE.fullmatch(address)
+    if match is None:
+        raise UserError(
+            f"{address!r} is not a Hub file: hf://datasets/OWNER/NAME/FILE, for example "
+            "hf://datasets/princeton-nlp/datasets-for-simcse/wiki1m_for_simcse.txt"
+        )
+    revision = unquote(match["revision"] or "main")
+    path = hub_file(match["repo"], match["file"], kind="dataset", revision=revision)
+    if path is None:
+        raise UserError(
+            f"The Hub data set {match['repo']!r} (revision {revision}) has no file {match['file']!r}. "
+            "Its page on the Hub, under 'Files', lists what it has."
+        )
+    return path
 
 
 def model_folder(name: str, weights: bool = True) -> Path:

@@ -48,6 +48,7 @@ def main() -> int:
     import jax
 
     from simcse_jax.config import resolve
+    from simcse_jax.model_folder import export_run
     from simcse_jax.training.loop import summary, train
     from simcse_jax.training.run import describe, prepare
 
@@ -65,8 +66,6 @@ def main() -> int:
     if outcome.signal is not None:
         print(f"stopped by signal {outcome.signal}; the same command goes on from step {outcome.step}")
         return 128 + outcome.signal
-    from simcse_jax.export import export_run
-
     export_run(workdir, workdir / "model")
     print(_next_steps(workdir))
     return 0

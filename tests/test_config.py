@@ -2,8 +2,6 @@
 
 import dataclasses
 import importlib
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +9,6 @@ import pytest
 from configs import base
 from simcse_jax.config import LAYOUT_KEYS, Config, differences, resolve
 from simcse_jax.errors import UserError
-
-ROOT = Path(__file__).parent.parent
 
 
 def recipe(**values: Any) -> Any:
@@ -29,24 +25,6 @@ def resolved(devices: int = 1, overridden: tuple[str, ...] = (), **values: Any) 
 def test_every_key_of_the_base_recipe_is_a_field_and_the_other_way_round() -> None:
     assert set(resolved().flat()) == {f"{section}.{key}" for section in recipe() for key in recipe()[section]}
     assert set(resolved().flat()) >= LAYOUT_KEYS
-
-
-def test_every_key_is_read_somewhere() -> None:
-    """A key that nothing reads would be a promise without effect."""
-    code = "\n".join(
-        path.read_text() for path in (ROOT / "simcse_jax").rglob("*.py") if path.name not in ("config.py", "base.py")
-    )
-    config_code = (ROOT / "simcse_jax" / "config.py").read_text()
-    passed_whole = {"objective"}  # make_info_nce takes the section's fields as its own arguments
-    for name in resolved().flat():
-        section, key = name.split(".")
-        if section in passed_whole:
-            assert re.search(rf"\b{key}: \w+ =", code), name
-        else:
-            reads = re.findall(rf"\.{key}\b(?!\()|\"{key}\"", code) + re.findall(
-                rf"\bself\.{key}\b|data\.{key}\b", config_code
-            )
-            assert reads, f"nothing reads {name}"
 
 
 @pytest.mark.parametrize("name", ["unsup", "sup", "demo"])

@@ -24,7 +24,12 @@ def command(workdir: Path, *flags: str) -> list[str]:
         *(sys.executable, "-m", "simcse_jax.train", f"--workdir={workdir}", "--config=configs/demo.py"),
         *("--config.data.files=" + str(workdir.parent / "sentences.txt"), "--config.eval.data=demo:dev"),
         *(f"--config.train.steps={STEPS}", "--config.train.log_every_steps=1", "--config.checkpoint.every_steps=2"),
-        *("--config.eval.every_steps=8", "--config.model.dtype=float64", "--config.model.hidden_size=16"),
+        *(
+            "--config.eval.every_steps=8",
+            "--config.optimizer.warmup_steps=4",
+            "--config.model.dtype=float64",
+            "--config.model.hidden_size=16",
+        ),
         *("--config.model.num_hidden_layers=1", "--config.model.intermediate_size=32", "--config.model.vocab_size=300"),
         *("--config.data.cache_dir=" + str(workdir.parent / "cache"), *flags),
     ]

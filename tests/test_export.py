@@ -17,7 +17,7 @@ import transformers
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
-from simcse_jax import export
+from simcse_jax import model_folder
 from simcse_jax.data.packing import pack
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.encoder.bert import Encoder, EncoderConfig
@@ -25,8 +25,9 @@ from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.encoder.pretrained import load_params, read_config
 from simcse_jax.encoder.st_modules import read_pooler
 from simcse_jax.errors import UserError
-from simcse_jax.export import export_model, export_run
-from simcse_jax.training.checkpoint import Checkpoints, write_run_info
+from simcse_jax.model_folder import export_model, export_run
+from simcse_jax.training.checkpoint import Checkpoints
+from simcse_jax.training.folder import write_run_info
 from tests.torch_models import FAMILIES, random_model, relative_error, torch_embeddings
 
 LIMIT = 320  # tokens that the models take: room for a text of 300, too little for one of 600
@@ -171,7 +172,7 @@ def test_card_holds_recipe_data_and_scores(source: Source, tmp_path: Path) -> No
     for line in ("| dev/spearman | 71.25 |", r"| files | a\|b.txt, c.txt |", "| objective.temperature | 0.05 |"):
         assert line in card
     assert "step 125" in card
-    local = CARD | {"recipe": {"model.name": "/home/me/model"}}
+    local = CARD | {"recipe": {"model.name": "/nowhere/model"}}
     export_model(tmp_path / "local", source.params, source.config, source.tokenizer, "avg", local)
     assert "base_model" not in (tmp_path / "local" / "README.md").read_text(encoding="utf-8")
 
@@ -257,7 +258,7 @@ def test_a_failed_or_killed_export_leaves_the_earlier_one(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(export, "_write_modules", stop)
+        patched.setattr(model_folder, "_write_modules", stop)
         with pytest.raises(KeyboardInterrupt):
             source.export(out, "cls")
     assert read_pooler(out) == "avg"
@@ -290,6 +291,7 @@ def save_run(source: Source, workdir: Path) -> None:
         "train_pooler": "cls",
         "tokenizer": "tokenizer",
         "data": CARD["data"],
+        "eval": {"data": "", "fingerprint": ""},
     }
     write_run_info(workdir, info)
     with Checkpoints(workdir) as checkpoints:

@@ -17,6 +17,7 @@ import numpy as np
 
 from simcse_jax.data import packing
 from simcse_jax.errors import UserError
+from simcse_jax.group import Array, Group
 
 # Batches looked at to choose the shapes of a run.
 SAMPLED_BATCHES = 32
@@ -29,8 +30,8 @@ class Batch(NamedTuple):
     is sentence v * B + e of the global batch, and slot v * n + e % n of its group.
     """
 
-    groups: packing.Group  # arrays int32[G, R, T] and int32[G, V * n]
-    texts: packing.Array  # int32[K + 1, B]: equal number = equal text; rows: anchors, positives, hard negatives
+    groups: Group  # arrays int32[G, R, T] and int32[G, V * n]
+    texts: Array  # int32[K + 1, B]: equal number = equal text; rows: anchors, positives, hard negatives
 
 
 class Examples(Protocol):
@@ -89,7 +90,7 @@ class Batches:
             columns = range(self.examples.lengths.shape[1])
             places = np.concatenate([column * total + examples for column in columns])
             laid.append(packing.fill([t[column] for column in columns for t in tokens], slots[group], places, shape))
-        return Batch(packing.Group(*map(np.stack, zip(*laid, strict=True))), self._texts(rows))
+        return Batch(Group(*map(np.stack, zip(*laid, strict=True))), self._texts(rows))
 
     def stream(self, first_step: int, last_step: int, depth: int = 4) -> Iterator[Batch]:
         """The batches of steps first_step <= step < last_step, made in background threads, `depth` ahead."""

@@ -7,26 +7,11 @@ packing, so padded and packed batches run the same code.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-# NumPy here, jax.Array once the group is on a device: this room does not know JAX.
-Array = Any
-
-
-class Group(NamedTuple):
-    """The token arrays of one group; more groups stack on leading axes.
-
-    A sentence's tokens are contiguous within one row. An unused slot has length 0 and first token 0.
-    """
-
-    ids: Array  # int32[R, T]: token ids; 0 where nothing is
-    segments: Array  # int32[R, T]: 1, 2, ... by sentence within the row (who may attend to whom); 0 = padding
-    positions: Array  # int32[R, T]: place of the token in its sentence, from 0
-    sentences: Array  # int32[R, T]: place of the token's sentence in the global batch
-    first_tokens: Array  # int32[N]: r * T + t of each sentence's first token
-    lengths: Array  # int32[N]: tokens of each sentence
+from simcse_jax.group import Group
 
 
 class Slots(NamedTuple):

@@ -9,16 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 from simcse_jax.data.readers import FORMATS, Table, format_of, open_table
 from simcse_jax.errors import UserError
-from simcse_jax.hub import hub_file, require_hub
+from simcse_jax.hub import dataset_file, require_hub
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_HUB_FILE = re.compile(r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?/(?P<path>.+)")
 _HUB_DATASET = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?P<parts>(:[^:\[\]]+(\[[^\]]*\])?){0,2})")
 _SPLIT = re.compile(r"(train|validation|val|dev|test)([^\w].*)?|.*\[.*")
 
@@ -41,7 +39,7 @@ def _open_entry(entry: str) -> list[Table]:
     if entry.startswith("demo:"):
         return [_demo_table(entry)]
     if entry.startswith("hf://"):
-        return [_hub_file_table(entry)]
+        return [open_table(dataset_file(entry), entry)]
     path = Path(entry).expanduser()
     if path.is_dir():
         raise UserError(f"{entry} is a folder. Name its files, for example '{entry.rstrip(os.sep)}/*.txt'.")
@@ -66,23 +64,6 @@ def _similar(path: Path) -> str:
     names = sorted(child.name for child in folder.iterdir() if format_of(child))
     close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5) or names[:5]
     return f"\nIn {folder} there is: {', '.join(close)}" if close else f"\n{folder} holds no {', '.join(FORMATS)} file."
-
-
-def _hub_file_table(entry: str) -> Table:
-    match = _HUB_FILE.fullmatch(entry)
-    if match is None:
-        raise UserError(
-            f"{entry!r} is not a Hub file: hf://datasets/OWNER/NAME/PATH, for example "
-            "hf://datasets/princeton-nlp/datasets-for-simcse/wiki1m_for_simcse.txt"
-        )
-    revision = unquote(match["revision"] or "main")
-    path = hub_file(match["repo"], match["path"], kind="dataset", revision=revision)
-    if path is None:
-        raise UserError(
-            f"The Hub data set {match['repo']!r} (revision {revision}) has no file {match['path']!r}. "
-            "Its page on the Hub, under 'Files', lists what it has."
-        )
-    return open_table(path, entry)
 
 
 def _hub_dataset_table(entry: str, repo: str, parts: str) -> Table:

@@ -19,7 +19,7 @@ from simcse_jax.encoder import dropout as drop
 from simcse_jax.encoder import pooling
 
 if TYPE_CHECKING:
-    from simcse_jax.data.packing import Group
+    from simcse_jax.group import Group
 
 # Hugging Face's names for `hidden_act`. BERT and RoBERTa use the exact (erf) GELU.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

@@ -54,7 +54,9 @@ def dropout(x: jax.Array, keys: jax.Array, index: jax.Array, rate: float) -> jax
     keys uint32 (from `token_keys`) and index uint32 (place within the token) both broadcast against x, with its rank.
     The kept share is exact to 2**-32. Only keys and index are saved for the backward pass.
     """
-    return jnp.where(_keep(keys, index, rate), x * jnp.asarray(1 / (1 - rate), x.dtype), jnp.zeros((), x.dtype))
+    # Scaled in at least float32: 1 / (1 - rate) rounded to bfloat16 would shrink every activation (0.16 % at 0.1).
+    scaled = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) * (1 / (1 - rate))).astype(x.dtype)
+    return jnp.where(_keep(keys, index, rate), scaled, jnp.zeros((), x.dtype))
 
 
 def _forward(x: jax.Array, keys: jax.Array, index: jax.Array, rate: float) -> tuple[jax.Array, tuple]:

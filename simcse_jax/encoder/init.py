@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from simcse_jax.data.packing import Group
 from simcse_jax.encoder.bert import Encoder
+from simcse_jax.group import Group
 
 
 def init_params(encoder: Encoder, seed: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 import math
 import tarfile
@@ -16,9 +17,8 @@ from scipy import stats
 
 from simcse_jax.data import demo
 from simcse_jax.errors import UserError
-from simcse_jax.hub import hub_file
+from simcse_jax.hub import DATASET_PREFIX, dataset_file
 
-HUB_PREFIX = "hf://datasets/"
 STSB_DEV = "STSBenchmark/sts-dev.csv"  # where SentEval's folder and archive keep the dev pairs
 SUFFIXES = (".tsv", ".csv", ".txt")
 
@@ -49,6 +49,14 @@ class GradedPairs:
     first: list[str]
     second: list[str]
 
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of the scores and sentences; not of where they lie."""
+        digest = hashlib.blake2b(self.gold.tobytes(), digest_size=16)
+        for text in (*self.first, *self.second):
+            digest.update(text.encode("utf-8") + b"\0")
+        return digest.hexdigest()
+
 
 def load_graded_pairs(source: str) -> GradedPairs:
     """The pairs at `source`: at least two, with finite scores that are not all the same; UserError otherwise.
@@ -60,7 +68,7 @@ def load_graded_pairs(source: str) -> GradedPairs:
     """
     if source.startswith("demo:"):
         return _demo_pairs(source)
-    path = _hub_path(source) if source.startswith(HUB_PREFIX) else Path(source).expanduser()
+    path = dataset_file(source) if source.startswith(DATASET_PREFIX) else Path(source).expanduser()
     if path.is_dir():
         path = _stsb_dev(path)
     if not path.exists():
@@ -107,19 +115,6 @@ def _demo_pairs(source: str) -> GradedPairs:
         raise UserError(f"Unknown graded pairs {source!r}; the generated ones are demo:dev and demo:test.")
     gold, first, second = zip(*demo.graded_pairs(split=split), strict=True)
     return GradedPairs(source, np.array(gold, np.float64), list(first), list(second))
-
-
-def _hub_path(source: str) -> Path:
-    """Local path of hf://datasets/OWNER/NAME[@REVISION]/FILE."""
-    owner, _, rest = source.removeprefix(HUB_PREFIX).partition("/")
-    name, _, filename = rest.partition("/")
-    if not (owner and name and filename):
-        raise UserError(f"{source!r} names no file; write {HUB_PREFIX}OWNER/NAME/FILE.")
-    name, _, revision = name.partition("@")
-    path = hub_file(f"{owner}/{name}", filename, kind="dataset", revision=revision or "main")
-    if path is None:
-        raise UserError(f"The Hub data set {owner}/{name} has no file {filename!r} at {revision or 'main'}.")
-    return path
 
 
 def _stsb_dev(folder: Path) -> Path:

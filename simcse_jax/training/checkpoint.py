@@ -7,8 +7,7 @@ appears there by one rename, so a killed run leaves nothing half-written that co
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import orbax.checkpoint as ocp
 from simcse_jax.encoder.bert import Encoder, EncoderConfig
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.errors import UserError
+from simcse_jax.training.folder import read_run_info
 from simcse_jax.training.state import TrainState
 
 
@@ -48,6 +48,9 @@ class Checkpoints:
 
     def __init__(self, workdir: Path):
         folder = workdir.absolute() / "checkpoints"
+        if jax.process_index() == 0:
+            for torn in folder.glob("*/*.orbax-checkpoint-tmp*"):  # of a kill in the middle of a save
+                shutil.rmtree(torn, ignore_errors=True)
         # Two of each: a save that a kill interrupts never leaves the run with none.
         self._last = ocp.CheckpointManager(folder / "last", options=_options(asynchronous=True))
         self._best = ocp.CheckpointManager(folder / "best", options=_options(asynchronous=False))
@@ -67,26 +70,37 @@ class Checkpoints:
         """The step that the run would go on from; None in a new run."""
         return self._last.latest_step()
 
+    def start_anew(self) -> None:
+        """Forget the best of a run that never came to a state to go on from."""
+        for step in self._best.all_steps():
+            self._best.delete(step)
+
     def save_last(self, state: TrainState, progress: Progress) -> None:
         """Save in the background, once the previous save is done; a failure of that one is raised here."""
         step = int(state.step)
         if self._last.latest_step() == step:
             return
-        self._last.save(
+        saved = self._last.save(
             step,
+            force=True,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state._asdict()), progress=ocp.args.JsonSave(progress.to_json())
             ),
         )
+        assert saved, f"step {step} was not saved to checkpoints/last"
 
     def save_best(self, step: int, params: Any, scores: dict[str, Any]) -> None:
         """Save the parameters of the best evaluation so far; done when this returns."""
+        # The state on disk may rest on an older best, which goes once two newer ones are there.
+        self._last.wait_until_finished()
         if step in self._best.all_steps():  # a resumed run comes by its best step again
             self._best.delete(step)
-        self._best.save(
+        saved = self._best.save(
             step,
+            force=True,
             args=ocp.args.Composite(params=ocp.args.StandardSave(params), scores=ocp.args.JsonSave(scores)),
         )
+        assert saved, f"step {step} was not saved to checkpoints/best"
 
     def restore_last(self, state: TrainState) -> tuple[TrainState, Progress]:
         """The newest state and its progress, laid out like `state` (ShapeDtypeStructs with shardings)."""
@@ -103,39 +117,7 @@ class Checkpoints:
 
 
 def _options(asynchronous: bool) -> ocp.CheckpointManagerOptions:
-    return ocp.CheckpointManagerOptions(
-        max_to_keep=2, enable_async_checkpointing=asynchronous, cleanup_tmp_directories=True
-    )
-
-
-def holds_checkpoint(workdir: Path) -> bool:
-    """Whether a run in this folder would go on from somewhere; what never came to a checkpoint starts anew."""
-    folder = workdir.absolute() / "checkpoints" / "last"
-    return folder.exists() and bool(ocp.utils.checkpoint_steps(folder))
-
-
-def write_run_info(workdir: Path, info: dict[str, Any]) -> None:
-    """Write config.json, whole or not at all: recipe, encoder, poolers, data and version of the run."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / ".config.json.partial"
-    temporary.write_text(json.dumps(info, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, workdir / "config.json")
-
-
-def read_run_info(workdir: Path) -> dict[str, Any] | None:
-    """What `write_run_info` wrote; None if the folder holds no run. UserError when it cannot be read."""
-    path = workdir / "config.json"
-    if not path.exists():
-        return None
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        return info if {"recipe", "encoder", "pooler"} <= info.keys() else _not_a_run(path)
-    except (ValueError, AttributeError):
-        return _not_a_run(path)
-
-
-def _not_a_run(path: Path) -> Any:
-    raise UserError(f"{path} is not the config.json of a run of simcse_jax.\nGive another folder with --workdir=DIR.")
+    return ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=asynchronous)
 
 
 def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:

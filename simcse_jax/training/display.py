@@ -53,9 +53,13 @@ class Display:
         if not self.console.is_terminal:
             self.say(f"step {step}/{self.total_steps}  loss {loss}  {speed} sentences/s  {duration(seconds_left)} left")
 
+    def dev(self, score: float) -> None:
+        """Show a dev score in the bar."""
+        self._bar.update(self._task, dev=f"{score:.2f}")
+
     def score(self, step: int, score: float, best: bool) -> None:
         """Show a dev score; said on a line of its own too, so that it stays on the screen."""
-        self._bar.update(self._task, dev=f"{score:.2f}")
+        self.dev(score)
         note = "before training" if step == 0 else "best so far" if best else ""
         self.say(f"step {step:>6}  dev Spearman {score:6.2f}  {note}".rstrip())
 

@@ -16,24 +16,16 @@ from typing import Any
 
 import jax
 
-from simcse_jax.config import differences
 from simcse_jax.data.batches import Batch
-from simcse_jax.data.packing import Group
 from simcse_jax.errors import UserError
-from simcse_jax.training.checkpoint import (
-    Checkpoints,
-    Progress,
-    holds_checkpoint,
-    read_run_info,
-    write_run_info,
-)
+from simcse_jax.training.checkpoint import Checkpoints, Progress
 from simcse_jax.training.clock import Clock
 from simcse_jax.training.display import Display, duration
-from simcse_jax.training.mesh import over_groups, replicated
 from simcse_jax.training.metrics import MetricsWriter
-from simcse_jax.training.run import Run, run_info
+from simcse_jax.training.run import Run
 from simcse_jax.training.signals import stop_signals
 from simcse_jax.training.state import TrainState
+from simcse_jax.training.step import batch_shardings
 
 # Evaluations in a row with a falling score, while the loss falls too, that are worth a warning.
 FALLING_EVALUATIONS = 3
@@ -52,13 +44,13 @@ class Outcome:
 def train(run: Run, workdir: Path) -> Outcome:
     """Train until the end, the patience's end or a signal; goes on from `workdir` if that holds a part of this run.
 
-    Raises UserError when workdir holds another run, and when the loss is not finite; `last` is then still good.
+    Raises UserError when the loss is not finite; `last` is then still good. That workdir holds no other run, `prepare`
+    has made sure.
     """
-    _refuse_another_run(workdir, run)
     with Checkpoints(workdir) as checkpoints:
         resumed = checkpoints.latest_step()
-        write_run_info(workdir, run_info(run))
         if resumed is None:
+            checkpoints.start_anew()
             state, progress = run.initial_state(), Progress()
         else:
             state, progress = checkpoints.restore_last(run.shapes)
@@ -68,24 +60,9 @@ def train(run: Run, workdir: Path) -> Outcome:
                 loop.evaluate(0, state.params)
             else:
                 display.say(f"resumed from step {resumed} in {workdir}")
+                if progress.history:
+                    display.dev(progress.history[-1][1])
             return loop.steps(state, resumed or 0)
-
-
-def _refuse_another_run(workdir: Path, run: Run) -> None:
-    """UserError when the folder holds a checkpointed run with other mathematics or other data."""
-    info = read_run_info(workdir)
-    if info is None or not holds_checkpoint(workdir):
-        return
-    recipe = info["recipe"]
-    changed = differences(recipe, run.config.flat())
-    if info["data"]["fingerprint"] != run.corpus.fingerprint:
-        changed["the data's content"] = (info["data"]["fingerprint"], run.corpus.fingerprint)
-    if changed:
-        table = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items())
-        raise UserError(
-            f"{workdir} holds a run that differs in what changes the result:\n{table}\n"
-            "Use the same values to go on with it, or --workdir=ANOTHER to start a new one."
-        )
 
 
 class _Loop:
@@ -94,13 +71,11 @@ class _Loop:
     def __init__(
         self, run: Run, checkpoints: Checkpoints, metrics: MetricsWriter, display: Display, progress: Progress
     ):
-        self.run, self.checkpoints, self.metrics, self.display, self.progress = (
-            run,
-            checkpoints,
-            metrics,
-            display,
-            progress,
-        )
+        self.run = run
+        self.checkpoints = checkpoints
+        self.metrics = metrics
+        self.display = display
+        self.progress = progress
         self.shapes: set[tuple[int, ...]] = set()
         self.clock = Clock(run.config.train.batch_size * len(run.corpus.columns))
 
@@ -128,12 +103,12 @@ class _Loop:
                     self.clock.skip()
                     if stopped or not patient:
                         break
-        return Outcome(step, self.progress, stopped[0] if stopped else None, len(self.shapes))
+        unfinished = bool(stopped) and step < run.total_steps
+        return Outcome(step, self.progress, stopped[0] if unfinished else None, len(self.shapes))
 
     def _batches(self, start: int) -> Iterator[tuple[int, Batch]]:
         """(step, batch on the devices), with the time spent waiting for the data taken."""
-        spread, whole = over_groups(self.run.mesh), replicated(self.run.mesh)
-        shardings = Batch(groups=Group(*[spread] * len(Group._fields)), texts=whole)
+        shardings = batch_shardings(self.run.mesh)
         if start >= self.run.total_steps or self._out_of_patience():
             return
         stream = self.run.batches.stream(start, self.run.total_steps)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from simcse_jax.config import Config, ModelConfig, row_length
+from simcse_jax.config import LARGEST_GROUP, Config, ModelConfig, row_length
 from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.corpus import Corpus, load_corpus, read_sentences
 from simcse_jax.data.positives import views_of
@@ -26,7 +25,15 @@ from simcse_jax.errors import UserError
 from simcse_jax.evaluation.sts import GradedPairs, evaluate_pairs, load_graded_pairs
 from simcse_jax.hub import model_folder
 from simcse_jax.objective.contrastive import make_info_nce
-from simcse_jax.training.checkpoint import holds_checkpoint
+from simcse_jax.training.folder import (
+    TOKENIZER,
+    holds_checkpoint,
+    keep_tokenizer,
+    require_folder,
+    require_same_data,
+    tokenizer_draft,
+    write_run_info,
+)
 from simcse_jax.training.mesh import make_mesh, state_shardings
 from simcse_jax.training.optimizer import make_optimizer, make_schedule
 from simcse_jax.training.state import TrainState, init_state
@@ -59,22 +66,20 @@ class Run:
 
 
 def prepare(config: Config, workdir: Path) -> Run:
-    """The parts of the run that this configuration describes; writes `workdir/tokenizer`.
+    """The parts of the run that this configuration describes; writes `workdir/config.json` and `workdir/tokenizer`.
 
-    Everything that can be wrong with files and models is found here, before the first step: UserError.
+    Everything that can be wrong with files, models and the folder is found here, before the first step, and before
+    anything is written: UserError.
     """
+    require_folder(workdir, config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    files = [file.strip() for file in config.data.files.split(",") if file.strip()]
-    columns = tuple(name.strip() for name in config.data.columns.split(",") if name.strip())
+    files, columns = _listed(config.data.files), tuple(_listed(config.data.columns))
     pairs = load_graded_pairs(config.eval.data) if config.eval.data else None
     folder = _model_folder(config.model)
+    sizes = read_config(folder, dropout=config.model.dropout) if folder else None
     tokenizer = _tokenizer(config.model, folder, files, columns, workdir)
-    encoder = _encoder(config, folder, len(tokenizer))
-    if config.data.max_length > encoder.config.max_length:
-        raise UserError(
-            f"data.max_length = {config.data.max_length}, but the model takes at most {encoder.config.max_length} "
-            f"tokens.\nUse --config.data.max_length={encoder.config.max_length} or less."
-        )
+    encoder = _encoder(config, sizes, len(tokenizer))
+    initial_params = _initial_params(config, encoder, folder, holds_checkpoint(workdir))
     corpus = load_corpus(files, tokenizer, config.data.max_length, columns, config.data.cache_dir or None)
     views = views_of(config.data.positive, corpus.columns)
     layout = Layout(config.train.batch_size, config.group_size, row_length(config.data), not config.data.packed)
@@ -89,11 +94,10 @@ def prepare(config: Config, workdir: Path) -> Run:
     shardings = state_shardings(mesh, shapes)
 
     def initial_state() -> TrainState:
-        params = _initial_params(config, encoder, folder)
-        placed = jax.device_put(params, shardings.params)
+        placed = jax.device_put(initial_params(), shardings.params)
         return jax.jit(lambda p: init_state(p, optimizer, config.train.seed), out_shardings=shardings)(placed)
 
-    return Run(
+    run = Run(
         config=config,
         mesh=mesh,
         corpus=corpus,
@@ -106,6 +110,11 @@ def prepare(config: Config, workdir: Path) -> Run:
         initial_state=initial_state,
         evaluate=_evaluation(pairs, SentenceEncoder(encoder, tokenizer, mesh, config.model.pooler)),
     )
+    info = run_info(run, pairs)
+    require_same_data(workdir, info)
+    write_run_info(workdir, info)
+    keep_tokenizer(workdir)
+    return run
 
 
 def describe(run: Run) -> list[str]:
@@ -126,11 +135,26 @@ def describe(run: Run) -> list[str]:
         f"steps: {run.total_steps:,} of {run.batches.steps_per_epoch:,} an epoch; {run.batches.dropped:,} examples "
         "left out of each epoch's last, short batch",
         *run.corpus.report.lines(),
+        *_notes(run),
     ]
 
 
-def run_info(run: Run) -> dict[str, Any]:
-    """What config.json of the run folder says; `Run` can be told from another by it, and an export be made."""
+def _notes(run: Run) -> list[str]:
+    """What is allowed and rarely meant."""
+    notes, warmup, layout = [], run.config.optimizer.warmup_steps, run.batches.layout
+    if warmup >= run.total_steps:
+        notes.append(f"note: the {run.total_steps} steps end within optimizer.warmup_steps = {warmup}")
+    share = layout.batch_size // run.mesh.size
+    if layout.group_size < min(share, LARGEST_GROUP) / 4:
+        notes.append(
+            f"note: {share} examples a device divide into groups of {layout.group_size} only, which is slow; a "
+            f"multiple of {LARGEST_GROUP} is best"
+        )
+    return notes
+
+
+def run_info(run: Run, pairs: GradedPairs | None) -> dict[str, Any]:
+    """What config.json of the run folder says: enough to tell one run from another, and to export its model."""
     model = run.config.model
     return {
         "recipe": run.config.flat(),
@@ -138,13 +162,14 @@ def run_info(run: Run) -> dict[str, Any]:
         "has_head": run.encoder.has_head,
         "pooler": model.pooler,
         "train_pooler": model.train_pooler,
-        "tokenizer": "tokenizer",
+        "tokenizer": TOKENIZER,
         "data": {
             "files": list(run.corpus.report.files),
             "columns": list(run.corpus.columns),
             "examples": run.corpus.report.examples,
             "fingerprint": run.corpus.fingerprint,
         },
+        "eval": {"data": run.config.eval.data, "fingerprint": pairs.fingerprint if pairs else ""},
         "total_steps": run.total_steps,
     }
 
@@ -154,33 +179,32 @@ def _model_folder(model: ModelConfig) -> Path | None:
     return model_folder(model.name, weights=model.init == "pretrained") if model.name else None
 
 
+def _listed(value: str) -> list[str]:
+    """The parts of a comma-separated value."""
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
 def _tokenizer(
     model: ModelConfig, folder: Path | None, files: list[str], columns: tuple[str, ...], workdir: Path
 ) -> Any:
-    """The run's tokenizer, kept in workdir/tokenizer; trained there once if the recipe says so."""
-    kept = workdir / "tokenizer"
+    """The run's tokenizer, drafted in the run folder; trained on the data if the recipe says so."""
+    if holds_checkpoint(workdir) and (workdir / TOKENIZER).is_dir():
+        return load_tokenizer(workdir / TOKENIZER)
     if model.tokenizer == "train":
-        if not (holds_checkpoint(workdir) and (kept / "tokenizer.json").exists()):
-            partial = workdir / ".tokenizer.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            train_wordpiece(read_sentences(files, TOKENIZER_SENTENCES, columns), model.vocab_size, partial)
-            shutil.rmtree(kept, ignore_errors=True)
-            os.replace(partial, kept)
-        return load_tokenizer(kept)
+        draft = tokenizer_draft(workdir)
+        train_wordpiece(read_sentences(files, TOKENIZER_SENTENCES, columns), model.vocab_size, draft)
+        return load_tokenizer(draft)
     source = model_folder(model.tokenizer, weights=False) if model.tokenizer else folder
     assert source is not None  # `resolve` refuses a recipe with neither
     tokenizer = load_tokenizer(source)
-    kept.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(kept)
+    tokenizer.save_pretrained(tokenizer_draft(workdir))
     return tokenizer
 
 
-def _encoder(config: Config, folder: Path | None, vocab_size: int) -> Encoder:
+def _encoder(config: Config, sizes: EncoderConfig | None, vocab_size: int) -> Encoder:
     """The encoder module: sizes from the model's folder, and from the recipe where weights are random."""
     model = config.model
-    sizes = (
-        read_config(folder, dropout=model.dropout) if folder else dataclasses.replace(BERT_BASE, dropout=model.dropout)
-    )
+    sizes = sizes or dataclasses.replace(BERT_BASE, dropout=model.dropout)
     if model.init == "random":
         names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
         given = {name: getattr(model, name) for name in names if getattr(model, name)}
@@ -197,6 +221,11 @@ def _encoder(config: Config, folder: Path | None, vocab_size: int) -> Encoder:
             f"The tokenizer has {vocab_size} tokens, and the model's vocabulary only {sizes.vocab_size}: they do not "
             "belong together.\nUse the tokenizer that came with the model (--config.model.tokenizer=)."
         )
+    if config.data.max_length > sizes.max_length:
+        raise UserError(
+            f"data.max_length = {config.data.max_length}, but the model takes at most {sizes.max_length} tokens.\n"
+            f"Use --config.data.max_length={sizes.max_length} or less."
+        )
     parameters = jnp.float64 if model.dtype == "float64" else jnp.float32
     return Encoder(
         sizes, jnp.dtype(model.dtype), parameters, has_head=model.has_head, unroll=model.unroll, remat=model.remat
@@ -210,11 +239,21 @@ def _evaluation(pairs: GradedPairs | None, sentences: SentenceEncoder) -> Evalua
     return lambda params: evaluate_pairs(lambda texts: sentences.encode(params, texts), pairs)
 
 
-def _initial_params(config: Config, encoder: Encoder, folder: Path | None) -> Any:
-    """Random parameters, or pretrained ones with a fresh head (the paper's MLP is not BERT's own pooler)."""
-    if config.model.init == "random" or folder is None:
-        return jax.jit(lambda: init_params(encoder, config.train.seed))()
-    params = load_params(folder, encoder.config, head="none")
-    if encoder.has_head:
-        params["head"] = jax.jit(lambda: init_params(encoder, config.train.seed)["head"])()
-    return jax.tree.map(lambda x: jnp.asarray(x, encoder.param_dtype), params)
+def _initial_params(config: Config, encoder: Encoder, folder: Path | None, resumes: bool) -> Callable[[], Any]:
+    """A function, to be called at most once, that gives random parameters, or pretrained ones with a fresh head.
+
+    Pretrained weights are read at once, so that a folder without good ones is refused early. The paper's MLP head is
+    not BERT's own pooler, and starts fresh.
+    """
+    random = functools.partial(init_params, encoder, config.train.seed)
+    if resumes or config.model.init == "random" or folder is None:
+        return jax.jit(random)
+    held = [load_params(folder, encoder.config, head="none")]  # handed over, so that they do not stay in memory
+
+    def initial() -> Any:
+        params = held.pop()
+        if encoder.has_head:
+            params["head"] = jax.jit(lambda: random()["head"])()
+        return jax.tree.map(lambda x: jnp.asarray(x, encoder.param_dtype), params)
+
+    return initial

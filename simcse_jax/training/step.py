@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from simcse_jax.data.batches import Batch
-from simcse_jax.data.packing import Group
 from simcse_jax.encoder.bert import Encoder, embeddings
+from simcse_jax.group import Group
 from simcse_jax.objective.contrastive import Metrics, Objective
 from simcse_jax.training import mesh as meshes
 from simcse_jax.training.state import TrainState, step_key
@@ -89,12 +89,16 @@ def make_train_step(loss: Loss, optimizer: optax.GradientTransformation, views: 
     return train_step
 
 
+def batch_shardings(mesh: Mesh) -> Batch:
+    """The sharding of each array of a batch: groups spread over every device, text numbers on each."""
+    return Batch(Group(*[meshes.over_groups(mesh)] * len(Group._fields)), meshes.replicated(mesh))
+
+
 def compile_train_step(train_step: TrainStep, mesh: Mesh, state_shardings: Any) -> TrainStep:
     """The jitted step: state donated and sharded as given, groups spread over the mesh, metrics on every device."""
-    batch = Batch(groups=Group(*[meshes.over_groups(mesh)] * 6), texts=meshes.replicated(mesh))
     return jax.jit(
         train_step,
-        in_shardings=(state_shardings, batch),
+        in_shardings=(state_shardings, batch_shardings(mesh)),
         out_shardings=(state_shardings, meshes.replicated(mesh)),
         donate_argnums=0,
     )

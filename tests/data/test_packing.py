@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from simcse_jax.data.packing import Group, Slots, fill, first_fit, pack
+from simcse_jax.data.packing import Slots, fill, first_fit, pack
+from simcse_jax.group import Group
 
 
 def _tokens(seed: int, count: int, longest: int) -> list[np.ndarray]:

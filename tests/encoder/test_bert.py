@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simcse_jax.data.packing import Group, pack
+from simcse_jax.data.packing import pack
 from simcse_jax.encoder.bert import ACTIVATIONS, Encoder, EncoderConfig
 from simcse_jax.encoder.pooling import POOLERS
+from simcse_jax.group import Group
 
 # A wide initialiser: at 0.02 a tiny model is nearly the identity, and mistakes would hide.
 CONFIG = EncoderConfig("bert", 100, 32, 3, 4, 48, max_position_embeddings=24, initializer_range=0.3)

@@ -85,7 +85,7 @@ def test_senteval_archive_from_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
         asked.append((repo, filename, kind, revision))
         return path if filename == "senteval.tar" else None
 
-    monkeypatch.setattr("simcse_jax.evaluation.sts.hub_file", hub_file)
+    monkeypatch.setattr("simcse_jax.hub.hub_file", hub_file)
     _check_senteval(load_graded_pairs(str(path)))
     _check_senteval(load_graded_pairs("hf://datasets/princeton-nlp/datasets-for-simcse/senteval.tar"))
     with pytest.raises(UserError, match=r"o/n has no file 'a/b\.tsv' at v1"):

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import numpy as np
 import pytest
 
 from configs import base
-from simcse_jax.config import resolve
+from simcse_jax.config import Config, resolve
+from simcse_jax.encoder.pretrained import hugging_face_config
 from simcse_jax.errors import UserError
-from simcse_jax.export import export_run
-from simcse_jax.training.checkpoint import load_best
+from simcse_jax.model_folder import export_run
+from simcse_jax.training.checkpoint import Checkpoints, load_best
 from simcse_jax.training.loop import Outcome, falling, train
 from simcse_jax.training.metrics import MetricsWriter, read_metrics
 from simcse_jax.training.run import Run, describe, prepare
@@ -53,7 +55,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepared(files: Path, workdir: Path, devices: int = 1, **changes: Any) -> Run:
+def resolved(files: Path, devices: int = 1, **changes: Any) -> Config:
+    """A small recipe; changes by full name."""
     recipe = base.get_config()
     values = {
         "model.name": "",
@@ -77,10 +80,13 @@ def prepared(files: Path, workdir: Path, devices: int = 1, **changes: Any) -> Ru
         "checkpoint.every_steps": 3,
         "mesh.data": devices,
     }
-    recipe.update_from_flattened_dict(values | {key.replace("__", "."): value for key, value in changes.items()})
-    return prepare(
-        resolve(recipe, (), jax.device_count(), jax.dtypes.canonicalize_dtype(np.float64) == np.float64), workdir
-    )
+    recipe.update_from_flattened_dict(values | changes)
+    return resolve(recipe, (), jax.device_count(), jax.dtypes.canonicalize_dtype(np.float64) == np.float64)
+
+
+def prepared(files: Path, workdir: Path, devices: int = 1, **changes: Any) -> Run:
+    named = {key.replace("__", "."): value for key, value in changes.items()}
+    return prepare(resolved(files, devices, **named), workdir)
 
 
 def run(files: Path, workdir: Path, **changes: Any) -> Outcome:
@@ -198,7 +204,7 @@ def test_a_falling_score_under_a_falling_loss_is_noticed() -> None:
     assert not falling([(2, 79.0, 0.9), (3, 78.0, 0.8), (4, 77.0, 0.7)])
 
 
-def test_loading_the_best_of_nothing_says_what_to_do(files: Path, tmp_path: Path) -> None:
+def test_loading_the_best_of_nothing_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run"):
         load_best(tmp_path)
     (tmp_path / "config.json").write_text("[]")
@@ -217,3 +223,78 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(files: Path, tmp_p
     outcome = run(files, tmp_path, objective__temperature=0.1, train__steps=3, model__vocab_size=110)
     assert outcome.step == 3
     assert [line["step"] for line in read_metrics(tmp_path)] == [0, 1, 2, 3, 3]
+
+
+def test_the_best_of_a_run_that_never_came_to_a_state_is_forgotten(files: Path, tmp_path: Path) -> None:
+    made = prepared(files, tmp_path)
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (0, 50):  # what a kill between the best and `last` leaves behind
+            checkpoints.save_best(step, made.initial_state().params, {"spearman": 99.0})
+    outcome = run(files, tmp_path, train__steps=4, train__seed=1)
+    info = load_best(tmp_path)[1]
+    assert info["step"] == outcome.progress.best_step <= 4
+    assert info["scores"]["spearman"] == outcome.progress.best_score
+
+
+def test_refusals_leave_the_folder_as_it_was(files: Path, tmp_path: Path, stops_at: Any) -> None:
+    stops_at(4)
+    run(files, tmp_path / "run")
+    (tmp_path / "dev.tsv").write_text((files / "pairs.tsv").read_text().replace("dog", "cat"))
+    (tmp_path / "notes").write_text("not a folder")
+
+    def content() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()}
+
+    before = content()
+    for changes, message in (
+        ({"model.vocab_size": 110}, "model.vocab_size: 120 there, 110 now"),
+        ({"eval.data": str(tmp_path / "dev.tsv")}, "the evaluation data's content"),
+        ({"data.max_length": 12}, "data.max_length: 16 there, 12 now"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(files, tmp_path / "run", **{key.replace(".", "__"): value for key, value in changes.items()})
+    assert content() == before
+    with pytest.raises(UserError, match="cannot be written"):
+        run(files, tmp_path / "notes")
+
+
+def test_models_that_will_not_do_are_refused_before_anything_is_written(files: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    made = prepared(files, tmp_path / "made")
+    shutil.copytree(tmp_path / "made" / "tokenizer", model)
+    config = hugging_face_config(made.encoder.config)
+    options: dict = {"model__name": str(model), "model__init": "pretrained", "model__tokenizer": ""}
+    sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+    options |= {f"model__{key}": 0 for key in sizes}
+    for content, message in (
+        ("{", "config.json"),
+        (json.dumps(config | {"model_type": "distilbert", "architectures": ["DistilBertModel"]}), "distilbert"),
+        (json.dumps(config), "model.safetensors"),
+    ):
+        (model / "config.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            prepared(files, tmp_path / "run", **options)
+    assert not (tmp_path / "run" / "config.json").exists()
+    with pytest.raises(UserError, match=r"data.max_length = 1000, but the model takes at most 512"):
+        prepared(files, tmp_path / "run", data__max_length=1000)
+
+
+def test_every_key_of_a_recipe_is_read(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that nothing reads once the recipe is resolved would be a promise without effect."""
+    read: set[str] = set()
+    flat = dict.fromkeys(resolved(files).flat())
+
+    def recording(section: str, kind: type) -> Any:
+        def look(self: Any, name: str) -> Any:
+            read.add(f"{section}.{name}")
+            return object.__getattribute__(self, name)
+
+        monkeypatch.setattr(kind, "__getattribute__", look, raising=False)
+
+    config = resolved(files, **{"train.steps": 2})
+    monkeypatch.setattr(type(config), "flat", lambda _: {"model.dtype": "float32"})  # it reads all, and decides nothing
+    for field in dataclasses.fields(config):
+        if field.name != "group_size":
+            recording(field.name, type(getattr(config, field.name)))
+    train(prepare(config, tmp_path), tmp_path)
+    assert flat.keys() - read <= {"train.epochs", "train.examples"}  # as steps were given

@@ -1,0 +1,22 @@
+"""The one type that every room shares: a group of packed sentences."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+# NumPy where groups are made, jax.Array once they are on a device.
+Array = Any
+
+
+class Group(NamedTuple):
+    """The token arrays of one group; more groups stack on leading axes.
+
+    A sentence's tokens are contiguous within one row. An unused slot has length 0 and first token 0.
+    """
+
+    ids: Array  # int32[R, T]: token ids; 0 where nothing is
+    segments: Array  # int32[R, T]: 1, 2, ... by sentence within the row (who may attend to whom); 0 = padding
+    positions: Array  # int32[R, T]: place of the token in its sentence, from 0
+    sentences: Array  # int32[R, T]: place of the token's sentence in the global batch
+    first_tokens: Array  # int32[N]: r * T + t of each sentence's first token
+    lengths: Array  # int32[N]: tokens of each sentence

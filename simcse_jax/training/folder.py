@@ -1,0 +1,99 @@
+"""The run folder: what it says of its run, and whether this run may go on in it.
+
+Nothing is written there before both questions are answered, so a refused command leaves another run as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from simcse_jax.config import Config, differences
+from simcse_jax.errors import UserError
+
+TOKENIZER = "tokenizer"
+# What the differences between two runs are told by, beside the recipe: names in config.json.
+FINGERPRINTS = {"data": "the training data's content", "eval": "the evaluation data's content"}
+
+
+def holds_checkpoint(workdir: Path) -> bool:
+    """Whether a run in this folder would go on from somewhere; what never came to a checkpoint starts anew."""
+    folder = workdir.absolute() / "checkpoints" / "last"
+    return folder.is_dir() and bool(ocp.utils.checkpoint_steps(folder))
+
+
+def require_folder(workdir: Path, config: Config) -> None:
+    """Make the folder. UserError when it cannot be written, or holds a run of another recipe."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir} cannot be written: {error.strerror or error}.\n"
+            "Give a folder that you can write, --workdir=DIR."
+        ) from error
+    info = read_run_info(workdir)
+    if info is not None and holds_checkpoint(workdir):
+        _refuse(workdir, differences(info["recipe"], config.flat()))
+
+
+def require_same_data(workdir: Path, info: dict[str, Any]) -> None:
+    """UserError when the folder holds a run on other training or evaluation data; info is from `run_info`."""
+    there = read_run_info(workdir)
+    if there is None or not holds_checkpoint(workdir):
+        return
+    pairs = {words: (there[name]["fingerprint"], info[name]["fingerprint"]) for name, words in FINGERPRINTS.items()}
+    _refuse(workdir, {words: both for words, both in pairs.items() if both[0] != both[1]})
+
+
+def _refuse(workdir: Path, changed: dict[str, tuple[Any, Any]]) -> None:
+    if changed:
+        table = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items())
+        raise UserError(
+            f"{workdir} holds a run that differs in what changes the result:\n{table}\n"
+            "Use the same values to go on with it, or --workdir=ANOTHER to start a new one."
+        )
+
+
+def write_run_info(workdir: Path, info: dict[str, Any]) -> None:
+    """Write config.json, whole or not at all: recipe, encoder, poolers, data of the run."""
+    temporary = workdir / ".config.json.partial"
+    temporary.write_text(json.dumps(info, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(temporary, workdir / "config.json")
+
+
+def read_run_info(workdir: Path) -> dict[str, Any] | None:
+    """What `write_run_info` wrote; None if the folder holds no run. UserError when it is something else."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        if {"recipe", "encoder", "pooler", *FINGERPRINTS} <= info.keys():
+            return info
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(f"{path} is not the config.json of a run of simcse_jax.\nGive another folder with --workdir=DIR.")
+
+
+def tokenizer_draft(workdir: Path) -> Path:
+    """An empty folder for the tokenizer of a run that may yet be refused; `keep_tokenizer` puts it in its place."""
+    draft = workdir / f".{TOKENIZER}.partial"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    return draft
+
+
+def keep_tokenizer(workdir: Path) -> None:
+    """Put the draft, if there is one, in the place of `workdir/tokenizer`."""
+    draft, kept = workdir / f".{TOKENIZER}.partial", workdir / TOKENIZER
+    if draft.is_dir():
+        shutil.rmtree(kept, ignore_errors=True)
+        os.replace(draft, kept)

@@ -1,0 +1,58 @@
+"""The rooms of the house, and which of them may know which."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "simcse_jax"
+
+# room: what it may import of the others. Everybody knows `errors` and `group`.
+MAY_IMPORT = {
+    "data": {"hub"},
+    "encoder": set(),
+    "objective": set(),
+    "evaluation": {"data", "hub", "objective"},
+    "training": {"config", "data", "encoder", "encoding", "evaluation", "hub", "objective"},
+    "encoding": {"data", "encoder"},
+    "config": {"data", "encoder"},
+    "hub": set(),
+    "group": set(),
+    "errors": set(),
+}
+# Libraries that belong to some rooms alone.
+ONLY_IN = {"jax": {"encoder", "objective", "training", "encoding", "train"}, "flax": {"encoder"}, "torch": {"encoder"}}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports when it runs, dotted; imports for type checkers do not count."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            node.body = []
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_only(path: Path) -> None:
+    room = room_of(path)
+    for name in imports(path):
+        top, *rest = name.split(".")
+        for library, rooms in ONLY_IN.items():
+            assert top != library or room in rooms, f"{path.name} imports {name}"
+        if top == "simcse_jax" and rest and room in MAY_IMPORT:
+            allowed = MAY_IMPORT[room] | {room, "errors", "group"}
+            assert rest[0] in allowed, f"the room {room} imports {name}"
