@@ -104,8 +104,18 @@ def test_values_are_zero_or_rescaled(operands: tuple) -> None:
     kept = out != 0
     assert 0 < kept.mean() < 1
     np.testing.assert_allclose(out[kept], np.asarray(x)[kept] / 0.75, rtol=1e-6)
-    half: Any = drop.dropout(x.astype(jnp.bfloat16), keys, feature, 0.25)
-    assert half.dtype == jnp.bfloat16
+
+
+def test_bfloat16_keeps_the_mean(operands: tuple) -> None:
+    """The scale 1 / 0.9 itself must not be rounded to bfloat16: that would lose 0.16 % at every site."""
+    x, keys, feature = operands
+    half = x.astype(jnp.bfloat16)
+    out: Any = drop.dropout(half, keys, feature, 0.1)
+    assert out.dtype == jnp.bfloat16
+    wide, kept = np.asarray(half, np.float64), np.asarray(out, np.float64) != 0
+    assert np.abs(np.asarray(out, np.float64)[kept]).sum() / np.abs(wide[kept]).sum() == pytest.approx(
+        1 / 0.9, rel=3e-4
+    )
 
 
 def test_backward_uses_the_mask_of_the_forward_and_keeps_none(operands: tuple) -> None:

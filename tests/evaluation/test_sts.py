@@ -88,7 +88,7 @@ def test_senteval_archive_from_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("simcse_jax.hub.hub_file", hub_file)
     _check_senteval(load_graded_pairs(str(path)))
     _check_senteval(load_graded_pairs("hf://datasets/princeton-nlp/datasets-for-simcse/senteval.tar"))
-    with pytest.raises(UserError, match=r"o/n has no file 'a/b\.tsv' at v1"):
+    with pytest.raises(UserError, match=r"'o/n' \(revision v1\) has no file 'a/b\.tsv'"):
         load_graded_pairs("hf://datasets/o/n@v1/a/b.tsv")
     with pytest.raises(UserError, match=r"names no file; write hf://datasets/OWNER/NAME/FILE"):
         load_graded_pairs("hf://datasets/owner/name")

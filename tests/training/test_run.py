@@ -159,7 +159,7 @@ def test_other_mathematics_are_refused_and_other_layouts_welcome(files: Path, tm
     with pytest.raises(UserError, match=r"objective.temperature: 0.05 there, 0.1 now\n.*--workdir=ANOTHER"):
         run(files, tmp_path, objective__temperature=0.1)
     (tmp_path / "other.txt").write_text((files / "sentences.txt").read_text().replace("dog", "cat"))
-    with pytest.raises(UserError, match="the data's content"):
+    with pytest.raises(UserError, match="the training data's content"):
         run(files, tmp_path, data__files=str(tmp_path / "other.txt"))
     outcome = run(files, tmp_path, devices=4, eval__every_steps=3, data__packed=False, train__groups_at_once=1)
     assert outcome.step == 12
