@@ -90,7 +90,7 @@ def test_senteval_archive_from_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
     _check_senteval(load_graded_pairs("hf://datasets/princeton-nlp/datasets-for-simcse/senteval.tar"))
     with pytest.raises(UserError, match=r"'o/n' \(revision v1\) has no file 'a/b\.tsv'"):
         load_graded_pairs("hf://datasets/o/n@v1/a/b.tsv")
-    with pytest.raises(UserError, match=r"names no file; write hf://datasets/OWNER/NAME/FILE"):
+    with pytest.raises(UserError, match="is not a Hub file: hf://datasets/OWNER/NAME/FILE"):
         load_graded_pairs("hf://datasets/owner/name")
     assert asked == [
         ("princeton-nlp/datasets-for-simcse", "senteval.tar", "dataset", "main"),
