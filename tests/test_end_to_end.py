@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -64,17 +65,24 @@ def kill_after(workdir: Path, step: int) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
+def best_in_float64(workdir: Path) -> tuple[Any, dict[str, Any]]:
+    with jax.enable_x64(True):
+        params, info = load_best(workdir)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float64)}
+    return params, info
+
+
 @pytest.mark.slow
 def test_kill_9_and_the_same_command_again_give_the_parameters_of_an_unbroken_run(tmp_path: Path) -> None:
     from simcse_jax.data import demo
 
     (tmp_path / "sentences.txt").write_text("\n".join(demo.sentences(seed=0, count=1500)) + "\n")
     finish(tmp_path / "whole")
-    expected, info = load_best(tmp_path / "whole")
+    expected, info = best_in_float64(tmp_path / "whole")
     for name, devices, tolerance in (("same", 1, 0.0), ("four", 4, 1e-9)):
         kill_after(tmp_path / name, 7)
         finish(tmp_path / name, devices)
-        params, other = load_best(tmp_path / name)
+        params, other = best_in_float64(tmp_path / name)
         assert other["step"] == info["step"]
         gap = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, expected)
         assert max(jax.tree.leaves(gap)) <= tolerance, name

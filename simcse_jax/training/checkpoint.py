@@ -138,7 +138,8 @@ def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
             f"{workdir} holds no checkpoint yet.\nTrain on with the command that started it, then try again."
         )
     config = EncoderConfig(**info["encoder"])
-    dtype = np.float64 if info["recipe"]["model.dtype"] == "float64" else np.float32
+    # A run in float64 is read as float32 where JAX's 64-bit mode is off, as in an export.
+    dtype = jax.dtypes.canonicalize_dtype(np.float64) if info["recipe"]["model.dtype"] == "float64" else np.float32
     on_host = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_host),
