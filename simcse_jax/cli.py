@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -30,7 +31,9 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
             fail(str(error))
         except KeyboardInterrupt:
             print("\ninterrupted; nothing half-done counts, and the same command starts again", file=sys.stderr)
-            return 130
+            sys.stdout.flush()
+            # Native threads may be compiling, and an orderly exit would pull the interpreter out from under them.
+            os._exit(130)
 
     app.run(guarded, argv=list(argv) if argv else None, flags_parser=_parse)
 
@@ -45,7 +48,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     """The positional arguments; flags are parsed on the way. A wrong flag, recipe or key is a user error."""
     try:
         rest = flags.FLAGS(list(argv))
-    except (UserError, flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
+    except (UserError, flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         fail(_plain(error))
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}: flags are written --name=value.\nSee --help for the flags.")
@@ -54,7 +57,11 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 def _plain(error: BaseException) -> str:
     """What a flag's failure says to a user."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-    if isinstance(error, FileNotFoundError):
-        return f"{text}\nThe recipes are in configs/; give one with --config=configs/unsup.py."
-    return str(text)
+    text = str(error)
+    if text[:1] in ("'", '"'):  # ml_collections' unknown keys: a repr, sometimes of a repr
+        while text[:1] in ("'", '"') and text[-1:] == text[:1]:
+            text = str(ast.literal_eval(text))
+        text = f"no such key: {text}\nEvery key stands in configs/base.py."
+    if isinstance(error, OSError):
+        text += "\nThe recipes are in configs/; give one with --config=configs/unsup.py."
+    return text

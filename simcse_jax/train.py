@@ -6,6 +6,7 @@ The same command goes on with a run that was interrupted.
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -64,8 +65,10 @@ def main() -> int:
     outcome = train(run, workdir)
     print(summary(outcome, time.monotonic() - started))
     if outcome.signal is not None:
-        print(f"stopped by signal {outcome.signal}; the same command goes on from step {outcome.step}")
+        print(f"stopped by {signal.Signals(outcome.signal).name}; the same command goes on from step {outcome.step}")
         return 128 + outcome.signal
+    if outcome.progress.best_step == 0:
+        print(f"note: no evaluation beat the model before training, so {workdir / 'model'} holds the untrained weights")
     export_run(workdir, workdir / "model")
     print(_next_steps(workdir))
     return 0
@@ -76,11 +79,11 @@ def _next_steps(workdir: Path) -> str:
     python = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else "python"
     return f"""
 The best model is in {model}. What to do next:
-  use it from PyTorch:  SentenceTransformer("{model}").encode(["a text"])  # from sentence_transformers
+  use it from PyTorch:  SentenceTransformer("{model}").encode(["a text"])  # pip install sentence-transformers
   write it elsewhere:   {python} -m simcse_jax.export --workdir={workdir} --out=DIR
   look at the curves:   tensorboard --logdir={workdir / "tensorboard"}  # pip install tensorboard
   train on your text:   {python} -m simcse_jax.train --config=configs/unsup.py --config.data.files=sentences.txt
-The same command again goes on where this run stopped; --workdir=ANOTHER starts a new one."""
+This run is finished; --workdir=ANOTHER starts a new one."""
 
 
 if __name__ == "__main__":

@@ -177,7 +177,8 @@ def _unquoted(cell: str) -> str:
 
 def _check_header(header: list[str], path: Path, name: str, suffix: str) -> None:
     """Nothing, or a UserError if the first line is no list of column names."""
-    names = "sent0,sent1,hard_neg"[: (5, 11, 20)[min(len(header), 3) - 1]]
+    suggested = ["sent0", "sent1", "hard_neg", *(f"hard_neg{n}" for n in range(2, len(header)))]
+    names = ",".join(suggested[: len(header)])
     if len(header) == 1 and suffix == ".csv":
         for separator, advice in (("\t", f"rename it to {path.stem}.tsv"), (";", "save it with commas")):
             if separator in header[0]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class Display:
@@ -17,15 +17,13 @@ class Display:
         self.total_steps = total_steps
         self._fields: dict[str, Any] = {"loss": "-", "dev": "-", "speed": "-"}
         self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),  # the line has to fit 80 columns
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}"),
             TextColumn("dev {task.fields[dev]}"),
             TextColumn("{task.fields[speed]} sentences/s"),
-            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("left"),
-            TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
         )

@@ -124,15 +124,14 @@ class _Loop:
         if new := shape not in self.shapes:
             self.shapes.add(shape)
             started = time.monotonic()
+            self.display.say(f"compiling a batch of groups x rows x tokens {' x '.join(map(str, shape))} ...")
         # Nothing may move between host and devices unseen while a step runs.
         with jax.transfer_guard("disallow"):
             result = self.run.train_step(state, batch)
         if new:
             seconds = time.monotonic() - started
             self.clock.skip()
-            self.display.say(
-                f"compiled for groups x rows x tokens {shape[0]} x {shape[1]} x {shape[2]} in {seconds:.1f} s"
-            )
+            self.display.say(f"compiled in {seconds:.1f} s")
         return result
 
     def _settle(self, step: int, figures: Any) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,10 @@ def prepare(config: Config, workdir: Path) -> Run:
     require_folder(workdir, config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     files, columns = _listed(config.data.files), tuple(_listed(config.data.columns))
-    pairs = load_graded_pairs(config.eval.data) if config.eval.data else None
-    folder = _model_folder(config.model)
+    with _about("eval.data", "a file of graded pairs, or nothing for no evaluation"):
+        pairs = load_graded_pairs(config.eval.data) if config.eval.data else None
+    with _about("model.name", "a model folder"):
+        folder = _model_folder(config.model)
     sizes = read_config(folder, dropout=config.model.dropout) if folder else None
     tokenizer = _tokenizer(config.model, folder, files, columns, workdir)
     encoder = _encoder(config, sizes, len(tokenizer))
@@ -177,6 +180,15 @@ def run_info(run: Run, pairs: GradedPairs | None) -> dict[str, Any]:
 def _model_folder(model: ModelConfig) -> Path | None:
     """The local folder of model.name, fetched from the Hub if need be; None when it is empty."""
     return model_folder(model.name, weights=model.init == "pretrained") if model.name else None
+
+
+@contextmanager
+def _about(key: str, takes: str) -> Iterator[None]:
+    """Errors within say which key they are about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}\nThis is about --config.{key}, which takes {takes}.") from error
 
 
 def _listed(value: str) -> list[str]:
