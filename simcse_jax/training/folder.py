@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,25 @@ def holds_checkpoint(workdir: Path) -> bool:
     return folder.is_dir() and bool(ocp.utils.checkpoint_steps(folder))
 
 
-def require_folder(workdir: Path, config: Config) -> None:
-    """Make the folder. UserError when it cannot be written, or holds a run of another recipe."""
+@contextmanager
+def claimed(workdir: Path, config: Config) -> Iterator[None]:
+    """The folder, made if need be; one that was made for a start that failed within is removed again.
+
+    UserError when it cannot be written, or holds a run of another recipe.
+    """
+    new = not workdir.exists()
+    _require_folder(workdir, config)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(workdir / f".{TOKENIZER}.partial", ignore_errors=True)
+        if new:
+            with suppress(OSError):  # not empty: what is there was meant
+                workdir.rmdir()
+        raise
+
+
+def _require_folder(workdir: Path, config: Config) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):

@@ -28,9 +28,9 @@ from simcse_jax.hub import model_folder
 from simcse_jax.objective.contrastive import make_info_nce
 from simcse_jax.training.folder import (
     TOKENIZER,
+    claimed,
     holds_checkpoint,
     keep_tokenizer,
-    require_folder,
     require_same_data,
     tokenizer_draft,
     write_run_info,
@@ -72,7 +72,11 @@ def prepare(config: Config, workdir: Path) -> Run:
     Everything that can be wrong with files, models and the folder is found here, before the first step, and before
     anything is written: UserError.
     """
-    require_folder(workdir, config)
+    with claimed(workdir, config):
+        return _assemble(config, workdir)
+
+
+def _assemble(config: Config, workdir: Path) -> Run:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     files, columns = _listed(config.data.files), tuple(_listed(config.data.columns))
     with _about("eval.data", "a file of graded pairs, or nothing for no evaluation"):
