@@ -22,7 +22,8 @@ from simcse_jax.data.demo import word_overlap
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.encoder.bert import Encoder, EncoderConfig
 from simcse_jax.encoding import SentenceEncoder
-from simcse_jax.evaluation.sts import GradedPairs, evaluate_pairs, load_graded_pairs
+from simcse_jax.evaluation.graded_pairs import GradedPairs, load_graded_pairs
+from simcse_jax.evaluation.sts import evaluate_pairs
 from simcse_jax.training.checkpoint import load_best
 from simcse_jax.training.mesh import make_mesh
 from simcse_jax.training.metrics import read_metrics

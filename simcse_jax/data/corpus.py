@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simcse_jax.data.cache import cache_folder
 from simcse_jax.data.readers import Table
 from simcse_jax.data.sources import RowCounts, choose_columns, open_tables, read_rows
 from simcse_jax.data.tokenise import CACHE_FORMAT, build, column
@@ -138,7 +139,7 @@ def load_corpus(
     tables = open_tables(files)
     chosen = choose_columns(tables, columns)
     key = _cache_key(tables, chosen, backend, max_length)
-    root = _cache_root(cache_dir)
+    root = cache_folder("corpora", cache_dir)
     from filelock import FileLock
 
     with FileLock(root / f"{key}.lock"):
@@ -167,19 +168,6 @@ def read_sentences(files: Sequence[str], limit: int | None = None, columns: Sequ
     tables = open_tables(files)
     rows = read_rows(tables, choose_columns(tables, columns), RowCounts())
     return itertools.islice((text for _, cells in rows for text in cells), limit)
-
-
-def _cache_root(cache_dir: str | os.PathLike[str] | None) -> Path:
-    root = Path(cache_dir or os.environ.get("SIMCSE_CACHE") or Path("~/.cache/simcse_jax")).expanduser() / "corpora"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"The cache folder {root} cannot be made: {error.strerror}.\nSet SIMCSE_CACHE to another folder."
-        ) from error
-    if not os.access(root, os.W_OK):
-        raise UserError(f"The cache folder {root} is not writable. Set SIMCSE_CACHE to a folder that you can write.")
-    return root
 
 
 def _untruncated(tokenizer: Any) -> Any:

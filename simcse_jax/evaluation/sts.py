@@ -1,92 +1,140 @@
-"""Graded pairs of sentences, and how well cosines order them."""
+"""Semantic textual similarity: how well cosines order graded pairs, by the paper's protocol.
+
+STS12 to STS16 put all subsets of a year together and take one Spearman correlation ("all", the paper's appendix B);
+STS13 is without SMT; pairs without a gold score are not scored; STS-B and SICK-R are scored on test.
+"""
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import hashlib
-import io
-import math
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from simcse_jax.data import demo
 from simcse_jax.errors import UserError
-from simcse_jax.hub import DATASET_PREFIX, dataset_file
+from simcse_jax.evaluation.graded_pairs import GradedPairs, load_graded_pairs, parse_score
+from simcse_jax.evaluation.results import Encode, Score
+from simcse_jax.evaluation.senteval import read_lines
 
-STSB_DEV = "STSBenchmark/sts-dev.csv"  # where SentEval's folder and archive keep the dev pairs
-SUFFIXES = (".tsv", ".csv", ".txt")
-
-# SentEval's own files: genre, file, year, number, score, sentence, sentence, perhaps licence and source.
-SENTEVAL_COLUMNS = (4, 5, 6)
-SENTEVAL_WIDTH = 7
-
-# Header names of each column, lower case; those of the GLUE and sentence-transformers copies of STS-B among them.
-SCORE_NAMES = ("score", "similarity_score", "label", "gold")
-FIRST_NAMES = ("sentence1", "sentence_1", "sentence_a", "sent0")
-SECOND_NAMES = ("sentence2", "sentence_2", "sentence_b", "sent1")
-
-FORMAT = "Each line needs a score and two sentences; or a header names the columns score, sentence1, sentence2."
-
-SOURCES = (
-    "a .tsv or .csv of score, sentence, sentence; a folder with sts-dev.csv; hf://datasets/OWNER/NAME/FILE; demo:dev"
-)
-
-Row = tuple[int, list[str]]  # line number in the file, from 1, and cells
-
-
-@dataclasses.dataclass(frozen=True)
-class GradedPairs:
-    """Pairs of sentences with a gold score each, on whatever scale; only the order of the scores matters."""
-
-    name: str  # where they came from, for tables and messages
-    gold: np.ndarray  # float64[n]
-    first: list[str]
-    second: list[str]
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex digest of the scores and sentences; not of where they lie."""
-        digest = hashlib.blake2b(self.gold.tobytes(), digest_size=16)
-        for text in (*self.first, *self.second):
-            digest.update(text.encode("utf-8") + b"\0")
-        return digest.hexdigest()
+YEARS: dict[str, tuple[str, ...]] = {
+    "STS12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
+    "STS13": ("FNWN", "headlines", "OnWN"),
+    "STS14": ("deft-forum", "deft-news", "headlines", "OnWN", "images", "tweet-news"),
+    "STS15": ("answers-forums", "answers-students", "belief", "headlines", "images"),
+    "STS16": ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
+}
+# Tasks with splits: the file of each, and the scale of their scores.
+SPLIT_FILES: dict[str, dict[str, str]] = {
+    "STSBenchmark": {
+        "train": "STS/STSBenchmark/sts-train.csv",
+        "dev": "STS/STSBenchmark/sts-dev.csv",
+        "test": "STS/STSBenchmark/sts-test.csv",
+    },
+    "SICKRelatedness": {
+        "train": "SICK/SICK_train.txt",
+        "dev": "SICK/SICK_trial.txt",
+        "test": "SICK/SICK_test_annotated.txt",
+    },
+}
+STSB_SCALE = (0.0, 5.0)
+TASKS = (*YEARS, *SPLIT_FILES)
+SPLITS = ("train", "dev", "test")
 
 
-def load_graded_pairs(source: str) -> GradedPairs:
-    """The pairs at `source`: at least two, with finite scores that are not all the same; UserError otherwise.
+def tasks_with(split: str) -> tuple[str, ...]:
+    """The tasks that have this split, in the paper's order: all seven have a test split, two of them a dev split."""
+    return TASKS if split == "test" else tuple(SPLIT_FILES)
 
-    source: a .tsv or .csv of score, sentence, sentence, with or without a header (which may name the columns in any
-    order); one of SentEval's sts-*.csv; a folder or .tar in SentEval's layout (its STS-B dev pairs);
-    `hf://datasets/OWNER/NAME[@REVISION]/FILE`; `demo:dev` or `demo:test`. A .csv is quoted as Python's csv module has
-    it, tab-separated files are taken as they are. Cells such as `None` and `NA` are text.
+
+def load_sts(folder: Path, task: str, split: str = "test") -> dict[str, GradedPairs]:
+    """The scored pairs of one task by subset ("" where there is but one); folder is `senteval_folder`'s.
+
+    UserError when a file is missing or has a malformed line (named), or the task has no such split.
     """
-    if source.startswith("demo:"):
-        return _demo_pairs(source)
-    path = dataset_file(source) if source.startswith(DATASET_PREFIX) else Path(source).expanduser()
-    if path.is_dir():
-        path = _stsb_dev(path)
-    if not path.exists():
-        raise UserError(f"The graded pairs {source!r} do not exist (looked in {Path.cwd()}).\nGive {SOURCES}.")
-    suffix = path.suffix.lower()
-    if suffix == ".tar":
-        return _parse(source, _stsb_dev_in_archive(path), ".csv")
-    if suffix not in SUFFIXES:
-        raise UserError(f"The graded pairs {source!r} end in {suffix!r}; known: {', '.join(SUFFIXES)}, .tar.")
-    return _parse(source, path.read_bytes(), suffix)
+    if task in SPLIT_FILES:
+        path = folder / SPLIT_FILES[task][split]
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: the folder of evaluation data lacks {task}'s {split} split.")
+        return {"": load_graded_pairs(str(path))}
+    if split != "test":
+        raise UserError(f"{task} has a test split only. With a {split} split: {', '.join(SPLIT_FILES)}.")
+    place = folder / "STS" / f"{task}-en-test"
+    return {subset: _load_subset(place, subset) for subset in YEARS[task]}
 
 
-def evaluate_pairs(encode: Callable[[list[str]], np.ndarray], pairs: GradedPairs) -> dict[str, float]:
+def _load_subset(place: Path, subset: str) -> GradedPairs:
+    """One subset of a year: two files, line by line; blank gold lines are pairs that nobody scored."""
+    inputs, golds = place / f"STS.input.{subset}.txt", place / f"STS.gs.{subset}.txt"
+    texts, scores = read_lines(inputs), read_lines(golds)
+    if len(texts) != len(scores):
+        raise UserError(
+            f"{inputs} has {len(texts)} lines and {golds.name} has {len(scores)}; they belong together line by line.\n"
+            "Fetch both again from one source."
+        )
+    gold, first, second = [], [], []
+    for line, (text, score) in enumerate(zip(texts, scores, strict=True), 1):
+        if not score.strip():
+            continue
+        cells = text.split("\t")
+        if len(cells) < 2 or not all(cell.strip() for cell in cells[:2]):
+            raise UserError(f"{inputs}, line {line}: two sentences with a tab between are needed; got {text!r:.100}.")
+        gold.append(parse_score(str(golds), line, score))
+        first.append(cells[0])
+        second.append(cells[1])
+    if not gold:
+        raise UserError(f"{golds} holds no score at all. Fetch it again.")
+    return GradedPairs(str(inputs), np.array(gold, np.float64), first, second)
+
+
+def evaluate_sts(encode: Encode, subsets: dict[str, GradedPairs], task: str, split: str = "test") -> Score:
+    """The score of one task. Of a year: `all` (the headline), `mean` and `wmean` over subsets (weighted by pairs).
+
+    The same with the prefix pearson_, and each subset's own; of other tasks: `spearman`, `pearson`. Times 100.
+    """
+    together = joined(task, list(subsets.values()))
+    cosines = pair_cosines(encode, together)
+    whole = correlations(cosines, together.gold)
+    protocol: dict[str, Any] = {
+        "split": split,
+        "pairs": len(together.gold),
+        "aggregation": "Spearman x 100 of cosine and gold",
+        "data": together.fingerprint,
+    }
+    evidence: dict[str, Any] = {"gold": together.gold, "cosines": cosines}
+    if len(subsets) == 1:
+        return Score(task, "spearman", whole, protocol, **evidence)
+    protocol["aggregation"] += ", all subsets as one (`all`)"
+    ends = np.cumsum([len(pairs.gold) for pairs in subsets.values()])
+    parts = np.split(np.arange(ends[-1]), ends[:-1])
+    each = {
+        subset: correlations(cosines[part], together.gold[part]) | {"pairs": len(part)}
+        for subset, part in zip(subsets, parts, strict=True)
+    }
+    values = _aggregated("", "spearman", whole, each) | _aggregated("pearson_", "pearson", whole, each)
+    return Score(task, "all", values, protocol, each, **evidence)
+
+
+def _aggregated(prefix: str, kind: str, whole: dict[str, float], each: dict[str, dict[str, float]]) -> dict[str, float]:
+    figures = np.array([scores[kind] for scores in each.values()])
+    weights = np.array([scores["pairs"] for scores in each.values()])
+    return {
+        f"{prefix}all": whole[kind],
+        f"{prefix}mean": float(figures.mean()),
+        f"{prefix}wmean": float(np.average(figures, weights=weights)),
+    }
+
+
+def evaluate_pairs(encode: Encode, pairs: GradedPairs) -> dict[str, float]:
     """{"spearman", "pearson"} of cosine and gold, times 100, and {"pairs"}, how many there were.
 
-    encode: texts to [N, D]. Ties share their mean rank. Cosines that are all equal order nothing: 0. Vectors that are
-    not finite, or zero, are an error.
+    Raises what `pair_cosines` raises.
     """
+    return correlations(pair_cosines(encode, pairs), pairs.gold) | {"pairs": len(pairs.gold)}
+
+
+def pair_cosines(encode: Encode, pairs: GradedPairs) -> np.ndarray:
+    """float64[n]: the cosine of each pair. UserError for a vector that is not finite or zero (names its sentence)."""
     count = len(pairs.gold)
     vectors = np.asarray(encode(pairs.first + pairs.second), np.float64)
     if vectors.ndim != 2 or len(vectors) != 2 * count:
@@ -101,141 +149,22 @@ def evaluate_pairs(encode: Callable[[list[str]], np.ndarray], pairs: GradedPairs
             "The model's weights are broken, or training diverged: go back to an earlier checkpoint."
         )
     unit = vectors / norms[:, None]
-    cosines = np.sum(unit[:count] * unit[count:], axis=1)
-    if np.ptp(cosines) == 0:
-        return {"spearman": 0.0, "pearson": 0.0, "pairs": count}
-    spearman: Any = stats.spearmanr(cosines, pairs.gold)
-    pearson = np.corrcoef(cosines, pairs.gold)[0, 1]
-    return {"spearman": 100 * float(spearman.statistic), "pearson": 100 * float(pearson), "pairs": count}
+    return np.sum(unit[:count] * unit[count:], axis=1)
 
 
-def _demo_pairs(source: str) -> GradedPairs:
-    split = source.removeprefix("demo:")
-    if split not in ("dev", "test"):
-        raise UserError(f"Unknown graded pairs {source!r}; the generated ones are demo:dev and demo:test.")
-    gold, first, second = zip(*demo.graded_pairs(split=split), strict=True)
-    return GradedPairs(source, np.array(gold, np.float64), list(first), list(second))
+def correlations(cosines: np.ndarray, gold: np.ndarray) -> dict[str, float]:
+    """{"spearman", "pearson"} times 100. Ties share their mean rank; what is all equal orders nothing: 0."""
+    if np.ptp(cosines) == 0 or np.ptp(gold) == 0:
+        return {"spearman": 0.0, "pearson": 0.0}
+    spearman: Any = stats.spearmanr(cosines, gold)
+    return {"spearman": 100 * float(spearman.statistic), "pearson": 100 * float(np.corrcoef(cosines, gold)[0, 1])}
 
 
-def _stsb_dev(folder: Path) -> Path:
-    """STS-B's dev file in its own folder or in any folder above it in SentEval's layout."""
-    for place in ("sts-dev.csv", STSB_DEV, f"STS/{STSB_DEV}", f"downstream/STS/{STSB_DEV}"):
-        if (folder / place).is_file():
-            return folder / place
-    raise UserError(f"The folder {folder} holds no STS-B dev pairs (looked for sts-dev.csv and {STSB_DEV}).")
-
-
-def _stsb_dev_in_archive(path: Path) -> bytes:
-    """The content of STS-B's dev file in an archive with SentEval's layout, wherever its top folder is."""
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if member.isfile() and f"/{member.name}".endswith(f"/{STSB_DEV}"):
-                    content = archive.extractfile(member)
-                    assert content is not None  # isfile() above
-                    return content.read()
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{path} does not read as a tar archive: {error}. Fetch it again.") from error
-    raise UserError(f"The archive {path} has no member {STSB_DEV}; it should have SentEval's layout.")
-
-
-def _parse(name: str, content: bytes, suffix: str) -> GradedPairs:
-    text = _decoded(name, content)
-    rows = _rows(name, text, suffix)
-    head = next(rows, None)
-    if head is None:
-        raise UserError(f"{name} is empty. {FORMAT}")
-    columns, is_header = _columns(name, head)
-    gold, first, second = [], [], []
-    for line, cells in rows if is_header else _chain(head, rows):
-        if len(cells) <= max(columns):
-            raise UserError(f"{name}, line {line}: {len(cells)} columns, at least {max(columns) + 1} needed. {FORMAT}")
-        score, *sentences = (cells[column] for column in columns)
-        gold.append(_score(name, line, score))
-        if not all(sentence.strip() for sentence in sentences):
-            raise UserError(f"{name}, line {line}: a sentence is blank. Fill it in or remove the line.")
-        first.append(sentences[0])
-        second.append(sentences[1])
-    if len(gold) < 2:
-        raise UserError(
-            f"{name} has {len(gold)} pair(s); a correlation needs at least 2, and hundreds to mean something."
-        )
-    if min(gold) == max(gold):
-        raise UserError(f"{name}: all {len(gold)} scores are {gold[0]:g}; a correlation needs scores that differ.")
-    return GradedPairs(name, np.array(gold, np.float64), first, second)
-
-
-def _decoded(name: str, content: bytes) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{name}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8. "
-            f"Convert the file, e.g. with `iconv -f latin1 -t utf-8`."
-        ) from error
-
-
-def _rows(name: str, text: str, suffix: str) -> Iterator[Row]:
-    """The rows that are not blank. Only a .csv that is not tab-separated (as SentEval's are) has quoting."""
-    if suffix != ".csv" or text.lstrip("\r\n").partition("\n")[0].count("\t") >= 2:
-        # Not splitlines(), which also splits at characters that sentences of real sets contain (U+2028, U+0085).
-        for line, raw in enumerate(text.split("\n"), 1):
-            if raw.strip():
-                yield line, raw.removesuffix("\r").split("\t")
-        return
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    line = 1
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                yield line, cells
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{name}, line {line}: {error}. Is a quote left open?") from error
-
-
-def _chain(head: Row, rows: Iterator[Row]) -> Iterator[Row]:
-    yield head
-    yield from rows
-
-
-def _columns(name: str, head: Row) -> tuple[tuple[int, ...], bool]:
-    """Where score, first and second sentence stand, and whether the first row is a header."""
-    line, cells = head
-    if _is_number(cells[0]):
-        return (0, 1, 2), False
-    if len(cells) >= SENTEVAL_WIDTH and _is_number(cells[SENTEVAL_COLUMNS[0]]):
-        return SENTEVAL_COLUMNS, False
-    names = [cell.strip().lower() for cell in cells]
-    found = [_first_of(wanted, names) for wanted in (SCORE_NAMES, FIRST_NAMES, SECOND_NAMES)]
-    if any(column is not None for column in found[1:]):
-        missing = [
-            name for name, column in zip(("score", "sentence1", "sentence2"), found, strict=True) if column is None
-        ]
-        if missing:
-            raise UserError(f"{name}, line {line}: the header {', '.join(cells)} lacks {', '.join(missing)}. {FORMAT}")
-        return tuple(column for column in found if column is not None), True
-    if not names[0]:  # such as the index that pandas writes, whose numbers would pass for scores
-        raise UserError(f"{name}, line {line}: the first column has no name and no score. {FORMAT}")
-    return (0, 1, 2), True
-
-
-def _first_of(wanted: Sequence[str], names: list[str]) -> int | None:
-    return next((names.index(name) for name in wanted if name in names), None)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _score(name: str, line: int, cell: str) -> float:
-    if not _is_number(cell):
-        raise UserError(f"{name}, line {line}: the score {cell!r:.60} is not a number. {FORMAT}")
-    if not math.isfinite(float(cell)):
-        raise UserError(f"{name}, line {line}: the score is {cell.strip()}; it must be finite, e.g. 3.5.")
-    return float(cell)
+def joined(name: str, parts: list[GradedPairs]) -> GradedPairs:
+    """The pairs of all parts, one after the other."""
+    return GradedPairs(
+        name,
+        np.concatenate([part.gold for part in parts]),
+        [text for part in parts for text in part.first],
+        [text for part in parts for text in part.second],
+    )

@@ -23,7 +23,8 @@ from simcse_jax.encoder.init import init_params, parameter_shapes
 from simcse_jax.encoder.pretrained import load_params, read_config
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.errors import UserError
-from simcse_jax.evaluation.sts import GradedPairs, evaluate_pairs, load_graded_pairs
+from simcse_jax.evaluation.graded_pairs import GradedPairs, load_graded_pairs
+from simcse_jax.evaluation.sts import evaluate_pairs
 from simcse_jax.hub import model_folder
 from simcse_jax.objective.contrastive import make_info_nce
 from simcse_jax.training.folder import (

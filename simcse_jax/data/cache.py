@@ -1,0 +1,23 @@
+"""Where things that can be made again are kept."""
+
+import os
+from pathlib import Path
+
+from simcse_jax.errors import UserError
+
+
+def cache_folder(kind: str, chosen: str | os.PathLike[str] | None = None) -> Path:
+    """The writable folder `kind` in `chosen`, else in $SIMCSE_CACHE, else in ~/.cache/simcse_jax; made if need be.
+
+    All that lies there may be deleted at any time. UserError when it cannot be made or written.
+    """
+    root = Path(chosen or os.environ.get("SIMCSE_CACHE") or Path("~/.cache/simcse_jax")).expanduser() / kind
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The cache folder {root} cannot be made: {error.strerror}.\nSet SIMCSE_CACHE to another folder."
+        ) from error
+    if not os.access(root, os.W_OK):
+        raise UserError(f"The cache folder {root} is not writable. Set SIMCSE_CACHE to a folder that you can write.")
+    return root
