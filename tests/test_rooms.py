@@ -16,13 +16,18 @@ MAY_IMPORT = {
     "evaluation": {"data", "hub", "objective"},
     "training": {"config", "data", "encoder", "encoding", "evaluation", "hub", "objective"},
     "encoding": {"data", "encoder"},
+    "embedding_model": {"config", "data", "encoder", "encoding", "hub", "training"},
     "config": {"data", "encoder"},
     "hub": set(),
     "group": set(),
     "errors": set(),
 }
 # Libraries that belong to some rooms alone.
-ONLY_IN = {"jax": {"encoder", "objective", "training", "encoding", "train"}, "flax": {"encoder"}, "torch": {"encoder"}}
+ONLY_IN = {
+    "jax": {"encoder", "objective", "training", "encoding", "embedding_model", "train"},
+    "flax": {"encoder"},
+    "torch": {"encoder"},
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -117,6 +117,12 @@ def read_pooler(folder: str | Path) -> str:
     return poolers[modes.pop()]
 
 
+def normalizes(folder: str | Path) -> bool:
+    """Whether a model folder's modules end in vectors of length 1. No cosine sees it, but classifiers do."""
+    path = Path(folder) / "modules.json"
+    return path.is_file() and any(str(module.get("type", "")).endswith("Normalize") for module in _read(path))
+
+
 def _read(path: Path) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,221 @@
+"""A trained model as something that encodes: a run folder, an exported or Hugging Face folder, or a Hub name.
+
+What evaluation and serving start from. The pooler is the one that the model says it was made for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from simcse_jax.config import differences
+from simcse_jax.data.tokenizer import load_tokenizer
+from simcse_jax.encoder.bert import Encoder, EncoderConfig
+from simcse_jax.encoder.init import init_params
+from simcse_jax.encoder.pooling import POOLERS
+from simcse_jax.encoder.pretrained import load_params, read_config
+from simcse_jax.encoder.st_modules import normalizes, read_pooler
+from simcse_jax.encoding import SentenceEncoder
+from simcse_jax.errors import UserError
+from simcse_jax.hub import model_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+DTYPES = ("float32", "bfloat16")
+SEED = "train.seed"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Origin:
+    """Where a model is, and what it says of itself; its weights are read when they are asked for."""
+
+    kind: str  # "run folder", "model folder" or "Hub model"
+    sizes: EncoderConfig
+    tokenizer: PreTrainedTokenizerFast
+    pooler: str  # "" when the model does not say
+    normalizes: bool
+    load: Callable[[str], Any]  # pooler -> parameters
+    run: dict[str, Any] | None = None  # config.json of a run folder
+
+
+class EmbeddingModel:
+    """Encodes texts as unit or plain vectors; made by `open_model`. Reads its weights at the first `encode`."""
+
+    def __init__(self, name: str, origin: _Origin, pooler: str, dtype: str, max_length: int | None):
+        self.name, self.pooler = name, pooler
+        self.dtype = dtype  # the precision of the computation
+        self._origin = origin
+        self._encoder = Encoder(origin.sizes, jnp.dtype(dtype), jnp.float32, has_head=pooler == "cls")
+        mesh = Mesh(np.array(jax.devices()), ("data",))
+        self._sentences = SentenceEncoder(self._encoder, origin.tokenizer, mesh, pooler, max_length)
+
+    @property
+    def width(self) -> int:
+        """The number of features of an embedding."""
+        return self._origin.sizes.hidden_size
+
+    @property
+    def max_length(self) -> int:
+        """Tokens at which a text is cut, special tokens included."""
+        return self._sentences.max_length
+
+    @property
+    def own_pooler(self) -> str:
+        """The pooler that the model was made for; "" when it does not say."""
+        return self._origin.pooler
+
+    @property
+    def parameter_count(self) -> int:
+        """The number of parameters that encoding uses."""
+        return sum(x.size for x in jax.tree.leaves(self._params))
+
+    @functools.cached_property
+    def _params(self) -> Any:
+        return self._used(self._origin.load(self.pooler))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of the weights that are in use, the sizes and the tokenizer: equal for a run and its export."""
+        digest = hashlib.blake2b(digest_size=16)
+        sizes = dataclasses.asdict(self._origin.sizes)
+        for irrelevant in ("dropout", "initializer_range"):
+            del sizes[irrelevant]
+        backend = json.loads(self._origin.tokenizer.backend_tokenizer.to_str())
+        settings = {key: backend[key] for key in backend if key not in ("truncation", "padding")}
+        digest.update(json.dumps([sizes, settings], sort_keys=True).encode())
+        for path, array in jax.tree_util.tree_leaves_with_path(self._params):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(array, np.float32))
+        return digest.hexdigest()
+
+    def encode(self, texts: Sequence[str], progress: bool = False) -> np.ndarray:
+        """float32[N, D]: one vector for each text, of length 1 if the model says so; see `SentenceEncoder.encode`.
+
+        UserError when the weights are missing or do not fit the model.
+        """
+        return self._encode(self._params, texts, progress)
+
+    def before_training(self) -> Callable[[Sequence[str]], np.ndarray] | None:
+        """`encode` with the weights that a run folder's training began with; None for other models.
+
+        UserError when the weights that it began with can no longer be read.
+        """
+        info = self._origin.run
+        if info is None:
+            return None
+        recipe = info["recipe"]
+        encoder = Encoder(self._origin.sizes, has_head=info["has_head"])
+        drawn = jax.jit(functools.partial(init_params, encoder, recipe[SEED]))()
+        if recipe["model.init"] == "pretrained":
+            loaded = load_params(model_folder(recipe["model.name"]), self._origin.sizes, head="none")
+            drawn = loaded | ({"head": drawn["head"]} if info["has_head"] else {})
+        params = self._used(drawn)
+        return lambda texts: self._encode(params, texts, False)
+
+    @property
+    def recipe(self) -> str:
+        """The same for runs that differ in nothing but the seed; "" for models that are no run folders."""
+        info = self._origin.run
+        if info is None:
+            return ""
+        # Against nothing, every key that changes the mathematics is a difference.
+        recipe = {key: new for key, (_, new) in differences({}, info["recipe"]).items() if key != SEED}
+        return json.dumps([recipe, info["data"]["fingerprint"], info["encoder"]], sort_keys=True)
+
+    def protocol(self) -> dict[str, Any]:
+        """What every score of this model has to say: how its vectors were made, and of which weights."""
+        asked = self.pooler != self.own_pooler
+        own = self.own_pooler or "does not say"
+        return {
+            "model": self.name,
+            "kind": self._origin.kind,
+            "fingerprint": self.fingerprint,
+            "pooler": self.pooler,
+            "pooler from": f"asked for; the model's own: {own}" if asked else "the model",
+            "vectors": "of length 1, as the model asks" if self._origin.normalizes else "as pooled",
+            "precision": self.dtype,
+            "truncation": f"{self.max_length} tokens",
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        }
+
+    def _used(self, params: Any) -> Any:
+        """The part of the parameters that this pooler uses, as float32."""
+        if self.pooler == "cls" and "head" not in params:
+            raise UserError(
+                f"The model {self.name} has no trained head, which the pooler 'cls' needs.\n"
+                "Leave --pooler out, or take cls_before_pooler or avg."
+            )
+        used = {key: value for key, value in params.items() if key != "head" or self.pooler == "cls"}
+        return jax.tree.map(lambda x: np.asarray(x, np.float32), used)
+
+    def _encode(self, params: Any, texts: Sequence[str], progress: bool) -> np.ndarray:
+        vectors = self._sentences.encode(params, texts, progress)
+        if self._origin.normalizes:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
+
+
+def open_model(
+    name: str, pooler: str | None = None, dtype: str = "float32", max_length: int | None = None
+) -> EmbeddingModel:
+    """The model of that name; UserError when it is none, or does not say how it pools and `pooler` is not given.
+
+    name: a run folder (its best checkpoint), an exported or Hugging Face folder, or a Hub name. pooler: None = the
+    model's own. dtype: the precision of the computation, one of DTYPES. max_length: tokens at which texts are cut;
+    None = what the model can take.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype={dtype} is unknown. Known: {', '.join(DTYPES)}.")
+    if pooler and pooler not in POOLERS:
+        raise UserError(f"--pooler={pooler} is unknown. Known: {', '.join(POOLERS)}.")
+    path = Path(name).expanduser()
+    origin = _run_folder(path) if (path / "checkpoints").is_dir() else _model_folder(name, bool(pooler))
+    return EmbeddingModel(name, origin, pooler or origin.pooler, dtype, max_length)
+
+
+def _run_folder(workdir: Path) -> _Origin:
+    from simcse_jax.training.checkpoint import load_best
+    from simcse_jax.training.folder import read_run_info
+
+    info = read_run_info(workdir)
+    if info is None:
+        raise UserError(f"{workdir} has checkpoints but no config.json, so it is no run folder that can be read.")
+    return _Origin(
+        kind="run folder, its best checkpoint",
+        sizes=EncoderConfig(**info["encoder"]),
+        tokenizer=load_tokenizer(workdir / info["tokenizer"]),
+        pooler=info["pooler"],
+        normalizes=False,
+        load=lambda _: load_best(workdir)[0],
+        run=info,
+    )
+
+
+def _model_folder(name: str, pooler_given: bool) -> _Origin:
+    folder = model_folder(name)
+    sizes = read_config(folder)
+    try:
+        own = read_pooler(folder)
+    except UserError as error:
+        if not pooler_given:
+            raise UserError(f"{error}\nGive it as --pooler=NAME.") from error
+        own = ""
+    return _Origin(
+        kind="model folder" if Path(name).expanduser().is_dir() else "Hub model",
+        sizes=sizes,
+        tokenizer=load_tokenizer(folder),
+        pooler=own,
+        normalizes=normalizes(folder),
+        load=lambda pooler: load_params(folder, sizes, head="load" if pooler == "cls" else "none"),
+    )

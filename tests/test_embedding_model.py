@@ -1,0 +1,155 @@
+"""A model opened to encode: whatever it is kept as, the vectors, the pooler and the fingerprint are its own."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from simcse_jax.embedding_model import open_model
+from simcse_jax.errors import UserError
+from simcse_jax.evaluation.graded_pairs import load_graded_pairs
+from simcse_jax.evaluation.sts import evaluate_pairs
+from simcse_jax.model_folder import export_run
+from simcse_jax.training.metrics import read_metrics
+from tests.conftest import HubServer
+from tests.small_models import export_small, train_small
+
+TEXTS = ["a red dog sleeps", "two children play in the park", "", "a red dog sleeps", "music " * 40]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_small(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose pooler uses the head."""
+    place = tmp_path_factory.mktemp("run")
+    return train_small(place / "run", place / "cache", model__pooler="cls", model__train_pooler="cls")
+
+
+def test_folder_encodes_as_sentence_transformers_does(folder: Path) -> None:
+    model = open_model(str(folder))
+    vectors = model.encode(TEXTS)
+    assert vectors.shape == (len(TEXTS), model.width)
+    assert vectors.dtype == np.float32
+    expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+    assert model.before_training() is None
+    assert model.recipe == ""
+
+
+def test_run_and_its_export_are_one_model(run: Path, tmp_path: Path) -> None:
+    export_run(run, tmp_path / "export")
+    there, here = open_model(str(run)), open_model(str(tmp_path / "export"))
+    assert there.pooler == here.pooler == "cls"
+    assert there.fingerprint == here.fingerprint
+    np.testing.assert_array_equal(there.encode(TEXTS), here.encode(TEXTS))
+
+
+def test_fingerprint_tells_weights_tokenizers_and_used_heads_apart(folder: Path, tmp_path: Path) -> None:
+    prints = {"folder": open_model(str(folder)).fingerprint}
+    assert open_model(str(folder)).fingerprint == prints["folder"]
+    assert open_model(str(folder), pooler="cls_before_pooler").fingerprint == prints["folder"]
+    prints["with the head"] = open_model(str(folder), pooler="cls").fingerprint
+    prints["other weights"] = open_model(str(export_small(tmp_path, seed=1))).fingerprint
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    settings = json.loads((other / "tokenizer_config.json").read_text())
+    (other / "tokenizer_config.json").write_text(json.dumps(settings | {"do_lower_case": False}))
+    prints["other tokenizer"] = open_model(str(other)).fingerprint
+    assert len(set(prints.values())) == len(prints)
+
+
+def test_normalize_module_is_honoured(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "unit"
+    shutil.copytree(folder, other)
+    modules = json.loads((other / "modules.json").read_text())
+    modules.append({"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"})
+    (other / "modules.json").write_text(json.dumps(modules))
+    (other / "2_Normalize").mkdir()
+    model = open_model(str(other))
+    plain, unit = open_model(str(folder)).encode(TEXTS), model.encode(TEXTS)
+    np.testing.assert_allclose(unit, plain / np.linalg.norm(plain, axis=1, keepdims=True), rtol=0, atol=1e-6)
+    assert model.protocol()["vectors"].startswith("of length 1")
+
+
+def test_protocol_says_when_another_pooler_was_asked_for(folder: Path) -> None:
+    own, asked = open_model(str(folder)).protocol(), open_model(str(folder), pooler="cls", max_length=32).protocol()
+    assert (own["pooler"], own["pooler from"]) == ("avg", "the model")
+    assert (asked["pooler"], asked["pooler from"]) == ("cls", "asked for; the model's own: avg")
+    assert (own["truncation"], asked["truncation"]) == ("64 tokens", "32 tokens")
+    assert own["precision"] == "float32"
+
+
+def test_bfloat16_is_another_precision_of_the_same_model(folder: Path) -> None:
+    exact, coarse = open_model(str(folder)), open_model(str(folder), dtype="bfloat16")
+    assert coarse.protocol()["precision"] == "bfloat16"
+    assert coarse.fingerprint == exact.fingerprint
+    a, b = (model.encode(TEXTS) for model in (exact, coarse))
+    assert b.dtype == np.float32
+    assert 1e-4 < np.abs(a - b).max() / np.abs(a).max() < 0.1
+
+
+def test_before_training_is_what_the_run_began_with(run: Path, folder: Path, tmp_path: Path) -> None:
+    before = open_model(str(run)).before_training()
+    assert before is not None
+    pairs, first = load_graded_pairs("demo:dev"), read_metrics(run)[0]
+    assert first["step"] == 0
+    assert evaluate_pairs(before, pairs)["spearman"] == pytest.approx(first["dev/spearman"], abs=0.02)
+    assert np.abs(before(TEXTS) - open_model(str(run)).encode(TEXTS)).max() > 1e-4
+
+    sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+    changes: dict[str, Any] = {f"model__{size}": 0 for size in sizes}
+    changes |= {"model__name": str(folder), "model__init": "pretrained", "model__tokenizer": "", "train__steps": 1}
+    pretrained = train_small(tmp_path / "pretrained", tmp_path / "cache", **changes)
+    before = open_model(str(pretrained)).before_training()
+    assert before is not None
+    np.testing.assert_allclose(before(TEXTS), open_model(str(folder)).encode(TEXTS), rtol=0, atol=1e-6)
+    with pytest.raises(UserError, match="has no trained head"):  # nor did its training
+        open_model(str(pretrained), pooler="cls").encode(TEXTS)
+
+
+def test_runs_that_differ_in_the_seed_alone_share_a_recipe(run: Path, tmp_path: Path) -> None:
+    for name, key, value in (("seed", "train.seed", 1), ("rate", "optimizer.learning_rate", 2e-2)):
+        shutil.copytree(run, tmp_path / name)
+        info = json.loads((run / "config.json").read_text())
+        info["recipe"][key] = value
+        (tmp_path / name / "config.json").write_text(json.dumps(info))
+    recipes = [open_model(str(folder)).recipe for folder in (run, tmp_path / "seed", tmp_path / "rate")]
+    assert recipes[0] == recipes[1] != recipes[2]
+
+
+def test_hub_model(hub_server: HubServer, folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            hub_server.add("someone/small", str(path.relative_to(folder)), path.read_bytes())
+    model = open_model("someone/small")
+    assert model.protocol()["kind"] == "Hub model"
+    assert model.fingerprint == open_model(str(folder)).fingerprint
+
+
+def test_what_cannot_be_opened_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'nowhere/at/all' does not exist"):
+        open_model("nowhere/at/all")
+    with pytest.raises(UserError, match=r"--pooler=mean is unknown\. Known: cls, "):
+        open_model(str(folder), pooler="mean")
+    with pytest.raises(UserError, match="--dtype=float16 is unknown"):
+        open_model(str(folder), dtype="float16")
+    with pytest.raises(UserError, match="max_length is 65; this model takes 3 to 64 tokens"):
+        open_model(str(folder), max_length=65)
+    silent = tmp_path / "silent"
+    shutil.copytree(folder, silent)
+    (silent / "simcse_jax.json").unlink()
+    (silent / "modules.json").unlink()
+    with pytest.raises(UserError, match=r"does not say how(.|\n)*Give it as --pooler=NAME"):
+        open_model(str(silent))
+    assert open_model(str(silent), pooler="avg").protocol()["pooler from"].endswith("does not say")
+    (tmp_path / "odd" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"no config\.json"):
+        open_model(str(tmp_path / "odd"))
