@@ -13,19 +13,14 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.stats import spearmanr
 
 from simcse_jax.data.demo import word_overlap
-from simcse_jax.data.tokenizer import load_tokenizer
-from simcse_jax.encoder.bert import Encoder, EncoderConfig
-from simcse_jax.encoding import SentenceEncoder
+from simcse_jax.embedding_model import open_model
 from simcse_jax.evaluation.graded_pairs import GradedPairs, load_graded_pairs
 from simcse_jax.evaluation.sts import evaluate_pairs
-from simcse_jax.training.checkpoint import load_best
-from simcse_jax.training.mesh import make_mesh
+from simcse_jax.training.folder import read_run_info
 from simcse_jax.training.metrics import read_metrics
 
 
@@ -37,15 +32,11 @@ def overlap_score(pairs: GradedPairs) -> float:
 
 def scores_of(workdir: Path, test: GradedPairs) -> dict[str, float]:
     """Dev at step 0, dev and test of the best checkpoint; Spearman x 100."""
-    params, info = load_best(workdir)
-    encoder = Encoder(EncoderConfig(**info["encoder"]), has_head=info["has_head"])
-    tokenizer = load_tokenizer(workdir / info["tokenizer"])
-    sentences = SentenceEncoder(encoder, tokenizer, make_mesh(jax.device_count()), info["pooler"])
-    params = jax.tree.map(jnp.asarray, params)
+    dev = [line["dev/spearman"] for line in read_metrics(workdir) if "dev/spearman" in line]
     return {
-        "dev, untrained": next(line["dev/spearman"] for line in read_metrics(workdir) if line["step"] == 0),
-        "dev": info["scores"]["spearman"],
-        "test": evaluate_pairs(lambda texts: sentences.encode(params, texts), test)["spearman"],
+        "dev, untrained": dev[0],
+        "dev": max(dev),
+        "test": evaluate_pairs(open_model(str(workdir)).encode, test)["spearman"],
     }
 
 
@@ -54,7 +45,10 @@ def main(workdirs: list[str]) -> None:
     dev, test = load_graded_pairs("demo:dev"), load_graded_pairs("demo:test")
     runs = defaultdict(list)
     for workdir in map(Path, workdirs):
-        runs[load_best(workdir)[1]["recipe"]["data.files"]].append(scores_of(workdir, test))
+        info = read_run_info(workdir)
+        if info is None:
+            sys.exit(f"{workdir} is no run folder")
+        runs[info["recipe"]["data.files"]].append(scores_of(workdir, test))
     print("| | dev, untrained | dev | test | runs |\n|---|---|---|---|---|")
     print(f"| word overlap | | {overlap_score(dev):.2f} | {overlap_score(test):.2f} | |")
     for files, scores in sorted(runs.items()):

@@ -46,14 +46,16 @@ class _Origin:
     pooler: str  # "" when the model does not say
     normalizes: bool
     load: Callable[[str], Any]  # pooler -> parameters
-    run: dict[str, Any] | None = None  # config.json of a run folder
+    workdir: Path | None = None  # of a run folder
+    run: dict[str, Any] | None = None  # its config.json
 
 
 class EmbeddingModel:
-    """Encodes texts as unit or plain vectors; made by `open_model`. Reads its weights at the first `encode`."""
+    """Encodes texts; made by `open_model`. Reads its weights when they are first needed."""
 
     def __init__(self, name: str, origin: _Origin, pooler: str, dtype: str, max_length: int | None):
-        self.name, self.pooler = name, pooler
+        self.name = name  # for tables
+        self.pooler = pooler
         self.dtype = dtype  # the precision of the computation
         self._origin = origin
         self._encoder = Encoder(origin.sizes, jnp.dtype(dtype), jnp.float32, has_head=pooler == "cls")
@@ -96,18 +98,22 @@ class EmbeddingModel:
         digest.update(json.dumps([sizes, settings], sort_keys=True).encode())
         for path, array in jax.tree_util.tree_leaves_with_path(self._params):
             digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.ascontiguousarray(array, np.float32))
+            digest.update(np.ascontiguousarray(array, np.float32).tobytes())
         return digest.hexdigest()
 
-    def encode(self, texts: Sequence[str], progress: bool = False) -> np.ndarray:
-        """float32[N, D]: one vector for each text, of length 1 if the model says so; see `SentenceEncoder.encode`.
+    def encode(self, texts: Sequence[str], progress: bool = False, normalize: bool | None = None) -> np.ndarray:
+        """float32[N, D]: one vector for each text; see `SentenceEncoder.encode`.
 
-        UserError when the weights are missing or do not fit the model.
+        normalize: True for vectors of length 1, False for vectors as pooled, None for what the model asks. UserError
+        when the weights are missing or do not fit the model.
         """
-        return self._encode(self._params, texts, progress)
+        vectors = self._sentences.encode(self._params, texts, progress)
+        if self._origin.normalizes if normalize is None else normalize:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
 
     def before_training(self) -> Callable[[Sequence[str]], np.ndarray] | None:
-        """`encode` with the weights that a run folder's training began with; None for other models.
+        """`encode` with the weights that a run folder's training began with, as pooled; None for other models.
 
         UserError when the weights that it began with can no longer be read.
         """
@@ -121,7 +127,12 @@ class EmbeddingModel:
             loaded = load_params(model_folder(recipe["model.name"]), self._origin.sizes, head="none")
             drawn = loaded | ({"head": drawn["head"]} if info["has_head"] else {})
         params = self._used(drawn)
-        return lambda texts: self._encode(params, texts, False)
+        return lambda texts: self._sentences.encode(params, texts)
+
+    @property
+    def workdir(self) -> Path | None:
+        """The run folder, if that is what the model was opened from."""
+        return self._origin.workdir
 
     @property
     def recipe(self) -> str:
@@ -134,7 +145,7 @@ class EmbeddingModel:
         return json.dumps([recipe, info["data"]["fingerprint"], info["encoder"]], sort_keys=True)
 
     def protocol(self) -> dict[str, Any]:
-        """What every score of this model has to say: how its vectors were made, and of which weights."""
+        """What every score of this model has to say: how its vectors were made, and from which weights."""
         asked = self.pooler != self.own_pooler
         own = self.own_pooler or "does not say"
         return {
@@ -143,7 +154,6 @@ class EmbeddingModel:
             "fingerprint": self.fingerprint,
             "pooler": self.pooler,
             "pooler from": f"asked for; the model's own: {own}" if asked else "the model",
-            "vectors": "of length 1, as the model asks" if self._origin.normalizes else "as pooled",
             "precision": self.dtype,
             "truncation": f"{self.max_length} tokens",
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -158,12 +168,6 @@ class EmbeddingModel:
             )
         used = {key: value for key, value in params.items() if key != "head" or self.pooler == "cls"}
         return jax.tree.map(lambda x: np.asarray(x, np.float32), used)
-
-    def _encode(self, params: Any, texts: Sequence[str], progress: bool) -> np.ndarray:
-        vectors = self._sentences.encode(params, texts, progress)
-        if self._origin.normalizes:
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return vectors
 
 
 def open_model(
@@ -180,8 +184,13 @@ def open_model(
     if pooler and pooler not in POOLERS:
         raise UserError(f"--pooler={pooler} is unknown. Known: {', '.join(POOLERS)}.")
     path = Path(name).expanduser()
-    origin = _run_folder(path) if (path / "checkpoints").is_dir() else _model_folder(name, bool(pooler))
+    origin = _run_folder(path) if is_run_folder(path) else _model_folder(name, bool(pooler))
     return EmbeddingModel(name, origin, pooler or origin.pooler, dtype, max_length)
+
+
+def is_run_folder(path: Path) -> bool:
+    """Whether this is a folder that a training run made."""
+    return (path / "checkpoints").is_dir()
 
 
 def _run_folder(workdir: Path) -> _Origin:
@@ -198,6 +207,7 @@ def _run_folder(workdir: Path) -> _Origin:
         pooler=info["pooler"],
         normalizes=False,
         load=lambda _: load_best(workdir)[0],
+        workdir=workdir,
         run=info,
     )
 
@@ -209,7 +219,9 @@ def _model_folder(name: str, pooler_given: bool) -> _Origin:
         own = read_pooler(folder)
     except UserError as error:
         if not pooler_given:
-            raise UserError(f"{error}\nGive it as --pooler=NAME.") from error
+            raise UserError(
+                f"{error}\nGive it as --pooler=NAME, or after the model's name: --model={name}:NAME."
+            ) from error
         own = ""
     return _Origin(
         kind="model folder" if Path(name).expanduser().is_dir() else "Hub model",

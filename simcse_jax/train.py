@@ -70,8 +70,21 @@ def main() -> int:
     if outcome.progress.best_step == 0:
         print(f"note: no evaluation beat the model before training, so {workdir / 'model'} holds the untrained weights")
     export_run(workdir, workdir / "model")
+    if config.eval.data:
+        _report(workdir, config.eval.data)
     print(_next_steps(workdir))
     return 0
+
+
+def _report(workdir: Path, data: str) -> None:
+    """Write the run's report; a report that fails is no reason to call the training failed."""
+    from simcse_jax.judging import report_run
+
+    try:
+        report_run(workdir, data)
+        print(f"curves, dev score and geometry before and after training: {workdir / 'report.html'}")
+    except UserError as error:
+        print(f"note: no report was written: {error}")
 
 
 def _next_steps(workdir: Path) -> str:
@@ -80,6 +93,7 @@ def _next_steps(workdir: Path) -> str:
     return f"""
 The best model is in {model}. What to do next:
   use it from PyTorch:  SentenceTransformer("{model}").encode(["a text"])  # pip install sentence-transformers
+  judge it:             {python} -m simcse_jax.evaluate --model={workdir} --data=senteval  # or --pairs=graded.tsv
   write it elsewhere:   {python} -m simcse_jax.export --workdir={workdir} --out=DIR
   look at the curves:   tensorboard --logdir={workdir / "tensorboard"}  # pip install tensorboard
   train on your text:   {python} -m simcse_jax.train --config=configs/unsup.py --config.data.files=sentences.txt

@@ -41,7 +41,8 @@ def _task() -> Any:
 
         def load_data(self, *_: Any, **__: Any) -> None:
             columns = {"sentence1": pairs.first[:PAIRS], "sentence2": pairs.second[:PAIRS], "score": pairs.gold[:PAIRS]}
-            self.dataset = DatasetDict({"test": Dataset.from_dict(columns)})
+            made: Any = DatasetDict({"test": Dataset.from_dict(columns)})
+            self.dataset = made
             self.data_loaded = True
 
     return DemoSTS()

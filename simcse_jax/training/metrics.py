@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 
 class MetricsWriter:
     """Appends figures to `metrics.jsonl`, one object a line with its `step`, and to `tensorboard/`."""
 
     def __init__(self, workdir: Path, resumed_step: int | None):
         """resumed_step: figures of later steps are dropped, as these are about to run again; None = a new run."""
+        from tensorboardX import SummaryWriter  # imports PyTorch where there is one: seconds, and only writing needs it
+
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
         _keep_until(path, -1 if resumed_step is None else resumed_step)

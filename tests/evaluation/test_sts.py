@@ -70,6 +70,10 @@ def test_broken_vectors_are_an_error(value: float, kind: str) -> None:
         evaluate_pairs(_encoder(np.ones((3, 4)), pairs), pairs)
 
 
+def _spearman(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
+
+
 def _by_text(text: str) -> np.ndarray:
     return np.random.default_rng(list(text.encode())).normal(size=8)
 
@@ -89,15 +93,11 @@ def test_years_are_aggregated_three_ways(folder: Path) -> None:
     assert tuple(subsets) == YEARS["STS12"]
     subsets["MSRvid"] = joined("longer", [subsets["MSRvid"], subsets["MSRpar"]])  # so that weights matter
     score = evaluate_sts(_encode, subsets, "STS12")
-    each = np.array([100 * stats.spearmanr(_cosines(pairs), pairs.gold).statistic for pairs in subsets.values()])
+    each = np.array([100 * _spearman(_cosines(pairs), pairs.gold) for pairs in subsets.values()])
     sizes = np.array([len(pairs.gold) for pairs in subsets.values()])
     assert sizes.sum() == 6 * PER_FILE
     whole = joined("all", list(subsets.values()))
-    assert (
-        score.value
-        == score.values["all"]
-        == pytest.approx(100 * stats.spearmanr(_cosines(whole), whole.gold).statistic)
-    )
+    assert score.value == score.values["all"] == pytest.approx(100 * _spearman(_cosines(whole), whole.gold))
     assert score.values["mean"] == pytest.approx(each.mean())
     assert score.values["wmean"] == pytest.approx((each * sizes).sum() / sizes.sum())
     assert score.values["pearson_all"] == pytest.approx(100 * np.corrcoef(_cosines(whole), whole.gold)[0, 1])

@@ -1,0 +1,107 @@
+"""Evaluate: `python -m simcse_jax.evaluate --model=RUN_OR_FOLDER_OR_HUB_NAME [--model=...] [--tasks=sts,geometry]`.
+
+Prints a table, and writes scores.json, report.html and its pictures to --out.
+"""
+
+from __future__ import annotations
+
+import glob
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from simcse_jax import cli
+from simcse_jax.errors import UserError
+
+_MODEL = flags.DEFINE_multi_string(
+    "model",
+    [],
+    "A run folder, an exported or Hugging Face folder, or a Hub name, perhaps with :POOLER; several times to compare, "
+    "and globs: --model='runs/unsup-seed*' --model=bert-base-uncased:avg.",
+)
+_DATA = flags.DEFINE_string("data", "", "SentEval's data: its folder or a senteval.tar. Default: fetched from the Hub.")
+_TASKS = flags.DEFINE_string(
+    "tasks",
+    "",
+    "Comma-separated groups (sts, transfer, geometry) and tasks (STS12, MR, ...). Default: sts,geometry; with --pairs "
+    "and without --data: geometry of the first pairs.",
+)
+_PAIRS = flags.DEFINE_multi_string(
+    "pairs", [], "Your own graded pairs as a further task: a .tsv or .csv of score, sentence, sentence; demo:test."
+)
+_SPLIT = flags.DEFINE_enum("split", "test", ["test", "dev", "train"], "Split of STS-B and SICK-R.")
+_POOLER = flags.DEFINE_string(
+    "pooler", "", "Another pooler than the one that each model was made for, where --model does not name one."
+)
+_DTYPE = flags.DEFINE_string("dtype", "float32", "Precision of the computation: float32 or bfloat16.")
+_MAX_LENGTH = flags.DEFINE_integer(
+    "max_length", None, "Tokens at which texts are cut. Default: what the model can take."
+)
+_FAST = flags.DEFINE_bool("fast", False, "The quick variant of the transfer tasks.")
+_OUT = flags.DEFINE_string(
+    "out", "", "Folder to write. Default: the run folder, if one is all there is; else evaluation."
+)
+
+
+def main() -> int:
+    """Evaluate as the flags say; 1 when a task failed."""
+    from rich.console import Console
+
+    from simcse_jax.embedding_model import open_model
+    from simcse_jax.evaluation.judge import GEOMETRY, Exam, choose_tasks, passed
+    from simcse_jax.evaluation.senteval import senteval_folder
+    from simcse_jax.evaluation.terminal import print_results
+    from simcse_jax.judging import judge_models, require_writable, write_results
+
+    names = model_names(_MODEL.value)
+    out = Path(_OUT.value).expanduser() if _OUT.value else default_out(names)
+    require_writable(out)
+    own_only = bool(_PAIRS.value) and not _DATA.value
+    tasks = choose_tasks(_TASKS.value or (GEOMETRY if own_only else f"sts,{GEOMETRY}"), _SPLIT.value)
+    models = []
+    for given in names:
+        name, pooler = name_and_pooler(given)
+        model = open_model(name, pooler or _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value)
+        model.name = given
+        models.append(model)
+    folder = None if own_only and set(tasks) <= {GEOMETRY} else senteval_folder(_DATA.value)
+    exam = Exam(tasks, folder, _SPLIT.value, tuple(_PAIRS.value), _FAST.value, progress=sys.stderr.isatty())
+    results = judge_models(models, exam, say=lambda line: print(line, flush=True))
+    print_results(results, Console(highlight=False, soft_wrap=True))
+    for path in write_results(results, out):
+        print(f"written: {path}")
+    return 0 if passed(results.verdicts) else 1
+
+
+def name_and_pooler(given: str) -> tuple[str, str]:
+    """("bert-base-uncased", "avg") for bert-base-uncased:avg; the pooler is "" where none is named."""
+    from simcse_jax.encoder.pooling import POOLERS
+
+    name, _, pooler = given.rpartition(":")
+    return (name, pooler) if name and pooler in POOLERS else (given, "")
+
+
+def default_out(names: list[str]) -> Path:
+    """The run folder, if that is the one model; else evaluation/."""
+    from simcse_jax.embedding_model import is_run_folder
+
+    only = Path(names[0]).expanduser()
+    return only if len(names) == 1 and is_run_folder(only) else Path("evaluation")
+
+
+def model_names(patterns: list[str]) -> list[str]:
+    """The models that --model names, each once; UserError for none, or a pattern that matches nothing."""
+    if not patterns:
+        raise UserError("--model is needed: a run folder, an exported or Hugging Face folder, or a Hub name.")
+    names: dict[str, None] = {}
+    for pattern in patterns:
+        found = sorted(glob.glob(str(Path(pattern).expanduser()))) if glob.has_magic(pattern) else [pattern]
+        if not found:
+            raise UserError(f"--model={pattern}: nothing matches (looked from {Path.cwd()}).")
+        names |= dict.fromkeys(name.rstrip("/") for name in found)
+    return list(names)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,142 @@
+"""Which tasks a model is judged on, and the judging: every task by itself, so that one that fails stops no other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from simcse_jax.errors import UserError
+from simcse_jax.evaluation import sts, transfer
+from simcse_jax.evaluation.graded_pairs import GradedPairs, load_graded_pairs
+from simcse_jax.evaluation.results import Encode, Score, Verdict
+from simcse_jax.evaluation.space import measure_space
+
+GEOMETRY = "geometry"
+GROUPS = ("sts", "transfer", GEOMETRY)
+ALIASES = {"stsb": "STSBenchmark", "sickr": "SICKRelatedness", "sst": "SST2"}  # as other tools call them
+_STSB = "STSBenchmark"
+
+
+@dataclasses.dataclass(frozen=True)
+class Exam:
+    """What models are judged on."""
+
+    tasks: tuple[str, ...]  # names of sts.TASKS and transfer.TASKS, and "geometry"
+    folder: Path | None = None  # `senteval_folder`'s; None when no task needs it
+    split: str = "test"  # of the STS tasks
+    pairs: tuple[str, ...] = ()  # graded pairs as further tasks: what `load_graded_pairs` takes
+    fast: bool = False  # transfer in its quick variant
+    progress: bool = False
+
+    @property
+    def averages(self) -> dict[str, tuple[str, ...]]:
+        """By the name of the average, its tasks; an average is over all of a group or not at all."""
+        groups = {"sts": sts.tasks_with(self.split), "transfer": transfer.TASKS}
+        return {name: tasks for name, tasks in groups.items() if all(task in self.tasks for task in tasks)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model to be judged."""
+
+    name: str
+    encode: Encode
+    protocol: Callable[[], dict[str, Any]]  # may read the weights, so it is asked for within the judging
+    before: Callable[[], Encode | None]  # its encode as it was before training, if that is known
+    curves: list[dict[str, Any]]
+    recipe: str
+
+
+def choose_tasks(wanted: str, split: str) -> tuple[str, ...]:
+    """The tasks that a comma-separated list of groups and names asks for, in the tables' order.
+
+    UserError for a name that is unknown, or a task that lacks the split.
+    """
+    groups = {"sts": sts.tasks_with(split), "transfer": transfer.TASKS, GEOMETRY: (GEOMETRY,)}
+    names = {_plain(task): (task,) for task in (*sts.TASKS, *transfer.TASKS)}
+    known = groups | names | {alias: (task,) for alias, task in ALIASES.items()}
+    chosen: set[str] = set()
+    for word in filter(None, (part.strip() for part in wanted.split(","))):
+        if _plain(word) not in known:
+            raise UserError(
+                f"--tasks: {word!r} is unknown. Groups: {', '.join(GROUPS)}.\n"
+                f"Tasks: {', '.join((*sts.TASKS, *transfer.TASKS))}."
+            )
+        chosen |= set(known[_plain(word)])
+    unsplit = sorted(chosen & set(sts.YEARS)) if split != "test" else []
+    if unsplit:
+        raise UserError(
+            f"--split={split}: {', '.join(unsplit)} have a test split only. With a {split} split: "
+            f"{', '.join(sts.tasks_with(split))}."
+        )
+    return tuple(task for task in (*sts.TASKS, *transfer.TASKS, GEOMETRY) if task in chosen)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "")
+
+
+def judge(subject: Subject, exam: Exam) -> Verdict:
+    """The verdict on one model. What goes wrong with a task stands in its `failures`, and the others go on."""
+    try:
+        protocol = subject.protocol()
+    except UserError as error:  # weights that do not load: every task fails of it
+        names = (*exam.pairs, *exam.tasks)
+        return Verdict(subject.name, {"model": subject.name}, failures=dict.fromkeys(names, str(error)))
+    verdict = Verdict(subject.name, protocol, curves=subject.curves, recipe=subject.recipe)
+    for source in exam.pairs:
+        _attempt(verdict, source, lambda source=source: _score_pairs(subject.encode, source))
+    for task in exam.tasks:
+        if task != GEOMETRY:
+            _attempt(verdict, task, lambda task=task: _score(subject.encode, task, exam))
+    if GEOMETRY in exam.tasks:
+        _measure(verdict, subject, exam)
+    return verdict
+
+
+def _attempt(verdict: Verdict, task: str, score: Callable[[], Score]) -> None:
+    try:
+        verdict.scores[task] = score()
+    except UserError as error:
+        verdict.failures[task] = str(error)
+
+
+def _score(encode: Encode, task: str, exam: Exam) -> Score:
+    assert exam.folder is not None  # the caller looked for it when it chose tasks
+    if task in transfer.TASKS:
+        return transfer.evaluate_transfer(encode, exam.folder, task, exam.fast, exam.progress)
+    return sts.evaluate_sts(encode, sts.load_sts(exam.folder, task, exam.split), task, exam.split)
+
+
+def _score_pairs(encode: Encode, source: str) -> Score:
+    return sts.evaluate_sts(encode, {"": load_graded_pairs(source)}, source, "all of it")
+
+
+def _measure(verdict: Verdict, subject: Subject, exam: Exam) -> None:
+    """Fill in the verdict's spaces; what goes wrong is a failure of the task "geometry"."""
+    try:
+        pairs, scale = _space_pairs(exam)
+        verdict.space = measure_space(subject.encode, pairs, scale)
+    except UserError as error:
+        verdict.failures[GEOMETRY] = str(error)
+        return
+    try:
+        before = subject.before()
+        verdict.space_before = measure_space(before, pairs, scale) if before else None
+    except UserError as error:
+        verdict.failures[f"{GEOMETRY} before training"] = str(error)
+
+
+def _space_pairs(exam: Exam) -> tuple[GradedPairs, tuple[float, float]]:
+    """The pairs whose space is measured, and the scale of their scores: STS-B's, or else the first of the user's."""
+    if exam.folder is not None:
+        return sts.load_sts(exam.folder, _STSB, exam.split)[""], sts.STSB_SCALE
+    pairs = load_graded_pairs(exam.pairs[0])
+    return pairs, (float(pairs.gold.min()), float(pairs.gold.max()))
+
+
+def passed(verdicts: Sequence[Verdict]) -> bool:
+    """Whether nothing failed."""
+    return not any(verdict.failures for verdict in verdicts)

@@ -1,0 +1,88 @@
+"""The results as scores.json: what other programs read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from simcse_jax.evaluation.compare import average, spread
+from simcse_jax.evaluation.results import Results, Score, Space, Verdict
+
+SCORES = "scores.json"
+_DIGITS = 6
+
+
+def write_scores(results: Results, out: Path) -> Path:
+    """Write `out/scores.json`, whole or not at all, and return its path."""
+    path, partial = out / SCORES, out / f".{SCORES}.partial"
+    partial.write_text(json.dumps(_rounded(record(results)), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def record(results: Results) -> dict[str, Any]:
+    """The first model's record, and beside it all models', those of several runs together, and the differences."""
+    models = [_model(verdict, results) for verdict in results.verdicts]
+    return models[0] | {
+        "models": models,
+        "runs": [
+            {
+                "name": entry.name,
+                "models": [v.name for v in entry.verdicts],
+                "scores": _spreads(entry.verdicts, results),
+            }
+            for entry in results.entries
+            if len(entry.verdicts) > 1
+        ],
+        "differences": [dataclasses.asdict(difference) for difference in results.differences],
+    }
+
+
+def _model(verdict: Verdict, results: Results) -> dict[str, Any]:
+    averages = {name: average(verdict, tasks) for name, tasks in results.averages.items()}
+    tasks = {task: score.protocol | {"headline": score.headline} for task, score in verdict.scores.items()}
+    return {
+        "model": verdict.name,
+        "scores": {task: _score(score) for task, score in verdict.scores.items()},
+        "average": {name: value for name, value in averages.items() if value is not None},
+        "geometry": _space(verdict.space),
+        "geometry_before_training": _space(verdict.space_before),
+        "failures": verdict.failures,
+        "protocol": verdict.protocol | {"date": results.date, "simcse_jax": results.version, "tasks": tasks},
+    }
+
+
+def _score(score: Score) -> dict[str, Any]:
+    return score.values | ({"subsets": score.subsets} if score.subsets else {})
+
+
+def _space(space: Space | None) -> dict[str, Any] | None:
+    if space is None:
+        return None
+    return space.figures() | {"singular_values": space.singular_values.tolist(), "protocol": space.protocol}
+
+
+def _spreads(verdicts: tuple[Verdict, ...], results: Results) -> dict[str, dict[str, float]]:
+    """Mean, sd, min, max and number of runs, for each task and average that every run has."""
+    found = {}
+    for task in results.tasks:
+        if all(task in verdict.scores for verdict in verdicts):
+            found[task] = spread([verdict.scores[task].value for verdict in verdicts])
+    for name, tasks in results.averages.items():
+        values = [average(verdict, tasks) for verdict in verdicts]
+        if all(value is not None for value in values):
+            found[f"average {name}"] = spread([value for value in values if value is not None])
+    return found
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, _DIGITS)
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(inner) for inner in value]
+    return value

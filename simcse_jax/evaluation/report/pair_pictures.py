@@ -1,0 +1,167 @@
+"""The report's pictures of pairs, model beside model: each a Figure, or None when the results hold nothing to show."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from simcse_jax.evaluation.names import shortened
+from simcse_jax.evaluation.report import drawing
+from simcse_jax.evaluation.report.drawing import INK, SMALL, colour
+from simcse_jax.evaluation.results import Results, Score
+
+PREFERRED_TASK = "STSBenchmark"
+PANELS = 6  # models beside each other; more would be too small to read
+BANDS = 5
+FEW = 12  # pairs in a band: so few are drawn one by one
+
+
+class Panel(NamedTuple):
+    """One model's part of a picture that shows models side by side."""
+
+    place: int  # of its entry in the results
+    name: str
+    score: Score
+    gold: np.ndarray  # float64[n]
+    cosines: np.ndarray  # float64[n]
+
+
+def default_task(results: Results) -> str | None:
+    """STS-B, or else the first task of which some model's gold scores and cosines are known."""
+    tasks = [t for t in results.tasks if _panels(results, t)]
+    return PREFERRED_TASK if PREFERRED_TASK in tasks else next(iter(tasks), None)
+
+
+def _panels(results: Results, task: str) -> list[Panel]:
+    """One a model whose gold scores and cosines are known; of several runs of one recipe, the first."""
+    long, short = (drawing.label_names([entry.name for entry in results.entries], limit) for limit in (30, 17))
+    panels = []
+    for place, entry in enumerate(results.entries):
+        for number, verdict in enumerate(entry.verdicts):
+            score = verdict.scores.get(task)
+            if score and score.gold is not None and score.cosines is not None and len(score.gold):
+                which = f", run {number + 1} of {len(entry.verdicts)}"
+                name = short[place] + which if len(entry.verdicts) > 1 else long[place]
+                panels.append(Panel(place, name, score, score.gold, score.cosines))
+                break
+    return panels
+
+
+def left_out(results: Results, task: str | None = None) -> list[int]:
+    """The places of the entries that the pictures of models side by side have no room for."""
+    task = task or default_task(results)
+    return [panel.place for panel in _panels(results, task)[PANELS:]] if task else []
+
+
+def _task_name(task: str | None) -> str:
+    return drawing.drawable(shortened(task or "", 40))
+
+
+def _grid(panels: Sequence[Panel], title: str, note: str, bottom: float) -> tuple[Figure, list[Axes]]:
+    """A figure with axes of one scale for each of the first PANELS panels, and what was left out in its note."""
+    shown = min(len(panels), PANELS)
+    columns = shown if shown <= 3 else math.ceil(shown / 2)
+    rows = math.ceil(shown / columns)
+    figure = drawing.new_figure(0.6 + bottom + 3.0 * rows + 0.8 * (rows == 1))
+    if len(panels) > shown:
+        note += f" Not shown for want of room: {len(panels) - shown} more."
+    drawing.caption(figure, title, note)
+    drawing.room(figure, top=1.0, bottom=bottom)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    figure.subplots_adjust(wspace=0.08, hspace=0.28)
+    for unused in grid.flat[shown:]:
+        unused.remove()
+    for number, (axes, panel) in enumerate(zip(grid.flat, panels[:PANELS], strict=False)):
+        drawing.quiet(
+            axes, "gold score" if number >= shown - columns else "", "cosine" if number % columns == 0 else ""
+        )
+        axes.tick_params(labelbottom=number >= shown - columns)
+        title = f"{panel.name}\nSpearman {panel.score.value:.2f}"
+        axes.set_title(title, size=SMALL, color=INK, loc="left", parse_math=False)
+    return figure, list(grid.flat[:shown])
+
+
+def cosines_by_band(results: Results, task: str | None = None) -> Figure | None:
+    """How the cosines of each fifth of the gold scale are distributed, model beside model."""
+    task = task or default_task(results)
+    panels = _panels(results, task) if task else []
+    if not panels:
+        return None
+    figure, grid = _grid(
+        panels,
+        f"Cosine by gold score, {_task_name(task)}",
+        "Shape: all pairs of a fifth of the scale. Bar: their middle half. Dot: median.",
+        bottom=0.75,
+    )
+    low, high = _scale(panels)
+    edges = np.linspace(low, high, BANDS + 1)
+    ticks = [f"{a:.3g}\u2013{b:.3g}" for a, b in itertools.pairwise(edges)]
+    if all(np.array_equal(panel.gold, panels[0].gold) for panel in panels):
+        counts = np.bincount(_bands(panels[0].gold, low, high), minlength=BANDS)
+        ticks = [f"{tick}\nn {count:,}" for tick, count in zip(ticks, counts, strict=True)]
+    for axes, panel in zip(grid, panels, strict=False):
+        bands = _bands(panel.gold, low, high)
+        for band in range(BANDS):
+            _violin(axes, band, panel.cosines[bands == band], colour(panel.place))
+        axes.set_xticks(range(BANDS), ticks)
+        axes.grid(visible=False, axis="x")
+    return figure
+
+
+def _scale(panels: Sequence[Panel]) -> tuple[float, float]:
+    """The lowest and the highest score of the scale: whole numbers around all gold scores."""
+    gold = np.concatenate([panel.gold for panel in panels])
+    low, high = math.floor(gold.min()), math.ceil(gold.max())
+    return float(low), float(max(high, low + 1))
+
+
+def _bands(gold: np.ndarray, low: float, high: float) -> np.ndarray:
+    """int[n]: the fifth of the scale that each score is in; a border belongs to the upper one."""
+    return np.clip(((gold - low) / (high - low) * BANDS + 1e-9).astype(int), 0, BANDS - 1)
+
+
+def _violin(axes: Axes, x: int, values: np.ndarray, hue: str) -> None:
+    if not len(values):
+        return
+    if len(values) < FEW or np.ptp(values) == 0:
+        axes.plot(np.full(len(values), x), values, "o", markersize=3, alpha=0.6, color=hue)
+    else:
+        bodies: Any = axes.violinplot([values], [x], widths=0.86, showextrema=False)["bodies"]
+        for body in bodies:
+            body.set(facecolor=hue, alpha=0.3, edgecolor="none")
+    quartiles = np.percentile(values, [25, 50, 75])
+    axes.vlines(x, quartiles[0], quartiles[2], color=hue, linewidth=5)
+    axes.plot(x, quartiles[1], "o", markersize=5, markerfacecolor="white", markeredgecolor=hue)
+
+
+def predicted_against_gold(results: Results, task: str | None = None) -> Figure | None:
+    """Every pair's cosine against its gold score, model beside model, with the medians of fifths of the scale."""
+    task = task or default_task(results)
+    panels = _panels(results, task) if task else []
+    if not panels:
+        return None
+    pairs = len(panels[0].gold)
+    figure, grid = _grid(
+        panels,
+        f"Cosine against gold score, {_task_name(task)}",
+        f"{pairs:,} pairs, a dot each. Line: median cosine of each fifth of the scale.",
+        bottom=0.6,
+    )
+    low, high = _scale(panels)
+    middles = low + (np.arange(BANDS) + 0.5) * (high - low) / BANDS
+    for axes, panel in zip(grid, panels, strict=False):
+        dim = float(np.clip(400 / len(panel.gold), 0.12, 0.7))
+        axes.scatter(panel.gold, panel.cosines, s=12, alpha=dim, color=colour(panel.place), linewidths=0)
+        bands = _bands(panel.gold, low, high)
+        full = [band for band in range(BANDS) if np.any(bands == band)]
+        medians = [np.median(panel.cosines[bands == band]) for band in full]
+        axes.plot(middles[full], medians, "o-", color=INK, markersize=4, linewidth=1.4)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=high - low >= BANDS))
+    return figure

@@ -1,0 +1,200 @@
+"""The report's pictures of spaces and of training: each a Figure, or None when the results hold nothing to show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from simcse_jax.evaluation.report import drawing
+from simcse_jax.evaluation.report.drawing import GREY, SMALL, End, Label, colour, marker
+from simcse_jax.evaluation.results import Results, Space
+
+NOISE = 1e-6  # of the largest singular value: below it, float32 leaves nothing but rounding
+
+
+def alignment_uniformity(results: Results) -> Figure | None:
+    """Every model as a point of Wang & Isola's plane; from before its training, where known, an arrow leads to it."""
+    known = [
+        (place, verdict.space, verdict.space_before)
+        for place, entry in enumerate(results.entries)
+        for verdict in entry.verdicts
+        if verdict.space
+    ]
+    if not known:
+        return None
+    arrows = any(before for _, _, before in known)
+    figure = drawing.new_figure(5.6 if len(results.entries) <= 8 else 6.8)
+    drawing.caption(figure, "Alignment and uniformity", "Hollow: before training. Filled: as judged." if arrows else "")
+    drawing.room(figure)
+    axes = figure.subplots()
+    drawing.quiet(axes, "uniformity  (lower: sentences spread more evenly)", "alignment  (lower: paraphrases closer)")
+    points, courses = [], []
+    for place, space, before in known:
+        after = _place(space)
+        style: Any = {"marker": marker(place), "markersize": 8, "color": colour(place)}
+        if before:
+            start = _place(before)
+            axes.annotate(
+                "", after, start,
+                arrowprops={"arrowstyle": "-|>", "color": colour(place), "alpha": 0.55, "shrinkA": 5, "shrinkB": 5},
+            )  # fmt: skip
+            axes.plot(*start, **style | {"markerfacecolor": "white", "markersize": 7})
+            courses.append(np.linspace(start, after, 40))
+        axes.plot(*after, markeredgecolor="white", zorder=3, **style)
+        points.append(after)
+    taken = np.concatenate([*courses, np.array(points)])
+    _frame(axes, taken)
+    corner = axes.text(0.012, 0.02, "↙ better", transform=axes.transAxes, size=SMALL, color=GREY, style="italic")
+    extent = axes.transData.inverted().transform(corner.get_window_extent())
+    taken = np.concatenate([taken, np.repeat(extent, 20, axis=0), [extent.mean(axis=0)] * 20])
+    drawing.label_points(axes, np.array(points), _point_labels(results, known), taken)
+    return figure
+
+
+def _place(space: Space) -> tuple[float, float]:
+    return space.uniformity, space.alignment
+
+
+def _frame(axes: Axes, points: np.ndarray) -> None:
+    """Limits around the points, with room for labels."""
+    (left, lower), (right, upper) = points.min(0), points.max(0)
+    across, up = max(0.16 * (right - left), 0.4), max(0.16 * (upper - lower), 0.05)
+    axes.set_xlim(left - across, right + across)
+    axes.set_ylim(lower - up, upper + up)
+
+
+def _point_labels(results: Results, known: Sequence[tuple[int, Space, Any]]) -> list[Label]:
+    """One an entry, at the run that is nearest to the middle of its runs."""
+    names = drawing.label_names([entry.name for entry in results.entries])
+    labels = []
+    for place in dict.fromkeys(place for place, _, _ in known):
+        runs = [(number, _place(space)) for number, (owner, space, _) in enumerate(known) if owner == place]
+        middle = np.mean([point for _, point in runs], axis=0)
+        nearest = min(runs, key=lambda run: float(np.sum((run[1] - middle) ** 2)))
+        labels.append(Label(nearest[0], names[place], colour(place)))
+    return labels
+
+
+def spectrum(results: Results) -> Figure | None:
+    """Singular values of every model against their index, both on a log scale; before training dashed."""
+    known = [(place, entry) for place, entry in enumerate(results.entries) if any(v.space for v in entry.verdicts)]
+    if not known:
+        return None
+    before = any(verdict.space_before for _, entry in known for verdict in entry.verdicts)
+    names = drawing.label_names([entry.name for entry in results.entries])
+    figure = drawing.new_figure(max(5.4, 0.2 * len(known) + 2))
+    drawing.caption(
+        figure,
+        "Singular values of the sentence embeddings",
+        "Relative to the largest. A flatter line: more directions in use." + (" Dashed: before training." * before),
+    )
+    drawing.room(figure, right=2.3)
+    axes = figure.subplots()
+    drawing.quiet(axes, "index of the singular value", "singular value / largest")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ends, lowest = [], _lowest(results)
+    for place, entry in known:
+        style: Any = {"color": colour(place), "linewidth": 1.8 if len(entry.verdicts) == 1 else 1.0}
+        last = None
+        for verdict in entry.verdicts:
+            if verdict.space_before:
+                axes.plot(*_visible(verdict.space_before, lowest), linestyle=(0, (4, 2)), alpha=0.6, **style)
+            if verdict.space:
+                index, values = last = _visible(verdict.space, lowest)
+                axes.plot(index, values, **style)
+        assert last is not None  # `known` are the entries that have a space
+        ends.append(End(float(last[0][-1]), float(last[1][-1]), names[place], colour(place), marker(place)))
+    axes.set_xlim(left=1)
+    axes.set_ylim(top=1.25)
+    for axis in (axes.xaxis, axes.yaxis):
+        _plain_ticks(axis)
+    drawing.label_ends(axes, ends)
+    return figure
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Ticks of a log axis, as 0.01 and not as a power of ten; between the tens too where they are few."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 2000 * low else (1,)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _lowest(results: Results) -> float:
+    """What the axis has to reach. The last 3 % of a spectrum do not count: layer norm all but empties a direction."""
+    spaces = [space for v in results.verdicts for space in (v.space_before, v.space) if space]
+    ends = [values[len(values) - 1 - len(values) // 33] for values in (space.singular_values for space in spaces)]
+    return max(0.7 * min(ends), NOISE)
+
+
+def _visible(space: Space, lowest: float) -> tuple[np.ndarray, np.ndarray]:
+    """Index from 1 and value of the singular values from `lowest` on."""
+    values = space.singular_values[space.singular_values >= lowest]
+    return np.arange(1, len(values) + 1), values
+
+
+def training_curves(results: Results) -> Figure | None:
+    """Loss and dev score against steps; runs of one recipe in one colour, with their mean where they share steps."""
+    kinds = (("loss", "training loss"), ("dev/spearman", "dev Spearman x 100"))
+    found = [(key, label, curves) for key, label in kinds if (curves := _curves(results, key))]
+    if not found:
+        return None
+    names = drawing.label_names([entry.name for entry in results.entries], 22)
+    height = max(2.7, 0.19 * len(results.entries))
+    figure = drawing.new_figure(1.3 + height * len(found))
+    several = any(len(runs) > 1 for _, _, curves in found for runs in curves.values())
+    notes = ["Thin: each run. Thick: their mean."] if several else []
+    if found[-1][0] != "loss":
+        notes.append("Marks, and figures on the right: best dev score" + (" (of runs: the mean)." if several else "."))
+    drawing.caption(figure, "Training", " ".join(notes))
+    drawing.room(figure, right=2.5)
+    grid = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
+    figure.subplots_adjust(hspace=0.14)
+    for axes, (key, label, curves) in zip(grid, found, strict=True):
+        drawing.quiet(axes, "step" if axes is grid[-1] else "", label)
+        ends = [_draw_runs(axes, place, runs, names[place], key != "loss") for place, runs in curves.items()]
+        values = np.concatenate([run[:, 1] for runs in curves.values() for run in runs])
+        if key == "loss" and values.min() > 0 and values.max() > 30 * values.min():
+            axes.set_yscale("log")
+            _plain_ticks(axes.yaxis)
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.set_xlim(0, max(1, axes.get_xlim()[1]))
+        drawing.label_ends(axes, ends)
+    figure.align_ylabels()
+    return figure
+
+
+def _curves(results: Results, key: str) -> dict[int, list[np.ndarray]]:
+    """By the entry's place, float64[n, 2] of step and figure for each of its runs that has any."""
+    found: dict[int, list[np.ndarray]] = {}
+    for place, entry in enumerate(results.entries):
+        for verdict in entry.verdicts:
+            # Where JSON had no word for a figure, None stands.
+            points = [(line["step"], line[key]) for line in verdict.curves if line.get(key) is not None]
+            if points:
+                found.setdefault(place, []).append(np.array(points, np.float64))
+    return found
+
+
+def _draw_runs(axes: Axes, place: int, runs: list[np.ndarray], name: str, scores: bool) -> End:
+    """Draw one entry's runs, and where scores are drawn mark the best of each; the end of what stands for them all."""
+    single = len(runs) == 1
+    style: Any = {"color": colour(place)}
+    for run in runs:
+        axes.plot(*run.T, linewidth=1.6 if single else 0.8, alpha=1 if single else 0.4, **style)
+        if scores:
+            axes.plot(*run[run[:, 1].argmax()], marker(place), markersize=5, **style)
+    shown = runs[0]
+    if not single and all(np.array_equal(run[:, 0], shown[:, 0]) for run in runs):
+        shown = np.mean(runs, axis=0)
+        axes.plot(*shown.T, linewidth=2.2, **style)
+    best = f"{np.mean([run[:, 1].max() for run in runs]):.2f}  " if scores else ""
+    return End(float(shown[-1, 0]), float(shown[-1, 1]), best + name, colour(place), marker(place))

@@ -1,0 +1,261 @@
+"""Transfer: how well a logistic regression on frozen embeddings classifies, by SentEval's protocol.
+
+SentEval's full setting fits with Adam, a weight decay d of 1e-5 to 1e-2 on the mean loss, and stops early on dev.
+Here scikit-learn finds the minimum of that loss itself, with the same d, the same folds and the same way to choose, so
+that no seed of a classifier and no early stop is in the score. SentEval's two logits with d / 2 (|w0|^2 + |w1|^2) are
+one logit of w = w1 - w0 with d / 4 |w|^2, because w0 = -w1 at the minimum. So in scikit-learn's terms C = 2 / (d n) for
+two classes, C = 1 / (d n) for more, n being the number of examples fitted on. The bias, which is free here, decays in
+SentEval.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from simcse_jax.errors import UserError
+from simcse_jax.evaluation.labelled import CLASS_FILES, TASKS, Labelled, load_labelled
+from simcse_jax.evaluation.results import Encode, Score
+
+if TYPE_CHECKING:  # scikit-learn takes a second to import, and most evaluations do without it
+    from sklearn.linear_model import LogisticRegression
+
+__all__ = ["TASKS", "evaluate_transfer"]
+
+SEED = 1111  # of the folds, as in SentEval
+FOLDS, FAST_FOLDS = 10, 5
+WEIGHT_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)  # SentEval's order: of equal dev accuracies the first is chosen
+_DEV_DIGITS = 2  # to which SentEval rounds dev accuracies (times 100) before it compares them
+
+# Bounds on the largest entry of the mean loss's gradient. Newton's method gains digits too fast for its own to matter;
+# that of L-BFGS is where tighter ones no longer changed a prediction. Above the last, a fit counts as not converged.
+_NEWTON_TOLERANCE, _LBFGS_TOLERANCE, _CONVERGED = 1e-6, 1e-7, 1e-5
+_ITERATIONS = 5000
+_MOST_WORKERS = 16  # each holds its rows of the features twice
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trial:
+    """One classifier's test, and how its weight decay is chosen. Fits by number, rows as int64[n]."""
+
+    fit: int
+    test: np.ndarray
+    choice: tuple[tuple[int, np.ndarray], ...]  # fits, and the rows that each has its dev accuracy on
+
+
+def evaluate_transfer(encode: Encode, folder: Path, task: str, fast: bool = False, progress: bool = False) -> Score:
+    """The score of one of TASKS: `accuracy` (the headline), `dev_accuracy`, and of MRPC `f1` of label 1; times 100.
+
+    encode: texts to float[N, D], called once. folder: `senteval_folder`'s. fast: 5 folds in place of 10.
+
+    MR, CR, SUBJ, MPQA: nested cross-validation, accuracies averaged over the outer folds. SST2: the weight decay is
+    chosen on dev; TREC, MRPC: by cross-validation on train. `correct` is in the order of the test file or, where all
+    examples are tested, of the two files. UserError for a file that cannot be used, for fewer examples of a class than
+    folds, and for vectors that are not finite.
+    """
+    splits = load_labelled(folder, task)
+    folds = FAST_FOLDS if fast else FOLDS
+    labels = np.concatenate([split.labels for split in splits.values()])
+    fit_rows, trials = _plan(task, splits, folds)
+    features = _features(encode, task, splits)
+    fits, unconverged = _fit_all(features, labels, fit_rows, task, progress)
+
+    predicted = np.full(len(labels), -1)
+    chosen, dev, accuracy = [], [], []
+    for trial in trials:
+        means = [
+            100 * np.mean([fits[fit][place].score(features[rows], labels[rows]) for fit, rows in trial.choice])
+            for place in range(len(WEIGHT_DECAYS))
+        ]
+        best = int(np.argmax(np.round(means, _DEV_DIGITS)))
+        predicted[trial.test] = fits[trial.fit][best].predict(features[trial.test])
+        chosen.append(WEIGHT_DECAYS[best])
+        dev.append(means[best])
+        accuracy.append(100 * np.mean(predicted[trial.test] == labels[trial.test]))
+
+    tested = np.sort(np.concatenate([trial.test for trial in trials]))
+    values = {"accuracy": float(np.mean(accuracy)), "dev_accuracy": float(np.mean(dev))}
+    if task == "MRPC":
+        values["f1"] = 100 * _f1(labels[tested], predicted[tested])
+    protocol = _protocol(task, splits, folds) | {
+        "examples": len(tested),
+        "chosen L2": chosen,
+        "unconverged fits": unconverged,
+        "fast": fast,
+    }
+    return Score(task, "accuracy", values, protocol, correct=predicted[tested] == labels[tested])
+
+
+def _protocol(task: str, splits: dict[str, Labelled], folds: int) -> dict[str, Any]:
+    """What is the same for every model that is judged this way: JSON."""
+    import sklearn
+
+    if task in CLASS_FILES:
+        split = f"{folds}-fold nested cross-validation"
+    else:
+        split = "test; L2 chosen " + ("on dev" if "dev" in splits else f"by {folds}-fold cross-validation on train")
+    classes = len(next(iter(splits.values())).classes)
+    digest = hashlib.blake2b(digest_size=16)
+    for part in splits.values():
+        digest.update(part.fingerprint.encode())
+    return {
+        "split": split,
+        "classes": classes,
+        "features": "|u - v| and u * v" if task == "MRPC" else "u",
+        "classifier": f"logistic regression, minimum by scikit-learn {sklearn.__version__}, {_solver(classes)[0]}",
+        "L2": f"{', '.join(f'{decay:g}' for decay in WEIGHT_DECAYS)}, as weight decay on the mean loss",
+        "seed": SEED,
+        "data": digest.hexdigest(),
+    }
+
+
+def _f1(labels: np.ndarray, predicted: np.ndarray) -> float:
+    """Of label 1; 0 when there is none and none was predicted."""
+    both = int(np.sum((labels == 1) & (predicted == 1)))
+    either = int(np.sum(labels == 1) + np.sum(predicted == 1))
+    return 2 * both / either if either else 0.0
+
+
+def _plan(task: str, splits: dict[str, Labelled], folds: int) -> tuple[list[np.ndarray], list[_Trial]]:
+    """The rows of every fit, and the trials that use the fits; rows count through all splits."""
+    ends = np.cumsum([len(split.labels) for split in splits.values()])
+    starts = ends - [len(split.labels) for split in splits.values()]
+    rows = {name: start + _ordered(splits[name]) for name, start in zip(splits, starts, strict=True)}
+    labels = np.concatenate([split.labels for split in splits.values()])
+    classes = next(iter(splits.values())).classes
+    if "dev" in splits:
+        return [rows["train"]], [_Trial(0, rows["test"], ((0, rows["dev"]),))]
+    whole = _folds(rows[""], labels, folds, task, classes) if task in CLASS_FILES else [(rows["train"], rows["test"])]
+    fits, trials = [], []
+    for fit, test in whole:
+        inner = _folds(fit, labels, folds, task, classes)
+        trials.append(_Trial(len(fits), test, tuple((len(fits) + n, held) for n, (_, held) in enumerate(inner, 1))))
+        fits += [fit, *(rest for rest, _ in inner)]
+    return fits, trials
+
+
+def _ordered(split: Labelled) -> np.ndarray:
+    """int64[n]: the examples in the order in which SentEval has them when it draws folds: by length in words, label."""
+    lengths = [[len(text.split()) for text in texts] for texts in split.texts]
+    keys = list(zip(*lengths, split.labels.tolist(), strict=True))
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
+
+
+def _folds(
+    rows: np.ndarray, labels: np.ndarray, folds: int, task: str, classes: Sequence[str]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The rows without each fold, and those of the fold. UserError when a class has too few to be in every fold."""
+    from sklearn.model_selection import StratifiedKFold
+
+    counts = np.bincount(labels[rows], minlength=len(classes))
+    if counts.min() < folds:
+        raise UserError(
+            f"{task}: {counts.min()} examples of the class {classes[int(counts.argmin())]} to divide into {folds} "
+            f"folds; at least {folds} are needed. Fetch the data again."
+        )
+    divided = StratifiedKFold(folds, shuffle=True, random_state=SEED).split(rows, labels[rows])
+    return [(rows[rest], rows[held]) for rest, held in divided]
+
+
+def _features(encode: Encode, task: str, splits: dict[str, Labelled]) -> np.ndarray:
+    """What is classified, of all splits one after the other, centred: float64[N, D], of pairs float64[N, 2 D]."""
+    columns = [texts for split in splits.values() for texts in split.texts]
+    texts = [text for column in columns for text in column]
+    vectors = np.asarray(encode(texts))
+    if vectors.ndim != 2 or len(vectors) != len(texts):
+        raise ValueError(f"encode gave shape {vectors.shape} for {len(texts)} texts; expected ({len(texts)}, D).")
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))  # vectors of zeros can be classified
+    if len(bad):
+        raise UserError(
+            f"{task}: {len(bad)} of {len(texts)} sentence vectors are not finite, e.g. that of "
+            f"{texts[bad[0]]!r:.100}.\n"
+            "The model's weights are broken, or training diverged: go back to an earlier checkpoint."
+        )
+    parts = iter(np.split(vectors.astype(np.float64), np.cumsum([len(column) for column in columns])[:-1]))
+    features = np.concatenate([_side_by_side([next(parts) for _ in split.texts]) for split in splits.values()])
+    # A shift of all features moves the free bias only. Without the common mean L-BFGS needs far fewer steps.
+    features -= features.mean(axis=0)
+    return features
+
+
+def _side_by_side(vectors: list[np.ndarray]) -> np.ndarray:
+    """The vectors u [n, D] themselves, or of two u, v: |u - v| and u v, [n, 2 D]."""
+    if len(vectors) == 1:
+        return vectors[0]
+    u, v = vectors
+    return np.concatenate([np.abs(u - v), u * v], axis=1)
+
+
+def _fit_all(
+    features: np.ndarray, labels: np.ndarray, fits: list[np.ndarray], task: str, progress: bool
+) -> tuple[list[list[LogisticRegression]], int]:
+    """For each set of rows the classifiers of WEIGHT_DECAYS; and how many of all did not converge.
+
+    Every set is fitted from zero by one thread, so nothing depends on the number of threads.
+    """
+    from joblib import cpu_count
+    from scipy.linalg import LinAlgWarning
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+    from tqdm import tqdm
+
+    classes = len(np.unique(labels))
+    pool = ThreadPoolExecutor(min(cpu_count(), len(fits), _MOST_WORKERS))
+    with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
+        # A solver that gives up warns and hands over to another; whether that got there is seen by its gradient.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", LinAlgWarning)
+        try:
+            futures = [pool.submit(_fit_path, features, labels, rows, classes) for rows in fits]
+            bar = tqdm(as_completed(futures), task, len(fits), unit="fit", leave=False, disable=not progress)
+            for future in bar:
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    paths = [future.result() for future in futures]
+    return [classifiers for classifiers, _ in paths], sum(unconverged for _, unconverged in paths)
+
+
+def _fit_path(
+    features: np.ndarray, labels: np.ndarray, rows: np.ndarray, classes: int
+) -> tuple[list[LogisticRegression], int]:
+    """The classifiers of WEIGHT_DECAYS fitted on these rows, and how many of them did not converge."""
+    from sklearn.linear_model import LogisticRegression
+
+    x, y = features[rows], labels[rows]
+    solver, tolerance = _solver(classes)
+    path: list[LogisticRegression] = []
+    unconverged = 0
+    for decay in reversed(WEIGHT_DECAYS):  # each starts from the one before it, the strongest from zero
+        penalty = decay / 2 if classes == 2 else decay
+        classifier = LogisticRegression(
+            C=1 / (penalty * len(y)), solver=solver, tol=tolerance, max_iter=_ITERATIONS, warm_start=True
+        )
+        if path:
+            classifier.coef_, classifier.intercept_ = path[-1].coef_, path[-1].intercept_
+        classifier.fit(x, y)
+        path.append(classifier)
+        unconverged += not _steepest(classifier, x, y, penalty) <= _CONVERGED
+    return path[::-1], unconverged
+
+
+def _solver(classes: int) -> tuple[Literal["newton-cholesky", "lbfgs"], float]:
+    """What scikit-learn is to use, and to which tolerance. Newton's matrix grows with the square of the classes."""
+    return ("newton-cholesky", _NEWTON_TOLERANCE) if classes == 2 else ("lbfgs", _LBFGS_TOLERANCE)
+
+
+def _steepest(classifier: LogisticRegression, x: np.ndarray, y: np.ndarray, penalty: float) -> float:
+    """The largest entry of the gradient of mean loss and penalty, which is 0 at the minimum."""
+    errors = classifier.predict_proba(x)
+    errors[np.arange(len(y)), y] -= 1
+    if len(classifier.coef_) == 1:
+        errors = errors[:, 1:]
+    gradient = errors.T @ x / len(y) + penalty * classifier.coef_
+    return float(max(np.abs(gradient).max(), np.abs(errors.mean(axis=0)).max()))

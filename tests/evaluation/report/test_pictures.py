@@ -1,0 +1,219 @@
+"""The pictures: none for nothing, labels neither cut nor on each other, every model in its colour."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
+
+from simcse_jax.evaluation.report import drawing, pair_pictures, pictures
+from simcse_jax.evaluation.results import Entry, Results, Score, Space, Verdict
+from tests.made_results import crowd, results, space, usual, verdict
+
+DRAW: dict[str, Callable[[Results], Figure | None]] = {
+    "alignment_uniformity": pictures.alignment_uniformity,
+    "spectrum": pictures.spectrum,
+    "training_curves": pictures.training_curves,
+    "cosines_by_band": pair_pictures.cosines_by_band,
+    "predicted_against_gold": pair_pictures.predicted_against_gold,
+}
+SETS = {"usual": usual(), "crowd": crowd()}
+
+
+def drawn(name: str, shown: Results) -> Figure:
+    figure = DRAW[name](shown)
+    assert figure is not None
+    figure.canvas.draw()
+    return figure
+
+
+def texts(figure: Figure) -> list[Text]:
+    """What is written in the figure, the labels of ticks left out."""
+    found: Any = figure.findobj(lambda artist: isinstance(artist, Text) and bool(artist.get_text().strip()))
+    ticks = [label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in axis.get_ticklabels()]
+    ticks += [t.label2 for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for t in axis.get_major_ticks()]
+    return [text for text in found if text.get_visible() and not any(text is tick for tick in ticks)]
+
+
+def written(figure: Figure) -> list[str]:
+    return [text.get_text() for text in texts(figure)]
+
+
+def boxes(found: list[Text]) -> list[Any]:
+    return [Text.get_window_extent(text) for text in found]  # an Annotation's own counts its line too
+
+
+@pytest.mark.parametrize("which", SETS)
+@pytest.mark.parametrize("name", DRAW)
+def test_texts_are_neither_cut_nor_on_each_other(name: str, which: str) -> None:
+    figure = drawn(name, SETS[which])
+    found = texts(figure)
+    for text, box in zip(found, boxes(found), strict=True):
+        assert figure.bbox.x0 <= box.x0, text
+        assert box.x1 <= figure.bbox.x1, text
+        assert figure.bbox.y0 <= box.y0, text
+        assert box.y1 <= figure.bbox.y1, text
+    for (one, a), (other, b) in itertools.combinations(zip(found, boxes(found), strict=True), 2):
+        assert not a.overlaps(b), (one, other)
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_nothing_to_show(name: str) -> None:
+    bare = Score("MR", "accuracy", {"accuracy": 80.0}, {})
+    assert DRAW[name](results(Entry("a", (Verdict("a", {}, {"MR": bare}),)))) is None
+    assert DRAW[name](results(Entry("a", (Verdict("a", {}, {}, {"MR": "no data"}),)))) is None
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_every_model_is_named(name: str) -> None:
+    found = " ".join(written(drawn(name, SETS["usual"])))
+    named = ["runs/sup", "runs/unsup-seed*"] + ["bert-base-uncased", "glove"] * (name != "training_curves")
+    for label in named:
+        assert label in found
+
+
+def test_places_and_colours_of_points() -> None:
+    figure = drawn("alignment_uniformity", SETS["usual"])
+    points = [(*line.get_xydata()[0], to_hex(line.get_color()).upper()) for line in figure.axes[0].lines]  # type: ignore[index]
+    expected = []
+    for place, entry in enumerate(SETS["usual"].entries):
+        for own in entry.verdicts:
+            for one in (own.space_before, own.space):
+                expected += [(one.uniformity, one.alignment, drawing.colour(place))] if one else []
+    assert sorted(points) == sorted(expected)
+
+
+def test_spectrum_leaves_out_what_is_noise() -> None:
+    values = np.array([1, 0.5, 1e-3, 1e-9, 0])
+    narrow = dataclasses.replace(space(1.0, 1.0), singular_values=values)
+    figure = drawn("spectrum", results(Entry("a", (Verdict("a", {}, space=narrow),))))
+    assert np.array_equal(figure.axes[0].lines[0].get_xydata(), [(1, 1), (2, 0.5), (3, 1e-3)])  # type: ignore[arg-type]
+
+
+def test_the_last_few_singular_values_do_not_stretch_the_spectrum() -> None:
+    """Behind layer norm one direction is all but empty; the axis is for the others."""
+    values = np.append(np.geomspace(1, 0.1, 127), 1e-5)
+    narrow = dataclasses.replace(space(1.0, 1.0), singular_values=values)
+    figure = drawn("spectrum", results(Entry("a", (Verdict("a", {}, space=narrow),))))
+    assert len(figure.axes[0].lines[0].get_xdata()) == 127  # type: ignore[arg-type]
+    assert figure.axes[0].get_ylim()[0] > 0.05
+
+
+def test_all_sentences_alike() -> None:
+    """The least space there is, before and after."""
+    point = Space(0, 0, 1, 1, 0.135, 1, np.array([1.0, 0, 0]), {})
+    shown = results(Entry("a", (Verdict("a", {}, space=point, space_before=point),)))
+    drawn("spectrum", shown)
+    drawn("alignment_uniformity", shown)
+
+
+def score(gold: list[float], cosines: list[float], task: str = "some pairs") -> Score:
+    return Score(task, "spearman", {"spearman": 12.5}, {}, gold=np.array(gold), cosines=np.array(cosines))
+
+
+def shown_pairs(*scores: Score) -> Results:
+    return results(Entry("a", (Verdict("a", {}, {score.task: score for score in scores}),)), sts=("none",))
+
+
+@pytest.mark.parametrize(
+    ("gold", "bands", "ticks"),
+    [
+        ([0, 0.9, 1, 4, 5], [0, 0, 1, 4, 4], ["0\u20131", "1\u20132", "2\u20133", "3\u20134", "4\u20135"]),
+        ([1.2, 4.9], [0, 4], ["1\u20131.8", "1.8\u20132.6", "2.6\u20133.4", "3.4\u20134.2", "4.2\u20135"]),
+        ([0.6, 0.6], [3, 3], ["0\u20130.2", "0.2\u20130.4", "0.4\u20130.6", "0.6\u20130.8", "0.8\u20131"]),
+    ],
+)
+def test_bands_are_fifths_of_the_scale(gold: list[float], bands: list[int], ticks: list[str]) -> None:
+    figure = drawn("cosines_by_band", shown_pairs(score(gold, [0.1] * len(gold))))
+    labels = [label.get_text().split("\n") for label in figure.axes[0].get_xticklabels()]
+    assert [label for label, _ in labels] == ticks
+    assert [count for _, count in labels] == [f"n {bands.count(band)}" for band in range(5)]
+
+
+def test_few_and_equal_cosines_are_drawn() -> None:
+    for count in (1, 5, 40):
+        for cosines in ([0.5] * count, list(np.linspace(0, 1, count))):
+            shown = shown_pairs(score(list(np.linspace(0, 5, count)), cosines))
+            drawn("cosines_by_band", shown)
+            drawn("predicted_against_gold", shown)
+
+
+def test_the_task_is_stsb_or_the_first_with_cosines() -> None:
+    bare = Score("MR", "accuracy", {"accuracy": 80.0}, {})
+    one, other = score([1, 2], [0, 1], "pairs.tsv"), score([1, 2], [0, 1], "STSBenchmark")
+    assert pair_pictures.default_task(shown_pairs(bare, one, other)) == "STSBenchmark"
+    assert pair_pictures.default_task(shown_pairs(bare, one)) == "pairs.tsv"
+    assert pair_pictures.default_task(shown_pairs(bare)) is None
+    asked = pair_pictures.predicted_against_gold(shown_pairs(one, other), "pairs.tsv")
+    assert asked is not None
+    assert "Cosine against gold score, pairs.tsv" in written(asked)
+
+
+def test_what_is_left_out_is_told() -> None:
+    assert pair_pictures.left_out(SETS["usual"]) == []
+    assert pair_pictures.left_out(SETS["crowd"]) == list(range(6, 12))
+    figure = drawn("cosines_by_band", SETS["crowd"])
+    assert len(figure.axes) == 6
+    assert any("Not shown for want of room: 6 more." in text for text in written(figure))
+
+
+def test_curves_skip_what_json_had_no_word_for() -> None:
+    lines: list[dict[str, Any]] = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 1.0}]
+    figure = drawn("training_curves", results(Entry("a", (Verdict("a", {}, curves=lines),))))
+    assert len(figure.axes) == 1
+    assert np.array_equal(figure.axes[0].lines[0].get_xydata(), [(1, 2), (3, 1)])  # type: ignore[arg-type]
+
+
+def lines_of(axes: Axes) -> list[tuple[float, int]]:
+    return [(line.get_linewidth(), len(line.get_xdata())) for line in axes.lines]  # type: ignore[arg-type]
+
+
+def test_seeds_have_a_mean_where_they_share_their_steps() -> None:
+    runs = [verdict(f"run{seed}", 0.3, seed, trained=True, recipe="r") for seed in range(3)]
+    figure = drawn("training_curves", results(Entry("run*", tuple(runs))))
+    assert [width for width, _ in lines_of(figure.axes[0])].count(2.2) == 1
+    dev = [[line["dev/spearman"] for line in run.curves if "dev/spearman" in line] for run in runs]
+    assert any(text.startswith(f"{np.mean(np.max(dev, axis=1)):.2f}  run*") for text in written(figure))
+    runs[0].curves = runs[0].curves[:-4]  # it was stopped
+    figure = drawn("training_curves", results(Entry("run*", tuple(runs))))
+    assert 2.2 not in [width for width, _ in lines_of(figure.axes[0])]
+
+
+def test_names_are_no_mathematics_and_need_no_glyph() -> None:
+    name = "$x^{ \u65e5\u672c\n_2$"
+    own = dataclasses.replace(verdict(name, 0.3, 1, trained=True), failures={})
+    for draw in DRAW:
+        assert any("$x^{ □□ _2$" in text for text in written(drawn(draw, results(Entry(name, (own,))))))
+
+
+def test_spread_out_is_the_nearest_that_keeps_apart() -> None:
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 5, 20):
+        wanted = np.sort(rng.uniform(-0.2, 1.2, count))
+        places = drawing.spread_out(wanted, 0.05)
+        assert np.all(np.diff(places) >= 0.05 - 1e-9)
+        assert places.min() >= -1e-9
+        assert places.max() <= 1 + 1e-9
+    assert drawing.spread_out(np.array([0.1, 0.5, 0.9]), 0.1) == pytest.approx([0.1, 0.5, 0.9])
+    assert drawing.spread_out(np.array([0.5, 0.5]), 0.1) == pytest.approx([0.45, 0.55])
+
+
+def test_a_label_far_away_has_a_line() -> None:
+    """Ten points in one place: the labels keep apart, and those that had to move are led to."""
+    figure = drawing.new_figure(5)
+    axes = figure.subplots()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    points = np.full((10, 2), 0.5)
+    labels = [drawing.Label(number, f"the label {number}", "#000000") for number in range(10)]
+    found = drawing.label_points(axes, points, labels, points)
+    assert [text.get_text() for text in found] == [label.text for label in labels]
+    for a, b in itertools.combinations(boxes(found), 2):
+        assert not a.overlaps(b)
+    leaders = [child for child in axes.get_children() if isinstance(child, Annotation) and not child.get_text()]
+    assert 1 <= len(leaders) <= 10

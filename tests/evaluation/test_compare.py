@@ -1,0 +1,127 @@
+"""Comparisons: runs of one recipe together, and differences whose intervals mean what they say."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from simcse_jax.evaluation.compare import average, differences, grouped, spread
+from simcse_jax.evaluation.results import Entry, Score, Verdict
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
+
+
+def _similarity(task: str, cosines: np.ndarray, gold: np.ndarray) -> Score:
+    value = 100 * _spearman(cosines, gold)
+    return Score(task, "spearman", {"spearman": value}, {}, gold=gold, cosines=cosines)
+
+
+def _verdict(name: str, *scores: Score, recipe: str = "") -> Verdict:
+    return Verdict(name, {}, {score.task: score for score in scores}, recipe=recipe)
+
+
+def _noisy(gold: np.ndarray, noise: float, seed: int) -> np.ndarray:
+    return gold + noise * np.random.default_rng(seed).normal(size=gold.shape)
+
+
+GOLD = np.random.default_rng(0).uniform(0, 5, 400).round(1)
+
+
+def test_runs_of_one_recipe_share_an_entry() -> None:
+    verdicts = [
+        _verdict("runs/a-seed0", recipe="a"),
+        _verdict("other"),
+        _verdict("runs/a-seed10", recipe="a"),
+        _verdict("runs/b", recipe="b"),
+        _verdict("another"),
+    ]
+    entries = grouped(verdicts)
+    assert [entry.name for entry in entries] == ["runs/a-seed*", "other", "runs/b", "another"]
+    assert [len(entry.verdicts) for entry in entries] == [2, 1, 1, 1]
+    assert grouped([_verdict("x/1/end", recipe="r"), _verdict("x/2/end", recipe="r")])[0].name == "x/*/end"
+
+
+def test_spread() -> None:
+    assert spread([1.0, 2.0, 6.0]) == {"mean": 3.0, "sd": pytest.approx(7**0.5), "min": 1.0, "max": 6.0, "runs": 3}
+    assert spread([4.0])["sd"] == 0
+
+
+def test_average_is_over_all_tasks_or_none() -> None:
+    verdict = _verdict("m", _similarity("A", GOLD, GOLD), _similarity("B", -GOLD, GOLD))
+    assert average(verdict, ("A", "B")) == pytest.approx(0)
+    assert average(verdict, ("A", "C")) is None
+    assert average(verdict, ()) is None
+
+
+def _entries(*verdicts: Verdict) -> tuple[Entry, ...]:
+    return tuple(Entry(verdict.name, (verdict,)) for verdict in verdicts)
+
+
+def test_difference_of_a_model_from_itself_is_nothing() -> None:
+    score = _similarity("A", _noisy(GOLD, 2, 1), GOLD)
+    [found] = differences(_entries(_verdict("x", score), _verdict("y", score)), {})
+    assert (found.base, found.other, found.points, found.low, found.high) == ("x", "y", 0, 0, 0)
+
+
+def test_difference_and_its_interval() -> None:
+    """Against a direct bootstrap with scipy, and with signs the right way round."""
+    better, worse = _noisy(GOLD, 1, 1), _noisy(GOLD, 2, 2)
+    base, other = _similarity("A", worse, GOLD), _similarity("A", better, GOLD)
+    [found] = differences(_entries(_verdict("worse", base), _verdict("better", other)), {})
+    assert found.points == pytest.approx(other.value - base.value)
+    assert 0 < found.low < found.points < found.high
+
+    def statistic(x: np.ndarray, y: np.ndarray, gold: np.ndarray) -> float:
+        return 100 * (_spearman(x, gold) - _spearman(y, gold))
+
+    direct = stats.bootstrap(
+        (better, worse, GOLD), statistic, paired=True, vectorized=False, method="percentile",
+        n_resamples=1000, rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    width = direct.high - direct.low
+    assert found.low == pytest.approx(direct.low, abs=0.15 * width)
+    assert found.high == pytest.approx(direct.high, abs=0.15 * width)
+
+
+def test_intervals_of_equals_hold_zero_at_their_rate() -> None:
+    """Two equally noisy models over many draws of examples: about 95 % of the intervals hold 0."""
+    held, trials = 0, 60
+    for trial in range(trials):
+        gold = np.random.default_rng(trial).normal(size=150)
+        scores = [_similarity("A", _noisy(gold, 1, 1000 + 2 * trial + side), gold) for side in (0, 1)]
+        [found] = differences(_entries(_verdict("x", scores[0]), _verdict("y", scores[1])), {}, resamples=300)
+        held += found.low <= 0 <= found.high
+    assert 0.86 * trials <= held <= trials
+
+
+def test_accuracies_are_compared_example_by_example() -> None:
+    right = np.random.default_rng(0).random(500) < 0.8
+    fewer = right & (np.random.default_rng(1).random(500) < 0.95)
+    scores = [Score("MR", "accuracy", {"accuracy": 100 * c.mean()}, {}, correct=c) for c in (fewer, right)]
+    [found] = differences(_entries(_verdict("fewer", scores[0]), _verdict("right", scores[1])), {})
+    lost = (right & ~fewer).mean()
+    assert found.points == pytest.approx(100 * lost)
+    error = 100 * np.sqrt(lost * (1 - lost) / 500)  # of a paired difference that is 0 or 1 for each example
+    assert found.low == pytest.approx(found.points - 1.96 * error, abs=0.4)
+    assert found.high == pytest.approx(found.points + 1.96 * error, abs=0.4)
+
+
+def test_averages_and_runs() -> None:
+    """Of an average: the mean of its tasks; of several runs: their mean. A task that one lacks is left out."""
+    ours = [
+        _verdict(f"r{n}", _similarity("A", _noisy(GOLD, 1, n), GOLD), _similarity("B", _noisy(GOLD, 2, n + 9), GOLD))
+        for n in range(2)
+    ]
+    base = _verdict("b", _similarity("A", _noisy(GOLD, 2, 5), GOLD), _similarity("B", _noisy(GOLD, 2, 6), GOLD))
+    base.scores["C"] = _similarity("C", GOLD, GOLD)
+    found = differences((Entry("b", (base,)), Entry("r*", tuple(ours))), {"sts": ("A", "B"), "more": ("A", "C")})
+    by_task = {difference.task: difference for difference in found}
+    assert set(by_task) == {"A", "B", "sts"}
+    for task in "AB":
+        mean = np.mean([verdict.scores[task].value for verdict in ours])
+        assert by_task[task].points == pytest.approx(mean - base.scores[task].value)
+    assert by_task["sts"].points == pytest.approx((by_task["A"].points + by_task["B"].points) / 2)
+    widths = {task: difference.high - difference.low for task, difference in by_task.items()}
+    assert widths["sts"] < widths["B"]
+    assert differences((Entry("b", (base,)),), {}) == ()

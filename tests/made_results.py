@@ -1,0 +1,128 @@
+"""Made-up results, for tests of what shows results: several seeds, a failure, spaces before and after, curves."""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from simcse_jax.evaluation.compare import differences
+from simcse_jax.evaluation.results import Entry, Results, Score, Space, Verdict
+from simcse_jax.evaluation.sts import correlations
+
+STS = ("STS12", "STSBenchmark")
+TRANSFER = ("MR", "CR")
+WIDTH = 48
+
+
+def space(mean: float, decay: float, seed: int = 0) -> Space:
+    """The space of random vectors with a common direction and a spectrum that falls off."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(300, WIDTH)) * np.arange(1, WIDTH + 1) ** -decay
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    x += mean * rng.normal(size=WIDTH) / np.sqrt(WIDTH)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    values = np.linalg.svd(x, compute_uv=False)
+    shares = values / values.sum()
+    cosines = (x @ x.T)[~np.eye(len(x), dtype=bool)]
+    return Space(
+        alignment=0.25 / (1 + mean),
+        uniformity=float(np.log(np.exp(4 * cosines - 4).mean())),
+        mean_cosine=float(cosines.mean()),
+        effective_rank=float(np.exp(-(shares * np.log(shares)).sum())),
+        isotropy=float(np.exp(-2 * abs(cosines.mean()))),
+        top_share=float(values[0] ** 2 / np.sum(values**2)),
+        singular_values=values / values[0],
+        protocol={
+            "source": "STSBenchmark",
+            "data": "ab" * 16,
+            "scale": [0.0, 5.0],
+            "close pairs": 61,
+            "sentences": 300,
+        },
+    )
+
+
+def sts_score(task: str, noise: float, seed: int, count: int = 300) -> Score:
+    rng = np.random.default_rng(7)  # the same pairs for every model
+    gold = np.round(rng.uniform(0, 5, count) * 4) / 4
+    cosines = np.tanh(gold / 4 + noise * np.random.default_rng(seed).normal(size=count))
+    spearman = correlations(cosines, gold)["spearman"]
+    protocol = {"split": "test", "pairs": count, "aggregation": "Spearman x 100", "data": "cd" * 16}
+    if task == "STSBenchmark":
+        return Score(task, "spearman", {"spearman": spearman, "pearson": spearman - 1.5}, protocol, {}, gold, cosines)
+    subsets = {"MSRpar": {"spearman": 61.25, "pearson": 60.5, "pairs": 750}}
+    return Score(task, "all", {"all": spearman, "mean": spearman + 2}, protocol, subsets, gold, cosines)
+
+
+def accuracy(task: str, share: float, seed: int) -> Score:
+    correct = np.random.default_rng(seed).random(500) < share
+    return Score(task, "accuracy", {"accuracy": 100 * float(correct.mean())}, {"examples": 500}, correct=correct)
+
+
+def curves(seed: int, best: float) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    lines: list[dict[str, Any]] = [{"step": 0, "dev/spearman": 31.5, "dev/pearson": 30.0}]
+    for step in range(25, 1001, 25):
+        lines.append({"step": step, "loss": 2.5 * np.exp(-step / 120) + 0.02 + 0.01 * rng.random(), "accuracy": 0.9})
+        if step % 125 == 0:
+            score = best - (best - 31.5) * np.exp(-step / 200) + rng.normal() - 3 * (step == 1000)
+            lines.append({"step": step, "dev/spearman": score, "dev/pearson": score - 1})
+    return lines
+
+
+def protocol(name: str, seed: int) -> dict[str, Any]:
+    return {
+        "model": name,
+        "fingerprint": f"{seed:032x}",
+        "pooler": "cls_before_pooler",
+        "pooler from": "the model",
+        "precision": "float32",
+        "truncation": "512 tokens",
+    }
+
+
+def verdict(name: str, noise: float, seed: int, trained: bool = False, recipe: str = "", fails: str = "") -> Verdict:
+    scores = {task: sts_score(task, noise, seed) for task in STS}
+    scores |= {task: accuracy(task, 0.95 - noise / 3, seed) for task in TRANSFER}
+    failures = {}
+    if fails:
+        del scores[fails]
+        failures[fails] = "the file MR/rt-polarity.pos does not exist.\nThe folder given as --data lacks it."
+    return Verdict(
+        name,
+        protocol(name, seed),
+        scores,
+        failures,
+        space=space(noise, 0.2 + noise / 2, seed),
+        space_before=space(3.0, 1.0, seed) if trained else None,
+        curves=curves(seed, 80 - 20 * noise) if trained else [],
+        recipe=recipe,
+    )
+
+
+def results(*entries: Entry, **averages: tuple[str, ...]) -> Results:
+    averages = averages or {"sts": STS, "transfer": TRANSFER}
+    return Results(entries, averages, differences(entries, averages, 20), "2025-03-01T12:00:00+00:00", "0.1.0")
+
+
+@functools.cache
+def usual() -> Results:
+    """A plain model, one of a run, five seeds of another, and one that fails a task. Shared: change copies only."""
+    seeds = tuple(verdict(f"runs/unsup-seed{seed}", 0.3, seed, trained=True, recipe="unsup") for seed in range(5))
+    return results(
+        Entry("bert-base-uncased", (verdict("bert-base-uncased", 1.2, 11),)),
+        Entry("runs/sup", (verdict("runs/sup", 0.15, 12, trained=True, recipe="sup"),)),
+        Entry("runs/unsup-seed*", seeds),
+        Entry("glove", (verdict("glove", 0.9, 13, fails="MR"),)),
+    )
+
+
+@functools.cache
+def crowd() -> Results:
+    """Twelve models with long names, all much alike. Shared: change copies only."""
+    entries = []
+    for seed in range(12):
+        kind = "sup" if seed % 2 else "unsup"
+        name = f"/data/somebody/experiments/{kind}-simcse-bert-base-uncased-batch512-temperature0.05/run{seed}/model"
+        entries.append(Entry(name, (verdict(name, 0.3 + seed / 50, seed, trained=seed > 7, recipe=name),)))
+    return results(*entries)
