@@ -21,7 +21,7 @@ import simcse_jax
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = [p for p in (ROOT / "simcse_jax").rglob("*") if p.is_file() and p.suffix != ".pyc"]
-OPTIONAL = {"mteb", "torch"}  # only to read pytorch_model.bin; where it is missing, an error says so
+OPTIONAL = {"mteb", "torch"}  # torch: only to read pytorch_model.bin, and an error says so; mteb: an extra
 
 
 def requirements() -> list[Requirement]:

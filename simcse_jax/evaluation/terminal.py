@@ -44,7 +44,7 @@ def print_results(results: Results, console: Console) -> None:
 def _table(title: str, columns: Iterable[str]) -> Table:
     table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     first, *others = columns
-    table.add_column(first, no_wrap=True)
+    table.add_column(first, overflow="fold")  # the one that gives way in a narrow terminal
     for column in others:
         table.add_column(column, justify="right", no_wrap=True)
     return table
@@ -87,7 +87,7 @@ def _differences(results: Results) -> Table:
 
 
 def _geometry(results: Results) -> Table:
-    names = ("alignment", "uniformity", "mean cosine", "effective rank", "isotropy", "top share")
+    names = ("alignment", "uniformity", "mean\ncosine", "effective\nrank", "isotropy", "top\nshare")
     table = _table("Geometry", ["model", *names])
     names = shown_names([verdict.name for verdict in results.verdicts], _NAME)
     for verdict, name in zip(results.verdicts, names, strict=True):

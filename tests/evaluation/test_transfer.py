@@ -1,7 +1,6 @@
 """Transfer by SentEval's protocol: its files, its folds, its minimum, and what it measured on MiniLM."""
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -214,7 +213,7 @@ def test_number_of_workers_changes_nothing(tmp_path: Path, task: str, monkeypatc
     scores = []
     for workers in (1, 2, 7):
         monkeypatch.setattr("joblib.cpu_count", lambda workers=workers: workers)
-        scores.append(evaluate_transfer(encode, tmp_path, task))
+        scores.append(evaluate_transfer(encode, tmp_path, task, fast=True))
     assert _same(scores[0], scores[1])
     assert _same(scores[0], scores[2])
 
@@ -253,13 +252,13 @@ def test_a_fit_that_stops_short_is_counted(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_progress_is_of_the_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    splits = _made("TREC", (12, 12))
-    _write_task(tmp_path, "TREC", splits)
+    splits = _made("MRPC", (12, 12))
+    _write_task(tmp_path, "MRPC", splits)
     encode = _encoder(_vectors(splits, signal=1))
-    evaluate_transfer(encode, tmp_path, "TREC", fast=True)
+    evaluate_transfer(encode, tmp_path, "MRPC", fast=True)
     assert capsys.readouterr() == ("", "")
-    evaluate_transfer(encode, tmp_path, "TREC", fast=True, progress=True)
-    assert "TREC:" in (shown := capsys.readouterr().err)
+    evaluate_transfer(encode, tmp_path, "MRPC", fast=True, progress=True)
+    assert "MRPC:" in (shown := capsys.readouterr().err)
     assert "0/6" in shown
 
 
@@ -284,7 +283,6 @@ def test_texts_are_read_as_senteval_reads_them(tmp_path: Path) -> None:
     assert part.classes == ("custrev.neg", "custrev.pos")
 
     lines = "".join(f"{name}:x What 's : {n} ?\n" for n, name in enumerate(TREC_NAMES))
-    _write(tmp_path / "TREC/train_5500.label", lines + "HUM:gr Who is  Jos\xe9 ?\n".encode("latin-1").decode("latin-1"))
     _write(tmp_path / "TREC/TREC_10.label", "NUM:date When ?\n")
     _write(tmp_path / "TREC/train_5500.label", (lines + "HUM:gr Who is  Jos\xe9 ?\n").encode("latin-1"))
     train, test = load_labelled(tmp_path, "TREC").values()
@@ -422,7 +420,7 @@ def test_real_sets_are_read_whole(real_data: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def minilm() -> Callable[[list[str]], np.ndarray]:
+def minilm() -> Encode:
     """all-MiniLM-L6-v2, its token vectors averaged and not brought to length 1."""
     import jax
     from jax.sharding import AxisType
@@ -441,21 +439,14 @@ def minilm() -> Callable[[list[str]], np.ndarray]:
     return lambda texts: encoder.encode(params, texts)
 
 
+# As the original SentEval measured them in its full setting. Within how many points ours have to be.
+MEASURED = {"TREC": (90.0, 1.5), "CR": (82.15, 1.0)}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("task", "measured", "within"),
-    [
-        ("TREC", {"accuracy": 90.0}, 1.5),
-        ("CR", {"accuracy": 82.15}, 1.0),
-        ("MRPC", {"accuracy": 72.35, "f1": 81.4}, 1.0),
-    ],
-)
-def test_minilm_reaches_what_senteval_measured(
-    real_data: Path,
-    minilm: Callable[[list[str]], np.ndarray],
-    task: str,
-    measured: dict[str, float],
-    within: float,
-) -> None:
+@pytest.mark.parametrize("task", MEASURED)
+def test_minilm_reaches_what_senteval_measured(real_data: Path, minilm: Encode, task: str) -> None:
+    measured, within = MEASURED[task]
     score = evaluate_transfer(minilm, real_data / "senteval" / "downstream", task)
-    assert {key: score.values[key] for key in measured} == pytest.approx(measured, abs=within)
+    assert score.value == pytest.approx(measured, abs=within)
+    assert score.protocol["unconverged fits"] == 0
