@@ -27,6 +27,7 @@ from simcse_jax.encoder.pretrained import load_params, read_config
 from simcse_jax.encoder.st_modules import normalizes, read_pooler
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.errors import UserError
+from simcse_jax.evaluation.results import OWN
 from simcse_jax.hub import model_folder
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class _Origin:
     kind: str  # "run folder", "model folder" or "Hub model"
     sizes: EncoderConfig
     tokenizer: PreTrainedTokenizerFast
-    pooler: str  # "" when the model does not say
+    pooler: str  # "" when the model does not say, or asks for more than one of our poolers
     normalizes: bool
     load: Callable[[str], Any]  # pooler -> parameters
     workdir: Path | None = None  # of a run folder
@@ -112,8 +113,10 @@ class EmbeddingModel:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
 
-    def before_training(self) -> Callable[[Sequence[str]], np.ndarray] | None:
-        """`encode` with the weights that a run folder's training began with, as pooled; None for other models.
+    def before_training(self) -> tuple[Callable[[Sequence[str]], np.ndarray], str] | None:
+        """`encode` with the weights that a run folder's training began with, as pooled, and which these were.
+
+        None for models that are no run folders.
 
         UserError when the weights that it began with can no longer be read.
         """
@@ -123,11 +126,13 @@ class EmbeddingModel:
         recipe = info["recipe"]
         encoder = Encoder(self._origin.sizes, has_head=info["has_head"])
         drawn = jax.jit(functools.partial(init_params, encoder, recipe[SEED]))()
+        told = f"random, seed {recipe[SEED]}"
         if recipe["model.init"] == "pretrained":
             loaded = load_params(model_folder(recipe["model.name"]), self._origin.sizes, head="none")
             drawn = loaded | ({"head": drawn["head"]} if info["has_head"] else {})
+            told = f"pretrained, {recipe['model.name']}"
         params = self._used(drawn)
-        return lambda texts: self._sentences.encode(params, texts)
+        return lambda texts: self._sentences.encode(params, texts), told
 
     @property
     def workdir(self) -> Path | None:
@@ -136,24 +141,25 @@ class EmbeddingModel:
 
     @property
     def recipe(self) -> str:
-        """The same for runs that differ in nothing but the seed; "" for models that are no run folders."""
+        """The same for runs that differ in nothing but the seed and encode alike; "" for models that are no runs."""
         info = self._origin.run
         if info is None:
             return ""
         # Against nothing, every key that changes the mathematics is a difference.
         recipe = {key: new for key, (_, new) in differences({}, info["recipe"]).items() if key != SEED}
-        return json.dumps([recipe, info["data"]["fingerprint"], info["encoder"]], sort_keys=True)
+        how = [self.pooler, self.dtype, self.max_length]
+        return json.dumps([recipe, info["data"]["fingerprint"], info["encoder"], how], sort_keys=True)
 
     def protocol(self) -> dict[str, Any]:
         """What every score of this model has to say: how its vectors were made, and from which weights."""
         asked = self.pooler != self.own_pooler
-        own = self.own_pooler or "does not say"
+        own = self.own_pooler or "none that we have"
         return {
             "model": self.name,
             "kind": self._origin.kind,
             "fingerprint": self.fingerprint,
             "pooler": self.pooler,
-            "pooler from": f"asked for; the model's own: {own}" if asked else "the model",
+            "pooler from": f"asked for; the model's own: {own}" if asked else OWN,
             "precision": self.dtype,
             "truncation": f"{self.max_length} tokens",
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -161,11 +167,6 @@ class EmbeddingModel:
 
     def _used(self, params: Any) -> Any:
         """The part of the parameters that this pooler uses, as float32."""
-        if self.pooler == "cls" and "head" not in params:
-            raise UserError(
-                f"The model {self.name} has no trained head, which the pooler 'cls' needs.\n"
-                "Leave --pooler out, or take cls_before_pooler or avg."
-            )
         used = {key: value for key, value in params.items() if key != "head" or self.pooler == "cls"}
         return jax.tree.map(lambda x: np.asarray(x, np.float32), used)
 
@@ -184,7 +185,7 @@ def open_model(
     if pooler and pooler not in POOLERS:
         raise UserError(f"--pooler={pooler} is unknown. Known: {', '.join(POOLERS)}.")
     path = Path(name).expanduser()
-    origin = _run_folder(path) if is_run_folder(path) else _model_folder(name, bool(pooler))
+    origin = _run_folder(path, pooler) if is_run_folder(path) else _model_folder(name, bool(pooler))
     return EmbeddingModel(name, origin, pooler or origin.pooler, dtype, max_length)
 
 
@@ -193,13 +194,18 @@ def is_run_folder(path: Path) -> bool:
     return (path / "checkpoints").is_dir()
 
 
-def _run_folder(workdir: Path) -> _Origin:
+def _run_folder(workdir: Path, pooler: str | None) -> _Origin:
     from simcse_jax.training.checkpoint import load_best
     from simcse_jax.training.folder import read_run_info
 
     info = read_run_info(workdir)
     if info is None:
         raise UserError(f"{workdir} has checkpoints but no config.json, so it is no run folder that can be read.")
+    if pooler == "cls" and not info["has_head"]:
+        raise UserError(
+            f"{workdir} has no trained head, which the pooler 'cls' needs.\n"
+            f"Use its own pooler, {info['pooler']}, or cls_before_pooler."
+        )
     return _Origin(
         kind="run folder, its best checkpoint",
         sizes=EncoderConfig(**info["encoder"]),
@@ -213,7 +219,12 @@ def _run_folder(workdir: Path) -> _Origin:
 
 
 def _model_folder(name: str, pooler_given: bool) -> _Origin:
-    folder = model_folder(name)
+    try:
+        folder = model_folder(name)
+    except UserError as error:
+        if Path(name).expanduser().exists():
+            raise
+        raise UserError(f"There is no folder {name} in {Path.cwd()}, nor can a Hub model be had:\n{error}") from error
     sizes = read_config(folder)
     try:
         own = read_pooler(folder)

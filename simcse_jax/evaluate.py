@@ -8,11 +8,15 @@ from __future__ import annotations
 import glob
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from simcse_jax import cli
 from simcse_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from simcse_jax.embedding_model import EmbeddingModel
 
 _MODEL = flags.DEFINE_multi_string(
     "model",
@@ -40,7 +44,7 @@ _MAX_LENGTH = flags.DEFINE_integer(
 )
 _FAST = flags.DEFINE_bool("fast", False, "The quick variant of the transfer tasks.")
 _OUT = flags.DEFINE_string(
-    "out", "", "Folder to write. Default: the run folder, if one is all there is; else evaluation."
+    "out", "", "Folder to write. Default: RUN/evaluation if a run folder is the only model, else evaluation."
 )
 
 
@@ -48,7 +52,7 @@ def main() -> int:
     """Evaluate as the flags say; 1 when a task failed."""
     from rich.console import Console
 
-    from simcse_jax.embedding_model import open_model
+    from simcse_jax.evaluation.graded_pairs import load_graded_pairs
     from simcse_jax.evaluation.judge import GEOMETRY, Exam, choose_tasks, passed
     from simcse_jax.evaluation.senteval import senteval_folder
     from simcse_jax.evaluation.terminal import print_results
@@ -59,12 +63,9 @@ def main() -> int:
     require_writable(out)
     own_only = bool(_PAIRS.value) and not _DATA.value
     tasks = choose_tasks(_TASKS.value or (GEOMETRY if own_only else f"sts,{GEOMETRY}"), _SPLIT.value)
-    models = []
-    for given in names:
-        name, pooler = name_and_pooler(given)
-        model = open_model(name, pooler or _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value)
-        model.name = given
-        models.append(model)
+    models = iter([_opened(given) for given in names])
+    for source in _PAIRS.value:
+        load_graded_pairs(source)  # a file that cannot be used is a wrong command, and is found before the work
     folder = None if own_only and set(tasks) <= {GEOMETRY} else senteval_folder(_DATA.value)
     exam = Exam(tasks, folder, _SPLIT.value, tuple(_PAIRS.value), _FAST.value, progress=sys.stderr.isatty())
     results = judge_models(models, exam, say=lambda line: print(line, flush=True))
@@ -74,20 +75,34 @@ def main() -> int:
     return 0 if passed(results.verdicts) else 1
 
 
+def _opened(given: str) -> EmbeddingModel:
+    """The model that one value of --model names."""
+    from simcse_jax.embedding_model import open_model
+
+    name, pooler = name_and_pooler(given)
+    model = open_model(name, pooler or _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value)
+    model.name = given
+    return model
+
+
 def name_and_pooler(given: str) -> tuple[str, str]:
     """("bert-base-uncased", "avg") for bert-base-uncased:avg; the pooler is "" where none is named."""
     from simcse_jax.encoder.pooling import POOLERS
 
     name, _, pooler = given.rpartition(":")
-    return (name, pooler) if name and pooler in POOLERS else (given, "")
+    if name and pooler in POOLERS:
+        return name, pooler
+    if name and Path(name).expanduser().exists() and not Path(given).expanduser().exists():
+        raise UserError(f"--model={given}: there is no pooler {pooler!r}. Known: {', '.join(POOLERS)}.")
+    return given, ""
 
 
 def default_out(names: list[str]) -> Path:
-    """The run folder, if that is the one model; else evaluation/."""
+    """RUN/evaluation, if a run folder is the one model; else evaluation/."""
     from simcse_jax.embedding_model import is_run_folder
 
     only = Path(names[0]).expanduser()
-    return only if len(names) == 1 and is_run_folder(only) else Path("evaluation")
+    return (only if len(names) == 1 and is_run_folder(only) else Path()) / "evaluation"
 
 
 def model_names(patterns: list[str]) -> list[str]:
@@ -95,11 +110,13 @@ def model_names(patterns: list[str]) -> list[str]:
     if not patterns:
         raise UserError("--model is needed: a run folder, an exported or Hugging Face folder, or a Hub name.")
     names: dict[str, None] = {}
-    for pattern in patterns:
-        found = sorted(glob.glob(str(Path(pattern).expanduser()))) if glob.has_magic(pattern) else [pattern]
+    for given in patterns:
+        pattern, pooler = name_and_pooler(given)
+        path = Path(pattern).expanduser()
+        found = sorted(glob.glob(str(path))) if glob.has_magic(pattern) and not path.exists() else [pattern]
         if not found:
-            raise UserError(f"--model={pattern}: nothing matches (looked from {Path.cwd()}).")
-        names |= dict.fromkeys(name.rstrip("/") for name in found)
+            raise UserError(f"--model={given}: nothing matches (looked from {Path.cwd()}).")
+        names |= dict.fromkeys((name.rstrip("/") or "/") + (f":{pooler}" if pooler else "") for name in found)
     return list(names)
 
 

@@ -13,7 +13,7 @@ from simcse_jax.evaluation.compare import differences, grouped
 from simcse_jax.evaluation.judge import GEOMETRY, Exam, Subject, judge
 from simcse_jax.evaluation.record import write_scores
 from simcse_jax.evaluation.report import write_report
-from simcse_jax.evaluation.results import Encode, Results
+from simcse_jax.evaluation.results import Results
 from simcse_jax.training.metrics import read_metrics
 
 
@@ -23,15 +23,20 @@ def judge_models(models: Iterable[EmbeddingModel], exam: Exam, say: Callable[[st
     What goes wrong is a failure of one task of one model: see `evaluation.judge.judge`.
     """
     waiting = list(models)
+    del models
     for model in waiting:
         if model.pooler != model.own_pooler:
-            own = f"it was made for {model.own_pooler}" if model.own_pooler else "it does not say what it was made for"
+            own = (
+                f"it was made for {model.own_pooler}" if model.own_pooler else "its folder names no pooler that we have"
+            )
             say(f"NOTE: {model.name} is judged with the pooler {model.pooler}, as asked; {own}.")
-    verdicts = []
+    verdicts, shown = [], set()
     while waiting:
         model = waiting.pop(0)  # its weights go with it
         say(f"judging {model.name} ({model.pooler}) ...")
-        verdicts.append(judge(_subject(model, exam.progress), exam))
+        first = model.workdir not in shown  # a run that is there with two poolers has its curves once
+        shown.add(model.workdir)
+        verdicts.append(judge(_subject(model, exam.progress, first), exam, say))
     entries = grouped(verdicts)
     return Results(
         entries=entries,
@@ -42,17 +47,14 @@ def judge_models(models: Iterable[EmbeddingModel], exam: Exam, say: Callable[[st
     )
 
 
-def _subject(model: EmbeddingModel, progress: bool) -> Subject:
-    def before() -> Encode | None:
-        return model.before_training()
-
+def _subject(model: EmbeddingModel, progress: bool, with_curves: bool) -> Subject:
     return Subject(
         name=model.name,
         # As pooled: cosines do not see lengths, and SentEval's classifiers were always fed with them.
         encode=lambda texts: model.encode(texts, progress, normalize=False),
         protocol=model.protocol,
-        before=before,
-        curves=read_metrics(model.workdir) if model.workdir else [],
+        before=model.before_training,
+        curves=read_metrics(model.workdir) if model.workdir and with_curves else [],
         recipe=model.recipe,
     )
 
@@ -64,15 +66,12 @@ def write_results(results: Results, out: Path) -> list[Path]:
 
 
 def report_run(workdir: Path, data: str) -> None:
-    """Write scores.json and report.html of a run's best model on its dev pairs, with its curves, into its folder.
+    """Write report.html and its pictures into a run's folder: curves, and its best model on its dev pairs.
 
-    data: the run's eval.data. UserError when something of it can no longer be read.
+    data: the run's eval.data; "" = curves alone. What fails stands in the report.
     """
-    results = judge_models([open_model(str(workdir))], Exam((GEOMETRY,), pairs=(data,)))
-    failures = [reason for verdict in results.verdicts for reason in verdict.failures.values()]
-    if failures:
-        raise UserError(failures[0])
-    write_results(results, workdir)
+    exam = Exam((GEOMETRY,), pairs=(data,)) if data else Exam(())
+    write_report(judge_models([open_model(str(workdir))], exam), workdir)
 
 
 def require_writable(out: Path) -> None:

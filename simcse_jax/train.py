@@ -70,8 +70,7 @@ def main() -> int:
     if outcome.progress.best_step == 0:
         print(f"note: no evaluation beat the model before training, so {workdir / 'model'} holds the untrained weights")
     export_run(workdir, workdir / "model")
-    if config.eval.data:
-        _report(workdir, config.eval.data)
+    _report(workdir, config.eval.data)
     print(_next_steps(workdir))
     return 0
 
@@ -82,9 +81,9 @@ def _report(workdir: Path, data: str) -> None:
 
     try:
         report_run(workdir, data)
-        print(f"curves, dev score and geometry before and after training: {workdir / 'report.html'}")
-    except UserError as error:
-        print(f"note: no report was written: {error}")
+        print(f"curves, and scores and geometry on the dev pairs: {workdir / 'report.html'}")
+    except Exception as error:  # noqa: BLE001 (such as no memory left beside the training state)
+        print(f"note: no report was written: {type(error).__name__}: {error}")
 
 
 def _next_steps(workdir: Path) -> str:

@@ -98,8 +98,10 @@ def test_bfloat16_is_another_precision_of_the_same_model(folder: Path) -> None:
 
 
 def test_before_training_is_what_the_run_began_with(run: Path, folder: Path, tmp_path: Path) -> None:
-    before = open_model(str(run)).before_training()
-    assert before is not None
+    found = open_model(str(run)).before_training()
+    assert found is not None
+    before, weights = found
+    assert weights == "random, seed 0"
     pairs, first = load_graded_pairs("demo:dev"), read_metrics(run)[0]
     assert first["step"] == 0
     assert evaluate_pairs(before, pairs)["spearman"] == pytest.approx(first["dev/spearman"], abs=0.02)
@@ -109,11 +111,13 @@ def test_before_training_is_what_the_run_began_with(run: Path, folder: Path, tmp
     changes: dict[str, Any] = {f"model__{size}": 0 for size in sizes}
     changes |= {"model__name": str(folder), "model__init": "pretrained", "model__tokenizer": "", "train__steps": 1}
     pretrained = train_small(tmp_path / "pretrained", tmp_path / "cache", **changes)
-    before = open_model(str(pretrained)).before_training()
-    assert before is not None
+    found = open_model(str(pretrained)).before_training()
+    assert found is not None
+    before, weights = found
+    assert weights == f"pretrained, {folder}"
     np.testing.assert_allclose(before(TEXTS), open_model(str(folder)).encode(TEXTS), rtol=0, atol=1e-6)
-    with pytest.raises(UserError, match="has no trained head"):  # nor did its training
-        open_model(str(pretrained), pooler="cls").encode(TEXTS)
+    with pytest.raises(UserError, match="has no trained head"):
+        open_model(str(pretrained), pooler="cls")
 
 
 def test_runs_that_differ_in_the_seed_alone_share_a_recipe(run: Path, tmp_path: Path) -> None:
@@ -124,6 +128,8 @@ def test_runs_that_differ_in_the_seed_alone_share_a_recipe(run: Path, tmp_path: 
         (tmp_path / name / "config.json").write_text(json.dumps(info))
     recipes = [open_model(str(folder)).recipe for folder in (run, tmp_path / "seed", tmp_path / "rate")]
     assert recipes[0] == recipes[1] != recipes[2]
+    assert open_model(str(run), pooler="avg").recipe != recipes[0]
+    assert open_model(str(run), max_length=16).recipe != recipes[0]
 
 
 def test_hub_model(hub_server: HubServer, folder: Path) -> None:
@@ -136,7 +142,7 @@ def test_hub_model(hub_server: HubServer, folder: Path) -> None:
 
 
 def test_what_cannot_be_opened_is_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'nowhere/at/all' does not exist"):
+    with pytest.raises(UserError, match="There is no folder nowhere/at/all in"):
         open_model("nowhere/at/all")
     with pytest.raises(UserError, match=r"--pooler=mean is unknown\. Known: cls, "):
         open_model(str(folder), pooler="mean")
@@ -150,7 +156,7 @@ def test_what_cannot_be_opened_is_named(folder: Path, tmp_path: Path) -> None:
     (silent / "modules.json").unlink()
     with pytest.raises(UserError, match=r"does not say how(.|\n)*Give it as --pooler=NAME, or after the model"):
         open_model(str(silent))
-    assert open_model(str(silent), pooler="avg").protocol()["pooler from"].endswith("does not say")
+    assert open_model(str(silent), pooler="avg").protocol()["pooler from"].endswith("none that we have")
     (tmp_path / "odd" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match=r"no config\.json"):
         open_model(str(tmp_path / "odd"))

@@ -19,7 +19,7 @@ from simcse_jax.evaluation import judge as judging_room
 from simcse_jax.evaluation.judge import Exam, choose_tasks
 from simcse_jax.evaluation.results import Results
 from simcse_jax.evaluation.sts import TASKS, YEARS, evaluate_sts, load_sts
-from simcse_jax.judging import judge_models, write_results
+from simcse_jax.judging import judge_models, report_run, write_results
 from tests.small_models import export_small, train_small
 from tests.small_senteval import write_senteval
 
@@ -34,10 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         export_small(place / "made", seed)
         shutil.move(place / "made" / "model", place / name)
     train_small(place / "run-seed0", place / "cache")
-    shutil.copytree(place / "run-seed0", place / "run-seed1")
-    info = json.loads((place / "run-seed1" / "config.json").read_text())
-    info["recipe"]["train.seed"] = 1
-    (place / "run-seed1" / "config.json").write_text(json.dumps(info))
+    train_small(place / "run-seed1", place / "cache", train__seed=1)
     write_senteval(place / "senteval")
     return place
 
@@ -97,8 +94,10 @@ def test_runs_are_summed_up_and_entries_compared(written: dict[str, Any], place:
     assert runs["name"] == str(place / "run-seed*")
     spread = runs["scores"]["STS12"]
     assert spread["runs"] == 2
-    assert spread["mean"] == pytest.approx(written["models"][2]["scores"]["STS12"]["all"], abs=1e-5)
-    assert spread["sd"] == pytest.approx(0, abs=1e-5)  # one is a copy of the other
+    each = [written["models"][n]["scores"]["STS12"]["all"] for n in (2, 3)]
+    assert spread["mean"] == pytest.approx(np.mean(each), abs=1e-5)
+    assert spread["sd"] == pytest.approx(np.std(each, ddof=1), abs=1e-5)
+    assert (spread["min"], spread["max"]) == (min(each), max(each))
     compared = {(d["task"], d["other"]): d for d in written["differences"]}
     assert {other for _, other in compared} == {str(place / "b"), str(place / "run-seed*")}
     b = compared["STS12", str(place / "b")]
@@ -131,10 +130,11 @@ def test_command_line(place: Path, tmp_path: Path) -> None:
 def test_a_run_is_judged_into_its_own_folder(place: Path) -> None:
     done = evaluate("--model=run-seed1", "--pairs=demo:test", cwd=place)
     assert done.returncode == 0, done.stderr
-    scores = json.loads((place / "run-seed1" / "scores.json").read_text())
+    scores = json.loads((place / "run-seed1" / "evaluation" / "scores.json").read_text())
     assert list(scores["scores"]) == ["demo:test"]
     assert scores["geometry"]["protocol"]
-    assert (place / "run-seed1" / "report.html").is_file()
+    assert (place / "run-seed1" / "evaluation" / "report.html").is_file()
+    assert scores["geometry_before_training"]["protocol"]["weights"] == "random, seed 1"
     assert "before training" in done.stdout
 
 
@@ -153,6 +153,40 @@ def test_one_task_that_fails_stops_no_other(place: Path, tmp_path: Path) -> None
     assert "STS.gs.images.txt, line 4: the score 'good' is not a number" in done.stdout
     assert "STS14" in (tmp_path / "out" / "report.html").read_text()
     assert "Traceback" not in done.stderr
+
+
+def test_transfer_beside_pairs_of_ones_own(place: Path, tmp_path: Path) -> None:
+    """Separable classes, through the command: the names that others rely on, and a task of the user's own beside."""
+    folder = tmp_path / "senteval" / "MR"
+    folder.mkdir(parents=True)
+    for name, word in (("pos", "dog"), ("neg", "music")):
+        lines = [f"{word} " * (n % 5 + 1) for n in range(40)]
+        (folder / f"rt-polarity.{name}").write_text("\n".join(lines) + "\n")
+    flags = [f"--data={tmp_path / 'senteval'}", "--tasks=MR", "--fast", "--pairs=demo:dev", f"--out={tmp_path / 'out'}"]
+    done = evaluate(f"--model={place / 'a'}", *flags)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert list(scores["scores"]) == ["demo:dev", "MR"]
+    assert scores["scores"]["MR"]["accuracy"] == 100
+    assert scores["protocol"]["tasks"]["MR"]["split"] == "5-fold nested cross-validation"
+
+
+def test_one_run_with_two_poolers_is_two_entries(place: Path, tmp_path: Path) -> None:
+    flags = ["--model=run-seed0", "--model=run-seed0:cls_before_pooler", "--pairs=demo:dev", f"--out={tmp_path}"]
+    done = evaluate(*flags, cwd=place)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["runs"] == []
+    assert [d["other"] for d in scores["differences"]] == ["run-seed0:cls_before_pooler"]
+    assert "Judged with another pooler than its own" in (tmp_path / "report.html").read_text()
+
+
+def test_a_finished_run_gets_a_report(place: Path) -> None:
+    report_run(place / "run-seed0", "demo:dev")
+    page = (place / "run-seed0" / "report.html").read_text()
+    assert "before training" in page
+    report_run(place / "run-seed0", "")
+    assert "Training" in (place / "run-seed0" / "report.html").read_text()
 
 
 def test_broken_weights_fail_their_model_alone(place: Path, tmp_path: Path) -> None:
@@ -177,10 +211,12 @@ def test_broken_weights_fail_their_model_alone(place: Path, tmp_path: Path) -> N
     ("flags", "says"),
     [
         ([], ["--model is needed"]),
-        (["--model=nowhere/at/all"], ["'nowhere/at/all' does not exist"]),
+        (["--model=nowhere/at/all"], ["There is no folder nowhere/at/all in"]),
+        (["--model={place}/a:mean"], ["there is no pooler 'mean'", "avg_top2"]),
+        (["--model={place}/a", "--pairs=/nowhere.tsv"], ["/nowhere.tsv", "do not exist"]),
         (["--model={place}/zz*"], ["zz*: nothing matches"]),
         (["--model={place}/a", "--tasks=sts,STS11"], ["'STS11' is unknown", "transfer", "STSBenchmark"]),
-        (["--model={place}/a", "--tasks=STS12", "--split=dev"], ["STS12 have a test split only", "SICKRelatedness"]),
+        (["--model={place}/a", "--tasks=STS12", "--split=dev"], ["a test split only: STS12", "SICKRelatedness"]),
         (["--model={place}/a", "--data=/nowhere"], ["--data=/nowhere", "no such folder"]),
         (["--model={place}/a", "--data={place}/a"], ["holds none of STS"]),
         (["--model={place}/a", "--data={place}/senteval", "--pooler=mean"], ["--pooler=mean is unknown", "avg_top2"]),
@@ -201,8 +237,15 @@ def test_tasks_by_group_and_name() -> None:
     assert choose_tasks("geometry,sts", "test") == (*TASKS, "geometry")
     assert choose_tasks("STS-B, mr,sickr", "test") == ("STSBenchmark", "SICKRelatedness", "MR")
     assert choose_tasks("sts", "dev") == ("STSBenchmark", "SICKRelatedness")
-    assert Exam(choose_tasks("transfer", "test")).averages.keys() == {"transfer"}
-    assert not Exam(choose_tasks("STS12,MR", "test")).averages
+    assert Exam(choose_tasks("transfer", "test"), Path()).averages.keys() == {"transfer"}
+    assert not Exam(choose_tasks("STS12,MR", "test"), Path()).averages
+    for wanted, message in ((",", "names no task"), ("geometry,nothing", "'nothing' is unknown")):
+        with pytest.raises(UserError, match=message):
+            choose_tasks(wanted, "test")
+    with pytest.raises(UserError, match="a test split only: MR"):
+        choose_tasks("MR", "dev")
+    with pytest.raises(UserError, match="geometry need the folder"):
+        Exam(("geometry",))
     assert judging_room.GROUPS == ("sts", "transfer", "geometry")
 
 
@@ -212,5 +255,8 @@ def test_globs_name_folders_in_order(tmp_path: Path) -> None:
     assert model_names([f"{tmp_path}/s*", f"{tmp_path}/s1/", "x"]) == [
         f"{tmp_path}/{n}" for n in ("s1", "s10", "s2")
     ] + ["x"]
+    assert model_names([f"{tmp_path}/s?:avg"]) == [f"{tmp_path}/s1:avg", f"{tmp_path}/s2:avg"]
+    (tmp_path / "[x]").mkdir()
+    assert model_names([f"{tmp_path}/[x]"]) == [f"{tmp_path}/[x]"]
     with pytest.raises(UserError, match="nothing matches"):
         model_names([f"{tmp_path}/t*"])

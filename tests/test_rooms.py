@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "evaluation": {"data", "hub", "objective"},
     "training": {"config", "data", "encoder", "encoding", "evaluation", "hub", "objective"},
     "encoding": {"data", "encoder"},
-    "embedding_model": {"config", "data", "encoder", "encoding", "hub", "training"},
+    "embedding_model": {"config", "data", "encoder", "encoding", "evaluation", "hub", "training"},
     "config": {"data", "encoder"},
     "hub": set(),
     "group": set(),

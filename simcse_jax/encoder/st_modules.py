@@ -120,7 +120,8 @@ def read_pooler(folder: str | Path) -> str:
 def normalizes(folder: str | Path) -> bool:
     """Whether a model folder's modules end in vectors of length 1. No cosine sees it, but classifiers do."""
     path = Path(folder) / "modules.json"
-    return path.is_file() and any(str(module.get("type", "")).endswith("Normalize") for module in _read(path))
+    modules = _read(path) if path.is_file() else []
+    return any(str(module.get("type", "")).endswith("Normalize") for module in modules if isinstance(module, dict))
 
 
 def _read(path: Path) -> Any:

@@ -13,15 +13,25 @@ from simcse_jax.evaluation.results import Difference, Entry, Score, Verdict
 RESAMPLES = 1000
 INTERVAL = (2.5, 97.5)  # percentiles
 SEED = 0
-_BLOCK = 100  # resamples that are ranked together, to bound memory
+_BLOCK = 2_000_000  # numbers that are ranked together, to bound memory
 
 
 def grouped(verdicts: Sequence[Verdict]) -> tuple[Entry, ...]:
-    """One entry for each model, but runs that differ in nothing but the seed share one; in order of appearance."""
+    """One entry for each model, but runs that differ in nothing but the seed share one; in order of appearance.
+
+    A run that is there twice (the same weights) counts once among them. No two entries have the same name.
+    """
     entries: dict[Any, list[Verdict]] = {}
     for place, verdict in enumerate(verdicts):
-        entries.setdefault(verdict.recipe or place, []).append(verdict)
-    return tuple(Entry(_name([v.name for v in members]), tuple(members)) for members in entries.values())
+        members = entries.setdefault(verdict.recipe or place, [])
+        weights = verdict.protocol.get("fingerprint")
+        if weights is None or weights not in [member.protocol.get("fingerprint") for member in members]:
+            members.append(verdict)
+    names = [_name([verdict.name for verdict in members]) for members in entries.values()]
+    unique = [
+        f"{name} ({names[:n].count(name) + 1})" if names.count(name) > 1 else name for n, name in enumerate(names)
+    ]
+    return tuple(Entry(name, tuple(members)) for name, members in zip(unique, entries.values(), strict=True))
 
 
 def _name(names: Sequence[str]) -> str:
@@ -73,7 +83,8 @@ def differences(
     drawn = [_resampled(entry, resamples, seed) for entry in entries]
     found = []
     for entry, samples in zip(entries[1:], drawn[1:], strict=True):
-        shared = {task: samples[task] - drawn[0][task] for task in samples if task in drawn[0]}
+        same = [task for task in samples if task in drawn[0] and _data(entry, task) == _data(entries[0], task)]
+        shared = {task: samples[task] - drawn[0][task] for task in same}
         points = {task: _mean(entry, task) - _mean(entries[0], task) for task in shared}
         for name, tasks in averages.items():
             if tasks and all(task in shared for task in tasks):
@@ -83,6 +94,11 @@ def differences(
             low, high = np.percentile(values, INTERVAL)
             found.append(Difference(task, entries[0].name, entry.name, points[task], float(low), float(high)))
     return tuple(found)
+
+
+def _data(entry: Entry, task: str) -> set[Any]:
+    """What the task's examples were, by their hash."""
+    return {verdict.scores[task].protocol.get("data") for verdict in entry.verdicts}
 
 
 def _mean(entry: Entry, task: str) -> float:
@@ -110,19 +126,21 @@ def _bootstrap(score: Score, resamples: int, seed: int) -> np.ndarray | None:
     rng = np.random.default_rng([seed, *score.task.encode()])
     if score.correct is not None:
         count = len(score.correct)
-        picks = (rng.integers(0, count, (size, count)) for size in _blocks(resamples))
+        picks = (rng.integers(0, count, (size, count)) for size in _blocks(resamples, count))
         return 100 * np.concatenate([score.correct[pick].mean(axis=1) for pick in picks])
     if score.gold is None or score.cosines is None:
         return None
     count, parts = len(score.gold), []
-    for size in _blocks(resamples):
+    for size in _blocks(resamples, count):
         picks = rng.integers(0, count, (size, count))
         parts.append(_spearman(score.cosines[picks], score.gold[picks]))
     return 100 * np.concatenate(parts)
 
 
-def _blocks(total: int) -> list[int]:
-    return [min(_BLOCK, total - start) for start in range(0, total, _BLOCK)]
+def _blocks(resamples: int, count: int) -> list[int]:
+    """How many draws of `count` examples to make at a time."""
+    size = max(1, _BLOCK // count)
+    return [min(size, resamples - start) for start in range(0, resamples, size)]
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from simcse_jax.errors import UserError
 from simcse_jax.evaluation import sts, transfer
 from simcse_jax.evaluation.graded_pairs import GradedPairs, load_graded_pairs
-from simcse_jax.evaluation.results import Encode, Score, Verdict
+from simcse_jax.evaluation.results import Encode, Score, Space, Verdict
 from simcse_jax.evaluation.space import measure_space
 
 GEOMETRY = "geometry"
@@ -30,6 +31,10 @@ class Exam:
     fast: bool = False  # transfer in its quick variant
     progress: bool = False
 
+    def __post_init__(self) -> None:
+        if self.folder is None and (set(self.tasks) - {GEOMETRY} or (self.tasks and not self.pairs)):
+            raise UserError(f"{', '.join(self.tasks)} need the folder of SentEval's data, or your own graded pairs.")
+
     @property
     def averages(self) -> dict[str, tuple[str, ...]]:
         """By the name of the average, its tasks; an average is over all of a group or not at all."""
@@ -44,7 +49,7 @@ class Subject:
     name: str
     encode: Encode
     protocol: Callable[[], dict[str, Any]]  # may read the weights, so it is asked for within the judging
-    before: Callable[[], Encode | None]  # its encode as it was before training, if that is known
+    before: Callable[[], tuple[Encode, str] | None]  # its encode before training and what weights those were, if known
     curves: list[dict[str, Any]]
     recipe: str
 
@@ -52,7 +57,7 @@ class Subject:
 def choose_tasks(wanted: str, split: str) -> tuple[str, ...]:
     """The tasks that a comma-separated list of groups and names asks for, in the tables' order.
 
-    UserError for a name that is unknown, or a task that lacks the split.
+    UserError for a name that is unknown, none at all, or a task that lacks the split.
     """
     groups = {"sts": sts.tasks_with(split), "transfer": transfer.TASKS, GEOMETRY: (GEOMETRY,)}
     names = {_plain(task): (task,) for task in (*sts.TASKS, *transfer.TASKS)}
@@ -65,10 +70,12 @@ def choose_tasks(wanted: str, split: str) -> tuple[str, ...]:
                 f"Tasks: {', '.join((*sts.TASKS, *transfer.TASKS))}."
             )
         chosen |= set(known[_plain(word)])
-    unsplit = sorted(chosen & set(sts.YEARS)) if split != "test" else []
+    if not chosen:
+        raise UserError(f"--tasks={wanted} names no task. Groups: {', '.join(GROUPS)}.")
+    unsplit = sorted(chosen & {*sts.YEARS, *transfer.TASKS}) if split != "test" else []
     if unsplit:
         raise UserError(
-            f"--split={split}: {', '.join(unsplit)} have a test split only. With a {split} split: "
+            f"--split={split}: these have a test split only: {', '.join(unsplit)}. With a {split} split: "
             f"{', '.join(sts.tasks_with(split))}."
         )
     return tuple(task for task in (*sts.TASKS, *transfer.TASKS, GEOMETRY) if task in chosen)
@@ -78,29 +85,37 @@ def _plain(name: str) -> str:
     return name.lower().replace("-", "")
 
 
-def judge(subject: Subject, exam: Exam) -> Verdict:
-    """The verdict on one model. What goes wrong with a task stands in its `failures`, and the others go on."""
+def judge(subject: Subject, exam: Exam, say: Callable[[str], None] = lambda _: None) -> Verdict:
+    """The verdict on one model. What goes wrong with a task stands in its `failures`, and the others go on.
+
+    say: takes a line when a task is done.
+    """
     try:
         protocol = subject.protocol()
     except UserError as error:  # weights that do not load: every task fails of it
-        names = (*exam.pairs, *exam.tasks)
-        return Verdict(subject.name, {"model": subject.name}, failures=dict.fromkeys(names, str(error)))
+        failures = dict.fromkeys((*exam.pairs, *exam.tasks), str(error))
+        return Verdict(subject.name, {"model": subject.name}, failures=failures, curves=subject.curves)
     verdict = Verdict(subject.name, protocol, curves=subject.curves, recipe=subject.recipe)
     for source in exam.pairs:
-        _attempt(verdict, source, lambda source=source: _score_pairs(subject.encode, source))
+        _attempt(verdict, source, lambda source=source: _score_pairs(subject.encode, source), say)
     for task in exam.tasks:
         if task != GEOMETRY:
-            _attempt(verdict, task, lambda task=task: _score(subject.encode, task, exam))
+            _attempt(verdict, task, lambda task=task: _score(subject.encode, task, exam), say)
     if GEOMETRY in exam.tasks:
         _measure(verdict, subject, exam)
     return verdict
 
 
-def _attempt(verdict: Verdict, task: str, score: Callable[[], Score]) -> None:
+def _attempt(verdict: Verdict, task: str, score: Callable[[], Score], say: Callable[[str], None]) -> None:
+    started = time.monotonic()
     try:
         verdict.scores[task] = score()
     except UserError as error:
         verdict.failures[task] = str(error)
+    except Exception as error:  # noqa: BLE001 (hours of other tasks must not be lost to one, out of memory for example)
+        verdict.failures[task] = f"{type(error).__name__}: {error}"
+    outcome = f"{verdict.scores[task].value:.2f}" if task in verdict.scores else "failed"
+    say(f"  {task}: {outcome} ({time.monotonic() - started:.0f} s)")
 
 
 def _score(encode: Encode, task: str, exam: Exam) -> Score:
@@ -111,30 +126,37 @@ def _score(encode: Encode, task: str, exam: Exam) -> Score:
 
 
 def _score_pairs(encode: Encode, source: str) -> Score:
-    return sts.evaluate_sts(encode, {"": load_graded_pairs(source)}, source, "all of it")
+    return sts.evaluate_sts(encode, {"": load_graded_pairs(source)}, source, "as given")
 
 
 def _measure(verdict: Verdict, subject: Subject, exam: Exam) -> None:
     """Fill in the verdict's spaces; what goes wrong is a failure of the task "geometry"."""
     try:
-        pairs, scale = _space_pairs(exam)
-        verdict.space = measure_space(subject.encode, pairs, scale)
+        pairs, scale, split = _space_pairs(exam)
+        verdict.space = _space(subject.encode, pairs, scale, {"split": split})
     except UserError as error:
         verdict.failures[GEOMETRY] = str(error)
         return
     try:
         before = subject.before()
-        verdict.space_before = measure_space(before, pairs, scale) if before else None
+        if before:
+            encode, weights = before
+            verdict.space_before = _space(encode, pairs, scale, {"split": split, "weights": weights})
     except UserError as error:
         verdict.failures[f"{GEOMETRY} before training"] = str(error)
 
 
-def _space_pairs(exam: Exam) -> tuple[GradedPairs, tuple[float, float]]:
-    """The pairs whose space is measured, and the scale of their scores: STS-B's, or else the first of the user's."""
+def _space(encode: Encode, pairs: GradedPairs, scale: tuple[float, float], more: dict[str, Any]) -> Space:
+    space = measure_space(encode, pairs, scale)
+    return dataclasses.replace(space, protocol=space.protocol | more)
+
+
+def _space_pairs(exam: Exam) -> tuple[GradedPairs, tuple[float, float], str]:
+    """The pairs whose space is measured, the scale of their scores, and the split: STS-B's, or the user's first."""
     if exam.folder is not None:
-        return sts.load_sts(exam.folder, _STSB, exam.split)[""], sts.STSB_SCALE
+        return sts.load_sts(exam.folder, _STSB, exam.split)[""], sts.STSB_SCALE, exam.split
     pairs = load_graded_pairs(exam.pairs[0])
-    return pairs, (float(pairs.gold.min()), float(pairs.gold.max()))
+    return pairs, (float(pairs.gold.min()), float(pairs.gold.max())), "as given"
 
 
 def passed(verdicts: Sequence[Verdict]) -> bool:

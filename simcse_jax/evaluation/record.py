@@ -51,7 +51,9 @@ def _model(verdict: Verdict, results: Results) -> dict[str, Any]:
         "geometry": _space(verdict.space),
         "geometry_before_training": _space(verdict.space_before),
         "failures": verdict.failures,
-        "protocol": verdict.protocol | {"date": results.date, "simcse_jax": results.version, "tasks": tasks},
+        "protocol": verdict.protocol
+        | {"date": results.date, "simcse_jax": results.version, "tasks": tasks}
+        | {"averages": {name: list(over) for name, over in results.averages.items()}},
     }
 
 

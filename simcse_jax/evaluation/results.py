@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+OWN = "the model"  # what a verdict's protocol has under "pooler from" when the pooler is the model's own
 Encode = Callable[[list[str]], np.ndarray]  # texts to float[N, D]
 
 
@@ -104,5 +105,7 @@ class Results:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Every task that some model was scored on or failed at, in order."""
-        return tuple(dict.fromkeys(task for v in self.verdicts for task in (*v.scores, *v.failures)))
+        """Every task that some model was scored on or failed at; those of an average in its order."""
+        found = dict.fromkeys(task for v in self.verdicts for task in (*v.scores, *v.failures))
+        averaged = [task for tasks in self.averages.values() for task in tasks if task in found]
+        return tuple(dict.fromkeys([*(task for task in found if task not in averaged), *averaged]))

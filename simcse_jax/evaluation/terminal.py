@@ -21,7 +21,7 @@ _NAME = 28  # characters of a model's name that a terminal has room for
 
 def print_results(results: Results, console: Console) -> None:
     """Print scores, differences, geometry and failures; a table that has nothing to show is left out."""
-    entries, tasks = results.entries, [task for task in results.tasks if any(e.values(task) for e in results.entries)]
+    entries, tasks = results.entries, [task for task in results.tasks if not task.startswith("geometry")]
     similarity = [task for task in tasks if task not in transfer.TASKS]
     titles = (
         ("Spearman x 100", similarity, "sts"),
@@ -51,12 +51,15 @@ def _table(title: str, columns: Iterable[str]) -> Table:
 
 
 def _scores(title: str, entries: Sequence[Entry], tasks: Sequence[str], averaged: Sequence[str], name: str) -> Table:
-    table = _table(title, ["model", *(SHORT.get(task, task) for task in tasks), *(["average"] if averaged else [])])
+    table = _table(
+        title,
+        ["model", *(SHORT.get(task, task) for task in tasks), *([f"average of {len(averaged)}"] if averaged else [])],
+    )
     for entry, shown in zip(entries, shown_names([entry.name for entry in entries], _NAME), strict=True):
-        cells = [_cell(entry.values(task), _failed(entry, task)) for task in tasks]
+        cells = [_cell(entry.values(task), len(entry.verdicts), _failed(entry, task)) for task in tasks]
         if averaged:
             values = [average(verdict, averaged) for verdict in entry.verdicts]
-            cells.append(_cell([value for value in values if value is not None]))
+            cells.append(_cell([value for value in values if value is not None], len(entry.verdicts)))
         runs = f" ({len(entry.verdicts)} runs)" if len(entry.verdicts) > 1 else ""
         table.add_row(Text(shown + runs), *cells)
     return table
@@ -66,21 +69,26 @@ def _failed(entry: Entry, task: str) -> bool:
     return any(task in verdict.failures for verdict in entry.verdicts)
 
 
-def _cell(values: Sequence[float], failed: bool = False) -> str:
-    if failed:
-        return _FAILED
+def _cell(values: Sequence[float], runs: int, failed: bool = False) -> str:
+    """Mean and standard deviation, and of how many of the runs, if not of all."""
     if not values:
-        return "-"
+        return _FAILED if failed else "-"
     figures = spread(values)
-    return f"{figures['mean']:.2f}" + (f" ± {figures['sd']:.2f}" if len(values) > 1 else "")
+    return (
+        f"{figures['mean']:.2f}"
+        + (f" ± {figures['sd']:.2f}" if len(values) > 1 else "")
+        + (f" ({len(values)} of {runs})" if len(values) < runs else "")
+    )
 
 
 def _differences(results: Results) -> Table:
-    table = _table(f"Points from {results.entries[0].name}", ["model", "task", "difference", "95 % interval", ""])
+    table = _table(
+        f"Points from {results.entries[0].name}", ["model", "task", "difference", "95 % interval", "so it is"]
+    )
     names = [entry.name for entry in results.entries]
     shown = dict(zip(names, shown_names(names, _NAME), strict=True))
     for row in results.differences:
-        certain = "" if row.low <= 0 <= row.high else "beyond chance"
+        certain = "higher" if row.low > 0 else "lower" if row.high < 0 else "unclear"
         task = f"average {row.task}" if row.task in results.averages else SHORT.get(row.task, row.task)
         table.add_row(Text(shown[row.other]), task, f"{row.points:+.2f}", f"{row.low:+.2f} to {row.high:+.2f}", certain)
     return table

@@ -39,6 +39,10 @@ def test_runs_of_one_recipe_share_an_entry() -> None:
     entries = grouped(verdicts)
     assert [entry.name for entry in entries] == ["runs/a-seed*", "other", "runs/b", "another"]
     assert [len(entry.verdicts) for entry in entries] == [2, 1, 1, 1]
+    crossed = [_verdict(f"x{n}", recipe="ab"[n % 2]) for n in range(4)]
+    assert [entry.name for entry in grouped(crossed)] == ["x* (1)", "x* (2)"]
+    twice = [Verdict(name, {"fingerprint": "f"}, recipe="a") for name in ("runs/a", "./runs/a")]
+    assert [len(entry.verdicts) for entry in grouped(twice)] == [1]
     assert grouped([_verdict("x/1/end", recipe="r"), _verdict("x/2/end", recipe="r")])[0].name == "x/*/end"
 
 

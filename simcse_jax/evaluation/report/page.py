@@ -18,7 +18,7 @@ from simcse_jax.errors import UserError
 from simcse_jax.evaluation.names import shown_names
 from simcse_jax.evaluation.report import drawing, geometry, pair_pictures, pictures, protocols, tables
 from simcse_jax.evaluation.report.tables import number
-from simcse_jax.evaluation.results import Entry, Results, Verdict
+from simcse_jax.evaluation.results import OWN, Entry, Results, Verdict
 
 REPORT = "report.html"
 _CSS_PIXELS = 96  # an inch
@@ -52,6 +52,7 @@ def write_report(results: Results, out: Path) -> Path:
     drawn = {name: _picture(name, results) for name in PICTURES}
     files = {f"{name}.png": picture.png for name, picture in drawn.items() if picture}
     files[REPORT] = render(results, drawn).encode("utf-8")
+    had_report = (out / REPORT).exists()
     partial = {name: out / f".{name}.partial" for name in files}
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -64,13 +65,18 @@ def write_report(results: Results, out: Path) -> Path:
             for path in partial.values():
                 path.unlink(missing_ok=True)
         for name, picture in drawn.items():
-            if picture is None:
+            if picture is None and had_report:  # else such a file is somebody else's
                 (out / f"{name}.png").unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"The report cannot be written to {out}: {error.strerror or error}.\nGive another folder, or make room."
         ) from error
     return out / REPORT
+
+
+def _asked(verdict: Verdict) -> bool:
+    """Whether it was judged with another pooler than its own."""
+    return verdict.protocol.get("pooler from", OWN) != OWN
 
 
 def render(results: Results, drawn: dict[str, Picture | None]) -> str:
@@ -86,6 +92,7 @@ def render(results: Results, drawn: dict[str, Picture | None]) -> str:
     return environment.get_template(REPORT).render(
         results=results,
         summary=_summary(results),
+        asked=[(v.name, v.protocol["pooler"], v.protocol["pooler from"]) for v in results.verdicts if _asked(v)],
         failures=[(task, v.name, reason) for v in results.verdicts for task, reason in v.failures.items()],
         scores=tables.score_tables(results),
         spreads=tables.spread_tables(results),

@@ -10,12 +10,17 @@ from simcse_jax.evaluation.report.tables import NOTHING, Cell, Row, Table, numbe
 from simcse_jax.evaluation.results import Results, Verdict
 
 
+_FINGERPRINT = 12  # of its digits, which tell models apart in a table
+
 def model_table(results: Results) -> Table:
     """One row a model: how its vectors were made, and of which weights."""
     protocols = [
         {key: value for key, value in verdict.protocol.items() if (key, value) != ("model", verdict.name)}
         for verdict in results.verdicts
     ]
+    for protocol in protocols:
+        if "fingerprint" in protocol:  # scores.json has it whole
+            protocol["fingerprint"] = str(protocol["fingerprint"])[:_FINGERPRINT]
     places = [place for place, entry in enumerate(results.entries) for _ in entry.verdicts]
     heads = [(verdict.name, place, "") for verdict, place in zip(results.verdicts, places, strict=True)]
     return _key_table("Models", "Model", heads, protocols)
