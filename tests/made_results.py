@@ -73,7 +73,7 @@ def curves(seed: int, best: float) -> list[dict[str, Any]]:
 def protocol(name: str, seed: int) -> dict[str, Any]:
     return {
         "model": name,
-        "fingerprint": f"{seed:032x}",
+        "fingerprint": f"{seed:012x}{0:020x}",
         "pooler": "cls_before_pooler",
         "pooler from": "the model",
         "precision": "float32",

@@ -9,8 +9,8 @@ from simcse_jax.evaluation.names import shown_names
 from simcse_jax.evaluation.report.tables import NOTHING, Cell, Row, Table, number
 from simcse_jax.evaluation.results import Results, Verdict
 
-
 _FINGERPRINT = 12  # of its digits, which tell models apart in a table
+
 
 def model_table(results: Results) -> Table:
     """One row a model: how its vectors were made, and of which weights."""

@@ -177,7 +177,7 @@ def test_differences_are_judged_in_words(tmp_path: Path) -> None:
 
 def test_protocols_date_and_version(usual_page: tuple[str, Page, Path]) -> None:
     _, page, _ = usual_page
-    for words in ("cls_before_pooler", "512 tokens", f"{3:032x}", "cd" * 16, "Spearman x 100", "pooler from"):
+    for words in ("cls_before_pooler", "512 tokens", f"{3:012x}", "cd" * 16, "Spearman x 100", "pooler from"):
         assert words in page.words
     assert page.all("time")[0] == {"datetime": "2025-03-01T12:00:00+00:00"}
     assert "2025-03-01 12:00:00 UTC , simcse_jax 0.1.0" in page.words
@@ -186,6 +186,9 @@ def test_protocols_date_and_version(usual_page: tuple[str, Page, Path]) -> None:
 
 
 def test_the_least_results(tmp_path: Path) -> None:
+    (tmp_path / "spectrum.png").write_bytes(b"nobody's report stands beside it: a user's own picture")
+    written(least(), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "spectrum.png"}
     for name in PICTURES:
         (tmp_path / f"{name}.png").write_bytes(b"of an earlier report")
     _, page = written(least(), tmp_path)
