@@ -59,9 +59,9 @@ class EmbeddingModel:
         self.pooler = pooler
         self.dtype = dtype  # the precision of the computation
         self._origin = origin
-        self._encoder = Encoder(origin.sizes, jnp.dtype(dtype), jnp.float32, has_head=pooler == "cls")
+        encoder = Encoder(origin.sizes, jnp.dtype(dtype), jnp.float32, has_head=pooler == "cls")
         mesh = Mesh(np.array(jax.devices()), ("data",))
-        self._sentences = SentenceEncoder(self._encoder, origin.tokenizer, mesh, pooler, max_length)
+        self._sentences = SentenceEncoder(encoder, origin.tokenizer, mesh, pooler, max_length)
 
     @property
     def width(self) -> int:
@@ -116,9 +116,7 @@ class EmbeddingModel:
     def before_training(self) -> tuple[Callable[[Sequence[str]], np.ndarray], str] | None:
         """`encode` with the weights that a run folder's training began with, as pooled, and which these were.
 
-        None for models that are no run folders.
-
-        UserError when the weights that it began with can no longer be read.
+        None for models that are no run folders. UserError when the weights that it began with can no longer be read.
         """
         info = self._origin.run
         if info is None:

@@ -90,32 +90,53 @@ def judge(subject: Subject, exam: Exam, say: Callable[[str], None] = lambda _: N
 
     say: takes a line when a task is done.
     """
+    verdict = Verdict(subject.name, {"model": subject.name}, curves=subject.curves, recipe=subject.recipe)
+
+    def score(task: str, make: Callable[[], Score]) -> str:
+        verdict.scores[task] = make()
+        return f"{verdict.scores[task].value:.2f}"
+
+    def measure() -> str:
+        pairs, scale, split = _space_pairs(exam)
+        verdict.space = _space(subject.encode, pairs, scale, {"split": split})
+        return "measured"
+
+    def measure_before() -> str:
+        before = subject.before() if verdict.space else None
+        if before is None:
+            return ""
+        pairs, scale, split = _space_pairs(exam)
+        verdict.space_before = _space(before[0], pairs, scale, {"split": split, "weights": before[1]})
+        return "measured"
+
     try:
-        protocol = subject.protocol()
-    except UserError as error:  # weights that do not load: every task fails of it
-        failures = dict.fromkeys((*exam.pairs, *exam.tasks), str(error))
-        return Verdict(subject.name, {"model": subject.name}, failures=failures, curves=subject.curves)
-    verdict = Verdict(subject.name, protocol, curves=subject.curves, recipe=subject.recipe)
+        verdict.protocol |= subject.protocol()
+    except Exception as error:  # noqa: BLE001 (weights that do not load: every task fails of it)
+        verdict.failures |= dict.fromkeys((*exam.pairs, *exam.tasks), _words(error))
+        verdict.recipe = ""  # nothing of it can be averaged with other runs
+        return verdict
+    attempts: dict[str, Callable[[], str]] = {}
     for source in exam.pairs:
-        _attempt(verdict, source, lambda source=source: _score_pairs(subject.encode, source), say)
-    for task in exam.tasks:
-        if task != GEOMETRY:
-            _attempt(verdict, task, lambda task=task: _score(subject.encode, task, exam), say)
+        attempts[source] = lambda source=source: score(source, lambda: _score_pairs(subject.encode, source))
+    for task in (task for task in exam.tasks if task != GEOMETRY):
+        attempts[task] = lambda task=task: score(task, lambda: _score(subject.encode, task, exam))
     if GEOMETRY in exam.tasks:
-        _measure(verdict, subject, exam)
+        attempts |= {GEOMETRY: measure, f"{GEOMETRY} before training": measure_before}
+    for task, attempt in attempts.items():
+        started = time.monotonic()
+        try:
+            outcome = attempt()
+        except Exception as error:  # noqa: BLE001 (hours of other tasks must not be lost to one, such as no memory left)
+            verdict.failures[task] = _words(error)
+            outcome = "failed"
+        if outcome:
+            say(f"  {task}: {outcome} ({time.monotonic() - started:.0f} s)")
     return verdict
 
 
-def _attempt(verdict: Verdict, task: str, score: Callable[[], Score], say: Callable[[str], None]) -> None:
-    started = time.monotonic()
-    try:
-        verdict.scores[task] = score()
-    except UserError as error:
-        verdict.failures[task] = str(error)
-    except Exception as error:  # noqa: BLE001 (hours of other tasks must not be lost to one, out of memory for example)
-        verdict.failures[task] = f"{type(error).__name__}: {error}"
-    outcome = f"{verdict.scores[task].value:.2f}" if task in verdict.scores else "failed"
-    say(f"  {task}: {outcome} ({time.monotonic() - started:.0f} s)")
+def _words(error: Exception) -> str:
+    """What a failure says: a user's error has words of its own."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def _score(encode: Encode, task: str, exam: Exam) -> Score:
@@ -127,23 +148,6 @@ def _score(encode: Encode, task: str, exam: Exam) -> Score:
 
 def _score_pairs(encode: Encode, source: str) -> Score:
     return sts.evaluate_sts(encode, {"": load_graded_pairs(source)}, source, "as given")
-
-
-def _measure(verdict: Verdict, subject: Subject, exam: Exam) -> None:
-    """Fill in the verdict's spaces; what goes wrong is a failure of the task "geometry"."""
-    try:
-        pairs, scale, split = _space_pairs(exam)
-        verdict.space = _space(subject.encode, pairs, scale, {"split": split})
-    except UserError as error:
-        verdict.failures[GEOMETRY] = str(error)
-        return
-    try:
-        before = subject.before()
-        if before:
-            encode, weights = before
-            verdict.space_before = _space(encode, pairs, scale, {"split": split, "weights": weights})
-    except UserError as error:
-        verdict.failures[f"{GEOMETRY} before training"] = str(error)
 
 
 def _space(encode: Encode, pairs: GradedPairs, scale: tuple[float, float], more: dict[str, Any]) -> Space:
