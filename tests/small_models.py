@@ -16,6 +16,16 @@ from simcse_jax.training.loop import train
 from simcse_jax.training.run import prepare
 
 VOCABULARY = 400
+# Keys of a recipe for the smallest encoder that trains: random weights, a tokenizer of its own.
+SMALL_ENCODER = {
+    "model.name": "",
+    "model.init": "random",
+    "model.num_hidden_layers": 1,
+    "model.hidden_size": 16,
+    "model.num_attention_heads": 2,
+    "model.intermediate_size": 32,
+    "model.tokenizer": "train",
+}
 
 
 def export_small(folder: Path, seed: int = 0, pooler: str = "avg") -> Path:
@@ -31,13 +41,7 @@ def train_small(workdir: Path, cache: Path, **changes: Any) -> Path:
     """A finished run of a few steps on the demo's sentences; changes: keys of the recipe, "__" for ".". Its folder."""
     recipe = base.get_config()
     values: dict[str, Any] = {
-        "model.name": "",
-        "model.init": "random",
-        "model.num_hidden_layers": 1,
-        "model.hidden_size": 16,
-        "model.num_attention_heads": 2,
-        "model.intermediate_size": 32,
-        "model.tokenizer": "train",
+        **SMALL_ENCODER,
         "model.vocab_size": VOCABULARY,
         "model.pooler": "avg",
         "model.train_pooler": "avg",

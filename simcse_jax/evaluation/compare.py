@@ -70,6 +70,13 @@ def average(verdict: Verdict, tasks: Iterable[str]) -> float | None:
     return float(np.mean([score.value for score in scores if score is not None]))
 
 
+def averages_of(entry: Entry, tasks: Iterable[str]) -> list[float]:
+    """The averages over these tasks, of those of the entry's runs that have one."""
+    wanted = tuple(tasks)
+    found = [average(verdict, wanted) for verdict in entry.verdicts]
+    return [value for value in found if value is not None]
+
+
 def differences(
     entries: Sequence[Entry], averages: dict[str, tuple[str, ...]], resamples: int = RESAMPLES, seed: int = SEED
 ) -> tuple[Difference, ...]:

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from simcse_jax.evaluation.compare import average, spread
-from simcse_jax.evaluation.results import Results, Score, Space, Verdict
+from simcse_jax.evaluation.compare import average, averages_of, spread
+from simcse_jax.evaluation.results import Entry, Results, Score, Space, Verdict
 
 SCORES = "scores.json"
 _DIGITS = 6
@@ -32,7 +32,7 @@ def record(results: Results) -> dict[str, Any]:
             {
                 "name": entry.name,
                 "models": [v.name for v in entry.verdicts],
-                "scores": _spreads(entry.verdicts, results),
+                "scores": _spreads(entry, results),
             }
             for entry in results.entries
             if len(entry.verdicts) > 1
@@ -67,17 +67,11 @@ def _space(space: Space | None) -> dict[str, Any] | None:
     return space.figures() | {"singular_values": space.singular_values.tolist(), "protocol": space.protocol}
 
 
-def _spreads(verdicts: tuple[Verdict, ...], results: Results) -> dict[str, dict[str, float]]:
+def _spreads(entry: Entry, results: Results) -> dict[str, dict[str, float]]:
     """Mean, sd, min, max and number of runs, for each task and average that every run has."""
-    found = {}
-    for task in results.tasks:
-        if all(task in verdict.scores for verdict in verdicts):
-            found[task] = spread([verdict.scores[task].value for verdict in verdicts])
-    for name, tasks in results.averages.items():
-        values = [average(verdict, tasks) for verdict in verdicts]
-        if all(value is not None for value in values):
-            found[f"average {name}"] = spread([value for value in values if value is not None])
-    return found
+    values = {task: entry.values(task) for task in results.tasks}
+    values |= {f"average {name}": averages_of(entry, tasks) for name, tasks in results.averages.items()}
+    return {name: spread(found) for name, found in values.items() if len(found) == len(entry.verdicts)}
 
 
 def _rounded(value: Any) -> Any:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simcse_jax.evaluation import transfer
-from simcse_jax.evaluation.compare import average, spread
+from simcse_jax.evaluation.compare import averages_of, spread
 from simcse_jax.evaluation.names import shown_names
 from simcse_jax.evaluation.results import Entry, Results
 
@@ -58,8 +58,7 @@ def _scores(title: str, entries: Sequence[Entry], tasks: Sequence[str], averaged
     for entry, shown in zip(entries, shown_names([entry.name for entry in entries], _NAME), strict=True):
         cells = [_cell(entry.values(task), len(entry.verdicts), _failed(entry, task)) for task in tasks]
         if averaged:
-            values = [average(verdict, averaged) for verdict in entry.verdicts]
-            cells.append(_cell([value for value in values if value is not None], len(entry.verdicts)))
+            cells.append(_cell(averages_of(entry, averaged), len(entry.verdicts)))
         runs = f" ({len(entry.verdicts)} runs)" if len(entry.verdicts) > 1 else ""
         table.add_row(Text(shown + runs), *cells)
     return table

@@ -22,6 +22,7 @@ from simcse_jax.training.checkpoint import Checkpoints, load_best
 from simcse_jax.training.loop import Outcome, falling, train
 from simcse_jax.training.metrics import MetricsWriter, read_metrics
 from simcse_jax.training.run import Run, describe, prepare
+from tests.small_models import SMALL_ENCODER
 
 WORDS = [
     "red",
@@ -59,13 +60,7 @@ def resolved(files: Path, devices: int = 1, **changes: Any) -> Config:
     """A small recipe; changes by full name."""
     recipe = base.get_config()
     values = {
-        "model.name": "",
-        "model.init": "random",
-        "model.num_hidden_layers": 1,
-        "model.hidden_size": 16,
-        "model.num_attention_heads": 2,
-        "model.intermediate_size": 32,
-        "model.tokenizer": "train",
+        **SMALL_ENCODER,
         "model.vocab_size": 120,
         "data.files": str(files / "sentences.txt"),
         "data.cache_dir": str(files / "cache"),

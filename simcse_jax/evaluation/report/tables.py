@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from simcse_jax.evaluation.compare import average, spread
+from simcse_jax.evaluation.compare import averages_of, spread
 from simcse_jax.evaluation.names import shown_names
 from simcse_jax.evaluation.results import Difference, Entry, Results
 
@@ -55,10 +55,7 @@ class Column:
 
     def values(self, entry: Entry) -> list[float]:
         """One value a run that has it; an average only where all of its tasks are there."""
-        if not self.over:
-            return entry.values(self.task)
-        found = [average(verdict, self.over) for verdict in entry.verdicts]
-        return [value for value in found if value is not None]
+        return averages_of(entry, self.over) if self.over else entry.values(self.task)
 
     def failed(self, entry: Entry) -> bool:
         return not self.over and any(self.task in verdict.failures for verdict in entry.verdicts)
