@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -34,8 +35,20 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
             sys.stdout.flush()
             # Native threads may be compiling, and an orderly exit would pull the interpreter out from under them.
             os._exit(130)
+        except Exception:
+            if not _one_of_several():
+                raise
+            traceback.print_exc()
+            sys.stdout.flush()
+            os._exit(1)  # an orderly exit would wait for the other processes, and they for this one
 
     app.run(guarded, argv=list(argv) if argv else None, flags_parser=_parse)
+
+
+def _one_of_several() -> bool:
+    """Whether this process takes part in a run of several."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def fail(message: str) -> NoReturn:

@@ -160,8 +160,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
-def resolve(recipe: Any, overridden: Collection[str], devices: int, x64: bool = False) -> Config:
-    """The checked configuration of a run on `devices` visible devices.
+def resolve(recipe: Any, overridden: Collection[str], devices: int, x64: bool = False, processes: int = 1) -> Config:
+    """The checked configuration of a run on `devices` visible devices, of all `processes` together.
 
     recipe: a ConfigDict or nested mapping with the sections of configs/base.py; overridden: full names of the keys
     that the command line gave. Raises UserError, with the key, its value, the limit and a value that works.
@@ -177,7 +177,7 @@ def resolve(recipe: Any, overridden: Collection[str], devices: int, x64: bool = 
         check(config)
     if config.model.dtype == "float64" and not x64:
         raise UserError("model.dtype = 'float64' needs JAX's 64-bit mode.\nSet JAX_ENABLE_X64=1, or use float32.")
-    mesh = _mesh(config.mesh, devices)
+    mesh = _mesh(config.mesh, devices, processes)
     config = dataclasses.replace(config, mesh=mesh, group_size=_group_size(config.train.batch_size, mesh.devices))
     _check_layout(config)
     return config
@@ -296,20 +296,18 @@ def _check_ranges(config: Config) -> None:
         )
 
 
-def _mesh(mesh: MeshConfig, visible: int) -> MeshConfig:
+def _mesh(mesh: MeshConfig, visible: int, processes: int) -> MeshConfig:
     """The mesh with data = -1 replaced by the devices there are."""
+    there = f"the {visible} visible devices" + (f" of {processes} processes" if processes > 1 else "")
     if mesh.data == -1:
         if visible % mesh.fsdp:
             fits = max(n for n in range(1, mesh.fsdp + 1) if visible % n == 0)
-            raise UserError(
-                f"mesh.fsdp = {mesh.fsdp} does not divide the {visible} visible devices.\n"
-                f"Use --config.mesh.fsdp={fits}."
-            )
+            raise UserError(f"mesh.fsdp = {mesh.fsdp} does not divide {there}.\nUse --config.mesh.fsdp={fits}.")
         return dataclasses.replace(mesh, data=visible // mesh.fsdp)
     _require(mesh.data >= 1, "mesh.data", mesh.data, "-1 (all devices) or 1 and more", -1)
-    if mesh.devices > visible:
+    if mesh.devices > visible or (processes > 1 and mesh.devices < visible):
         raise UserError(
-            f"mesh.data x mesh.fsdp = {mesh.data} x {mesh.fsdp} = {mesh.devices} devices, and {visible} are visible.\n"
+            f"mesh.data x mesh.fsdp = {mesh.data} x {mesh.fsdp} = {mesh.devices} devices, which are not {there}.\n"
             "Use --config.mesh.data=-1 for all that there are."
         )
     return mesh

@@ -60,7 +60,7 @@ class EmbeddingModel:
         self.dtype = dtype  # the precision of the computation
         self._origin = origin
         encoder = Encoder(origin.sizes, jnp.dtype(dtype), jnp.float32, has_head=pooler == "cls")
-        mesh = Mesh(np.array(jax.devices()), ("data",))
+        mesh = Mesh(np.array(jax.local_devices()), ("data",))
         self._sentences = SentenceEncoder(encoder, origin.tokenizer, mesh, pooler, max_length)
 
     @property
@@ -160,7 +160,7 @@ class EmbeddingModel:
             "pooler from": f"asked for; the model's own: {own}" if asked else OWN,
             "precision": self.dtype,
             "truncation": f"{self.max_length} tokens",
-            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "devices": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}",
         }
 
     def _used(self, params: Any) -> Any:
@@ -193,8 +193,8 @@ def is_run_folder(path: Path) -> bool:
 
 
 def _run_folder(workdir: Path, pooler: str | None) -> _Origin:
-    from simcse_jax.training.checkpoint import load_best
     from simcse_jax.training.folder import read_run_info
+    from simcse_jax.training.saved import load_best
 
     info = read_run_info(workdir)
     if info is None:

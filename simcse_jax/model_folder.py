@@ -30,7 +30,7 @@ _TOKENIZER_FILES = (*_VOCABULARIES, "special_tokens_map.json", "added_tokens.jso
 
 def export_run(workdir: str | Path, out: str | Path) -> None:
     """Write the best checkpoint of a run folder as a model folder; UserError if there is no run or no checkpoint."""
-    from simcse_jax.training.checkpoint import load_best
+    from simcse_jax.training.saved import load_best
 
     workdir = Path(workdir)
     params, info = load_best(workdir)

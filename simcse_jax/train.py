@@ -1,6 +1,6 @@
 """Train: `python -m simcse_jax.train --config=configs/unsup.py [--config.section.key=value ...] [--workdir=DIR]`.
 
-The same command goes on with a run that was interrupted.
+The same command goes on with a run that was interrupted. Started by several processes (docs/scale.md), it is one run.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -24,6 +25,20 @@ _CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder. Default: runs/<recipe>, or runs/<recipe>-<variant>.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    "",
+    "HOST:PORT where process 0 listens, to train with several processes. Default: what the cluster says.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes take part.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+_JOIN = flags.DEFINE_integer("join_timeout_s", 300, "Seconds to wait for all processes to come.", lower_bound=1)
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_timeout_s",
+    60,
+    "Seconds of silence after which a process counts as dead, and the others end.",
+    lower_bound=5,
+)
 
 
 def default_workdir(recipe: str) -> Path:
@@ -46,33 +61,66 @@ def require_recipe(recipe: str) -> None:
 
 def main() -> int:
     """Train as the flags say; 0 when the run is complete, 128 + the signal's number when one stopped it."""
+    recipe = config_flags.get_config_filename(flags.FLAGS["config"])
+    require_recipe(recipe)
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(recipe)
+    _join()
+
     import jax
 
     from simcse_jax.config import resolve
-    from simcse_jax.model_folder import export_run
+    from simcse_jax.hosts.agreement import gather, is_first, processes, together
+    from simcse_jax.training.description import describe
     from simcse_jax.training.loop import summary, train
-    from simcse_jax.training.run import describe, prepare
+    from simcse_jax.training.run import prepare
 
-    recipe = config_flags.get_config_filename(flags.FLAGS["config"])
-    require_recipe(recipe)
-    overridden = config_flags.get_override_values(flags.FLAGS["config"])
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(recipe)
-    x64 = jax.dtypes.canonicalize_dtype("float64") == "float64"
-    config = resolve(_CONFIG.value, overridden, jax.device_count(), x64)
+    with together():
+        overridden = config_flags.get_override_values(flags.FLAGS["config"])
+        x64 = jax.dtypes.canonicalize_dtype("float64") == "float64"
+        config = resolve(_CONFIG.value, overridden, jax.device_count(), x64, processes())
     run = prepare(config, workdir)
-    print("\n".join(describe(run)), flush=True)
+    if is_first():
+        print("\n".join(describe(run)), flush=True)
     started = time.monotonic()
     outcome = train(run, workdir)
-    print(summary(outcome, time.monotonic() - started))
+    if is_first():
+        print(summary(outcome, time.monotonic() - started))
     if outcome.signal is not None:
-        print(f"stopped by {signal.Signals(outcome.signal).name}; the same command goes on from step {outcome.step}")
+        if is_first():
+            name = signal.Signals(outcome.signal).name
+            print(f"stopped by {name}; the same command goes on from step {outcome.step}", flush=True)
         return 128 + outcome.signal
+    if is_first():
+        _finish(outcome, workdir, config.eval.data)
+    gather("")  # the others stay until the export is done: a launcher takes the end of one for the end of the run
+    return 0
+
+
+def _join() -> None:
+    """Become one of several processes, if flags or a cluster say so; process 0 prints who is there."""
+    from simcse_jax.hosts.cluster import find_cluster
+
+    cluster = find_cluster(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout_s=_JOIN.value)
+    if cluster is None:
+        return
+    from rich.console import Console
+
+    from simcse_jax.hosts.join import join, table
+
+    cards = join(cluster, _JOIN.value, _HEARTBEAT.value)
+    if cluster.process == 0:
+        Console(soft_wrap=True, highlight=False).print(table(cards))
+
+
+def _finish(outcome: Any, workdir: Path, data: str) -> None:
+    """Export the best model, write the report, and say what to do next."""
+    from simcse_jax.model_folder import export_run
+
     if outcome.progress.best_step == 0:
         print(f"note: no evaluation beat the model before training, so {workdir / 'model'} holds the untrained weights")
     export_run(workdir, workdir / "model")
-    _report(workdir, config.eval.data)
-    print(_next_steps(workdir))
-    return 0
+    _report(workdir, data)
+    print(_next_steps(workdir), flush=True)
 
 
 def _report(workdir: Path, data: str) -> None:

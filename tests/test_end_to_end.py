@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from simcse_jax.training.checkpoint import load_best
 from simcse_jax.training.metrics import read_metrics
+from simcse_jax.training.saved import load_best
 
 ROOT = Path(__file__).parent.parent
 STEPS = 16

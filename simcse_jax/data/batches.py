@@ -8,7 +8,8 @@ batch, so every process knows them without a collective, and materialises only t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import grain
@@ -77,14 +78,14 @@ class Batches:
         shuffled = grain.experimental.index_shuffle
         return np.array([shuffled(first + i, last, seed, 4) for i in range(self.layout.batch_size)], np.int64)
 
-    def __call__(self, step: int, groups: slice = slice(None)) -> Batch:
-        """The batch of a step; `groups` selects those to materialise (shapes are those of the whole batch)."""
+    def __call__(self, step: int, groups: Sequence[int] | None = None) -> Batch:
+        """The batch of a step; `groups`: those to materialise (None = all; shapes are those of the whole batch)."""
         rows, size, total = self.rows(step), self.layout.group_size, self.layout.batch_size
         slots = self._slots(rows)
         used = max(s.used for s in slots)
         shape = next(count for count in self.row_counts if count >= used), self.layout.row_length
         laid = []
-        for group in range(total // size)[groups]:
+        for group in range(total // size) if groups is None else groups:
             examples = np.arange(group * size, (group + 1) * size)
             tokens = self.examples.token_ids(rows[examples])
             columns = range(self.examples.lengths.shape[1])
@@ -92,9 +93,11 @@ class Batches:
             laid.append(packing.fill([t[column] for column in columns for t in tokens], slots[group], places, shape))
         return Batch(Group(*map(np.stack, zip(*laid, strict=True))), self._texts(rows))
 
-    def stream(self, first_step: int, last_step: int, depth: int = 4) -> Iterator[Batch]:
+    def stream(
+        self, first_step: int, last_step: int, groups: Sequence[int] | None = None, depth: int = 4
+    ) -> Iterator[Batch]:
         """The batches of steps first_step <= step < last_step, made in background threads, `depth` ahead."""
-        steps = grain.MapDataset.range(first_step, last_step).map(self)
+        steps = grain.MapDataset.range(first_step, last_step).map(functools.partial(self, groups=groups))
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=depth)))
 
     def _slots(self, rows: np.ndarray) -> list[packing.Slots]:

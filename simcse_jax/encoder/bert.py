@@ -192,12 +192,14 @@ class Encoder(_Module):
     """BERT or RoBERTa on one group, and a pooler on top.
 
     Fields: `has_head`: a dense + tanh head sits on the first token (Hugging Face's `pooler`, SimCSE's MLP);
-    `unroll`: layers as straight-line code instead of a loop; `remat`: recompute each layer in the backward pass.
+    `unroll`: layers as straight-line code instead of a loop; `remat`: recompute each layer in the backward pass;
+    `gather`: makes a layer's parameters out of what the device holds of them, when they are split over devices.
     """
 
     has_head: bool = False
     unroll: bool = False
     remat: bool = False
+    gather: Callable[[Any], Any] | None = None
 
     def __call__(self, group: Group, pooler: str, key: jax.Array | None = None, train: bool = False) -> jax.Array:
         """float32[N, D] (float64 when computing in float64): one vector for each sentence of the group.
@@ -238,9 +240,14 @@ class Encoder(_Module):
         return z
 
     def _layers(self, train: bool, collect: str | None) -> Callable:
-        layers = self.config.num_hidden_layers
-        # prevent_cse guards against merging the recomputation away, which a loop's body cannot suffer.
-        one = nn.remat(Layer, prevent_cse=self.unroll) if self.remat else Layer
+        layers, one, gather = self.config.num_hidden_layers, Layer, self.gather
+        if gather is not None:
+            one = nn.map_variables(one, "params", trans_in_fn=lambda held: {"params": gather(held["params"])})
+        if self.remat or gather is not None:
+            # Products are kept and what was gathered is not: kept, it would be the whole model again.
+            policy = None if self.remat else jax.checkpoint_policies.dots_saveable
+            # prevent_cse guards against merging the recomputation away, which a loop's body cannot suffer.
+            one = nn.remat(one, prevent_cse=self.unroll, policy=policy)
         stacked = nn.scan(
             one,
             variable_axes={"params": 0},

@@ -7,19 +7,29 @@ appears there by one rename, so a killed run leaves nothing half-written that co
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
-from simcse_jax.encoder.bert import Encoder, EncoderConfig
-from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.errors import UserError
-from simcse_jax.training.folder import read_run_info
+from simcse_jax.hosts.agreement import gather, is_first, processes, together
+from simcse_jax.training.digest import device_digest
+from simcse_jax.training.mesh import place
+from simcse_jax.training.saved import DIGEST, read_state
 from simcse_jax.training.state import TrainState
+
+# Saves in a row that may fail before the run stops.
+ATTEMPTS = 3
+# How long processes wait for each other within a save.
+SAVE_TIMEOUT_S = 600
 
 
 @dataclasses.dataclass
@@ -44,25 +54,33 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder. Use as a context: leaving it waits for what is being written."""
+    """The checkpoints of one run folder, written by all processes together. Use as a context."""
 
-    def __init__(self, workdir: Path):
-        folder = workdir.absolute() / "checkpoints"
-        if jax.process_index() == 0:
-            for torn in folder.glob("*/*.orbax-checkpoint-tmp*"):  # of a kill in the middle of a save
-                shutil.rmtree(torn, ignore_errors=True)
+    def __init__(self, workdir: Path, say: Callable[[str], None] = print):
+        """say: takes lines on what went wrong and was mended."""
+        self._say, self._failures = say, 0
+        self._folder = workdir.absolute() / "checkpoints"
+        with together():
+            self._remove_torn()
         # Two of each: a save that a kill interrupts never leaves the run with none.
-        self._last = ocp.CheckpointManager(folder / "last", options=_options(asynchronous=True))
-        self._best = ocp.CheckpointManager(folder / "best", options=_options(asynchronous=False))
+        self._last = ocp.CheckpointManager(self._folder / "last", options=_options(asynchronous=True))
+        self._best = ocp.CheckpointManager(self._folder / "best", options=_options(asynchronous=False))
+        self._watcher = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None  # the save of `last` that was started and not yet looked at
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is None:
+            self._close()
+        elif processes() == 1 or isinstance(error, UserError):  # else the others may never come to wait with us
+            with suppress(Exception):
+                self._close()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Wait for the asynchronous save and release the threads."""
+        self._watcher.shutdown()
         self._last.close()
         self._best.close()
 
@@ -76,78 +94,139 @@ class Checkpoints:
             self._best.delete(step)
 
     def save_last(self, state: TrainState, progress: Progress) -> None:
-        """Save in the background, once the previous save is done; a failure of that one is raised here."""
+        """Save in the background, once the previous save is done.
+
+        A save that fails is told of, and `must_retry` is true from then on. With several processes, or when it fails
+        time after time, it is raised: UserError if the disk is full, else RuntimeError (so that launchers start again).
+        """
         step = int(state.step)
-        if self._last.latest_step() == step:
+        if self._settled() and self._last.latest_step() == step:
             return
-        saved = self._last.save(
-            step,
-            force=True,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state._asdict()), progress=ocp.args.JsonSave(progress.to_json())
-            ),
-        )
-        assert saved, f"step {step} was not saved to checkpoints/last"
+        if self._failures:
+            self._say(f"saving step {step} instead")
+        told = progress.to_json() | {DIGEST: device_digest(state._asdict()).tolist()}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), progress=ocp.args.JsonSave(told))
+        try:
+            self._last.save(step, force=True, args=items)
+        except Exception as error:
+            self._failed(error)
+        else:
+            self._pending = self._watcher.submit(self._last.wait_until_finished)
+
+    def must_retry(self) -> bool:
+        """Whether the newest save has failed; costs nothing, so it is asked at every step."""
+        if self._pending is not None and self._pending.done():
+            self._settled()
+        return self._pending is None and self._failures > 0
+
+    def finish(self, state: TrainState, progress: Progress) -> None:
+        """Save this state, and return once it is there; raises what `save_last` raises."""
+        self.save_last(state, progress)
+        while not self._settled():
+            self.save_last(state, progress)
+
+    def _settled(self) -> bool:
+        """Wait for the save that is under way; False if it has failed, or the one before it and nothing is under way."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            if error := pending.exception():
+                self._failed(error)
+            else:
+                self._failures = 0
+        return not self._failures
+
+    def _failed(self, error: BaseException) -> None:
+        """Tell of a failed save, and leave things such that it can be tried again; raises when that is of no use."""
+        self._failures += 1
+        self._last.reload()
+        with suppress(OSError):
+            self._remove_torn()
+        reason = _short(error)
+        full = any(words in reason for words in ("No space left", "quota", "File too large"))
+        if processes() > 1 or self._failures >= ATTEMPTS:
+            good = self._last.latest_step()
+            holds = f"checkpoints/last is good and holds step {good}" if good is not None else "nothing was saved yet"
+            text = f"A checkpoint could not be written: {reason}\n{holds}; the same command goes on from there."
+            if full:
+                raise UserError(text + "\nFree some space first.") from error
+            raise RuntimeError(text) from error
+        self._say(f"warning: a checkpoint could not be written: {reason}")
 
     def save_best(self, step: int, params: Any, scores: dict[str, Any]) -> None:
-        """Save the parameters of the best evaluation so far; done when this returns."""
+        """Save the parameters of the best evaluation so far; done when this returns. Raises as `save_last` does."""
         # The state on disk may rest on an older best, which goes once two newer ones are there.
-        self._last.wait_until_finished()
+        self._settled()
         if step in self._best.all_steps():  # a resumed run comes by its best step again
             self._best.delete(step)
-        saved = self._best.save(
-            step,
-            force=True,
-            args=ocp.args.Composite(params=ocp.args.StandardSave(params), scores=ocp.args.JsonSave(scores)),
-        )
-        assert saved, f"step {step} was not saved to checkpoints/best"
+        items = ocp.args.Composite(params=ocp.args.StandardSave(params), scores=ocp.args.JsonSave(scores))
+        while True:
+            try:
+                self._best.save(step, force=True, args=items)
+                return
+            except Exception as error:
+                self._best.reload()
+                self._failed(error)
 
-    def restore_last(self, state: TrainState) -> tuple[TrainState, Progress]:
-        """The newest state and its progress, laid out like `state` (ShapeDtypeStructs with shardings)."""
-        step = self.latest_step()
-        assert step is not None  # the caller has looked
-        restored = self._last.restore(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(state._asdict()), progress=ocp.args.JsonRestore()),
+    def restore_last(self, like: TrainState) -> tuple[TrainState, Progress] | None:
+        """The newest good state and its progress, laid out like `like` (ShapeDtypeStructs with shardings).
+
+        None in a new run. One that is torn or not what was written is set aside, and the one before it is taken;
+        UserError when none is good. Every process reads and checks the whole: a disk that fails one of them is no
+        reason to set a good state aside.
+        """
+        steps = sorted(self._last.all_steps(), reverse=True)
+        for step in steps:
+            values, told, problem = None, {}, ""
+            try:
+                values, told = read_state(self._folder / "last" / str(step), like._asdict())
+            except Exception as error:  # whatever a reader may make of damaged files
+                problem = _short(error)
+            problems = gather(problem)
+            if not any(problems):
+                # Saved after `last`, so of a part of the run that is about to be repeated.
+                for later in [s for s in self._best.all_steps() if s > step]:
+                    self._best.delete(later)
+                return TrainState(**place(values, _shardings(like))), Progress.from_json(told)
+            if not all(problems):
+                number, told_problem = next((n, text) for n, text in enumerate(problems) if text)
+                raise RuntimeError(f"Process {number} cannot read step {step}, and others can: {told_problem}")
+            self._set_aside(step, problem)
+        if not steps:
+            return None
+        raise UserError(
+            f"No checkpoint in {self._folder / 'last'} was good; they are beside it now, as broken-*.\n"
+            "Put back a copy, or start anew with --workdir=ANOTHER."
         )
-        # Saved after `last`, so of a part of the run that is about to be repeated.
-        for later in [s for s in self._best.all_steps() if s > step]:
-            self._best.delete(later)
-        return TrainState(**restored["state"]), Progress.from_json(restored["progress"])
+
+    def _set_aside(self, step: int, problem: str) -> None:
+        free = (self._folder / f"broken-{step}{suffix}" for suffix in ("", *(f".{n}" for n in itertools.count(2))))
+        aside = next(path for path in free if not path.exists())
+        with together():
+            if is_first():
+                os.replace(self._folder / "last" / str(step), aside)
+        self._last.reload()
+        self._say(f"warning: the checkpoint of step {step} is damaged ({problem}); set aside as {aside}")
+
+    def _remove_torn(self) -> None:
+        """Remove what a kill in the middle of a save, or a save that failed, has left."""
+        if is_first():
+            for torn in self._folder.glob("*/*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(torn, ignore_errors=True)
 
 
 def _options(asynchronous: bool) -> ocp.CheckpointManagerOptions:
-    return ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=asynchronous)
-
-
-def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
-    """(params, info) of a run's best evaluation: NumPy parameters, and config.json with `scores` and `step` added.
-
-    Without evaluations, the best is the last. Raises UserError when the folder holds no run or nothing was saved yet.
-    """
-    info = read_run_info(workdir)
-    folder = workdir.absolute() / "checkpoints" / "best"
-    if info is None:
-        raise UserError(
-            f"--workdir={workdir} holds no run (no config.json).\nA run's folder is runs/<recipe> unless --workdir was "
-            "given when training."
-        )
-    steps = ocp.utils.checkpoint_steps(folder) if folder.exists() else []
-    if not steps:
-        raise UserError(
-            f"{workdir} holds no checkpoint yet.\nTrain on with the command that started it, then try again."
-        )
-    config = EncoderConfig(**info["encoder"])
-    # A run in float64 is read as float32 where JAX's 64-bit mode is off, as in an export.
-    dtype = jax.dtypes.canonicalize_dtype(np.float64) if info["recipe"]["model.dtype"] == "float64" else np.float32
-    on_host = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_host),
-        parameter_shapes(Encoder(config, dtype, dtype, has_head=info["has_head"])),
+    return ocp.CheckpointManagerOptions(
+        max_to_keep=2,
+        enable_async_checkpointing=asynchronous,
+        async_options=ocp.AsyncOptions(timeout_secs=SAVE_TIMEOUT_S),
     )
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(
-            folder / str(max(steps)),
-            args=ocp.args.Composite(params=ocp.args.StandardRestore(shapes), scores=ocp.args.JsonRestore()),
-        )
-    return jax.device_get(restored["params"]), info | {"scores": restored["scores"], "step": max(steps)}
+
+
+def _shardings(like: TrainState) -> dict[str, Any]:
+    return jax.tree.map(lambda x: x.sharding, like._asdict())
+
+
+def _short(error: BaseException) -> str:
+    """The first line of an error, without the coordinates that libraries append."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"

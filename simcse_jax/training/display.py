@@ -12,8 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class Display:
     """A bar with loss, dev score, sentences/s and time left; on a pipe or in a log, one line for each figure logged."""
 
-    def __init__(self, total_steps: int, first_step: int, console: Console | None = None):
-        self.console = console or Console(soft_wrap=True, highlight=False)
+    def __init__(self, total_steps: int, console: Console | None = None, quiet: bool = False):
+        """quiet: show nothing, as one process of a run is enough to show it."""
+        self.console = console or Console(soft_wrap=True, highlight=False, quiet=quiet)
         self.total_steps = total_steps
         self._fields: dict[str, Any] = {"loss": "-", "dev": "-", "speed": "-"}
         self._bar = Progress(
@@ -25,9 +26,9 @@ class Display:
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=quiet or not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("training", total=total_steps, completed=first_step, **self._fields)
+        self._task = self._bar.add_task("training", total=total_steps, **self._fields)
 
     def __enter__(self) -> Display:
         self._bar.start()
@@ -49,7 +50,11 @@ class Display:
         loss, speed = f"{metrics['loss']:.4f}", f"{metrics['sentences_per_s']:,.0f}"
         self._bar.update(self._task, loss=loss, speed=speed)
         if not self.console.is_terminal:
-            self.say(f"step {step}/{self.total_steps}  loss {loss}  {speed} sentences/s  {duration(seconds_left)} left")
+            wait = 1000 * metrics["data_wait_s"]
+            self.say(
+                f"step {step}/{self.total_steps}  loss {loss}  {speed} sentences/s  waited {wait:.1f} ms a step for data"
+                f"  {duration(seconds_left)} left"
+            )
 
     def dev(self, score: float) -> None:
         """Show a dev score in the bar."""

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,8 +21,11 @@ import orbax.checkpoint as ocp
 
 from simcse_jax.config import Config, differences
 from simcse_jax.errors import UserError
+from simcse_jax.hosts.agreement import first_says, is_first, processes, together
 
 TOKENIZER = "tokenizer"
+# How long a network file system may take to show one host what another has written.
+APPEARS_S = 30.0
 # What the differences between two runs are told by, beside the recipe: names in config.json.
 FINGERPRINTS = {"data": "the training data's content", "eval": "the evaluation data's content"}
 
@@ -34,21 +40,29 @@ def holds_checkpoint(workdir: Path) -> bool:
 def claimed(workdir: Path, config: Config) -> Iterator[None]:
     """The folder, made if need be; one that was made for a start that failed within is removed again.
 
-    UserError when it cannot be written, or holds a run of another recipe.
+    UserError, on all processes, when it cannot be written, or holds a run of another recipe.
     """
     new = not workdir.exists()
-    _require_folder(workdir, config)
+    with together():
+        if is_first():
+            _require_folder(workdir, config)
     try:
         yield
     except BaseException:
-        shutil.rmtree(workdir / f".{TOKENIZER}.partial", ignore_errors=True)
-        if new:
-            with suppress(OSError):  # not empty: what is there was meant
-                workdir.rmdir()
+        if is_first():
+            shutil.rmtree(_draft(workdir), ignore_errors=True)
+            if new:
+                with suppress(OSError):  # not empty: what is there was meant
+                    workdir.rmdir()
         raise
 
 
 def _require_folder(workdir: Path, config: Config) -> None:
+    if "://" in str(workdir) or str(workdir).startswith("gs:"):
+        raise UserError(
+            f"--workdir={workdir} is an address, and a run folder is a folder that every host sees.\nMount the bucket "
+            "(Cloud Storage FUSE; launch/tpu_pod.sh and launch/gke.yaml do) and give its path."
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
@@ -58,9 +72,33 @@ def _require_folder(workdir: Path, config: Config) -> None:
             f"--workdir={workdir} cannot be written: {error.strerror or error}.\n"
             "Give a folder that you can write, --workdir=DIR."
         ) from error
+    shutil.rmtree(_draft(workdir), ignore_errors=True)  # of a start that was killed
     info = read_run_info(workdir)
     if info is not None and holds_checkpoint(workdir):
         _refuse(workdir, differences(info["recipe"], config.flat()))
+
+
+def require_shared(workdir: Path) -> None:
+    """UserError, on all processes, when one does not see in this folder what process 0 writes there."""
+    if processes() == 1:
+        return
+    mark = workdir / first_says(f".seen-by-all-{secrets.token_hex(4)}")
+    with together():
+        if is_first():
+            mark.touch()
+    try:
+        with together():
+            deadline = time.monotonic() + APPEARS_S
+            while not mark.exists():
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"--workdir={workdir} on {socket.gethostname()} is not the folder that process 0 has under "
+                        "that name.\nGive a folder on a file system that all hosts share, by its full path."
+                    )
+                time.sleep(0.1)
+    finally:
+        if is_first():
+            mark.unlink(missing_ok=True)
 
 
 def require_same_data(workdir: Path, info: dict[str, Any]) -> None:
@@ -104,15 +142,24 @@ def read_run_info(workdir: Path) -> dict[str, Any] | None:
 
 def tokenizer_draft(workdir: Path) -> Path:
     """An empty folder for the tokenizer of a run that may yet be refused; `keep_tokenizer` puts it in its place."""
-    draft = workdir / f".{TOKENIZER}.partial"
+    draft = _draft(workdir)
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     return draft
 
 
+def current_tokenizer(workdir: Path) -> Path:
+    """The folder of the run's tokenizer: the draft, or what an earlier part of the run has kept."""
+    return draft if (draft := _draft(workdir)).is_dir() else workdir / TOKENIZER
+
+
 def keep_tokenizer(workdir: Path) -> None:
     """Put the draft, if there is one, in the place of `workdir/tokenizer`."""
-    draft, kept = workdir / f".{TOKENIZER}.partial", workdir / TOKENIZER
+    draft, kept = _draft(workdir), workdir / TOKENIZER
     if draft.is_dir():
         shutil.rmtree(kept, ignore_errors=True)
         os.replace(draft, kept)
+
+
+def _draft(workdir: Path) -> Path:
+    return workdir / f".{TOKENIZER}.partial"

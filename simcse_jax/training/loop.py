@@ -7,6 +7,7 @@ evaluated, the best is saved, and only then `last`, the state that a resumed run
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import math
 import time
@@ -18,14 +19,15 @@ import jax
 
 from simcse_jax.data.batches import Batch
 from simcse_jax.errors import UserError
+from simcse_jax.hosts.agreement import is_first
 from simcse_jax.training.checkpoint import Checkpoints, Progress
 from simcse_jax.training.clock import Clock
 from simcse_jax.training.display import Display, duration
-from simcse_jax.training.metrics import MetricsWriter
+from simcse_jax.training.feeding import feed
+from simcse_jax.training.metrics import MetricsWriter, NoMetrics
 from simcse_jax.training.run import Run
 from simcse_jax.training.signals import stop_signals
 from simcse_jax.training.state import TrainState
-from simcse_jax.training.step import batch_shardings
 
 # Evaluations in a row with a falling score, while the loss falls too, that are worth a warning.
 FALLING_EVALUATIONS = 3
@@ -47,29 +49,38 @@ def train(run: Run, workdir: Path) -> Outcome:
     Raises UserError when the loss is not finite; `last` is then still good. That workdir holds no other run, `prepare`
     has made sure.
     """
-    with Checkpoints(workdir) as checkpoints:
-        resumed = checkpoints.latest_step()
-        if resumed is None:
+    first = is_first()
+    with Display(run.total_steps, quiet=not first) as display, Checkpoints(workdir, display.say) as checkpoints:
+        restored = checkpoints.restore_last(run.program.shapes)
+        if restored is None:
             checkpoints.start_anew()
-            state, progress = run.initial_state(), Progress()
-        else:
-            state, progress = checkpoints.restore_last(run.shapes)
-        with MetricsWriter(workdir, resumed) as metrics, Display(run.total_steps, resumed or 0) as display:
-            loop = _Loop(run, checkpoints, metrics, display, progress)
-            if resumed is None:
-                loop.evaluate(0, state.params)
-            else:
-                display.say(f"resumed from step {resumed} in {workdir}")
-                if progress.history:
-                    display.dev(progress.history[-1][1])
-            return loop.steps(state, resumed or 0)
+        state, progress = restored or (run.initial_state(), Progress())
+        start = int(state.step)
+        display.step(start)
+        try:
+            with MetricsWriter(workdir, start if restored else None) if first else NoMetrics() as metrics:
+                loop = _Loop(run, checkpoints, metrics, display, progress)
+                if restored is None:
+                    loop.evaluate(0, state.params)
+                else:
+                    display.say(f"resumed from step {start} in {workdir}")
+                    if progress.history:
+                        display.dev(progress.history[-1][1])
+                return loop.steps(state, start)
+        except OSError as error:
+            raise _unwritable(error, workdir, checkpoints.latest_step()) from error
 
 
 class _Loop:
     """The moving parts of `train`, so that each of its acts has a name."""
 
     def __init__(
-        self, run: Run, checkpoints: Checkpoints, metrics: MetricsWriter, display: Display, progress: Progress
+        self,
+        run: Run,
+        checkpoints: Checkpoints,
+        metrics: MetricsWriter | NoMetrics,
+        display: Display,
+        progress: Progress,
     ):
         self.run = run
         self.checkpoints = checkpoints
@@ -81,43 +92,41 @@ class _Loop:
 
     def steps(self, state: TrainState, start: int) -> Outcome:
         """Run the steps after `start`. The figures of a step are fetched while the next one runs."""
-        run, every = self.run, self.run.config
+        run, every, checkpoints = self.run, self.run.config, self.checkpoints
         waiting: tuple[int, Any] | None = None  # the step whose figures are still on the device
-        step = start
-        with stop_signals() as stopped:
+        step, stop = start, None
+        with stop_signals() as stopping:
             for step, batch in self._batches(start):
                 state, figures = self._step(state, batch)
                 if waiting:
                     self._settle(*waiting)
                 waiting = step, figures
-                last = step == run.total_steps
+                last, stop = step == run.total_steps, stopping(step)
                 evaluates = run.evaluate is not None and (last or step % every.eval.every_steps == 0)
-                saves = last or evaluates or bool(stopped) or step % every.checkpoint.every_steps == 0
-                if saves:
+                due = step % every.checkpoint.every_steps == 0 or checkpoints.must_retry()
+                if last or evaluates or stop or due:
                     self._settle(*waiting)
                     waiting = None
                     patient = self.evaluate(step, state.params) if evaluates else True
                     if last and run.evaluate is None:
-                        self.checkpoints.save_best(step, state.params, {})
-                    self.checkpoints.save_last(state, self.progress)
+                        checkpoints.save_best(step, state.params, {})
+                    ends = last or stop or not patient
+                    (checkpoints.finish if ends else checkpoints.save_last)(state, self.progress)
                     self.clock.skip()
-                    if stopped or not patient:
+                    if ends:
                         break
-        unfinished = bool(stopped) and step < run.total_steps
-        return Outcome(step, self.progress, stopped[0] if unfinished else None, len(self.shapes))
+        unfinished = stop is not None and step < run.total_steps
+        return Outcome(step, self.progress, stop if unfinished else None, len(self.shapes))
 
     def _batches(self, start: int) -> Iterator[tuple[int, Batch]]:
         """(step, batch on the devices), with the time spent waiting for the data taken."""
-        shardings = batch_shardings(self.run.mesh)
         if start >= self.run.total_steps or self._out_of_patience():
             return
-        stream = self.run.batches.stream(start, self.run.total_steps)
-        for step in itertools.count(start + 1):
+        stream = feed(self.run.batches, self.run.program.mesh, start, self.run.total_steps)
+        for step in range(start + 1, self.run.total_steps + 1):
             with self.clock.waiting():
-                batch = next(stream, None)
-            if batch is None:
-                return
-            yield step, jax.device_put(batch, shardings)
+                batch = next(stream)
+            yield step, batch
 
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
         shape = batch.groups.ids.shape
@@ -127,7 +136,7 @@ class _Loop:
             self.display.say(f"compiling a batch of groups x rows x tokens {' x '.join(map(str, shape))} ...")
         # Nothing may move between host and devices unseen while a step runs.
         with jax.transfer_guard("disallow"):
-            result = self.run.train_step(state, batch)
+            result = self.run.program.train_step(state, batch)
         if new:
             seconds = time.monotonic() - started
             self.clock.skip()
@@ -188,6 +197,16 @@ class _Loop:
     def _out_of_patience(self) -> bool:
         patience = self.run.config.eval.patience
         return bool(patience) and self.progress.stale_evaluations >= patience
+
+
+def _unwritable(error: OSError, workdir: Path, saved: int | None) -> OSError | UserError:
+    """The error as words, where the disk is what failed."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        return error
+    where = f"checkpoints/last is good and holds step {saved}" if saved is not None else "nothing was saved yet"
+    return UserError(
+        f"{workdir} cannot be written: {error.strerror}; {where}.\nMend that, and the same command goes on from there."
+    )
 
 
 def falling(history: list[tuple[int, float, float]]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,9 +13,12 @@ from jax.sharding import PartitionSpec as P
 AXES = ("data", "fsdp")
 
 
-def make_mesh(data: int, fsdp: int = 1) -> Mesh:
-    """A mesh of the first data * fsdp devices. Axes are Auto: the step is written in global view, XLA partitions it."""
-    devices = jax.devices()[: data * fsdp]
+def make_mesh(data: int, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of the first data * fsdp devices. Axes are Auto: the step is written in global view, XLA partitions it.
+
+    devices: those to take from; all devices of all processes by default.
+    """
+    devices = (jax.devices() if devices is None else devices)[: data * fsdp]
     return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
 
 
@@ -28,18 +32,36 @@ def over_groups(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(AXES))
 
 
+def split_axis(shape: Sequence[int], parts: int) -> int:
+    """The axis along which an array of this shape is split over `fsdp`; -1 = it is not, and every device holds it whole.
+
+    The largest that divides, and never the first: parameters of layers are stacked along that one.
+    """
+    sizes = [size if axis and size % parts == 0 else 0 for axis, size in enumerate(shape)]
+    return int(np.argmax(sizes)) if parts > 1 and any(sizes) else -1
+
+
 def state_shardings(mesh: Mesh, state: Any) -> Any:
-    """The sharding of each array of a state: split over `fsdp` along its largest axis that divides, else replicated.
+    """The sharding of each array of a state: split over `fsdp` where it divides, else replicated.
 
     state: arrays or ShapeDtypeStructs. Optimizer moments have the shapes of their parameters, so they split alike.
     """
-    parts = mesh.shape["fsdp"]
 
     def sharding(x: Any) -> NamedSharding:
-        sizes = [size if size % parts == 0 else 0 for size in x.shape]
-        if parts == 1 or x.ndim < 2 or not any(sizes):
-            return replicated(mesh)
-        axis = int(np.argmax(sizes))
-        return NamedSharding(mesh, P(*[None] * axis, "fsdp"))
+        axis = split_axis(x.shape, mesh.shape["fsdp"])
+        return replicated(mesh) if axis < 0 else NamedSharding(mesh, P(*[None] * axis, "fsdp"))
 
     return jax.tree.map(sharding, state)
+
+
+def place(x: Any, sharding: Any) -> Any:
+    """Global arrays of these values, laid out like `sharding` (a tree of NamedShardings with x's structure).
+
+    x: arrays on the host or on one device, whole and equal on every process; each process copies its parts only.
+    """
+
+    def placed(x: Any, sharding: NamedSharding) -> jax.Array:
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
+
+    return jax.tree.map(placed, x, sharding)

@@ -47,6 +47,19 @@ class MetricsWriter:
         self.close()
 
 
+class NoMetrics:
+    """The writer of a process whose figures another one writes."""
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        pass
+
+    def __enter__(self) -> NoMetrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """Every whole line of a run's metrics.jsonl; a line cut by a kill is left out."""
     path = workdir / "metrics.jsonl"

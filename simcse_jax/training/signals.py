@@ -1,32 +1,55 @@
-"""SIGTERM and Ctrl-C as a request to save and stop."""
+"""SIGTERM and Ctrl-C as a request to save and stop, agreed by all processes of the run."""
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
+
+from jax.experimental import multihost_utils
+
+from simcse_jax.hosts.agreement import processes
+
+# The signal that asks for a stop at the end of this step, or None; to be asked after every step.
+Stopping = Callable[[int], "int | None"]
 
 
 @contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that receives SIGTERM or SIGINT; a second one has its usual effect."""
+def stop_signals() -> Iterator[Stopping]:
+    """A function that tells, after each step, whether all processes are to stop there.
+
+    One process: SIGTERM or SIGINT; a second one has its usual effect. Several: JAX's preemption service, which has
+    listened for SIGTERM since the processes joined, and agrees with all on a step. A handler of ours would silently
+    take its place, so SIGTERM is left alone there, and Ctrl-C sends it.
+    """
+    if processes() > 1:
+        with _handled({signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}):
+            yield lambda step: signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
+        return
     received: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        received.append(number)
+        restore()
+
+    with _handled({signal.SIGTERM: note, signal.SIGINT: note}) as restore:
+        yield lambda _: received[0] if received else None
+
+
+@contextmanager
+def _handled(handlers: dict[int, Any]) -> Iterator[Callable[[], None]]:
+    """These signal handlers, until the end of the block or until the function that it gives is called."""
     previous: dict[int, Any] = {}
 
     def restore() -> None:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
-    def note(number: int, _: object) -> None:
-        received.append(number)
-        restore()
-
+    with suppress(ValueError):  # not the main thread: whoever runs us there handles signals
+        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: whoever runs us there handles signals
-        previous = {}
-    try:
-        yield received
+        yield restore
     finally:
         restore()

@@ -8,14 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from simcse_jax.data.batches import Batch
 from simcse_jax.encoder.bert import Encoder, embeddings
+from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.group import Group
 from simcse_jax.objective.contrastive import Metrics, Objective
 from simcse_jax.training import mesh as meshes
+from simcse_jax.training.mesh import split_axis
 from simcse_jax.training.state import TrainState, step_key
 
 EmbedGroup = Callable[[Any, Group, jax.Array], jax.Array]
@@ -23,18 +25,34 @@ Loss = Callable[[Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def make_embed_group(encoder: Encoder, pooler: str, group_size: int) -> EmbedGroup:
+def make_embed_group(encoder: Encoder, pooler: str, group_size: int, mesh: Mesh) -> EmbedGroup:
     """A function (params, group, keys uint32[views, 2]) -> [K + 1, n, D]: the anchors, positives, hard negatives.
 
     One view: the group's V texts an example are these K + 1. Two views: the same sentences, encoded twice with
-    independent dropout keys.
+    independent dropout keys. To be called within a shard_map over the mesh, with this device's parts of the parameters:
+    a layer's are gathered when the layer runs, and dropped after it (ZeRO-3).
     """
+    parts = mesh.shape["fsdp"]
+    axes = jax.tree.map(lambda x: split_axis(x.shape, parts), parameter_shapes(encoder))
+    if parts > 1:
+        encoder = encoder.clone(gather=lambda layer: _whole(layer, axes["layers"], stacked=True))
 
     def embed(params: Any, group: Group, keys: jax.Array) -> jax.Array:
-        z = jax.vmap(lambda key: embeddings(encoder, params, group, pooler, key))(keys)
+        around = {name: _whole(params[name], axes[name]) for name in params if name != "layers"}
+        whole = around | {"layers": params["layers"]}
+        z = jax.vmap(lambda key: embeddings(encoder, whole, group, pooler, key))(keys)
         return z.reshape(-1, group_size, z.shape[-1])
 
     return embed
+
+
+def _whole(parts: Any, axes: Any, stacked: bool = False) -> Any:
+    """Whole arrays from this device's parts; axes: where each is split, before one layer was taken of a stack."""
+
+    def gather(x: jax.Array, axis: int) -> jax.Array:
+        return x if axis < 0 else jax.lax.all_gather(x, "fsdp", axis=axis - stacked, tiled=True)
+
+    return jax.tree.map(gather, parts, axes)
 
 
 def make_loss(embed_group: EmbedGroup, objective: Objective, mesh: Mesh, groups_at_once: int = 0) -> Loss:
@@ -42,32 +60,36 @@ def make_loss(embed_group: EmbedGroup, objective: Objective, mesh: Mesh, groups_
 
     groups_at_once: how many groups each device encodes at a time; 0 = all of its groups. With fewer, activations are
     recomputed in the backward pass (GradCache), so memory holds those of `groups_at_once` groups and all embeddings.
+    Each device sums the gradient of its own groups, and what it has is reduced once.
     """
     embed = jax.vmap(embed_group, in_axes=(None, 0, None), out_axes=1)  # [K + 1, G, n, D]
 
+    def encode(params: Any, groups: Group, keys: jax.Array) -> jax.Array:
+        if not groups_at_once:
+            return embed(params, groups, keys)
+        chunks = jax.tree.map(lambda x: x.reshape(-1, groups_at_once, *x.shape[1:]), groups)
+        z = jax.lax.map(jax.checkpoint(lambda chunk: embed(params, chunk, keys)), chunks)
+        z = jnp.moveaxis(z, 1, 0)  # [K + 1, chunks, groups_at_once, n, D]
+        return z.reshape(z.shape[0], -1, *z.shape[3:])
+
     def loss(params: Any, batch: Batch, keys: jax.Array) -> tuple[jax.Array, Metrics]:
-        if groups_at_once:
-            z = _in_chunks(lambda groups: embed(params, groups, keys), batch.groups, mesh, groups_at_once)
-        else:
-            z = embed(params, batch.groups, keys)
+        specs = jax.tree.map(lambda sharding: sharding.spec, meshes.state_shardings(mesh, params))
+
+        def local(params: Any, groups: Group, keys: jax.Array) -> jax.Array:
+            return encode(jax.tree.map(_own, params, specs), groups, keys)
+
+        spread = P(meshes.AXES)
+        everywhere = jax.shard_map(local, mesh=mesh, in_specs=(specs, spread, P()), out_specs=P(None, meshes.AXES))
+        z = everywhere(params, batch.groups, keys)
         return objective(z[0], z[1:], batch.texts)
 
     return loss
 
 
-def _in_chunks(embed: Callable[[Group], jax.Array], groups: Group, mesh: Mesh, at_once: int) -> jax.Array:
-    """embed(groups), chunk after chunk; a chunk takes `at_once` groups of every device, so all of them work."""
-    spread = NamedSharding(mesh, P(None, meshes.AXES))
-
-    def chunked(x: jax.Array) -> jax.Array:
-        by_device = x.reshape(mesh.size, -1, at_once, *x.shape[1:]).swapaxes(0, 1)
-        chunks = by_device.reshape(by_device.shape[0], -1, *x.shape[1:])  # [chunks, devices * at_once, ...]
-        return jax.lax.with_sharding_constraint(chunks, spread)
-
-    z = jax.lax.map(jax.checkpoint(embed), jax.tree.map(chunked, groups))  # [chunks, K + 1, devices * at_once, n, D]
-    z = z.reshape(*z.shape[:2], mesh.size, at_once, *z.shape[3:])
-    z = jnp.moveaxis(z, (1, 2), (0, 1))  # [K + 1, devices, chunks, at_once, n, D]
-    return z.reshape(z.shape[0], -1, *z.shape[4:])
+def _own(x: jax.Array, spec: P) -> jax.Array:
+    """x as this device's own, so that its gradient is summed over devices here, once, and not where x is used."""
+    missing = tuple(axis for axis in meshes.AXES if axis not in spec)
+    return jax.lax.pcast(x, missing, to="varying")
 
 
 def make_train_step(loss: Loss, optimizer: optax.GradientTransformation, views: int) -> TrainStep:

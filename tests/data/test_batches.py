@@ -65,7 +65,7 @@ def test_every_token_is_where_it_belongs(columns: int, one_per_row: bool) -> Non
 
 def test_some_groups_are_those_of_the_whole_batch() -> None:
     made = batches(3)
-    whole, part = made(2), made(2, slice(1, 3))
+    whole, part = made(2), made(2, [1, 2])
     for a, b in zip(whole.groups, part.groups, strict=True):
         np.testing.assert_array_equal(a[1:3], b)
     np.testing.assert_array_equal(whole.texts, part.texts)

@@ -1,7 +1,6 @@
 """A whole run on a small corpus: baseline, best, resume, refusals, and what a user sees when it goes wrong."""
 
 import dataclasses
-import itertools
 import json
 import os
 import shutil
@@ -18,10 +17,12 @@ from simcse_jax.config import Config, resolve
 from simcse_jax.encoder.pretrained import hugging_face_config
 from simcse_jax.errors import UserError
 from simcse_jax.model_folder import export_run
-from simcse_jax.training.checkpoint import Checkpoints, load_best
+from simcse_jax.training.checkpoint import Checkpoints
+from simcse_jax.training.description import describe
 from simcse_jax.training.loop import Outcome, falling, train
 from simcse_jax.training.metrics import MetricsWriter, read_metrics
-from simcse_jax.training.run import Run, describe, prepare
+from simcse_jax.training.run import Run, prepare
+from simcse_jax.training.saved import load_best
 from tests.small_models import SMALL_ENCODER
 
 WORDS = [
@@ -164,14 +165,14 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(files: Path, t
     stops_at(3)
     run(files, tmp_path / "run")
     made = prepared(files, tmp_path / "run")
-    steps = itertools.count(4)
 
     def breaks(state: Any, batch: Any) -> Any:
-        state, figures = made.train_step(state, batch)
-        return state, figures | {"loss": np.float32("nan")} if next(steps) == 6 else figures
+        state, figures = made.program.train_step(state, batch)
+        return state, figures | {"loss": np.float32("nan")} if jax.device_get(state.step) == 6 else figures
 
+    broken = dataclasses.replace(made, program=dataclasses.replace(made.program, train_step=breaks))
     with pytest.raises(UserError, match=r"Step 6: the loss is nan.*\n?.*holds step [345]"):
-        train(dataclasses.replace(made, train_step=breaks), tmp_path / "run")
+        train(broken, tmp_path / "run")
     assert run(files, tmp_path / "run").step == 12
 
 

@@ -71,7 +71,7 @@ def build(case: Case, columns: int, dtype: Any, **objective: Any) -> tuple[Mesh,
     one_group = jax.tree.map(lambda x: x[0], batches(0).groups)
     params = jax.jit(lambda: Encoder(CONFIG, dtype, dtype, has_head=True).init(jax.random.key(1), one_group, "cls"))()
     loss = make_loss(
-        make_embed_group(encoder, "cls", case.group), make_info_nce(mesh, **objective), mesh, case.groups_at_once
+        make_embed_group(encoder, "cls", case.group, mesh), make_info_nce(mesh, **objective), mesh, case.groups_at_once
     )
     return mesh, batches, loss, params["params"], 2 if columns == 1 else 1
 

@@ -1,0 +1,79 @@
+"""What the processes of a run tell each other beside the training itself: short texts, through JAX's coordinator.
+
+Every process calls these in the same order. With one process they cost nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+
+from simcse_jax.errors import UserError
+
+# A process that has died is noticed by its missing heartbeat; this only bounds how long a living one may take.
+PATIENCE_S = 6 * 3600
+
+_calls = itertools.count()
+
+
+def processes() -> int:
+    """How many processes take part."""
+    return jax.process_count()
+
+
+def is_first() -> bool:
+    """Whether this is process 0, the one that writes tables, logs and exports."""
+    return jax.process_index() == 0
+
+
+def gather(value: str) -> list[str]:
+    """What every process gave, by process; returns once all have called it."""
+    if processes() == 1:
+        return [value]
+    from jax._src.distributed import global_state  # JAX's key-value store has no public name
+
+    client, call, own = global_state.client, next(_calls), jax.process_index()
+    assert client is not None  # there are several processes
+    client.key_value_set(_key(call, own), value)
+    values = [client.blocking_key_value_get(_key(call, n), PATIENCE_S * 1000) for n in range(processes())]
+    if call:  # all have come here, so nobody reads the last call's any more
+        client.key_value_delete(_key(call - 1, own))
+    return values
+
+
+def _key(call: int, process: int) -> str:
+    return f"simcse_jax/{call}/{process}"
+
+
+def first_says(value: str) -> str:
+    """What process 0 gave."""
+    return gather(value)[0]
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """All processes come out of this block, or each raises: its own error, or UserError with the first other's."""
+    try:
+        yield
+    except Exception as error:
+        texts = gather(str(error) or type(error).__name__)
+        if isinstance(error, UserError) and not is_first() and texts[0] == str(error):
+            raise UserError("the same as on process 0") from error  # one screen of text is enough
+        raise
+    for number, text in enumerate(gather("")):
+        if text:
+            raise UserError(f"Process {number} has failed, so this one stops too. There: {text}")
+
+
+def require_equal(what: str, value: str) -> None:
+    """UserError on all processes when they do not have the same value."""
+    values = gather(value)
+    for number, other in enumerate(values):
+        if other != values[0]:
+            raise UserError(
+                f"{what} is not the same on all processes: {values[0]} on process 0, {other} on process {number}.\n"
+                "Start all with the same command, and give all the same files."
+            )

@@ -1,0 +1,155 @@
+"""Which processes make up this run: told by flags, or found in what the cluster says of itself.
+
+Finding is JAX's own (Cloud TPU, GKE, SLURM, Open MPI, Kubernetes jobs). What is added: plain words where something is
+missing, and GPUs that suit how the tasks were started.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from simcse_jax.errors import UserError
+
+# Where other launchers say how many processes there are, and which one this is.
+COUNTS = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
+NUMBERS = ("JAX_PROCESS_ID", "JOB_COMPLETION_INDEX", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+COORDINATOR = "JAX_COORDINATOR_ADDRESS"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """One process's view of the run that it belongs to."""
+
+    coordinator: str  # HOST:PORT of process 0
+    processes: int
+    process: int  # from 0
+    gpus: tuple[int, ...] | None = None  # which of the visible GPUs this process takes; None = all
+
+
+def find_cluster(
+    coordinator: str = "",
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    environment: Mapping[str, str] = os.environ,
+    timeout_s: int = 300,
+) -> Cluster | None:
+    """The cluster that flags or environment describe; None for a process that trains by itself.
+
+    A flag goes before what the environment says. timeout_s: how long to wait for the name of process 0's host to be
+    known. Raises UserError when what is given does not describe one.
+    """
+    address = coordinator or environment.get(COORDINATOR, "")
+    if address:
+        processes = _number("num_processes", num_processes, COUNTS, environment)
+        process = _number("process_id", process_id, NUMBERS, environment)
+        found = Cluster(_checked(address), processes, process, _gpus(environment))
+    elif num_processes is not None or process_id is not None:
+        raise UserError(
+            "--num_processes and --process_id need --coordinator: where process 0 listens.\n"
+            "For example --coordinator=host0:8476 --num_processes=2 --process_id=0, with process_id=1 on the other."
+        )
+    else:
+        found = _detected(environment, timeout_s)
+    if found is None or found.processes == 1:
+        return None
+    if not 0 <= found.process < found.processes:
+        raise UserError(
+            f"process_id = {found.process} of num_processes = {found.processes}: ids run from 0 to "
+            f"{found.processes - 1}.\nGive each process its own, --process_id=0 on the coordinator."
+        )
+    return found
+
+
+def _checked(address: str) -> str:
+    if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):\d{1,5}", address):
+        raise UserError(
+            f"--coordinator={address} is not HOST:PORT.\nFor example --coordinator=host0:8476, the host of process 0 "
+            "and any free port there."
+        )
+    return address
+
+
+def _number(flag: str, given: int | None, names: tuple[str, ...], environment: Mapping[str, str]) -> int:
+    """The value of a flag, or of the first variable that is set."""
+    if given is not None:
+        return given
+    for name in names:
+        if environment.get(name):
+            return _integer(name, environment[name])
+    raise UserError(
+        f"--coordinator is given, and --{flag} is not (nor is any of {', '.join(names)} set).\n"
+        f"For example --coordinator=host0:8476 --num_processes=2 --process_id=0."
+    )
+
+
+def _integer(name: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise UserError(
+            f"The environment variable {name} is {value!r}, not a whole number. Correct or unset it."
+        ) from None
+
+
+def _detected(environment: Mapping[str, str], timeout_s: int) -> Cluster | None:
+    """What JAX finds."""
+    from jax._src.clusters import ClusterEnv  # all kinds that JAX knows; its public face joins at once
+
+    for kind in ClusterEnv._cluster_types:
+        # Its Kubernetes finder takes every pod for part of a job.
+        if kind.opt_in_only_method or (kind.name == "k8s" and "JOB_COMPLETION_INDEX" not in environment):
+            continue
+        if kind.is_env_present():
+            try:
+                port = environment.get("JAX_COORDINATOR_PORT")
+                address = kind.get_coordinator_address(timeout_s, port)
+                return Cluster(address, kind.get_process_count(), kind.get_process_id(), _gpus(environment))
+            except Exception as error:
+                raise UserError(
+                    f"This looks like a cluster ({kind.name}), but JAX cannot tell who takes part: {error}\n"
+                    "Say so: --coordinator=HOST:PORT --num_processes=N --process_id=I."
+                ) from error
+    return _undetected(environment)
+
+
+def _undetected(environment: Mapping[str, str]) -> None:
+    """UserError when others surely take part, and where they are is not known; alone, each would start a run."""
+    if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        raise UserError(
+            f"Open MPI started {environment['OMPI_COMM_WORLD_SIZE']} processes, but this release of it does not say "
+            "where the first one is.\nAdd --coordinator=HOST:PORT, the host of rank 0 and any free port there."
+        )
+    if int(environment.get("JOB_COMPLETION_INDEX") or 0) > 0:
+        raise UserError(
+            f"This pod has the completion index {environment['JOB_COMPLETION_INDEX']}, so others take part, but not "
+            f"where the first one is.\nSet {COORDINATOR} and JAX_NUM_PROCESSES as launch/gke.yaml does, or install "
+            "jax[k8s]."
+        )
+
+
+def _gpus(environment: Mapping[str, str]) -> tuple[int, ...] | None:
+    """The GPUs of this task among those that it sees, where SLURM or Open MPI started several tasks on the machine.
+
+    A task that is alone on its machine takes all. One that was bound to a single GPU sees that one only.
+    """
+    local = environment.get("SLURM_LOCALID") or environment.get("OMPI_COMM_WORLD_LOCAL_RANK")
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("OMPI_COMM_WORLD_LOCAL_SIZE")
+    if local is None or tasks is None or re.match(r"1(\D|$)", tasks):
+        return None
+    visible = [gpu for gpu in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    return (0,) if len(visible) == 1 else (int(local),)
+
+
+def as_arguments(cluster: Cluster) -> dict[str, Any]:
+    """The arguments of `jax.distributed.initialize` that describe it."""
+    return {
+        "coordinator_address": cluster.coordinator,
+        "num_processes": cluster.processes,
+        "process_id": cluster.process,
+        "local_device_ids": cluster.gpus,
+        "cluster_detection_method": "deactivate",
+    }

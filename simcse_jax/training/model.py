@@ -1,0 +1,98 @@
+"""What a recipe's model section means: folder, tokenizer, encoder, first parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simcse_jax.config import Config, ModelConfig
+from simcse_jax.data.corpus import read_sentences
+from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
+from simcse_jax.encoder.bert import Encoder, EncoderConfig
+from simcse_jax.encoder.init import init_params
+from simcse_jax.encoder.pretrained import load_params, read_config
+from simcse_jax.errors import UserError
+from simcse_jax.hub import model_folder
+
+# Sentences that a tokenizer trained on the spot looks at.
+TOKENIZER_SENTENCES = 1_000_000
+
+# The encoder of model.init = "random" without a model.name: BERT-base, but for the sizes that are given.
+BERT_BASE = EncoderConfig("bert", 30522, 768, 12, 12, 3072)
+
+
+def local_model(model: ModelConfig) -> Path | None:
+    """The local folder of model.name, fetched from the Hub if need be; None when it is empty."""
+    return model_folder(model.name, weights=model.init == "pretrained") if model.name else None
+
+
+def write_tokenizer(model: ModelConfig, folder: Path | None, files: list[str], columns: list[str], to: Path) -> None:
+    """Put the run's tokenizer into the folder `to`; trained on the data if the recipe says so."""
+    if model.tokenizer == "train":
+        train_wordpiece(read_sentences(files, TOKENIZER_SENTENCES, columns), model.vocab_size, to)
+        return
+    source = model_folder(model.tokenizer, weights=False) if model.tokenizer else folder
+    assert source is not None  # `resolve` refuses a recipe with neither
+    load_tokenizer(source).save_pretrained(to)
+
+
+def make_encoder(config: Config, folder: Path | None, vocab_size: int) -> Encoder:
+    """The encoder module: sizes from the model's folder, and from the recipe where weights are random.
+
+    vocab_size: the tokenizer's. UserError when recipe, tokenizer and sizes do not belong together.
+    """
+    model = config.model
+    sizes = read_config(folder, dropout=model.dropout) if folder else None
+    sizes = sizes or dataclasses.replace(BERT_BASE, dropout=model.dropout)
+    if model.init == "random":
+        names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+        given = {name: getattr(model, name) for name in names if getattr(model, name)}
+        if model.tokenizer:
+            given["vocab_size"] = vocab_size
+        sizes = dataclasses.replace(sizes, **given)
+    if sizes.hidden_size % sizes.num_attention_heads:
+        raise UserError(
+            f"model.hidden_size = {sizes.hidden_size} does not divide into {sizes.num_attention_heads} attention "
+            f"heads.\nUse --config.model.num_attention_heads={max(sizes.hidden_size // 64, 1)}."
+        )
+    if vocab_size > sizes.vocab_size:
+        raise UserError(
+            f"The tokenizer has {vocab_size} tokens, and the model's vocabulary only {sizes.vocab_size}: they do not "
+            "belong together.\nUse the tokenizer that came with the model (--config.model.tokenizer=)."
+        )
+    if config.data.max_length > sizes.max_length:
+        raise UserError(
+            f"data.max_length = {config.data.max_length}, but the model takes at most {sizes.max_length} tokens.\n"
+            f"Use --config.data.max_length={sizes.max_length} or less."
+        )
+    parameters = jnp.float64 if model.dtype == "float64" else jnp.float32
+    return Encoder(
+        sizes, jnp.dtype(model.dtype), parameters, has_head=model.has_head, unroll=model.unroll, remat=model.remat
+    )
+
+
+def first_params(config: Config, encoder: Encoder, folder: Path | None, resumes: bool) -> Callable[[], Any]:
+    """A function, to be called at most once, that gives random parameters, or pretrained ones with a fresh head.
+
+    On the host or on one of its devices; equal on every process. Pretrained weights are read at once, so that a folder
+    without good ones is refused early. The paper's MLP head is not BERT's own pooler, and starts fresh.
+    """
+    random = functools.partial(init_params, encoder, config.train.seed)
+    if resumes or config.model.init == "random" or folder is None:
+        return jax.jit(random)
+    held = [load_params(folder, encoder.config, head="none")]  # handed over, so that they do not stay in memory
+
+    def initial() -> Any:
+        params = held.pop()
+        if encoder.has_head:
+            params["head"] = jax.device_get(jax.jit(lambda: random()["head"])())
+        return jax.tree.map(lambda x: np.asarray(x, encoder.param_dtype), params)
+
+    return initial

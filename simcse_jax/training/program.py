@@ -1,0 +1,76 @@
+"""A configuration and an encoder to the compiled part of a run: what the state looks like, and how a step changes it.
+
+Needs neither data nor weights, and any mesh will do, also one of devices that are not there: planning uses it too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from simcse_jax.config import Config
+from simcse_jax.data.batches import Batch
+from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.init import parameter_shapes
+from simcse_jax.group import Group
+from simcse_jax.objective.contrastive import make_info_nce
+from simcse_jax.training.mesh import state_shardings
+from simcse_jax.training.optimizer import make_optimizer
+from simcse_jax.training.state import TrainState, init_state
+from simcse_jax.training.step import (
+    TrainStep,
+    batch_shardings,
+    compile_train_step,
+    make_embed_group,
+    make_loss,
+    make_train_step,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The step of a run, for one mesh."""
+
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    shapes: TrainState  # ShapeDtypeStructs with shardings: what a state is laid out like
+    train_step: TrainStep
+
+    @property
+    def shardings(self) -> Any:
+        """The NamedSharding of each array of a state."""
+        return jax.tree.map(lambda x: x.sharding, self.shapes)
+
+
+def make_program(config: Config, encoder: Encoder, mesh: Mesh, views: int, total_steps: int) -> Program:
+    """The program of a run of `total_steps` steps on this mesh; views: how often each text is encoded."""
+    objective = make_info_nce(mesh, **dataclasses.asdict(config.objective))
+    embed = make_embed_group(encoder, config.model.train_pooler, config.group_size, mesh)
+    loss = make_loss(embed, objective, mesh, config.train.groups_at_once)
+    optimizer = make_optimizer(config.optimizer, total_steps)
+    shapes = jax.eval_shape(lambda p: init_state(p, optimizer, config.train.seed), parameter_shapes(encoder))
+    shardings = state_shardings(mesh, shapes)
+    return Program(
+        mesh=mesh,
+        optimizer=optimizer,
+        shapes=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
+        train_step=compile_train_step(make_train_step(loss, optimizer, views), mesh, shardings),
+    )
+
+
+def batch_shapes(config: Config, mesh: Mesh, columns: int, rows: int, row_length: int) -> Batch:
+    """ShapeDtypeStructs of a batch: V = `columns` texts an example, groups of `rows` rows of `row_length` tokens."""
+    groups, examples = config.train.batch_size // config.group_size, config.train.batch_size
+    tokens, sentences = (groups, rows, row_length), (groups, columns * config.group_size)
+    shapes = Batch(Group(*[tokens] * 4, *[sentences] * 2), (max(columns, 2), examples))  # pyright: ignore
+    return jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding),
+        shapes,
+        batch_shardings(mesh),
+        is_leaf=lambda x: type(x) is tuple,
+    )

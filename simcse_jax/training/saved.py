@@ -1,0 +1,82 @@
+"""Reading what a run has saved: by one process, without the others, and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from simcse_jax.encoder.bert import Encoder, EncoderConfig
+from simcse_jax.encoder.init import parameter_shapes
+from simcse_jax.errors import UserError
+from simcse_jax.training.digest import host_digest
+from simcse_jax.training.folder import read_run_info
+
+# The name under which a state's checksum stands beside the progress.
+DIGEST = "digest"
+
+
+def read_state(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
+    """(NumPy arrays in the structure of `like`, what was told of them), from one step of `checkpoints/last`.
+
+    Raises when a part is missing, damaged, of another shape or not the numbers that were written.
+    """
+    values = _arrays(folder / "state", like)
+    told = _json(folder / "progress")
+    wanted = jax.tree_util.tree_leaves_with_path(like)
+    for (path, shape), found in zip(wanted, jax.tree.leaves(values), strict=True):
+        if (found.shape, found.dtype) != (shape.shape, shape.dtype):
+            raise ValueError(f"{jax.tree_util.keystr(path)} is {found.dtype}{list(found.shape)}")
+    if host_digest(values).tolist() != told.pop(DIGEST):
+        raise ValueError("the numbers are not those that were written")
+    return values, told
+
+
+def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
+    """(params, info) of a run's best evaluation: NumPy parameters, and config.json with `scores` and `step` added.
+
+    Without evaluations, the best is the last. Raises UserError when the folder holds no run or nothing was saved yet.
+    """
+    info = read_run_info(workdir)
+    folder = workdir.absolute() / "checkpoints" / "best"
+    if info is None:
+        raise UserError(
+            f"--workdir={workdir} holds no run (no config.json).\nA run's folder is runs/<recipe> unless --workdir was "
+            "given when training."
+        )
+    steps = ocp.utils.checkpoint_steps(folder) if folder.exists() else []
+    if not steps:
+        raise UserError(
+            f"{workdir} holds no checkpoint yet.\nTrain on with the command that started it, then try again."
+        )
+    config = EncoderConfig(**info["encoder"])
+    # A run in float64 is read as float32 where JAX's 64-bit mode is off, as in an export.
+    dtype = jax.dtypes.canonicalize_dtype(np.float64) if info["recipe"]["model.dtype"] == "float64" else np.float32
+    newest = folder / str(max(steps))
+    params = _arrays(newest / "params", parameter_shapes(Encoder(config, dtype, dtype, has_head=info["has_head"])))
+    return params, info | {"scores": _json(newest / "scores"), "step": max(steps)}
+
+
+def _arrays(folder: Path, like: Any) -> Any:
+    """NumPy arrays in the structure and dtypes of `like` (arrays or ShapeDtypeStructs)."""
+    as_arrays = jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray, dtype=x.dtype), like)
+    with _own_checkpointer(ocp.PyTreeCheckpointHandler) as reader:
+        return reader.restore(folder, args=ocp.args.PyTreeRestore(item=like, restore_args=as_arrays))
+
+
+def _json(folder: Path) -> Any:
+    with _own_checkpointer(ocp.JsonCheckpointHandler) as reader:
+        return reader.restore(folder, args=ocp.args.JsonRestore())
+
+
+def _own_checkpointer(handler: Callable[..., Any]) -> ocp.Checkpointer:
+    """A checkpointer that reads on this process alone, and waits for no other."""
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
+    return ocp.Checkpointer(handler(multiprocessing_options=alone), multiprocessing_options=alone)
