@@ -13,6 +13,8 @@
 #   --port=auto|PORT           where process 0 listens for the others. auto: a free one, another at each start
 #   --restarts=R               how often a crash is followed by a new start of all. Default: 3
 #   --dry-run                  print the commands, run nothing
+#   $KILL_S, $SAVE_S           seconds from SIGTERM to SIGKILL when others are stopped (default 10), and from the first
+#                              end after a save to the last (default 60)
 #   $PYTHON                    the interpreter. Default: .venv/bin/python of this clone, else python
 #
 # Exit status: 0 the run is complete; 2 something to mend (never started again); 143, 130, 129 after SIGTERM, SIGINT,
@@ -23,9 +25,9 @@ if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 501)); then
   exit 2
 fi
 
-POLL_S=2  # how often to look round, should the end of a process have escaped `wait`
-KILL_S=10 # between SIGTERM and SIGKILL: a process that waits in a collective for a dead one never obeys the first
-SAVE_S=60 # once one has ended after saving, the others have as good as ended too
+POLL_S=2             # how often to look round, should the end of a process have escaped `wait`
+KILL_S=${KILL_S:-10} # a process that waits in a collective for a dead one never obeys SIGTERM
+SAVE_S=${SAVE_S:-60} # all save the same step, so they end together
 
 say() { echo "launch: $*" >&2; }
 die() { say "$*"; exit 2; }

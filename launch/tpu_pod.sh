@@ -12,7 +12,7 @@
 #
 # --dry-run before the command prints the gcloud commands and runs none. Everything after `--` goes to
 # `python -m simcse_jax.train` besides --config and --workdir. Crashes start again on the hosts themselves; `watch` (in
-# tmux, say, or on a small machine that stays) is what a spot slice needs besides: it makes a new one after a preemption.
+# tmux, say, or on a small machine that stays) is what a spot slice needs besides: it makes a new one when preempted.
 # Exit status of watch: 0 the run is complete, 2 something to mend (see logs), 1 given up.
 set -euo pipefail
 
@@ -127,7 +127,7 @@ install() {
   folder=$(mktemp -d)
   { do_ git -C "$clone" archive --format=tar.gz --output="$folder/simcse_jax.tar.gz" "$REF" &&
     tpus tpu-vm scp "$folder/simcse_jax.tar.gz" "$NAME:" --quiet --worker=all &&
-    everywhere "mkdir -p simcse_jax && tar -xzf simcse_jax.tar.gz -C simcse_jax" &&
+    everywhere "rm -rf simcse_jax && mkdir simcse_jax && tar -xzf simcse_jax.tar.gz -C simcse_jax" &&
     workers install; } || rc=$?
   rm -rf "$folder"
   return "$rc"
