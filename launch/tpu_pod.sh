@@ -35,13 +35,15 @@ BUCKET=${BUCKET:-}
 MOUNT=${MOUNT:-/mnt/simcse}
 # The commit, branch or tag of this clone to run; what is not committed is not sent.
 REF=${REF:-HEAD}
-# The recipe, and the run folder.
+# The recipe.
 CONFIG=${CONFIG:-configs/unsup.py}
+# The run folder: in the bucket, for all hosts have to see it.
 WORKDIR=${WORKDIR:-$MOUNT/runs/$NAME}
 # The hosts' identity, which needs to write to the bucket. Default: the project's default service account.
 SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-}
-# How often `create` and `watch` look, in seconds; after how many failures in a row they give up.
+# How often `create` and `watch` look, in seconds.
 POLL_S=${POLL_S:-60}
+# After how many failures in a row they give up.
 TRIES=${TRIES:-5}
 
 clone=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
