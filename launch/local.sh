@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # N processes of one run on this machine, as if each were a host; they are watched and, after a crash, started again.
+# (Longer than other files here: a shell has no modules, and this one may have to be copied to a machine alone.)
 #
 #   launch/local.sh --processes=2 --platform=cpu --devices_per_process=4 -- --config=configs/demo.py --workdir=runs/demo
 #

@@ -6,7 +6,7 @@
 #   launch/tpu_pod.sh install                       send the tree at REF to every host, install it there
 #   launch/tpu_pod.sh run -- --config.train.seed=1  start on every host, as a service; `resume` is the same
 #   launch/tpu_pod.sh watch -- --config.train.seed=1  all three as needed, again after a preemption, until the run ends
-#   launch/tpu_pod.sh status | logs | stop          what runs; the output of host 0; save and end
+#   launch/tpu_pod.sh status | logs | stop          what runs; the output of host 0; save and end (first end `watch`)
 #   launch/tpu_pod.sh fetch                         copy the run folder here, without its checkpoints
 #   launch/tpu_pod.sh delete                        give the slice back. Until then it costs money
 #

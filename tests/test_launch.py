@@ -62,6 +62,7 @@ def test_slurm_refuses_what_is_no_way_to_split_and_a_start_without_sbatch(tmp_pa
     wrong = sbatch(tmp_path, PROCESSES="host")
     assert (wrong.returncode, wrong.stderr) == (2, "launch: PROCESSES=host: node or gpu is needed\n")
     assert "this is for sbatch" in sbatch(tmp_path).stderr
+    assert "this job has no GPUs" in sbatch(tmp_path, PROCESSES="gpu", SLURM_JOB_ID="42").stderr
 
 
 def test_slurm_asks_to_be_queued_again_and_for_time_to_save():

@@ -80,6 +80,7 @@ def test_one_pod_a_host_takes_all_its_chips(name: str, hosts: int, resource: str
     else:
         environment = {entry["name"]: entry.get("value") for entry in container["env"]}
         assert environment["JAX_NUM_PROCESSES"] == str(hosts)
+        assert environment["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib64"
         assert environment["JAX_COORDINATOR_ADDRESS"] == f"{name}-{replicated['name']}-0-0.{name}:8476"
         [number] = [entry for entry in container["env"] if entry["name"] == "JAX_PROCESS_ID"]
         field = number["valueFrom"]["fieldRef"]["fieldPath"]
