@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +119,22 @@ def test_slurm_starts_again_or_queues_again_by_status(
     assert (["scontrol", "requeue", "42"] in recorded) is requeued
     assert recorded[0][:5] == ["srun", "--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--cpus-per-task=64"]
     assert not list(tmp_path.glob("*.mend"))
+
+
+def test_a_slurm_task_outlives_the_signal_until_the_training_has_saved(tmp_path: Path):
+    # SLURM signals every process of a task, its shell too; were that to end first, the task would count as over.
+    put_stand_in(
+        tmp_path,
+        "trainer",
+        "import signal, time\n"
+        "def save(*_):\n    time.sleep(0.3)\n    os.write(1, b'saved')\n    os._exit(143)\n"
+        "signal.signal(signal.SIGTERM, save)\nos.write(1, b'ready')\ntime.sleep(60)",
+    )
+    words = shlex.split(sbatch(tmp_path, DRY_RUN="1", PYTHON=str(tmp_path / "trainer")).stdout)
+    task = words[words.index("bash") :]
+    with subprocess.Popen(task, cwd=tmp_path, stdout=subprocess.PIPE, start_new_session=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.read(5) == b"ready"
+        os.killpg(running.pid, signal.SIGTERM)
+        assert running.wait(timeout=30) == 143
+        assert running.stdout.read() == b"saved"
