@@ -1,0 +1,237 @@
+#!/usr/bin/env bash
+# One training run on a Cloud TPU slice of any size, over gcloud: made, started, watched, fetched, deleted.
+#
+#   export PROJECT=my-project ZONE=us-west4-a ACCELERATOR=v5litepod-16 BUCKET=my-runs NAME=unsup
+#   launch/tpu_pod.sh create                        ask for the slice (queued), wait until it is there
+#   launch/tpu_pod.sh install                       send the tree at REF to every host, install it there
+#   launch/tpu_pod.sh run -- --config.train.seed=1  start on every host, as a service; `resume` is the same
+#   launch/tpu_pod.sh watch -- --config.train.seed=1  all three as needed, again after a preemption, until the run ends
+#   launch/tpu_pod.sh status | logs | stop          what runs; the output of host 0; save and end (first end `watch`)
+#   launch/tpu_pod.sh fetch                         copy the run folder here, without its checkpoints
+#   launch/tpu_pod.sh delete                        give the slice back. Until then it costs money
+#
+# --dry-run before the command prints the gcloud commands and runs none. Everything after `--` goes to
+# `python -m simcse_jax.train` besides --config and --workdir. Crashes start again on the hosts themselves; `watch` (in
+# tmux, say, or on a small machine that stays) is what a spot slice needs besides: it makes a new one when preempted.
+# Exit status of watch: 0 the run is complete, 2 something to mend (see logs), 1 given up.
+set -euo pipefail
+
+# Whom and where: as in `gcloud projects list` and `gcloud compute tpus locations list`. Default project: gcloud's own.
+PROJECT=${PROJECT:-}
+ZONE=${ZONE:-us-central1-a}
+# Of the slice, of its queued resource, and of the run.
+NAME=${NAME:-simcse}
+# Generation and size: v4-8 (cores), v5litepod-8 (chips), v5p-8 (cores), v6e-8 (chips) and up.
+ACCELERATOR=${ACCELERATOR:-v5litepod-16}
+# The machine image; default: the one that belongs to the generation.
+RUNTIME=${RUNTIME:-}
+# 1: spot, cheaper, may be taken away at any time. 0: on demand.
+SPOT=${SPOT:-1}
+# Where runs are kept (no gs://), mounted on every host at MOUNT. A hierarchical-namespace bucket, for only there is the
+# renaming of a folder, which finishes a checkpoint, one atomic operation. Make it once, in the slice's region:
+#   gcloud storage buckets create gs://my-runs --location=REGION --uniform-bucket-level-access \
+#     --enable-hierarchical-namespace
+BUCKET=${BUCKET:-}
+MOUNT=${MOUNT:-/mnt/simcse}
+# The commit, branch or tag of this clone to run; what is not committed is not sent.
+REF=${REF:-HEAD}
+# The recipe.
+CONFIG=${CONFIG:-configs/unsup.py}
+# The run folder: in the bucket, for all hosts have to see it.
+WORKDIR=${WORKDIR:-$MOUNT/runs/$NAME}
+# The hosts' identity, which needs to write to the bucket. Default: the project's default service account.
+SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-}
+# How often `create` and `watch` look, in seconds.
+POLL_S=${POLL_S:-60}
+# After how many failures in a row they give up.
+TRIES=${TRIES:-5}
+
+clone=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+dry_run=''
+flags=()
+site=("--zone=$ZONE")
+[[ -z $PROJECT ]] || site+=("--project=$PROJECT")
+
+ours=("--filter=name ~ /$NAME\$" '--format=value(state.state)')
+node_state='--format=value(state)'
+say() { echo "launch: $*" >&2; }
+die() { say "$*"; exit 2; }
+do_() {
+  if [[ -n $dry_run ]]; then printf '%q ' "$@"; echo; else "$@"; fi
+}
+tpus() { do_ gcloud compute tpus "$@" "${site[@]}"; }
+
+runtime() {
+  case $ACCELERATOR in
+    v4-*) echo tpu-ubuntu2204-base ;;
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    *) die "ACCELERATOR=$ACCELERATOR: no image is known for it. v5litepod-16 would do, or set RUNTIME too" ;;
+  esac
+}
+
+# Prints the state of the request, `none` where there is none. (A failing gcloud is not an absent slice.)
+request_state() {
+  local state
+  state=$(tpus queued-resources list "${ours[@]}") || return
+  echo "${state:-none}"
+}
+
+request() {
+  local image=$RUNTIME arguments
+  [[ -n $image ]] || image=$(runtime)
+  arguments=("$NAME" "--node-id=$NAME" "--accelerator-type=$ACCELERATOR" "--runtime-version=$image")
+  [[ $SPOT != 1 ]] || arguments+=(--spot)
+  [[ -z $SERVICE_ACCOUNT ]] || arguments+=("--service-account=$SERVICE_ACCOUNT")
+  tpus queued-resources create "${arguments[@]}"
+}
+
+# Sets state to ACTIVE, or to what will never become so by itself.
+await_slice() {
+  local misses=0
+  while :; do
+    if state=$(request_state); then
+      misses=0
+      case $state in ACTIVE | FAILED | SUSPENDED | none) return ;; esac
+      say "the request for $NAME is $state; looking again in $POLL_S s"
+    else
+      ((++misses < TRIES)) || { say "gcloud has failed $TRIES times in a row"; exit 1; }
+    fi
+    sleep "$POLL_S"
+  done
+}
+
+create() {
+  local state
+  request
+  if [[ -n $dry_run ]]; then request_state; return; fi
+  await_slice
+  if [[ $state != ACTIVE ]]; then
+    say "the request for $NAME is $state: gcloud compute tpus queued-resources describe $NAME ${site[*]}"
+    return 1
+  fi
+}
+
+everywhere() { # the command line $1, on every host
+  tpus tpu-vm ssh "$NAME" --quiet --worker=all "--command=$1"
+}
+
+quoted() { printf '%q ' "$@"; } # for the hosts' shells
+
+# Runs tpu_worker.sh on every host.
+workers() {
+  everywhere "cd simcse_jax && $(quoted env "BUCKET=$BUCKET" "MOUNT=$MOUNT" bash launch/tpu_worker.sh "$@")"
+}
+
+install() {
+  local folder rc=0
+  folder=$(mktemp -d)
+  { do_ git -C "$clone" archive --format=tar.gz --output="$folder/simcse_jax.tar.gz" "$REF" &&
+    tpus tpu-vm scp "$folder/simcse_jax.tar.gz" "$NAME:" --quiet --worker=all &&
+    everywhere "rm -rf simcse_jax && mkdir simcse_jax && tar -xzf simcse_jax.tar.gz -C simcse_jax" &&
+    workers install; } || rc=$?
+  rm -rf "$folder"
+  return "$rc"
+}
+
+need_bucket() {
+  [[ -n $BUCKET ]] || die "BUCKET is not set: the name of the bucket for runs, such as BUCKET=my-runs"
+  [[ $BUCKET != gs://* ]] || die "BUCKET=$BUCKET: the name alone is needed: BUCKET=${BUCKET#gs://}"
+}
+
+run() {
+  need_bucket
+  workers run "--config=$CONFIG" "--workdir=$WORKDIR" "${flags[@]}"
+}
+
+delete() { tpus queued-resources delete "$NAME" --force --quiet; }
+
+fetch() {
+  need_bucket
+  [[ $WORKDIR == "$MOUNT"/* ]] || die "WORKDIR=$WORKDIR: not in the bucket, which is mounted at MOUNT=$MOUNT"
+  do_ mkdir -p "runs/$NAME"
+  do_ gcloud storage rsync "gs://$BUCKET/${WORKDIR#"$MOUNT"/}" "runs/$NAME" --recursive '--exclude=^checkpoints/.*'
+}
+
+# Prints what the hosts are at: their worst state, or `unreachable`.
+worst_state() {
+  local lines state
+  lines=$(workers status) || { echo unreachable; return; }
+  for state in mend failed absent running 'done'; do
+    if grep -q "^worker .* $state\$" <<<"$lines"; then echo "$state"; return; fi
+  done
+  echo unreachable
+}
+
+renew() {
+  say "the slice is gone ($1): a new one is requested"
+  { delete && request; } || say "that did not work; another try in $POLL_S s"
+}
+
+watch() {
+  local state node verdict failures=0
+  need_bucket
+  if [[ -n $dry_run ]]; then
+    create
+    tpus tpu-vm describe "$NAME" "$node_state"
+    install
+    run
+    workers status
+    return
+  fi
+  while :; do
+    await_slice
+    case $state in
+      none) request || say "that did not work; another try in $POLL_S s" ;;
+      FAILED)
+        ((++failures < TRIES)) || { say "the request has failed $TRIES times"; return 1; }
+        renew FAILED
+        ;;
+      SUSPENDED) renew SUSPENDED ;;
+      ACTIVE)
+        failures=0
+        node=$(tpus tpu-vm describe "$NAME" "$node_state") || node=unknown
+        case $node in
+          PREEMPTED | TERMINATED | STOPPED) renew "$node" ;;
+          READY) look_after_run || return "$verdict" ;;
+        esac
+        ;;
+    esac
+    sleep "$POLL_S"
+  done
+}
+
+# Starts the run where it is missing. Fails where it has ended, with verdict set to what `watch` ends with.
+look_after_run() {
+  verdict=''
+  case $(worst_state) in
+    'done') say "the run is complete. $0 fetch, then $0 delete"; verdict=0 ;;
+    failed) say "the run fails again and again: $0 logs"; verdict=1 ;;
+    mend) say "something is to be mended: $0 logs; then $0 install, $0 watch"; verdict=2 ;;
+    absent) say "(re)starting the run on every host"; { install && run; } || say "a host is not ready" ;;
+  esac
+  [[ -z $verdict ]]
+}
+
+status() {
+  request_state
+  workers status
+}
+
+[[ ${1:-} != --dry-run ]] || { dry_run=1; shift; }
+action=${1:-}
+(($# == 0)) || shift
+if [[ ${1:-} == --dry-run ]]; then dry_run=1; shift; fi
+if (($#)); then
+  [[ $1 == -- ]] || die "unknown argument '$1'. Flags of the training go after --: $0 run -- --config.train.seed=1"
+  shift
+  flags=("$@")
+fi
+case $action in
+  create | install | run | status | watch | fetch | delete) "$action" ;;
+  resume) run ;;
+  stop) workers stop ;;
+  logs) tpus tpu-vm ssh "$NAME" --worker=0 "--command=sudo journalctl --unit=simcse --output=cat -n 200 --follow" ;;
+  *) die "'$action': one of create, install, run, resume, watch, status, logs, stop, fetch, delete is needed" ;;
+esac
