@@ -1,0 +1,101 @@
+"""What a collective costs on which chips: published figures, what is assumed beside them, and three formulae.
+
+Nothing here was measured on the chips named. Sizes are in bytes, times in seconds; sent bytes are those of one chip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+
+@dataclasses.dataclass(frozen=True)
+class Assumed:
+    """What is assumed, not published: change it to see what depends on it."""
+
+    peak_share: float = 0.4  # achieved share of a chip's peak, padding counted as work
+    link_share: float = 0.8  # achieved share of a link's published bandwidth
+    launch: float = 5e-6  # seconds before a collective's first byte
+    logit_passes: int = 10  # how often the logits go through HBM in a step, forward and backward
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Published figures of one chip, bandwidths in bytes a second and one direction, and how chips are joined."""
+
+    name: str
+    peak: float  # FLOP/s, bfloat16, dense
+    float32_peak: float  # FLOP/s of products in full float32 precision
+    hbm: float
+    hbm_size: float
+    inner_size: int  # chips joined by the fast links: a TPU slice, a GPU node
+    inner: float  # of all of a chip's fast links together
+    outer: float  # a chip's share of the network between slices or nodes
+    inner_hop: float  # assumed seconds from one chip to the next over the fast links
+    outer_hop: float  # assumed seconds from one slice or node to another
+    torus: bool
+
+
+CHIPS = {
+    # cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 16 GB, 819 GB/s, pods of 256 in a 2D torus. ICI: older editions say
+    # 1,600 Gb/s a chip, newer ones 400 GB/s bidirectional, so 200 GB/s is one direction, over 4 links of 50 GB/s.
+    # Data-centre network: 6.4 Tb/s a pod of 256, 25 Gb/s a chip. Float32 products: six bfloat16 ones
+    # (jax.lax.Precision.HIGHEST).
+    "v5e": Chip("TPU v5e", 197e12, 197e12 / 6, 819e9, 16e9, 256, 200e9, 25e9 / 8, 1e-6, 50e-6, torus=True),
+    # nvidia.com/en-us/data-center/h100 (SXM): 1,979 TFLOP/s with sparsity, so 989 dense; float32 67 TFLOP/s; 80 GB,
+    # 3.35 TB/s; NVLink 900 GB/s, both directions together. DGX H100: 8 GPUs, a 400 Gb/s network card each.
+    "h100": Chip("H100 SXM", 989e12, 67e12, 3.35e12, 80e9, 8, 450e9, 50e9, 2e-6, 10e-6, torus=False),
+    # nvidia.com/en-us/data-center/h200: the same but 141 GB, 4.8 TB/s.
+    "h200": Chip("H200 SXM", 989e12, 67e12, 4.8e12, 141e9, 8, 450e9, 50e9, 2e-6, 10e-6, torus=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sent:
+    """What one chip sends: bytes over the fast links and over the outer network, and the seconds both take."""
+
+    inner: float = 0.0
+    outer: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: Sent) -> Sent:
+        return Sent(self.inner + other.inner, self.outer + other.outer, self.seconds + other.seconds)
+
+    def __mul__(self, times: float) -> Sent:
+        return Sent(self.inner * times, self.outer * times, self.seconds * times)
+
+
+def torus_shape(chips: int) -> tuple[int, int]:
+    """The most nearly square two powers of two: the slices that v5e comes in, 2 x 4 to 16 x 16."""
+    short = 1 << (chips.bit_length() - 1) // 2
+    return short, chips // short
+
+
+def fast_links(chip: Chip, chips: int) -> tuple[float, int]:
+    """Bandwidth of one chip's fast links in a collective over `chips` of them, and the hops to the farthest.
+
+    A v5e axis of 16 is closed to a ring and sends both ways; a shorter one is a line, whose last chip has one link.
+    Between GPUs a switch gives every pair all of the bandwidth; a ring passes everyone.
+    """
+    if not chip.torus:
+        return chip.inner, chips - 1
+    axes = [size for size in torus_shape(chips) if size > 1]
+    links = sum(2 if size == 16 else 1 for size in axes)
+    return chip.inner * links / 4, sum(size // 2 if size == 16 else size - 1 for size in axes)
+
+
+def gathered(chip: Chip, chips: int, size: float, assumed: Assumed) -> Sent:
+    """One all-gather to `size` bytes on every chip, or one reduce-scatter from them: (n - 1) / n of the size is sent.
+
+    Over several slices or nodes: first among those that stand at the same place in each, then within each.
+    """
+    if chips == 1:
+        return Sent()
+    within = min(chips, chip.inner_size)
+    parts = chips // within
+    inner, outer = size * (within - 1) / within, size * (parts - 1) / chips
+    bandwidth, hops = fast_links(chip, within)
+    seconds = assumed.launch + hops * chip.inner_hop + inner / (bandwidth * assumed.link_share)
+    # A switched network lets the distance double at each step, so log2 steps send no byte more than a ring.
+    seconds += math.ceil(math.log2(parts)) * chip.outer_hop + outer / (chip.outer * assumed.link_share)
+    return Sent(inner, outer, seconds)

@@ -1,0 +1,190 @@
+"""A model of training on 1 to 4,096 chips: what a step computes, sends, and which of the two binds. Not a measurement.
+
+    python -m benchmarks.scaling
+    python -m benchmarks.scaling --model=bert-large --chips=h100 --batch=32768 --json=FILE --plot=FILE
+
+Prints the tables of docs/scaling-model.md. The formulae stand in benchmarks/scaling_model.py, the chips and what is
+assumed of them in benchmarks/chips.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from benchmarks.chips import CHIPS, Assumed, Chip
+from benchmarks.scaling_model import MODELS, SUPERVISED, UNSUPERVISED, Model, Recipe, Step, step
+from simcse_jax import cli
+from simcse_jax.errors import UserError
+
+COUNTS = tuple(2**n for n in range(13))  # 1 to 4,096 chips
+MOST_EXAMPLES = 65536  # of one chip, when asking how many it takes
+
+_MODEL = flags.DEFINE_enum("model", "bert-base", sorted(MODELS), "Whose sizes.")
+_CHIPS = flags.DEFINE_list("chips", list(CHIPS), f"Of {', '.join(CHIPS)}.")
+_PER_CHIP = flags.DEFINE_integer("per_chip", 64, "Sentences a chip where the batch grows with the chips.", 1)
+_BATCH = flags.DEFINE_list("batch", ["16384", "65536"], "Fixed global batches of unsupervised sentences.")
+_TOKENS = flags.DEFINE_float("tokens", UNSUPERVISED.tokens, "Mean tokens of an unsupervised sentence.", 2)
+_PEAK = flags.DEFINE_float(
+    "peak_share", Assumed.peak_share, "Assumed share of a chip's peak that is achieved.", 0.01, 1
+)
+_LINK = flags.DEFINE_float("link_share", Assumed.link_share, "Assumed share of a link's bandwidth.", 0.01, 1)
+_BYTES = flags.DEFINE_integer("gradient_bytes", 4, "Of one element of the gradients, as they are sent.", 1)
+_REDUCTIONS = flags.DEFINE_integer("reductions", 1, "How often a step sends its gradients.", 1)
+_FSDP = flags.DEFINE_bool("fsdp", False, "Split parameters and optimizer over the slice or node.")
+_JSON = flags.DEFINE_string("json", "", "Write every figure there as well.")
+_PLOT = flags.DEFINE_string("plot", "", "Draw communication's share against chips there (.png, .svg).")
+
+HEADER = (
+    "| chips | examples a chip | TFLOP a chip | of it the loss | MB sent, embeddings | MB sent, gradients "
+    "| ms compute | ms HBM | ms embeddings | ms gradients | communication | binds | ms a step |\n" + "|---" * 13 + "|"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One table: a recipe, with the batch fixed, or growing with the chips."""
+
+    title: str
+    recipe: Recipe
+    batch: int = 0  # global, or 0:
+    per_chip: int = 0
+
+    def steps(self, chip: Chip, model: Model, assumed: Assumed) -> list[Step]:
+        """One for each number of chips that has a whole example a chip."""
+        examples = {n: self.per_chip or self.batch // n for n in COUNTS}
+        return [step(chip, n, b, model, self.recipe, assumed) for n, b in examples.items() if b]
+
+
+def settings(recipe: Recipe, supervised: Recipe, per_chip: int, batches: list[int]) -> list[Setting]:
+    """The tables of the chapter."""
+    return [
+        Setting(f"Unsupervised, {per_chip} sentences a chip", recipe, per_chip=per_chip),
+        Setting("Supervised, 512 triplets in all", supervised, batch=512),
+        *[Setting(f"Unsupervised, {size:,} sentences in all", recipe, batch=size) for size in batches],
+    ]
+
+
+def binding_from(steps: list[Step]) -> int | None:
+    """The fewest chips from which on, at every larger number, communication takes longer than compute."""
+    over = [s.communication > s.compute for s in steps]
+    last_under = max((n for n, is_over in enumerate(over) if not is_over), default=-1)
+    return steps[last_under + 1].chips if last_under + 1 < len(steps) else None
+
+
+def examples_needed(
+    chip: Chip, chips: int, model: Model, recipe: Recipe, assumed: Assumed, share: float = 0.2
+) -> int | None:
+    """The fewest sentences a chip (a multiple of 8) that keep communication's share at `share`; None if none does.
+
+    Those whose logits do not fit the chip do not count.
+    """
+    for examples in range(8, MOST_EXAMPLES + 1, 8):
+        s = step(chip, chips, examples, model, recipe, assumed)
+        if s.needed > chip.hbm_size:
+            return None
+        if s.share <= share:
+            return examples
+    return None
+
+
+def row(s: Step, chip: Chip) -> str:
+    """One line of a table; MB over the fast links + over the outer network."""
+    note = "" if s.needed <= chip.hbm_size else " *"
+
+    def sent(inner: float, outer: float) -> str:
+        return f"{inner / 1e6:,.1f}" + (f" + {outer / 1e6:,.1f}" if outer else "")
+
+    cells = [
+        f"{s.chips:,}{note}",
+        f"{s.examples:,}",
+        f"{(s.encoder_flops + s.loss_flops) / 1e12:,.3f}",
+        f"{s.loss_flops / (s.encoder_flops + s.loss_flops):.1%}",
+        sent(s.embeddings.inner, s.embeddings.outer),
+        sent(s.gradients.inner, s.gradients.outer),
+        *[f"{1e3 * t:,.2f}" for t in (s.compute, s.hbm, s.embeddings.seconds, s.gradients.seconds)],
+        f"{s.share:.0%}",
+        s.binds,
+        f"{1e3 * s.shortest:,.1f} to {1e3 * s.longest:,.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def summary(chips: list[Chip], model: Model, recipe: Recipe, per_chip: int, assumed: Assumed) -> Iterator[str]:
+    """Where communication binds, and the sentences a chip that keep it at a fifth."""
+    counts = COUNTS[1::2] + COUNTS[-1:]
+    yield f"| | communication exceeds compute, {per_chip} a chip | " + " | ".join(f"{n:,} chips" for n in counts) + " |"
+    yield "|---" * (len(counts) + 2) + "|"
+    for chip in chips:
+        steps = Setting("", recipe, per_chip=per_chip).steps(chip, model, assumed)
+        start = binding_from(steps)
+        needed = [examples_needed(chip, n, model, recipe, assumed) for n in counts]
+        cells = [f"{n:,}" if n else "none" for n in needed]
+        yield f"| {chip.name} | {f'from {start:,} chips' if start else 'never'} | {' | '.join(cells)} |"
+
+
+def draw(path: str, found: dict[str, list[Step]]) -> None:
+    """Communication's share against chips, a line for each chip."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, steps in found.items():
+        axes.plot([s.chips for s in steps], [100 * s.share for s in steps], marker="o", label=name)
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="chips", ylabel="communication, % of a step", title="A model, not a measurement", ylim=(0, 100))
+    axes.legend()
+    figure.savefig(path)
+
+
+def whole_numbers(name: str, values: list[str]) -> list[int]:
+    """The positive whole numbers of a list flag; UserError otherwise."""
+    for value in values:
+        if not value.isdigit() or not int(value):
+            raise UserError(
+                f"--{name}={','.join(values)}: {value!r} is not a whole number above 0. Say --{name}=16384."
+            )
+    return [int(value) for value in values]
+
+
+def main() -> None:
+    """Print the tables that the flags ask for."""
+    unknown = [name for name in _CHIPS.value if name not in CHIPS]
+    if unknown:
+        raise UserError(f"--chips={','.join(_CHIPS.value)}: {unknown[0]!r} is not one of {', '.join(CHIPS)}.")
+    model, chips = MODELS[_MODEL.value], [CHIPS[name] for name in _CHIPS.value]
+    assumed = dataclasses.replace(Assumed(), peak_share=_PEAK.value, link_share=_LINK.value)
+    sending: dict[str, Any] = {
+        "gradient_bytes": _BYTES.value,
+        "reductions": _REDUCTIONS.value,
+        "fsdp": _FSDP.value,
+    }
+    recipe = dataclasses.replace(UNSUPERVISED, tokens=_TOKENS.value, **sending)
+    supervised = dataclasses.replace(SUPERVISED, **sending)
+    tables = settings(recipe, supervised, _PER_CHIP.value, whole_numbers("batch", _BATCH.value))
+
+    print("\n".join(summary(chips, model, recipe, _PER_CHIP.value, assumed)))
+    found = {}
+    for table in tables:
+        for chip in chips:
+            steps = found[f"{table.title}; {chip.name}"] = table.steps(chip, model, assumed)
+            print(f"\n### {table.title}: {chip.name}\n\n{HEADER}")
+            print("\n".join(row(s, chip) for s in steps))
+    if _JSON.value:
+        figures = {
+            name: [dataclasses.asdict(s) | {"share": s.share, "binds": s.binds} for s in steps]
+            for name, steps in found.items()
+        }
+        text = json.dumps({"model": _MODEL.value, "assumed": dataclasses.asdict(assumed), "steps": figures}, indent=2)
+        Path(_JSON.value).write_text(text + "\n", encoding="utf-8")
+    if _PLOT.value:
+        draw(_PLOT.value, {chip.name: found[f"{tables[0].title}; {chip.name}"] for chip in chips})
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,197 @@
+"""The scaling model: its formulae against published totals and limits, its bytes against a compiled step."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import scaling
+from benchmarks.chips import CHIPS, Assumed, fast_links, gathered, torus_shape
+from benchmarks.scaling_model import (
+    MODELS,
+    SUPERVISED,
+    UNSUPERVISED,
+    Model,
+    encoder_flops,
+    fill,
+    gradients_sent,
+    loss_flops,
+    step,
+)
+from simcse_jax.config import OptimizerConfig
+from simcse_jax.training.collectives import Collective, collectives
+from simcse_jax.training.mesh import state_shardings
+from simcse_jax.training.optimizer import make_optimizer
+from simcse_jax.training.state import init_state
+from simcse_jax.training.step import compile_train_step, make_train_step
+from tests.training.test_topology import BATCH, CONFIG, Case, build
+
+ROOT = Path(__file__).parent.parent
+BASE, ASSUMED = MODELS["bert-base"], Assumed()
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("bert-base", 109_482_240), ("bert-large", 335_141_888), ("roberta-base", 124_645_632)],
+)
+def test_parameters_are_the_published_ones(name: str, published: int) -> None:
+    assert MODELS[name].parameters == published
+
+
+def test_flops_of_a_step() -> None:
+    """Six a parameter and position; attention adds 1.4 % at rows of 64; the loss grows with the square of the batch."""
+    assert BASE.matrices == 84_934_656
+    positions = 128 * 21.9 / fill(1)
+    rest = encoder_flops(BASE, UNSUPERVISED, 64, 1) - 6 * BASE.matrices * positions
+    assert rest == pytest.approx(12 * 12 * 768 * 64 * positions + 6 * 768**2 * 128)
+    assert rest / (6 * BASE.matrices * positions) == pytest.approx(0.0142, abs=5e-4)
+    assert loss_flops(BASE, UNSUPERVISED, 64, 64) == 6 * 64 * 64 * 768
+    assert loss_flops(BASE, SUPERVISED, 8, 512) == 2 * 6 * 8 * 512 * 768
+    assert loss_flops(BASE, UNSUPERVISED, 128, 256) == 4 * loss_flops(BASE, UNSUPERVISED, 64, 128)
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+def test_one_chip_sends_nothing(chip: scaling.Chip) -> None:
+    alone = step(chip, 1, 64, BASE, UNSUPERVISED, ASSUMED)
+    sent = alone.embeddings + alone.gradients
+    assert (sent.inner, sent.outer, sent.seconds, alone.share) == (0, 0, 0, 0)
+    assert alone.shortest == alone.longest == alone.compute + alone.hbm
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+@pytest.mark.parametrize("chips", [2, 8, 64, 512, 4096])
+def test_bytes_over_both_networks_are_those_of_one_ring(chip: scaling.Chip, chips: int) -> None:
+    """Hierarchical or not, a gather sends (n - 1) / n of the result in all; the outer network's part shrinks."""
+    sent = gathered(chip, chips, 1e9, ASSUMED)
+    assert sent.inner + sent.outer == pytest.approx(1e9 * (chips - 1) / chips)
+    assert (sent.outer > 0) == (chips > chip.inner_size)
+    assert sent.outer <= 1e9 / chip.inner_size
+    reduced = gradients_sent(chip, chips, BASE, UNSUPERVISED, ASSUMED)
+    assert reduced.inner + reduced.outer == pytest.approx(2 * 4 * BASE.parameters * (chips - 1) / chips)
+    assert reduced.seconds > 2 * 4 * BASE.parameters * (chips - 1) / chips / (chip.inner + chip.outer)
+
+
+def test_gathers_bring_more_the_more_chips_there_are() -> None:
+    for chip in CHIPS.values():
+        steps = [step(chip, n, 64, BASE, UNSUPERVISED, ASSUMED) for n in scaling.COUNTS]
+        sent = [s.embeddings.inner + s.embeddings.outer for s in steps]
+        assert sent == sorted(sent)
+        compute = [s.compute for s in steps]
+        assert compute == sorted(compute)
+        assert all(s.shortest <= s.longest for s in steps)
+
+
+def test_more_sentences_a_chip_make_communication_a_smaller_part() -> None:
+    chip = CHIPS["h100"]
+    shares = [step(chip, 64, b, BASE, UNSUPERVISED, ASSUMED).share for b in (1, 8, 64, 512, 4096)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 0.5 > 0.2 > shares[-1]
+
+
+def test_links_of_a_torus() -> None:
+    """A slice of v5e: 16 closes to a ring and sends both ways; a line's last chip has one link an axis."""
+    chip = CHIPS["v5e"]
+    assert [torus_shape(n) for n in (2, 8, 16, 128, 256)] == [(1, 2), (2, 4), (4, 4), (8, 16), (16, 16)]
+    assert fast_links(chip, 2) == (50e9, 1)
+    assert fast_links(chip, 8) == (100e9, 4)
+    assert fast_links(chip, 128) == (150e9, 15)
+    assert fast_links(chip, 256) == (200e9, 16)
+    assert fast_links(CHIPS["h100"], 8) == (450e9, 7)
+
+
+def test_fsdp_sends_half_as_much_again_within_a_slice() -> None:
+    """Parameters twice and gradients once, each (n - 1) / n of their size, where an all-reduce sends two of them."""
+    split = dataclasses.replace(UNSUPERVISED, fsdp=True)
+    for name, chips in (("v5e", 64), ("h100", 8)):
+        plain = gradients_sent(CHIPS[name], chips, BASE, UNSUPERVISED, ASSUMED)
+        assert gradients_sent(CHIPS[name], chips, BASE, split, ASSUMED).inner == pytest.approx(1.5 * plain.inner)
+    whole, part = (step(CHIPS["h100"], 64, 64, BASE, recipe, ASSUMED) for recipe in (UNSUPERVISED, split))
+    assert part.gradients.outer == pytest.approx(whole.gradients.outer)
+    assert part.needed < whole.needed
+    assert part.hbm < whole.hbm
+
+
+def test_smaller_gradients_and_more_reductions() -> None:
+    chip = CHIPS["v5e"]
+    once = gradients_sent(chip, 512, BASE, UNSUPERVISED, ASSUMED)
+    half = gradients_sent(chip, 512, BASE, dataclasses.replace(UNSUPERVISED, gradient_bytes=2), ASSUMED)
+    thrice = gradients_sent(chip, 512, BASE, dataclasses.replace(UNSUPERVISED, reductions=3), ASSUMED)
+    assert (half.inner, half.outer) == pytest.approx((once.inner / 2, once.outer / 2))
+    assert thrice.seconds == pytest.approx(3 * once.seconds)
+
+
+def test_where_communication_binds() -> None:
+    steps = scaling.Setting("", UNSUPERVISED, per_chip=64).steps(CHIPS["h100"], BASE, ASSUMED)
+    start = scaling.binding_from(steps)
+    assert start is not None
+    assert all((s.communication > s.compute) == (s.chips >= start) for s in steps)
+    assert scaling.binding_from(steps[:1]) is None
+    needed = scaling.examples_needed(CHIPS["h100"], 8, BASE, UNSUPERVISED, ASSUMED)
+    assert needed is not None
+    shares = [step(CHIPS["h100"], 8, b, BASE, UNSUPERVISED, ASSUMED).share for b in (needed - 8, needed)]
+    assert shares[0] > 0.2 >= shares[1]
+    nothing_sent = dataclasses.replace(ASSUMED, link_share=1e-6)
+    assert scaling.examples_needed(CHIPS["h100"], 8, BASE, UNSUPERVISED, nothing_sent) is None
+
+
+def test_a_chip_has_at_least_one_example() -> None:
+    steps = scaling.Setting("", SUPERVISED, batch=512).steps(CHIPS["v5e"], BASE, ASSUMED)
+    assert (steps[-1].chips, steps[-1].examples) == (512, 1)
+
+
+def test_the_command_prints_the_tables_of_the_chapter(tmp_path: Path) -> None:
+    files = tmp_path / "scaling.json", tmp_path / "scaling.svg"
+    command = [sys.executable, "-m", "benchmarks.scaling", f"--json={files[0]}", f"--plot={files[1]}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    chapter = (ROOT / "docs" / "scaling-model.md").read_text(encoding="utf-8").splitlines()
+    missing = [line for line in done.stdout.splitlines() if line not in chapter]
+    assert missing == []
+    figures = json.loads(files[0].read_text())["steps"]
+    assert figures["Unsupervised, 64 sentences a chip; TPU v5e"][-1]["chips"] == 4096
+    assert files[1].read_text().startswith("<?xml")
+    wrong = subprocess.run([*command[:3], "--batch=many"], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "'many' is not a whole number above 0" in wrong.stderr
+
+
+def compiled_step(columns: int) -> tuple[list[Collective], int]:
+    """The collectives of the real step on 8 devices, and the number of its parameters."""
+    mesh, batches, loss, params, views = build(Case("8 devices", devices=8), columns, jnp.float32)
+    optimizer = make_optimizer(OptimizerConfig(), 10)
+    shapes = jax.eval_shape(lambda p: init_state(p, optimizer, 5), params)
+    compiled = compile_train_step(make_train_step(loss, optimizer, views), mesh, state_shardings(mesh, shapes))
+    text = compiled.lower(shapes, batches(0)).compile().as_text()  # pyright: ignore[reportFunctionMemberAccess]
+    assert text
+    return collectives(text), sum(p.size for p in jax.tree.leaves(params))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [1, 3], ids=["dropout", "hard negatives"])
+def test_a_compiled_step_sends_what_the_model_says(columns: int) -> None:
+    """Embeddings gathered once and scattered once, every gradient reduced once: nothing else, and the same bytes."""
+    found, parameters = compiled_step(columns)
+    width = CONFIG.hidden_size
+    model = Model(CONFIG.num_hidden_layers, width, CONFIG.intermediate_size, CONFIG.vocab_size, 32, 2)
+    assert model.parameters == parameters
+    recipe = UNSUPERVISED if columns == 1 else SUPERVISED
+
+    (gather,) = (c for c in found if c.kind == "all-gather")
+    (scatter,) = (c for c in found if c.kind == "reduce-scatter")
+    assert not gather.in_loop
+    assert not scatter.in_loop
+    assert gather.bytes == 8 * scatter.bytes == BATCH * recipe.candidates * width * 4
+    sent = step(CHIPS["v5e"], 8, BATCH // 8, model, recipe, ASSUMED)
+    assert sent.embeddings.inner == (gather.bytes + 8 * scatter.bytes) * 7 / 8
+
+    reduced = [c for c in found if c.kind == "all-reduce"]
+    assert len(found) == 2 + len(reduced)
+    total = sum(c.bytes * (c.times or 0) for c in reduced)
+    # The second token type is never looked up, so its gradient is known to be 0; the loss and six sums go along.
+    assert total == 4 * (parameters - width) + 4 * 7
+    assert sent.gradients.inner == pytest.approx(2 * total * 7 / 8, rel=2e-3)
