@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,10 +13,13 @@ from jax.sharding import PartitionSpec as P
 AXES = ("data", "fsdp")
 
 
-def make_mesh(data: int, fsdp: int = 1) -> Mesh:
-    """A mesh of the first data * fsdp devices. Axes are Auto: the step is written in global view, XLA partitions it."""
-    devices = jax.devices()[: data * fsdp]
-    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+def make_mesh(data: int, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of the first data * fsdp of these devices, by default of the visible ones.
+
+    Axes are Auto: the step is written in global view, XLA partitions it.
+    """
+    first = (devices or jax.devices())[: data * fsdp]
+    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=first)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
