@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 AXES = ("data", "fsdp")
 
 
-def make_mesh(data: int, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of the first data * fsdp of these devices, by default of the visible ones.
+def make_mesh(data: int, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of the first data * fsdp of these devices (jax.Device), by default of the visible ones.
 
     Axes are Auto: the step is written in global view, XLA partitions it.
     """
