@@ -89,6 +89,10 @@ def get_config() -> ConfigDict:
     config.objective.symmetric = False
     # Leave out candidates whose text equals the anchor's or its positive's.
     config.objective.mask_duplicates = True
+    # Layout: cosines are computed, and held, for at most so many anchors against the candidates of as many examples at
+    # a time, so memory grows with the batch and not with its square; 0 = all of a device's at once. Where that does
+    # not divide the batch, smaller tiles of one size, padded.
+    config.objective.tile = 1024
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 3e-5

@@ -30,6 +30,7 @@ LAYOUT_KEYS = frozenset(
         "data.cache_dir",
         "train.groups_at_once",
         "train.log_every_steps",
+        "objective.tile",
         "eval.data",
         "eval.every_steps",
         "eval.patience",
@@ -98,6 +99,7 @@ class ObjectiveConfig:
     hard_negative_weight: float = 1.0
     symmetric: bool = False
     mask_duplicates: bool = True
+    tile: int = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,6 +282,8 @@ def _check_ranges(config: Config) -> None:
     values = config.flat()
     for key, low in at_least.items():
         _require(low <= values[key] < float("inf"), key, values[key], f"{low} or more, and finite", max(low, 1))
+    tile = config.objective.tile
+    _require(tile >= 0, "objective.tile", tile, "0 (no tiles) or more", 1024)
     for key, works in {
         "objective.temperature": 0.05,
         "objective.hard_negative_weight": 1.0,

@@ -85,6 +85,7 @@ def test_one_duration_given_on_the_command_line_replaces_the_recipe_s() -> None:
         ({"objective__temperature": 0.0}, "above 0"),
         ({"objective__temperature": float("inf")}, "finite"),
         ({"objective__hard_negative_weight": -1.0}, "above 0"),
+        ({"objective__tile": -1}, r"-1: must be 0 \(no tiles\) or more.\nFor example --config.objective.tile=1024"),
         ({"optimizer__learning_rate": float("nan")}, "above 0"),
         ({"train__batch_size": 1}, "2 or more"),
         ({"train__log_every_steps": 0}, "1 or more"),
@@ -116,7 +117,7 @@ def test_wrong_types_and_keys_of_a_plain_recipe_are_refused() -> None:
 
 def test_differences_see_mathematics_and_not_layout() -> None:
     old = resolved().flat()
-    assert differences(old, resolved(8, train__groups_at_once=1, eval__every_steps=7).flat()) == {}
+    assert differences(old, resolved(8, train__groups_at_once=1, objective__tile=0, eval__every_steps=7).flat()) == {}
     assert differences(old, resolved(objective__temperature=0.1).flat()) == {"objective.temperature": (0.05, 0.1)}
 
 

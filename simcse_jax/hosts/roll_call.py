@@ -150,7 +150,7 @@ def _missing(cluster: Cluster, cards: dict[int, Card], timeout_s: float) -> str:
     absent = [str(n) for n in range(cluster.processes) if n not in cards]
     present = ", ".join(f"{n} ({cards[n]['host']})" for n in sorted(cards))
     return (
-        f"{len(cards)} of {cluster.processes} processes came to {cluster.coordinator} within {timeout_s:g} s: {present}."
-        f"\nProcess {', '.join(absent)} did not come. See whether the same command runs there and reaches that "
-        "address; --join_timeout_s waits longer."
+        f"{len(cards)} of {cluster.processes} processes came to {cluster.coordinator} within {timeout_s:g} s: "
+        f"{present}.\nProcess {', '.join(absent)} did not come. See whether the same command runs there and reaches "
+        "that address; --join_timeout_s waits longer."
     )

@@ -1,7 +1,7 @@
 """InfoNCE over global negatives (SimCSE's equations 1 and 5).
 
-Every device's candidates are gathered, local anchors meet all of them, and the gradient that flows back through the
-gather is the true one of the global loss, not the local rows' share.
+Every device's candidates are gathered, local anchors meet all of them (tile by tile: `tiles`), and the gradient that
+flows back through the gather is the true one of the global loss, not the local rows' share.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+
+from simcse_jax.objective.tiles import Anchors, Candidates, Figures, Rules, losses_of
 
 Metrics = dict[str, jax.Array]
 Objective = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Metrics]]
@@ -28,6 +30,7 @@ def make_info_nce(
     hard_negative_weight: float = 1.0,
     symmetric: bool = False,
     mask_duplicates: bool = True,
+    tile: int = 1024,
 ) -> Objective:
     """A function (anchors, candidates, texts) -> (loss, metrics), all global, sharded over every axis of the mesh.
 
@@ -45,71 +48,46 @@ def make_info_nce(
 
     metrics, scalars: `positive_cosine`, `negative_cosine` (other examples' positives), `accuracy` (own positive ranks
     first), `alignment` and `uniformity` of Wang & Isola as seen in the batch, `masked` (candidates left out, a count).
+
+    tile, 0 or more: a device holds the cosines of at most so many of its anchors with the candidates of as many
+    examples at a time, whatever the batch; 0 = all at once. It changes memory and time, and no number.
     """
     axes = mesh.axis_names
+    rules = Rules(temperature, hard_negative_weight, mask_duplicates, tile)
 
     def local(anchors: jax.Array, candidates: jax.Array, texts: jax.Array) -> tuple[jax.Array, Metrics]:
         width = anchors.shape[-1]
         anchors = unit(anchors.reshape(-1, width))  # [b, D]
-        candidates = unit(candidates.reshape(candidates.shape[0], -1, width))  # [K, b, D]
-        sent = jnp.concatenate([candidates, anchors[None]]) if symmetric else candidates
-        everyone = jax.lax.all_gather(sent, axes, axis=1, tiled=True)  # [K (+ 1), B, D]
-        count, total = anchors.shape[0], everyone.shape[1]
-        own = jax.lax.axis_index(axes) * count + jnp.arange(count)
+        candidates = unit(candidates.reshape(candidates.shape[0], -1, width)).swapaxes(0, 1)  # [b, K, D]
+        sent = jnp.concatenate([candidates, anchors[:, None]], axis=1) if symmetric else candidates
+        everyone = jax.lax.all_gather(sent, axes, axis=0, tiled=True)  # [B, K (+ 1), D]
+        count, total = len(anchors), len(everyone)
+        places = jax.lax.axis_index(axes) * count + jnp.arange(count, dtype=jnp.int32)
 
-        def rank(queries: jax.Array, keys: jax.Array, key_texts: jax.Array) -> tuple[jax.Array, ...]:
-            """Loss [b], cosines [b, K, B] and what is masked, for queries [b, D] against keys [K, B, D]."""
-            cosines = jnp.einsum("bd,kjd->bkj", queries, keys, precision=jax.lax.Precision.HIGHEST)
-            is_own = (own[:, None] == jnp.arange(total)[None])[:, None]  # [b, 1, B]
-            is_positive = is_own & (jnp.arange(keys.shape[0]) == 0)[None, :, None]
-            masked = jnp.zeros(cosines.shape, bool)
-            if mask_duplicates:
-                for mine in (texts[0][own], texts[1][own]):
-                    masked |= key_texts[None] == mine[:, None, None]
-                masked &= ~is_positive
-            logits = cosines / temperature
-            if hard_negative_weight != 1.0:
-                logits = logits + jnp.where(is_own & ~is_positive, jnp.log(hard_negative_weight), 0.0)
-            logits = jnp.where(masked, -jnp.inf, logits)
-            positive = jnp.where(is_positive, logits, 0.0).sum((1, 2))
-            return jax.nn.logsumexp(logits, (1, 2)) - positive, cosines, masked, is_own
+        def rank(queries: jax.Array, keys: jax.Array, key_texts: jax.Array) -> tuple[jax.Array, Figures]:
+            """Losses and figures, [b] each, of queries [b, D] against keys [B, K, D] with texts [K, B]."""
+            numbers = jnp.arange(key_texts.size, dtype=jnp.int32).reshape(key_texts.shape)
+            return losses_of(
+                rules, Anchors(queries, places, texts[:2, places].T), Candidates(keys, numbers.T, key_texts.T)
+            )
 
-        losses, cosines, masked, is_own = rank(anchors, everyone[: len(candidates)], texts[1:])
+        losses, figures = rank(anchors, everyone[:, : len(texts) - 1], texts[1:])
         if symmetric:
-            losses = (losses + rank(candidates[0], everyone[-1:], texts[:1])[0]) / 2
-        sums = _diagnostics(jax.lax.stop_gradient(cosines), masked, is_own[:, 0], own)
-        loss, sums = jax.lax.psum((losses.sum(), sums), axes)
-        return loss / total, _averaged(sums, total)
+            losses = (losses + rank(candidates[:, 0], everyone[:, -1:], texts[:1])[0]) / 2
+        loss, sums = jax.lax.psum((losses.sum(), jnp.stack(figures).sum(1)), axes)
+        return loss / total, _averaged(Figures(*sums), total)
 
     spread = P(axes)
     return jax.shard_map(local, mesh=mesh, in_specs=(spread, P(None, axes), P()), out_specs=(P(), P()))
 
 
-def _diagnostics(cosines: jax.Array, masked: jax.Array, is_own: jax.Array, own: jax.Array) -> jax.Array:
-    """Six sums over this device's anchors, from cosines [b, K, B]."""
-    others = (~is_own) & ~masked[:, 0]
-    positive = jnp.where(is_own, cosines[:, 0], 0.0).sum(1)
-    best = jnp.where(masked, -jnp.inf, cosines).reshape(len(cosines), -1).argmax(1)
-    return jnp.stack(
-        [
-            positive.sum(),
-            jnp.where(others, cosines[:, 0], 0.0).sum(),
-            jnp.where(others, jnp.exp(4.0 * cosines[:, 0] - 4.0), 0.0).sum(),  # exp(-2 |x - y|^2)
-            others.sum().astype(cosines.dtype),
-            (best == own).sum().astype(cosines.dtype),
-            masked.sum().astype(cosines.dtype),
-        ]
-    )
-
-
-def _averaged(sums: jax.Array, total: int) -> Metrics:
-    positive, negative, potential, others, correct, masked = sums
-    pairs = jnp.maximum(others, 1)
+def _averaged(sums: Figures, total: int) -> Metrics:
+    pairs = jnp.maximum(sums.others, 1)
     return {
-        "positive_cosine": positive / total,
-        "negative_cosine": negative / pairs,
-        "accuracy": correct / total,
-        "alignment": 2 - 2 * positive / total,
-        "uniformity": jnp.log(jnp.maximum(potential / pairs, 1e-30)),
-        "masked": masked,
+        "positive_cosine": sums.positive / total,
+        "negative_cosine": sums.negatives / pairs,
+        "accuracy": sums.first / total,
+        "alignment": 2 - 2 * sums.positive / total,
+        "uniformity": jnp.log(jnp.maximum(sums.potential / pairs, 1e-30)),
+        "masked": sums.masked,
     }

@@ -108,7 +108,7 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), progress=ocp.args.JsonSave(told))
         try:
             self._last.save(step, force=True, args=items)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (whatever a file system may do)
             self._failed(error)
         else:
             self._pending = self._watcher.submit(self._last.wait_until_finished)
@@ -126,7 +126,7 @@ class Checkpoints:
             self.save_last(state, progress)
 
     def _settled(self) -> bool:
-        """Wait for the save that is under way; False if it has failed, or the one before it and nothing is under way."""
+        """Wait for the save that is under way; False if the newest one has failed."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             if error := pending.exception():
@@ -163,7 +163,7 @@ class Checkpoints:
             try:
                 self._best.save(step, force=True, args=items)
                 return
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (whatever a file system may do)
                 self._best.reload()
                 self._failed(error)
 
@@ -179,7 +179,7 @@ class Checkpoints:
             values, told, problem = None, {}, ""
             try:
                 values, told = read_state(self._folder / "last" / str(step), like._asdict())
-            except Exception as error:  # whatever a reader may make of damaged files
+            except Exception as error:  # noqa: BLE001 (whatever a reader may make of damaged files)
                 problem = _short(error)
             problems = gather(problem)
             if not any(problems):

@@ -52,8 +52,8 @@ class Display:
         if not self.console.is_terminal:
             wait = 1000 * metrics["data_wait_s"]
             self.say(
-                f"step {step}/{self.total_steps}  loss {loss}  {speed} sentences/s  waited {wait:.1f} ms a step for data"
-                f"  {duration(seconds_left)} left"
+                f"step {step}/{self.total_steps}  loss {loss}  {speed} sentences/s  "
+                f"{wait:.1f} ms a step waiting for data  {duration(seconds_left)} left"
             )
 
     def dev(self, score: float) -> None:

@@ -14,12 +14,12 @@ AXES = ("data", "fsdp")
 
 
 def make_mesh(data: int, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of the first data * fsdp devices. Axes are Auto: the step is written in global view, XLA partitions it.
+    """A mesh of the first data * fsdp of these devices (jax.Device), by default of the visible ones.
 
-    devices: those to take from; all devices of all processes by default.
+    Axes are Auto: the step is written in global view, XLA partitions it.
     """
-    devices = (jax.devices() if devices is None else devices)[: data * fsdp]
-    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+    first = (devices or jax.devices())[: data * fsdp]
+    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=first)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -33,7 +33,7 @@ def over_groups(mesh: Mesh) -> NamedSharding:
 
 
 def split_axis(shape: Sequence[int], parts: int) -> int:
-    """The axis along which an array of this shape is split over `fsdp`; -1 = it is not, and every device holds it whole.
+    """The axis along which an array of this shape is split over `fsdp`; -1 = every device holds it whole.
 
     The largest that divides, and never the first: parameters of layers are stacked along that one.
     """

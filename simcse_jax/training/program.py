@@ -66,11 +66,8 @@ def make_program(config: Config, encoder: Encoder, mesh: Mesh, views: int, total
 def batch_shapes(config: Config, mesh: Mesh, columns: int, rows: int, row_length: int) -> Batch:
     """ShapeDtypeStructs of a batch: V = `columns` texts an example, groups of `rows` rows of `row_length` tokens."""
     groups, examples = config.train.batch_size // config.group_size, config.train.batch_size
-    tokens, sentences = (groups, rows, row_length), (groups, columns * config.group_size)
-    shapes = Batch(Group(*[tokens] * 4, *[sentences] * 2), (max(columns, 2), examples))  # pyright: ignore
-    return jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding),
-        shapes,
-        batch_shardings(mesh),
-        is_leaf=lambda x: type(x) is tuple,
-    )
+    spread, everywhere = batch_shardings(mesh).groups.ids, batch_shardings(mesh).texts
+    tokens = jax.ShapeDtypeStruct((groups, rows, row_length), np.int32, sharding=spread)
+    sentences = jax.ShapeDtypeStruct((groups, columns * config.group_size), np.int32, sharding=spread)
+    texts = jax.ShapeDtypeStruct((max(columns, 2), examples), np.int32, sharding=everywhere)
+    return Batch(Group(tokens, tokens, tokens, tokens, sentences, sentences), texts)

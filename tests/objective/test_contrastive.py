@@ -1,5 +1,7 @@
 """InfoNCE against a direct float64 computation, one example at a time."""
 
+import math
+import re
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ import pytest
 from simcse_jax.objective.contrastive import make_info_nce
 from simcse_jax.training.mesh import make_mesh
 
-GROUPS, SIZE, WIDTH = 4, 3, 7
+GROUPS, SIZE, WIDTH = 8, 3, 7
 BATCH = GROUPS * SIZE
 
 
@@ -33,6 +35,46 @@ def direct(
                     positive = cosine / temperature
         losses.append(np.log(total) - positive)
     return float(np.mean(losses))
+
+
+def exact(
+    anchors: np.ndarray,
+    candidates: np.ndarray,
+    texts: np.ndarray,
+    temperature: float = 0.05,
+    hard_negative_weight: float = 1.0,
+    symmetric: bool = False,
+    mask_duplicates: bool = True,
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Loss and gradients for anchors [B, D] and candidates [K, B, D], all at once, derived by hand."""
+    count = len(anchors)
+    lengths = [np.linalg.norm(z, axis=-1, keepdims=True) for z in (anchors, candidates)]
+    a, c = anchors / lengths[0], candidates / lengths[1]
+    own = np.eye(count, dtype=bool)[:, None]  # [B, 1, B]
+
+    def one_way(queries: np.ndarray, keys: np.ndarray, key_texts: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        positive = own & (np.arange(len(keys)) == 0)[None, :, None]
+        equal = (key_texts == texts[0][:, None, None]) | (key_texts == texts[1][:, None, None])
+        weights = np.where(own & ~positive, hard_negative_weight, 1.0)
+        weights = np.where(equal & ~positive & mask_duplicates, 0.0, weights)
+        logits = np.einsum("id,kjd->ikj", queries, keys) / temperature
+        terms = weights * np.exp(logits)
+        shares = terms / terms.sum((1, 2), keepdims=True)
+        slopes = (shares - positive) / temperature / count
+        loss = -np.log(shares[positive]).mean()
+        return loss, np.einsum("ikj,kjd->id", slopes, keys), np.einsum("ikj,id->kjd", slopes, queries)
+
+    loss, to_a, to_c = one_way(a, c, texts[1:])
+    if symmetric:
+        back, to_first, to_anchors = one_way(c[0], a[None], texts[:1])
+        loss, to_a, to_c = (loss + back) / 2, (to_a + to_anchors[0]) / 2, to_c / 2
+        to_c[0] += to_first / 2
+    # Through z / |z|: what is along z changes nothing.
+    to_anchors, to_candidates = (
+        (to - (to * z).sum(-1, keepdims=True) * z) / length
+        for to, z, length in zip((to_a, to_c), (a, c), lengths, strict=True)
+    )
+    return float(loss), to_anchors, to_candidates
 
 
 def inputs(hard_negatives: int, distinct_texts: int = 1000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -121,3 +163,119 @@ def test_masking_all_else_leaves_zero_loss() -> None:
     loss, metrics = ours(2, anchors, candidates, np.zeros((2, BATCH), np.int32))
     assert float(loss) == pytest.approx(0, abs=1e-6)
     assert float(metrics["masked"]) == BATCH * (BATCH - 1)
+
+
+def loss_and_gradients(
+    devices: int, anchors: np.ndarray, candidates: np.ndarray, texts: np.ndarray, **options: Any
+) -> tuple[float, np.ndarray, np.ndarray]:
+    def loss(a: jax.Array, c: jax.Array) -> jax.Array:
+        return ours(devices, a, c, texts, **options)[0]
+
+    value, slopes = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(jnp.asarray(anchors), jnp.asarray(candidates))
+    return float(value), np.asarray(slopes[0]), np.asarray(slopes[1])
+
+
+OPTIONS = [
+    (0, 1000, {}),
+    (2, 8, {"temperature": 0.2, "hard_negative_weight": 3.0}),
+    (1, 8, {"temperature": 0.1, "hard_negative_weight": 0.5, "symmetric": True}),
+    (1, 8, {"mask_duplicates": False}),
+]
+
+
+# Of 24 examples, 24, 12 or 3 a device: one tile, tiles that do not divide, that do, of one, of more than there are.
+@pytest.mark.parametrize(
+    ("tile", "hard_negatives", "distinct", "options"),
+    [(tile, *case) for tile in (0, 5) for case in OPTIONS] + [(tile, *OPTIONS[1]) for tile in (3, 1, 1024)],
+)
+def test_every_tile_gives_the_exact_loss_and_gradients(
+    tile: int, hard_negatives: int, distinct: int, options: dict
+) -> None:
+    with jax.enable_x64(True):
+        anchors, candidates, texts = inputs(hard_negatives, distinct)
+        expected = exact(anchors, candidates, texts, **options)
+        assert min(np.abs(slopes).max() for slopes in expected[1:]) > 1e-3
+        for devices in (1, 2, 8):
+            found = loss_and_gradients(devices, anchors, candidates, texts, tile=tile, **options)
+            for mine, reference in zip(found, expected, strict=True):
+                np.testing.assert_allclose(mine, reference, rtol=0, atol=1e-9)
+
+
+def test_the_last_tile_counts() -> None:
+    """The negative case: were the last of 24, which tiles of 5 reach with padding, left out, the numbers would tell."""
+    with jax.enable_x64(True):
+        anchors, candidates, texts = inputs(0)
+        found = loss_and_gradients(1, anchors, candidates, texts, tile=5)
+        candidates[0, -1] += 1e-4
+        for mine, reference in zip(found, exact(anchors, candidates, texts), strict=True):
+            assert np.abs(mine - reference).max() > 1e-7
+
+
+def test_metrics_are_those_of_one_block_whatever_the_tile() -> None:
+    """With equal candidates, too: of these the first ranks first, positives before hard negatives."""
+    anchors, candidates, texts = inputs(2, 8)
+    candidates[0, 4] = candidates[0, 20] = anchors[4]  # a tie of positives: 4 has the lower place, 20 the same vector
+    anchors[20] = anchors[4]
+    candidates[1, 2] = candidates[0, 9] = anchors[9]  # a tie with a hard negative of lower place, which ranks behind
+    texts = np.arange(texts.size, dtype=np.int32).reshape(texts.shape)
+    unit = [z / np.linalg.norm(z, axis=-1, keepdims=True) for z in (anchors, candidates)]
+    cosines = np.einsum("id,kjd->ikj", *unit).round(12)
+    first = cosines.reshape(BATCH, -1).argmax(1) == np.arange(BATCH)
+    assert first[4]
+    assert first[9]
+    assert not first[20]
+    expected = ours(1, anchors, candidates, texts, tile=0)[1]
+    assert float(expected["accuracy"]) == pytest.approx(first.mean())
+    for devices, tile in ((1, 5), (1, 1), (2, 5), (8, 2)):
+        metrics = ours(devices, anchors, candidates, texts, tile=tile)[1]
+        for name, value in expected.items():
+            assert float(metrics[name]) == pytest.approx(float(value), abs=1e-6), (name, devices, tile)
+
+
+def test_tiles_in_which_everything_is_masked() -> None:
+    """Whole tiles without a candidate, the first ones among them, are no NaN."""
+    anchors, candidates, _ = inputs(1)
+    candidates[1] = candidates[0]
+    texts = np.zeros((3, BATCH), np.int32)
+    for devices, tile in ((1, 5), (2, 1)):
+        found = loss_and_gradients(devices, anchors, candidates, texts, tile=tile)
+        for value in found:
+            np.testing.assert_allclose(value, 0, atol=1e-5)
+
+
+def test_zero_vectors_have_finite_gradients_in_every_tile() -> None:
+    anchors, candidates, texts = inputs(0)
+    anchors[0], candidates[0, 23] = 0, 0
+    for tile in (0, 5):
+        assert all(np.isfinite(value).all() for value in loss_and_gradients(1, anchors, candidates, texts, tile=tile))
+
+
+def compiled(batch: int, width: int, tile: int) -> Any:
+    """Loss and gradients for one device, compiled for shapes only."""
+    z, texts = jax.ShapeDtypeStruct((batch // 64, 64, width), jnp.float32), jax.ShapeDtypeStruct((2, batch), jnp.int32)
+    loss = jax.value_and_grad(make_info_nce(make_mesh(1), tile=tile), argnums=(0, 1), has_aux=True)
+    return jax.jit(loss).lower(z, jax.ShapeDtypeStruct((1, *z.shape), z.dtype), texts).compile()
+
+
+def largest_array(program: Any) -> int:
+    """Elements of the largest array of any type in a compiled program."""
+    shapes = re.findall(r"\b(?:f32|f64|bf16|pred|[su]\d+)\[([\d,]+)\]", program.as_text())
+    return max(math.prod(map(int, shape.split(","))) for shape in shapes)
+
+
+def test_no_array_holds_the_cosines_of_a_batch() -> None:
+    batch, width = 4096, 32
+    embeddings = batch * width  # 131,072 elements; a tile has 65,536, and all cosines are 16.8 million
+    assert largest_array(compiled(batch, width, 256)) == embeddings
+    assert largest_array(compiled(batch, width, 0)) == batch * batch
+
+
+@pytest.mark.slow
+def test_memory_grows_with_the_batch_and_not_with_its_square() -> None:
+    def temporaries(tile: int) -> list[int]:
+        return [compiled(batch, 64, tile).memory_analysis().temp_size_in_bytes for batch in (4096, 8192, 16384)]
+
+    tiled, whole = temporaries(256), temporaries(0)
+    assert [tiled[1] / tiled[0], tiled[2] / tiled[1]] == pytest.approx([1.9, 1.9], abs=0.15)  # a line, and a tile
+    assert [whole[1] / whole[0], whole[2] / whole[1]] == pytest.approx([4, 4], abs=0.05)  # a parabola
+    assert tiled[0] < whole[0] / 50

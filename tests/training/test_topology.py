@@ -48,6 +48,7 @@ class Case:
     groups_at_once: int = 0
     unroll: bool = False
     remat: bool = False
+    tile: int = 1024
 
 
 LAYOUTS = (
@@ -59,6 +60,7 @@ LAYOUTS = (
     Case("1 device, a group at a time", groups_at_once=1),
     Case("2 devices, a group at a time, recomputed layers", devices=2, groups_at_once=1, remat=True),
     Case("4 x 2, fsdp", devices=8, fsdp=2),
+    Case("2 devices, tiles of at most 5", devices=2, tile=5),
 )
 
 
@@ -70,9 +72,8 @@ def build(case: Case, columns: int, dtype: Any, **objective: Any) -> tuple[Mesh,
     encoder = Encoder(CONFIG, dtype, dtype, has_head=True, unroll=case.unroll, remat=case.remat)
     one_group = jax.tree.map(lambda x: x[0], batches(0).groups)
     params = jax.jit(lambda: Encoder(CONFIG, dtype, dtype, has_head=True).init(jax.random.key(1), one_group, "cls"))()
-    loss = make_loss(
-        make_embed_group(encoder, "cls", case.group, mesh), make_info_nce(mesh, **objective), mesh, case.groups_at_once
-    )
+    info_nce = make_info_nce(mesh, **objective, tile=case.tile)
+    loss = make_loss(make_embed_group(encoder, "cls", case.group, mesh), info_nce, mesh, case.groups_at_once)
     return mesh, batches, loss, params["params"], 2 if columns == 1 else 1
 
 
@@ -131,7 +132,7 @@ def test_parameters_after_30_steps_are_equal_on_every_layout(columns: int) -> No
     with jax.enable_x64(True):
         losses, reference = parameters_after(Case("1 device"), 30, columns)
         assert losses[-1] < losses[0]
-        for case in LAYOUTS[1::2]:
+        for case in (*LAYOUTS[1::2], LAYOUTS[-1]):
             other, params = parameters_after(case, 30, columns)
             np.testing.assert_allclose(other, losses, atol=1e-9, err_msg=case.name)
             gap = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, reference)
