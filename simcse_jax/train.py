@@ -39,6 +39,12 @@ _HEARTBEAT = flags.DEFINE_integer(
     "Seconds of silence after which a process counts as dead, and the others end.",
     lower_bound=5,
 )
+_PLAN = flags.DEFINE_bool(
+    "plan",
+    False,
+    "Train nothing: print shapes, memory, arithmetic, what devices send, and the largest batch that fits.",
+)
+_TOPOLOGY = flags.DEFINE_string("topology", "", "With --plan: a TPU topology such as v5e:4x4 instead of what is here.")
 
 
 def default_workdir(recipe: str) -> Path:
@@ -63,6 +69,10 @@ def main() -> int:
     """Train as the flags say; 0 when the run is complete, 128 + the signal's number when one stopped it."""
     recipe = config_flags.get_config_filename(flags.FLAGS["config"])
     require_recipe(recipe)
+    if _PLAN.value:
+        return _plan()
+    if _TOPOLOGY.value:
+        raise UserError(f"--topology={_TOPOLOGY.value} is for plans. Add --plan, or leave it out to train here.")
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(recipe)
     _join()
 
@@ -93,6 +103,18 @@ def main() -> int:
     if is_first():
         _finish(outcome, workdir, config.eval.data)
     gather("")  # the others stay until the export is done: a launcher takes the end of one for the end of the run
+    return 0
+
+
+def _plan() -> int:
+    """Print what the recipe's step costs."""
+    from simcse_jax.config import resolve
+    from simcse_jax.training.devices import topology_chips, visible_chips
+    from simcse_jax.training.plan import print_plan
+
+    chips = topology_chips(_TOPOLOGY.value) if _TOPOLOGY.value else visible_chips()
+    overridden = config_flags.get_override_values(flags.FLAGS["config"])
+    print_plan(resolve(_CONFIG.value, overridden, len(chips.devices)), chips)
     return 0
 
 

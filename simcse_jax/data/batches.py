@@ -100,6 +100,11 @@ class Batches:
         steps = grain.MapDataset.range(first_step, last_step).map(functools.partial(self, groups=groups))
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=depth)))
 
+    @property
+    def planned_rows(self) -> int:
+        """The row count that memory is planned for: one that batches of this data hardly ever exceed."""
+        return self.row_counts[-2:][0]
+
     def _slots(self, rows: np.ndarray) -> list[packing.Slots]:
         """Where each sentence of each group goes; the lengths of the batch are all that it needs."""
         lengths = self.examples.lengths[rows].reshape(-1, self.layout.group_size, self.examples.lengths.shape[1])

@@ -6,8 +6,10 @@ Every process calls these in the same order. With one process they cost nothing.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 
@@ -68,12 +70,13 @@ def together() -> Iterator[None]:
             raise UserError(f"Process {number} has failed, so this one stops too. There: {text}")
 
 
-def require_equal(what: str, value: str) -> None:
-    """UserError on all processes when they do not have the same value."""
-    values = gather(value)
-    for number, other in enumerate(values):
-        if other != values[0]:
-            raise UserError(
-                f"{what} is not the same on all processes: {values[0]} on process 0, {other} on process {number}.\n"
-                "Start all with the same command, and give all the same files."
-            )
+def require_equal(values: Mapping[str, Any]) -> None:
+    """UserError on all processes when they do not have the same value of one of these names."""
+    everywhere = [json.loads(text) for text in gather(json.dumps(values))]
+    for process, there in enumerate(everywhere):
+        for name, value in there.items():
+            if value != (first := everywhere[0][name]):
+                raise UserError(
+                    f"{name} is {first!r} on process 0 and {value!r} on process {process}.\nStart all processes with "
+                    "the same command, and give all the same files."
+                )

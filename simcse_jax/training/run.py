@@ -39,6 +39,9 @@ from simcse_jax.training.optimizer import make_schedule
 from simcse_jax.training.program import Program, make_program
 from simcse_jax.training.state import TrainState, init_state
 
+# Keys that may differ between the hosts of one run: where the same content lies there.
+LOCAL_KEYS = ("data.files", "data.cache_dir", "eval.data")
+
 Evaluate = Callable[[Any], dict[str, float]]
 
 
@@ -63,7 +66,7 @@ def prepare(config: Config, workdir: Path) -> Run:
     Everything that can be wrong with files, models and the folder is found here, before the first step, and before
     anything is written: UserError, on all processes when it is found on one.
     """
-    require_equal("The recipe", json.dumps(config.flat()))
+    require_equal({key: value for key, value in config.flat().items() if key not in LOCAL_KEYS})
     with claimed(workdir, config):
         require_shared(workdir)
         return _assemble(config, workdir)
@@ -71,7 +74,7 @@ def prepare(config: Config, workdir: Path) -> Run:
 
 def _assemble(config: Config, workdir: Path) -> Run:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    files, columns = _listed(config.data.files), _listed(config.data.columns)
+    files, columns = listed(config.data.files), listed(config.data.columns)
     with together():
         with _about("eval.data", "a file of graded pairs, or nothing for no evaluation"):
             pairs = load_graded_pairs(config.eval.data) if config.eval.data else None
@@ -84,12 +87,9 @@ def _assemble(config: Config, workdir: Path) -> Run:
         tokenizer = load_tokenizer(current_tokenizer(workdir))
         encoder = make_encoder(config, folder, len(tokenizer))
         initial_params = first_params(config, encoder, folder, resumes)
-        corpus = load_corpus(files, tokenizer, config.data.max_length, columns, config.data.cache_dir or None)
-        views = views_of(config.data.positive, corpus.columns)
-        layout = Layout(config.train.batch_size, config.group_size, row_length(config.data), not config.data.packed)
-        batches = Batches(corpus, layout, config.train.seed)
-    require_equal("The content of data.files", corpus.fingerprint)
-    require_equal("The content of eval.data", pairs.fingerprint if pairs else "")
+        corpus, views, batches = load_data(config, tokenizer)
+    contents = {"data.files": corpus.fingerprint, "eval.data": pairs.fingerprint if pairs else ""}
+    require_equal({f"the content of {key}": fingerprint for key, fingerprint in contents.items()})
     total_steps = config.train.total_steps(batches.steps_per_epoch)
     program = make_program(config, encoder, mesh, views, total_steps)
 
@@ -117,6 +117,15 @@ def _assemble(config: Config, workdir: Path) -> Run:
             write_run_info(workdir, info)
             keep_tokenizer(workdir)
     return run
+
+
+def load_data(config: Config, tokenizer: Any) -> tuple[Corpus, int, Batches]:
+    """The tokenised data, how often each of its texts is encoded, and its batches."""
+    files, columns = listed(config.data.files), listed(config.data.columns)
+    corpus = load_corpus(files, tokenizer, config.data.max_length, columns, config.data.cache_dir or None)
+    views = views_of(config.data.positive, corpus.columns)
+    layout = Layout(config.train.batch_size, config.group_size, row_length(config.data), not config.data.packed)
+    return corpus, views, Batches(corpus, layout, config.train.seed)
 
 
 def run_info(run: Run, pairs: GradedPairs | None) -> dict[str, Any]:
@@ -149,7 +158,7 @@ def _about(key: str, takes: str) -> Iterator[None]:
         raise UserError(f"{error}\nThis is about --config.{key}, which takes {takes}.") from error
 
 
-def _listed(value: str) -> list[str]:
+def listed(value: str) -> list[str]:
     """The parts of a comma-separated value."""
     return [part.strip() for part in value.split(",") if part.strip()]
 

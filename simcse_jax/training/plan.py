@@ -1,0 +1,216 @@
+"""What a run would cost, without running it: its step compiled ahead of time for devices that may not be there."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from simcse_jax.config import Config
+from simcse_jax.data.batches import Batches
+from simcse_jax.data.tokenizer import load_tokenizer
+from simcse_jax.encoder.bert import Encoder
+from simcse_jax.training.collectives import collectives
+from simcse_jax.training.devices import Chips
+from simcse_jax.training.mesh import make_mesh
+from simcse_jax.training.model import local_model, make_encoder, write_tokenizer
+from simcse_jax.training.program import batch_shapes, make_program
+from simcse_jax.training.run import listed, load_data
+
+GIB = 2**30
+# What is left free on each device when the largest batch is looked for: compilers and allocators want some.
+SPARE = 0.03
+# How many batch sizes are compiled, at most, to find the largest that fits.
+ATTEMPTS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One compiled step, as each device sees it; bytes and floating-point operations a step."""
+
+    batch_size: int
+    memory: dict[str, int]  # state, batch, temporaries, total
+    flops: int  # of matrix products, padding included, counted from shapes
+    xla_flops: float  # the compiler's count, in which a loop's body stands once
+    sent: tuple[tuple[str, bool, int, int], ...]  # (kind, in a loop, how many, bytes of their results)
+
+
+class DoesNotFit(Exception):
+    """The compiler found that a device has too little memory; its words."""
+
+
+class Planner:
+    """Compiles steps of one recipe for a set of chips."""
+
+    def __init__(self, config: Config, chips: Chips):
+        """Reads model sizes and data, no weights; writes nothing but the cache of tokenised data."""
+        self.config, self.chips = config, chips
+        self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, chips.devices)
+        folder = local_model(dataclasses.replace(config.model, init="random"))
+        files, columns = listed(config.data.files), listed(config.data.columns)
+        with tempfile.TemporaryDirectory() as draft:
+            write_tokenizer(config.model, folder, files, columns, Path(draft))
+            tokenizer = load_tokenizer(draft)
+        self.encoder = make_encoder(config, folder, len(tokenizer))
+        self.corpus, self.views, self.batches = load_data(config, tokenizer)
+        self.rows = self.batches.planned_rows
+
+    def compile(self, batch_size: int) -> Plan:
+        """The step of this batch size; DoesNotFit where the compiler knows the device's memory."""
+        train = dataclasses.replace(self.config.train, batch_size=batch_size)
+        config = dataclasses.replace(self.config, train=train)
+        program = make_program(config, self.encoder, self.mesh, self.views, total_steps=1000)
+        columns = len(self.corpus.columns)
+        batch = batch_shapes(config, self.mesh, columns, self.rows, self.batches.layout.row_length)
+        step: Any = program.train_step
+        try:
+            compiled = step.lower(program.shapes, batch).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise DoesNotFit(str(error)) from error
+        found = compiled.memory_analysis()
+        state = sum(_bytes_on_one(x) for x in jax.tree.leaves(program.shapes))
+        arguments = found.argument_size_in_bytes
+        memory = {
+            "state": state,
+            "batch": arguments - state,
+            "temporaries": found.temp_size_in_bytes,
+            "total": arguments + found.output_size_in_bytes - found.alias_size_in_bytes + found.temp_size_in_bytes,
+        }
+        counted: Counter[tuple[str, bool]] = Counter()
+        weighed: Counter[tuple[str, bool]] = Counter()
+        for sent in collectives(compiled.as_text()) if self.mesh.size > 1 else ():
+            counted[sent.kind, sent.in_loop] += sent.times or 1
+            weighed[sent.kind, sent.in_loop] += sent.bytes * (sent.times or 1)
+        cost = compiled.cost_analysis() or {}
+        return Plan(
+            batch_size=batch_size,
+            memory=memory,
+            flops=self.flops(batch_size),
+            xla_flops=float(cost.get("flops", 0.0)),
+            sent=tuple((kind, loop, count, weighed[kind, loop]) for (kind, loop), count in counted.items()),
+        )
+
+    def flops(self, batch_size: int) -> int:
+        """Of the matrix products of one step on one device: a product of [m, k] and [k, n] has 2 m k n."""
+        config, layout = self.encoder.config, self.batches.layout
+        width, length = config.hidden_size, layout.row_length
+        groups = batch_size // layout.group_size // self.mesh.size
+        tokens = self.views * groups * self.rows * length
+        layer = 2 * (4 * width * width + 2 * width * config.intermediate_size) + 4 * length * width
+        again = bool(self.config.train.groups_at_once) + self.config.model.remat
+        encoder = (3 + again) * tokens * config.num_hidden_layers * layer
+        candidates = max(len(self.corpus.columns), 2) - 1
+        share = batch_size // self.mesh.size
+        return encoder + 4 * 2 * share * candidates * batch_size * width  # forward, again, and two products backward
+
+    def largest(self, plan: Plan | None, limit: int) -> Iterator[tuple[int, bool]]:
+        """(batch size, whether it fits in `limit` bytes) of each that is compiled on the way to the largest that fits.
+
+        Memory is nearly a line over the batch size: two points give the line, and what it foretells is compiled.
+        plan: that of the configured batch, None if it did not fit.
+        """
+        unit = self.mesh.size * self.batches.layout.group_size * max(self.config.train.groups_at_once, 1)
+        known = [plan] if plan else []
+        size, fits, fails = self.config.train.batch_size, plan.batch_size if plan else 0, 0
+        if plan is None:
+            fails = size
+        for _ in range(ATTEMPTS):
+            size = _next(known, limit, unit, fits, fails)
+            if size in (fits, fails) or size < unit:
+                return
+            try:
+                found = self.compile(size)
+                known.append(found)
+                ok = found.memory["total"] <= limit
+            except DoesNotFit:
+                ok = False
+            fits, fails = (max(fits, size), fails) if ok else (fits, min(fails or size, size))
+            yield size, ok
+
+
+def _next(known: list[Plan], limit: int, unit: int, fits: int, fails: int) -> int:
+    """The batch size to try: where the line through the two largest that are known meets the limit."""
+    if len(known) < 2:
+        size = 2 * known[-1].batch_size if known else fails // 2
+    else:
+        one, two = sorted(known, key=lambda plan: plan.batch_size)[-2:]
+        slope = (two.memory["total"] - one.memory["total"]) / (two.batch_size - one.batch_size)
+        size = int(two.batch_size + (limit - two.memory["total"]) / max(slope, 1.0))
+    if fails and size >= fails:
+        size = (fits + fails) // 2
+    return size // unit * unit
+
+
+def _bytes_on_one(x: Any) -> int:
+    """Bytes of a ShapeDtypeStruct's part on one device."""
+    size = x.dtype.itemsize
+    for length in x.sharding.shard_shape(x.shape):
+        size *= length
+    return size
+
+
+def print_plan(config: Config, chips: Chips, say: Callable[[str], None] = print) -> None:
+    """Compile, and say what was found, a line at a time."""
+    planner = Planner(config, chips)
+    encoder, batches, mesh = planner.encoder, planner.batches, planner.mesh
+    for line in shapes(config, encoder, batches, planner.rows, planner.views):
+        say(line)
+    kind = mesh.devices.flat[0].device_kind
+    say(f"devices: {mesh.size} x {kind}, mesh data {config.mesh.data} x fsdp {config.mesh.fsdp}")
+    say(f"compiling for {kind} ...")
+    limit = int(chips.memory * (1 - SPARE))
+    try:
+        plan = planner.compile(config.train.batch_size)
+    except DoesNotFit as error:
+        plan = None
+        say(f"batch {config.train.batch_size:,} does not fit: {str(error).splitlines()[0][:300]}")
+    if plan:
+        for line in figures(plan, chips.memory):
+            say(line)
+    best = plan.batch_size if plan and plan.memory["total"] <= limit else 0
+    say(f"looking for the largest batch that fits in {limit / GIB:.1f} GiB of each device, as it is laid out here ...")
+    for size, fits in planner.largest(plan if best else None, limit):
+        say(f"  {size:,}: {'fits' if fits else 'does not fit'}")
+        best = max(best, size) if fits else best
+    say(f"largest batch that was compiled and fits: {best:,}" if best else "no batch fits")
+    if not config.train.groups_at_once:
+        say("--config.train.groups_at_once=1 makes room for far more, at the price of a second forward pass")
+
+
+def shapes(config: Config, encoder: Encoder, batches: Batches, rows: int, views: int) -> list[str]:
+    """Lines on what one device works on."""
+    layout, devices = batches.layout, config.mesh.devices
+    groups = layout.batch_size // layout.group_size // devices
+    sizes = encoder.config
+    tile = min(config.objective.tile or layout.batch_size, layout.batch_size)
+    return [
+        f"model: {sizes.family}, {sizes.num_hidden_layers} layers, width {sizes.hidden_size}; "
+        f"compute in {config.model.dtype}",
+        f"batch: {layout.batch_size:,} examples, {layout.batch_size // devices:,} on each device: {groups} groups of "
+        f"{layout.group_size}, {config.train.groups_at_once or groups} at once, in {rows} rows of {layout.row_length} "
+        f"tokens, encoded {views} time{'s' * (views > 1)}",
+        f"loss: {layout.batch_size // devices:,} anchors against candidates of {layout.batch_size:,} examples, in "
+        f"tiles of at most {tile:,} x {tile:,}",
+    ]
+
+
+def figures(plan: Plan, memory: int) -> list[str]:
+    """Lines on the compiled step."""
+    parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in plan.memory.items() if name != "total")
+    total = plan.memory["total"]
+    lines = [
+        f"memory per device: {total / GIB:.2f} GiB of {memory / GIB:.1f} ({parts})",
+        f"arithmetic per device and step: {plan.flops / 1e12:.3g} TFLOP in matrix products, counted from shapes "
+        f"(compiler: {plan.xla_flops / 1e12:.3g}, loops counted once)",
+    ]
+    for kind, in_loop, count, size in plan.sent:
+        where = ", within a loop" if in_loop else ""
+        lines.append(f"collective per device and step: {count} x {kind}, {size / 2**20:,.2f} MiB{where}")
+    return lines if plan.sent else [*lines, "collectives: none"]
