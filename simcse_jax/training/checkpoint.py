@@ -21,9 +21,9 @@ import orbax.checkpoint as ocp
 
 from simcse_jax.errors import UserError
 from simcse_jax.hosts.agreement import gather, is_first, processes, together
-from simcse_jax.training.digest import device_digest
+from simcse_jax.training.manifest import incomplete, seal
 from simcse_jax.training.mesh import place
-from simcse_jax.training.saved import DIGEST, read_state
+from simcse_jax.training.saved import read_state
 from simcse_jax.training.state import TrainState
 
 # Saves in a row that may fail before the run stops.
@@ -61,7 +61,7 @@ class Checkpoints:
         self._say, self._failures = say, 0
         self._folder = workdir.absolute() / "checkpoints"
         with together():
-            self._remove_torn()
+            self._remove_incomplete()
         # Two of each: a save that a kill interrupts never leaves the run with none.
         self._last = ocp.CheckpointManager(self._folder / "last", options=_options(asynchronous=True))
         self._best = ocp.CheckpointManager(self._folder / "best", options=_options(asynchronous=False))
@@ -104,14 +104,20 @@ class Checkpoints:
             return
         if self._failures:
             self._say(f"saving step {step} instead")
-        told = progress.to_json() | {DIGEST: device_digest(state._asdict()).tolist()}
+        told = progress.to_json()
         items = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), progress=ocp.args.JsonSave(told))
         try:
             self._last.save(step, force=True, args=items)
         except Exception as error:  # noqa: BLE001 (whatever a file system may do)
             self._failed(error)
         else:
-            self._pending = self._watcher.submit(self._last.wait_until_finished)
+            self._pending = self._watcher.submit(self._completed, self._last, step)
+
+    def _completed(self, manager: ocp.CheckpointManager, step: int) -> None:
+        """Wait until a save is there, and call it complete."""
+        manager.wait_until_finished()
+        if is_first():
+            seal(Path(manager.directory) / str(step))
 
     def must_retry(self) -> bool:
         """Whether the newest save has failed; costs nothing, so it is asked at every step."""
@@ -140,7 +146,7 @@ class Checkpoints:
         self._failures += 1
         self._last.reload()
         with suppress(OSError):
-            self._remove_torn()
+            self._remove_incomplete()
         reason = _short(error)
         full = any(words in reason for words in ("No space left", "quota", "File too large"))
         if processes() > 1 or self._failures >= ATTEMPTS:
@@ -162,6 +168,7 @@ class Checkpoints:
         while True:
             try:
                 self._best.save(step, force=True, args=items)
+                self._completed(self._best, step)
                 return
             except Exception as error:  # noqa: BLE001 (whatever a file system may do)
                 self._best.reload()
@@ -199,19 +206,19 @@ class Checkpoints:
         )
 
     def _set_aside(self, step: int, problem: str) -> None:
-        free = (self._folder / f"broken-{step}{suffix}" for suffix in ("", *(f".{n}" for n in itertools.count(2))))
-        aside = next(path for path in free if not path.exists())
+        names = itertools.chain([f"broken-{step}"], (f"broken-{step}.{n}" for n in itertools.count(2)))
+        aside = next(path for name in names if not (path := self._folder / name).exists())
         with together():
             if is_first():
                 os.replace(self._folder / "last" / str(step), aside)
         self._last.reload()
         self._say(f"warning: the checkpoint of step {step} is damaged ({problem}); set aside as {aside}")
 
-    def _remove_torn(self) -> None:
-        """Remove what a kill in the middle of a save, or a save that failed, has left."""
+    def _remove_incomplete(self) -> None:
         if is_first():
-            for torn in self._folder.glob("*/*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(torn, ignore_errors=True)
+            for folder in ("last", "best"):
+                for path in incomplete(self._folder / folder):
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def _options(asynchronous: bool) -> ocp.CheckpointManagerOptions:

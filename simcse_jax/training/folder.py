@@ -17,11 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import orbax.checkpoint as ocp
-
 from simcse_jax.config import Config, differences
 from simcse_jax.errors import UserError
 from simcse_jax.hosts.agreement import first_says, is_first, processes, together
+from simcse_jax.training.manifest import complete_steps
 
 TOKENIZER = "tokenizer"
 # How long a network file system may take to show one host what another has written.
@@ -32,8 +31,7 @@ FINGERPRINTS = {"data": "the training data's content", "eval": "the evaluation d
 
 def holds_checkpoint(workdir: Path) -> bool:
     """Whether a run in this folder would go on from somewhere; what never came to a checkpoint starts anew."""
-    folder = workdir.absolute() / "checkpoints" / "last"
-    return folder.is_dir() and bool(ocp.utils.checkpoint_steps(folder))
+    return bool(complete_steps(workdir / "checkpoints" / "last"))
 
 
 @contextmanager

@@ -13,33 +13,30 @@ import orbax.checkpoint as ocp
 from simcse_jax.encoder.bert import Encoder, EncoderConfig
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.errors import UserError
-from simcse_jax.training.digest import host_digest
 from simcse_jax.training.folder import read_run_info
-
-# The name under which a state's checksum stands beside the progress.
-DIGEST = "digest"
+from simcse_jax.training.manifest import complete_steps, require_intact
 
 
 def read_state(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
     """(NumPy arrays in the structure of `like`, what was told of them), from one step of `checkpoints/last`.
 
-    Raises when a part is missing, damaged, of another shape or not the numbers that were written.
+    Raises when a file is missing or damaged, or an array of another shape.
     """
+    require_intact(folder)
     values = _arrays(folder / "state", like)
     told = _json(folder / "progress")
     wanted = jax.tree_util.tree_leaves_with_path(like)
     for (path, shape), found in zip(wanted, jax.tree.leaves(values), strict=True):
         if (found.shape, found.dtype) != (shape.shape, shape.dtype):
             raise ValueError(f"{jax.tree_util.keystr(path)} is {found.dtype}{list(found.shape)}")
-    if host_digest(values).tolist() != told.pop(DIGEST):
-        raise ValueError("the numbers are not those that were written")
     return values, told
 
 
 def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
     """(params, info) of a run's best evaluation: NumPy parameters, and config.json with `scores` and `step` added.
 
-    Without evaluations, the best is the last. Raises UserError when the folder holds no run or nothing was saved yet.
+    Without evaluations, the best is the last. Raises UserError when the folder holds no run, nothing was
+    saved yet, or what was saved is damaged.
     """
     info = read_run_info(workdir)
     folder = workdir.absolute() / "checkpoints" / "best"
@@ -48,7 +45,7 @@ def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
             f"--workdir={workdir} holds no run (no config.json).\nA run's folder is runs/<recipe> unless --workdir was "
             "given when training."
         )
-    steps = ocp.utils.checkpoint_steps(folder) if folder.exists() else []
+    steps = complete_steps(folder)
     if not steps:
         raise UserError(
             f"{workdir} holds no checkpoint yet.\nTrain on with the command that started it, then try again."
@@ -57,6 +54,10 @@ def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
     # A run in float64 is read as float32 where JAX's 64-bit mode is off, as in an export.
     dtype = jax.dtypes.canonicalize_dtype(np.float64) if info["recipe"]["model.dtype"] == "float64" else np.float32
     newest = folder / str(max(steps))
+    try:
+        require_intact(newest)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{newest} is damaged: {error}.\nPut back a copy, or train again.") from error
     params = _arrays(newest / "params", parameter_shapes(Encoder(config, dtype, dtype, has_head=info["has_head"])))
     return params, info | {"scores": _json(newest / "scores"), "step": max(steps)}
 

@@ -1,0 +1,180 @@
+"""Break runs on purpose, go on with them, and compare: `python -m benchmarks.faults --runs=100`.
+
+Each run is a small one of its own, broken once while it trains, in one of these ways in turn:
+
+    kill        kill -9 at a random moment, the start-up included
+    save        kill -9 within a save
+    truncate    kill -9, then cut off random files of the newest checkpoint
+    flip        kill -9, then flip one bit in the newest checkpoint
+    term        SIGTERM at a random moment
+
+and started again with the same command. It counts as resumed when that ends well and the final parameters are those
+of an unbroken run, bit for bit. Prints a line a run and a total; exit status 1 if one did not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from simcse_jax import cli
+from simcse_jax.data import demo
+from simcse_jax.training.metrics import read_metrics
+from simcse_jax.training.saved import load_best
+
+KINDS = ("kill", "save", "truncate", "flip", "term")
+STEPS = 40
+RECIPE = (
+    "--config=configs/demo.py",
+    "--config.model.num_hidden_layers=1",
+    "--config.model.hidden_size=16",
+    "--config.model.intermediate_size=32",
+    "--config.model.vocab_size=300",
+    "--config.data.packed=False",
+    "--config.train.batch_size=32",
+    f"--config.train.steps={STEPS}",
+    "--config.train.log_every_steps=1",
+    "--config.optimizer.warmup_steps=4",
+    "--config.eval.every_steps=10",
+    "--config.checkpoint.every_steps=2",
+    "--config.mesh.data=1",
+)
+_RUNS = flags.DEFINE_integer("runs", 100, "How many runs to break.", lower_bound=1)
+_JOBS = flags.DEFINE_integer("jobs", 2, "How many at a time.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the moments, files and bits.")
+_FAULTS_JSON = flags.DEFINE_string("json", "", "Write the figures there as well.")
+
+
+class Breaker:
+    """Runs in one folder, which share a little data and the compiled programs."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        (folder / "sentences.txt").write_text("\n".join(demo.sentences(count=1500)) + "\n", encoding="utf-8")
+        graded = [f"{score}\t{first}\t{second}" for score, first, second in demo.graded_pairs(split="dev")[:60]]
+        (folder / "dev.tsv").write_text("\n".join(graded) + "\n", encoding="utf-8")
+
+    def start(self, name: str) -> subprocess.Popen[str]:
+        """The training command, its output added to `name.log`."""
+        command = [sys.executable, "-m", "simcse_jax.train", *RECIPE, f"--workdir={self.folder / name}"]
+        command.append(f"--config.data.files={self.folder / 'sentences.txt'}")
+        command.append(f"--config.eval.data={self.folder / 'dev.tsv'}")
+        command.append(f"--config.data.cache_dir={self.folder / 'cache'}")
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        environment.pop("XLA_FLAGS", None)
+        with (self.folder / f"{name}.log").open("a") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
+
+    def whole(self) -> Any:
+        """The parameters of an unbroken run."""
+        if self.start("whole").wait():
+            raise RuntimeError((self.folder / "whole.log").read_text())
+        return load_best(self.folder / "whole")[0]
+
+    def broken(self, number: int, expected: Any) -> dict[str, Any]:
+        """Break one run, go on with it, and say how it ended."""
+        kind, name, chance = KINDS[number % len(KINDS)], f"run-{number}", random.Random(f"{_SEED.value}-{number}")
+        process = self.start(name)
+        moment = self._await_moment(process, name, kind, chance)
+        process.send_signal(signal.SIGTERM if kind == "term" else signal.SIGKILL)
+        ended = process.wait()
+        at = max((line["step"] for line in read_metrics(self.folder / name)), default=-1)
+        damage = self._damage(name, kind, chance)
+        status = self.start(name).wait()
+        same = status == 0 and _equal(load_best(self.folder / name)[0], expected)
+        log = (self.folder / f"{name}.log").read_text()
+        return {
+            "run": number,
+            "kind": kind,
+            "moment": moment,
+            "ended with": ended,
+            "at step": at,
+            "damage": damage,
+            "set aside": log.count("set aside as"),
+            "resumed from": [int(part.split()[0]) for part in log.split("resumed from step ")[1:]],
+            "same": same,
+        }
+
+    def _await_moment(self, process: subprocess.Popen[str], name: str, kind: str, chance: random.Random) -> str:
+        """Wait for the moment to strike; what it is."""
+        workdir = self.folder / name
+        if kind == "kill" and chance.random() < 0.3:
+            delay = chance.uniform(0.0, 12.0)
+            time.sleep(delay)
+            return f"{delay:.2f} s after the start"
+        step = chance.randint(4 if kind in ("truncate", "flip") else 1, STEPS - 6)
+        while process.poll() is None and max((line["step"] for line in read_metrics(workdir)), default=-1) < step:
+            time.sleep(0.002)
+        if kind == "save":
+            while process.poll() is None and not list(workdir.glob("checkpoints/*/*.orbax-checkpoint-tmp*")):
+                pass
+        delay = chance.uniform(0.0, 0.03)
+        time.sleep(delay)
+        return f"{1000 * delay:.0f} ms after {'a save began past ' if kind == 'save' else ''}step {step}"
+
+    def _damage(self, name: str, kind: str, chance: random.Random) -> str:
+        """Spoil the newest checkpoint as the kind says; what was done."""
+        saved = [path for path in (self.folder / name / "checkpoints" / "last").glob("*") if path.name.isdigit()]
+        if kind not in ("truncate", "flip") or not saved:
+            return ""
+        newest = max(saved, key=lambda path: int(path.name))
+        files = sorted(path for path in (newest / "state").rglob("*") if path.is_file() and path.stat().st_size)
+        if kind == "flip":
+            # Of the numbers themselves: the largest files hold them.
+            file = max(files, key=lambda path: path.stat().st_size)
+            content = bytearray(file.read_bytes())
+            bit = chance.randrange(8 * len(content))
+            content[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(content)
+            return f"bit {bit} of {file.relative_to(newest)}"
+        cut = chance.sample(files, chance.randint(1, min(3, len(files))))
+        for file in cut:
+            os.truncate(file, chance.randrange(file.stat().st_size))
+        return ", ".join(str(file.relative_to(newest)) for file in cut)
+
+
+def _equal(params: Any, expected: Any) -> bool:
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, params, expected)))
+
+
+def main() -> int:
+    """Break as many runs as the flags say; 1 if one did not come out as the unbroken one."""
+    with tempfile.TemporaryDirectory() as folder:
+        breaker = Breaker(Path(folder))
+        expected = breaker.whole()
+        results = []
+        with ThreadPoolExecutor(_JOBS.value) as pool:
+            for result in pool.map(lambda number: breaker.broken(number, expected), range(_RUNS.value)):
+                results.append(result)
+                print(json.dumps(result), flush=True)
+                if not result["same"]:
+                    print((breaker.folder / f"run-{result['run']}.log").read_text(), file=sys.stderr)
+    for kind in KINDS:
+        of_kind = [result for result in results if result["kind"] == kind]
+        print(f"{kind}: {sum(result['same'] for result in of_kind)} of {len(of_kind)}")
+    good = sum(result["same"] for result in results)
+    print(f"{good} of {len(results)} broken runs were resumed and ended with the parameters of the unbroken one")
+    if _FAULTS_JSON.value:
+        Path(_FAULTS_JSON.value).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return int(good < len(results))
+
+
+if __name__ == "__main__":
+    cli.run(main)
