@@ -148,7 +148,7 @@ class Checkpoints:
         with suppress(OSError):
             self._remove_incomplete()
         reason = _short(error)
-        full = any(words in reason for words in ("No space left", "quota", "File too large"))
+        full = any(words in str(error) for words in ("No space left", "quota", "File too large"))
         if processes() > 1 or self._failures >= ATTEMPTS:
             good = self._last.latest_step()
             holds = f"checkpoints/last is good and holds step {good}" if good is not None else "nothing was saved yet"
@@ -234,6 +234,6 @@ def _shardings(like: TrainState) -> dict[str, Any]:
 
 
 def _short(error: BaseException) -> str:
-    """The first line of an error, without the coordinates that libraries append."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+    """The first line of an error; of a long one, where it begins and ends."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first if len(first) < 300 else f'{first[:80]} ... {first[-200:]}'}"

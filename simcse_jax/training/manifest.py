@@ -20,7 +20,8 @@ def complete_steps(folder: Path) -> list[int]:
 
 def incomplete(folder: Path) -> list[Path]:
     """What a kill in the middle of a save, or a save that failed, has left in `checkpoints/last` or `best`."""
-    return [path for path in folder.glob("*") if path.is_dir() and not (path / NAME).exists()]
+    complete = {str(step) for step in complete_steps(folder)}
+    return [path for path in folder.glob("*") if path.is_dir() and path.name not in complete]
 
 
 def seal(step: Path) -> None:
