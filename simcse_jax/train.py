@@ -44,6 +44,7 @@ _PLAN = flags.DEFINE_bool(
     False,
     "Train nothing: print shapes, memory, arithmetic, what devices send, and the largest batch that fits.",
 )
+_SEARCH = flags.DEFINE_bool("search", True, "With --plan: compile other batch sizes too, for the largest that fits.")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "With --plan: a TPU topology such as v5e:4x4 instead of what is here.")
 
 
@@ -114,7 +115,7 @@ def _plan() -> int:
 
     chips = topology_chips(_TOPOLOGY.value) if _TOPOLOGY.value else visible_chips()
     overridden = config_flags.get_override_values(flags.FLAGS["config"])
-    print_plan(resolve(_CONFIG.value, overridden, len(chips.devices)), chips)
+    print_plan(resolve(_CONFIG.value, overridden, len(chips.devices)), chips, search=_SEARCH.value)
     return 0
 
 

@@ -64,7 +64,7 @@ def test_metadata_says_what_the_sources_say(metadata: Message):
 def test_dependencies_are_those_of_requirements_txt(metadata: Message):
     declared = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
     assert {str(r) for r in declared if r.marker is None} == {str(r) for r in requirements()}
-    assert set(metadata.get_all("Provides-Extra", [])) == {"tpu", "cuda", "cuda12", "mteb", "test", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"tpu", "tpu-plan", "cuda", "cuda12", "mteb", "test", "dev"}
 
 
 def test_requirements_have_a_lower_bound_and_no_torch():

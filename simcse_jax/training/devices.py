@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 from typing import Any
 
@@ -35,13 +36,11 @@ def topology_chips(topology: str) -> Chips:
 
     Raises UserError without libtpu, and for a topology that it does not know.
     """
-    try:
-        import libtpu  # noqa: F401 (the compiler; JAX finds it by itself)
-    except ImportError as error:
+    if importlib.util.find_spec("libtpu") is None:  # the compiler; JAX finds it by itself
         raise UserError(
-            f"--topology={topology} needs the TPU's compiler, which is the package libtpu.\n"
-            "pip install libtpu (the extra tpu-plan)."
-        ) from error
+            f"--topology={topology} needs the TPU's compiler, the package libtpu in the release that suits this JAX.\n"
+            "pip install 'jax[tpu]' (the extra tpu-plan)."
+        )
     from jax.experimental import topologies
 
     # Nothing here runs on a TPU: neither its metadata server nor a lock on its chips matters.

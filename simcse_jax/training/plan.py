@@ -156,8 +156,8 @@ def _bytes_on_one(x: Any) -> int:
     return size
 
 
-def print_plan(config: Config, chips: Chips, say: Callable[[str], None] = print) -> None:
-    """Compile, and say what was found, a line at a time."""
+def print_plan(config: Config, chips: Chips, say: Callable[[str], None] = print, search: bool = True) -> None:
+    """Compile, and say what was found, a line at a time; search: look for the largest batch too."""
     planner = Planner(config, chips)
     encoder, batches, mesh = planner.encoder, planner.batches, planner.mesh
     for line in shapes(config, encoder, batches, planner.rows, planner.views):
@@ -174,6 +174,8 @@ def print_plan(config: Config, chips: Chips, say: Callable[[str], None] = print)
     if plan:
         for line in figures(plan, chips.memory):
             say(line)
+    if not search:
+        return
     best = plan.batch_size if plan and plan.memory["total"] <= limit else 0
     say(f"looking for the largest batch that fits in {limit / GIB:.1f} GiB of each device, as it is laid out here ...")
     for size, fits in planner.largest(plan if best else None, limit):

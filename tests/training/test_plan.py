@@ -1,0 +1,120 @@
+"""Plans: what is printed for the devices of this machine, and for TPUs that only their compiler knows."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from configs import base
+from simcse_jax.config import resolve
+from simcse_jax.errors import UserError
+from simcse_jax.training.devices import Chips, topology_chips
+from simcse_jax.training.plan import DoesNotFit, Plan, Planner, _next, print_plan
+from tests.small_models import SMALL_ENCODER
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def planner(tmp_path: Path, devices: int, memory: int = 2**30, **changes: Any) -> Planner:
+    recipe = base.get_config()
+    values = {
+        **SMALL_ENCODER,
+        "model.vocab_size": 400,
+        "data.files": "demo:sentences",
+        "data.cache_dir": str(tmp_path),
+        "data.packed": False,
+        "eval.data": "",
+    }
+    recipe.update_from_flattened_dict(values | {key.replace("__", "."): value for key, value in changes.items()})
+    return Planner(resolve(recipe, (), devices), Chips(tuple(jax.devices()[:devices]), memory))
+
+
+def test_a_plan_says_what_the_step_needs_and_sends(tmp_path: Path) -> None:
+    said: list[str] = []
+    made = planner(tmp_path, 8, train__batch_size=512)
+    print_plan(made.config, made.chips, said.append)
+    text = "\n".join(said)
+    assert (
+        "512 examples, 64 on each device: 1 groups of 64, 1 at once, in 64 rows of 32 tokens, encoded 2 times" in text
+    )
+    assert "8 x cpu" in text
+    assert "collective per device and step: 1 x all-gather, 0.03 MiB" in text  # 512 x 16 float32
+    assert "1 x reduce-scatter" in text
+    assert "largest batch that was compiled and fits" in text
+
+
+def test_arithmetic_is_that_of_the_compiled_step(tmp_path: Path) -> None:
+    """Unrolled layers and one block of the loss, so that the compiler's count misses no loop."""
+    made = planner(tmp_path, 1, model__unroll=True, model__hidden_size=64, model__intermediate_size=256)
+    plan = made.compile(64)
+    assert plan.flops == pytest.approx(plan.xla_flops, rel=0.25)  # which counts more than products
+    assert made.compile(128).flops == pytest.approx(2 * plan.flops, rel=0.01)
+
+
+def test_memory_and_the_largest_batch_follow_the_limit(tmp_path: Path) -> None:
+    made = planner(tmp_path, 1)
+    plan = made.compile(64)
+    assert plan.memory["total"] > plan.memory["state"] > 3 * 4 * 400 * 16
+    tried = list(made.largest(plan, 3 * plan.memory["total"]))
+    best = max(size for size, fits in tried if fits)
+    assert 128 <= best <= 256
+    assert all(fits == (made.compile(size).memory["total"] <= 3 * plan.memory["total"]) for size, fits in tried)
+
+
+def test_a_batch_that_does_not_fit_is_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = planner(tmp_path, 1, train__batch_size=1024)
+
+    def compiled(size: int) -> Plan:
+        if size > 300:
+            raise DoesNotFit("RESOURCE_EXHAUSTED: hbm")
+        return Plan(size, {"total": size}, 0, 0.0, ())
+
+    monkeypatch.setattr(made, "compile", compiled)
+    tried = dict(made.largest(None, 10**6))
+    assert max(size for size, fits in tried.items() if fits) == 256
+
+
+def test_the_next_size_is_where_memory_meets_the_limit() -> None:
+    known = [Plan(size, {"total": 1000 + 2 * size}, 0, 0.0, ()) for size in (64, 128)]
+    assert _next(known, 3000, 64, 128, 0) == 960  # 1,000 rounded down to a multiple of 64
+    assert _next(known, 3000, 64, 128, 512) == 320  # between what fits and what does not
+
+
+def test_a_topology_without_a_plan_or_that_nobody_knows(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "simcse_jax.train", "--config=configs/demo.py", "--topology=v5e:2x4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, "Add --plan" in done.stderr) == (2, True)
+    pytest.importorskip("libtpu")
+    with pytest.raises(UserError, match="--topology=v9:1x1 is unknown"):
+        topology_chips("v9:1x1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("topology", "batch", "chips"), [("v5e:2x4", 512, 8), ("v5e:16x16", 16384, 256)])
+def test_the_default_recipe_compiles_for_tpus_that_are_not_there(
+    tmp_path: Path, real_data: Path, topology: str, batch: int, chips: int
+) -> None:
+    pytest.importorskip("libtpu")
+    flags = [
+        f"--topology={topology}",
+        f"--config.train.batch_size={batch}",
+        "--config.model.init=random",
+        "--config.model.name=",
+        f"--config.model.tokenizer={real_data / 'vocab' / 'bert-base-uncased'}",
+        f"--config.data.files={real_data / 'wiki' / 'wiki1m_for_simcse.part.txt'}",
+        f"--config.data.cache_dir={tmp_path}",
+        "--config.eval.data=",
+        "--search=False",
+    ]
+    command = [sys.executable, "-m", "simcse_jax.train", "--plan", "--config=configs/unsup.py", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"devices: {chips} x TPU v5 lite" in done.stdout
+    embeddings = batch * 768 * 4 / 2**20
+    assert f"1 x all-gather, {embeddings:,.2f} MiB" in done.stdout
+    assert "all-to-all" not in done.stdout
+    assert "collective-permute" not in done.stdout
+    assert "within a loop" not in done.stdout
