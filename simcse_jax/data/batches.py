@@ -107,9 +107,9 @@ class Batches:
 
     def _slots(self, rows: np.ndarray) -> list[packing.Slots]:
         """Where each sentence of each group goes; the lengths of the batch are all that it needs."""
-        lengths = self.examples.lengths[rows].reshape(-1, self.layout.group_size, self.examples.lengths.shape[1])
-        layout = self.layout
-        return [packing.first_fit(group.T.ravel(), layout.row_length, layout.one_per_row) for group in lengths]
+        layout, columns = self.layout, self.examples.lengths.shape[1]
+        by_column = self.examples.lengths[rows].reshape(-1, layout.group_size, columns).swapaxes(1, 2)
+        return packing.fit_groups(by_column.reshape(len(by_column), -1), layout.row_length, layout.one_per_row)
 
     def _texts(self, rows: np.ndarray) -> np.ndarray:
         hashes = self.examples.hashes[rows].T

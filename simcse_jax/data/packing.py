@@ -28,21 +28,30 @@ def first_fit(lengths: np.ndarray, row_length: int, one_per_row: bool = False) -
     Longest first, which wastes least; ties keep their order, so the result is a function of the lengths alone.
     lengths: int[N], each at most row_length (ValueError otherwise).
     """
+    return fit_groups(np.asarray(lengths)[None], row_length, one_per_row)[0]
+
+
+def fit_groups(lengths: np.ndarray, row_length: int, one_per_row: bool = False) -> list[Slots]:
+    """`first_fit` of many groups side by side: every host lays out the whole global batch, at every step.
+
+    lengths: int[G, N].
+    """
     lengths = np.asarray(lengths, np.int64)
-    count = len(lengths)
-    if count and lengths.max() > row_length:
+    groups, count = lengths.shape
+    if lengths.size and lengths.max() > row_length:
         raise ValueError(f"A sentence of {lengths.max()} tokens does not fit in a row of {row_length}.")
+    rows, starts, filled = np.zeros((3, groups, count), np.int64)
     if one_per_row:
-        return Slots(np.arange(count), np.zeros(count, np.int64), count)
-    rows, starts = np.zeros(count, np.int64), np.zeros(count, np.int64)
-    filled = np.zeros(count, np.int64)
-    used = 0
-    for n in np.argsort(-lengths, kind="stable"):
-        row = int(np.argmax(filled <= row_length - lengths[n]))  # an untouched row always has room
-        rows[n], starts[n] = row, filled[row]
-        filled[row] += lengths[n]
-        used = max(used, row + 1)
-    return Slots(rows, starts, used)
+        return [Slots(np.arange(count), starts[group], count) for group in range(groups)]
+    each, top = np.arange(groups), 0
+    for sentence in np.argsort(-lengths, axis=1, kind="stable").T:
+        length = lengths[each, sentence]
+        row = np.argmax(filled[:, : top + 1] <= (row_length - length)[:, None], axis=1)  # the last is untouched by all
+        rows[each, sentence], starts[each, sentence] = row, filled[each, row]
+        filled[each, row] += length
+        top = max(top, int(row.max()) + 1)
+    used = rows.max(1, initial=-1) + 1
+    return [Slots(rows[group], starts[group], int(used[group])) for group in range(groups)]
 
 
 def fill(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from simcse_jax.errors import UserError
-from simcse_jax.hosts.agreement import gather, is_first, processes, together
+from simcse_jax.hosts.agreement import first_says, gather, is_first, processes, together
 from simcse_jax.training.manifest import incomplete, seal
 from simcse_jax.training.mesh import place
 from simcse_jax.training.saved import read_state
@@ -181,7 +182,7 @@ class Checkpoints:
         UserError when none is good. Every process reads and checks the whole: a disk that fails one of them is no
         reason to set a good state aside.
         """
-        steps = sorted(self._last.all_steps(), reverse=True)
+        steps = json.loads(first_says(json.dumps(sorted(self._last.all_steps(), reverse=True))))
         for step in steps:
             values, told, problem = None, {}, ""
             try:

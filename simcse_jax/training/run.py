@@ -80,7 +80,7 @@ def _assemble(config: Config, workdir: Path) -> Run:
             pairs = load_graded_pairs(config.eval.data) if config.eval.data else None
         with _about("model.name", "a model folder"):
             folder = local_model(config.model)
-        resumes = holds_checkpoint(workdir)
+        resumes = json.loads(first_says(json.dumps(holds_checkpoint(workdir))))
         if is_first() and not (resumes and (workdir / TOKENIZER).is_dir()):
             write_tokenizer(config.model, folder, files, columns, tokenizer_draft(workdir))
     with together():
