@@ -1,0 +1,98 @@
+"""Memory and compilations over a long run: `python -m benchmarks.long_run --steps=10000`.
+
+Trains a small model on the embedded data, with evaluations and checkpoints, and looks at the process every so many
+steps: its resident memory, the arrays that live on devices, and how many programs were compiled so far. After the
+warm-up (the first tenth of the run) none of them may grow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from configs import demo
+from simcse_jax import cli
+from simcse_jax.config import resolve
+from simcse_jax.training.loop import train
+from simcse_jax.training.run import prepare
+
+SAMPLES = 20
+_LONG_STEPS = flags.DEFINE_integer("steps", 10_000, "Steps to train.", lower_bound=SAMPLES)
+_LONG_JSON = flags.DEFINE_string("json", "", "Write the samples there as well.")
+
+
+def samples_of_a_run(folder: Path, steps: int) -> list[dict[str, Any]]:
+    """Train in `folder`, and return what was seen: step, resident bytes, device arrays, their bytes, compilations."""
+    recipe = demo.get_config()
+    recipe.update_from_flattened_dict(
+        {
+            "model.num_hidden_layers": 1,
+            "model.hidden_size": 16,
+            "model.intermediate_size": 32,
+            "model.vocab_size": 300,
+            "data.cache_dir": str(folder / "cache"),
+            "train.batch_size": 32,
+            "train.steps": steps,
+            "eval.every_steps": max(steps // 10, 1),
+            "checkpoint.every_steps": max(steps // 20, 1),
+            "mesh.data": 1,
+        }
+    )
+    run = prepare(resolve(recipe, (), jax.device_count()), folder / "run")
+    compiled, done, seen = [0], [0], []
+
+    def count(event: str, *_: Any, **__: Any) -> None:
+        compiled[0] += event == "/jax/core/compile/backend_compile_duration"
+
+    def watched(state: Any, batch: Any) -> Any:
+        if done[0] % (steps // SAMPLES) == 0:
+            seen.append({"step": done[0], **_look(), "compilations": compiled[0]})
+        done[0] += 1
+        return run.program.train_step(state, batch)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    program = dataclasses.replace(run.program, train_step=watched)
+    train(dataclasses.replace(run, program=program), folder / "run")
+    return [*seen, {"step": done[0], **_look(), "compilations": compiled[0]}]
+
+
+def _look() -> dict[str, int]:
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    live = jax.live_arrays()
+    return {
+        "resident": pages * os.sysconf("SC_PAGE_SIZE"),
+        "arrays": len(live),
+        "array_bytes": sum(array.nbytes for array in live),
+    }
+
+
+def table(samples: list[dict[str, Any]]) -> list[str]:
+    """A line a sample."""
+    return [
+        "   step   resident MiB   device arrays   of KiB   programs compiled",
+        *(
+            f"{s['step']:>7,} {s['resident'] / 2**20:>14.1f} {s['arrays']:>15} {s['array_bytes'] / 2**10:>8.0f} "
+            f"{s['compilations']:>19}"
+            for s in samples
+        ),
+    ]
+
+
+def main() -> None:
+    """Train as long as the flags say, and print what was seen."""
+    with tempfile.TemporaryDirectory() as folder:
+        samples = samples_of_a_run(Path(folder), _LONG_STEPS.value)
+    print("\n".join(table(samples)))
+    if _LONG_JSON.value:
+        Path(_LONG_JSON.value).write_text(json.dumps(samples, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    cli.run(main)
