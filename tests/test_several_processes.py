@@ -34,8 +34,8 @@ SMALL = (
     "--config.eval.every_steps=10",
     "--config.checkpoint.every_steps=3",
 )
-# One shape to compile.
-PADDED = "--config.data.packed=False"
+# One shape to compile, and no evaluation.
+CHEAP = ("--config.data.packed=False", "--config.eval.data=")
 
 
 class Folder:
@@ -49,7 +49,7 @@ class Folder:
         command = [str(ROOT / "launch" / "local.sh"), f"--processes={processes}", f"--devices_per_process={devices}"]
         command += ["--", *SMALL, f"--config.data.cache_dir={self.path / 'cache'}", f"--workdir={self.path / name}"]
         environment = os.environ | {"JAX_ENABLE_X64": "1", "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-        environment["XLA_FLAGS"] = ""  # the launcher's own
+        environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiles in half the time
         with (self.path / f"{name}.log").open("w") as log:
             return subprocess.Popen(
                 [*command, *flags], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True
@@ -65,7 +65,7 @@ class Folder:
         self.finish(name, self.start(name, processes, devices, *flags))
 
     def require_equal(self, name: str, other: str) -> None:
-        """The same losses and dev scores, and parameters within 1e-9."""
+        """The same losses and, where there are any, dev scores; and parameters within 1e-9."""
         lines = [
             [
                 {k: v for k, v in line.items() if k in ("step", "loss", "dev/spearman")}
@@ -73,8 +73,9 @@ class Folder:
             ]
             for n in (name, other)
         ]
+        if not any("dev/spearman" in line for line in lines[0]):
+            lines[1] = [line for line in lines[1] if "loss" in line]
         assert [line["step"] for line in lines[0] if "loss" in line] == list(range(1, STEPS + 1))
-        assert len(lines[0]) == len(lines[1])
         for one, two in zip(*lines, strict=True):
             assert one == pytest.approx(two, rel=1e-6), name
         with jax.enable_x64(True):
@@ -99,15 +100,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     [
         ("eight-devices", 1, 8, []),
         ("two", 2, 4, []),
-        ("four", 4, 2, [PADDED]),
-        ("fsdp", 2, 4, ["--config.mesh.fsdp=2", PADDED]),
-        ("chunks-and-tiles", 2, 4, ["--config.train.groups_at_once=1", "--config.objective.tile=100", PADDED]),
-        (
-            "all",
-            2,
-            4,
-            ["--config.train.groups_at_once=1", "--config.objective.tile=50", "--config.mesh.fsdp=4", PADDED],
-        ),
+        ("four", 4, 2, [*CHEAP, "--config.train.groups_at_once=1", "--config.objective.tile=100"]),
+        ("fsdp", 2, 4, [*CHEAP, "--config.mesh.fsdp=2"]),
     ],
 )
 def test_any_number_of_processes_gives_the_run_of_one(
@@ -116,8 +110,7 @@ def test_any_number_of_processes_gives_the_run_of_one(
     runs.run(name, processes, devices, *flags)
     runs.require_equal(name, "one")
     said = runs.log(name)
-    assert said.count("before training") == 1  # one process talks
-    assert "the untrained weights" not in said
+    assert said.count("The best model is in") == 1  # one process talks
     assert (runs.path / name / "model" / "model.safetensors").exists()
     if processes > 1:
         assert f"{processes} processes on 1 host, {processes * devices} devices" in said
@@ -153,7 +146,7 @@ def stopping() -> Iterator[list[subprocess.Popen[str]]]:
 def test_a_signal_to_one_and_the_death_of_another_change_nothing(
     runs: Folder, stopping: list[subprocess.Popen[str]]
 ) -> None:
-    launcher = runs.start("faults", 2, 2, "--heartbeat_timeout_s=10", PADDED)
+    launcher = runs.start("faults", 2, 2, "--heartbeat_timeout_s=10", *CHEAP)
     stopping.append(launcher)
 
     def reached(step: int) -> bool:
