@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import glob
 import os
 import sys
 import traceback
@@ -15,6 +16,15 @@ from simcse_jax.errors import UserError
 
 USER_ERROR_STATUS = 2
 
+# For the TPU's library where there is no TPU: no metadata server, no lock on chips, and no complaint about either.
+NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+}
+
 
 def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> None:
     """Parse the flags, call main, and exit with its status (None = 0), or 2 after a UserError or a wrong flag."""
@@ -22,6 +32,8 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
+    if not glob.glob("/dev/accel*") and not glob.glob("/dev/vfio/*"):
+        os.environ.update({name: value for name, value in NO_TPU.items() if name not in os.environ})
 
     def guarded(_: Sequence[str]) -> int:
         if not flags.FLAGS["verbosity"].present:

@@ -11,17 +11,9 @@ import jax
 
 from simcse_jax.errors import UserError
 
-# High-bandwidth memory that a program may use on each device, GiB: from the messages of the TPU compiler (libtpu).
-TPU_MEMORY = {"TPU v4": 30.75, "TPU v5 lite": 15.75, "TPU v5": 94.75, "TPU v5p": 94.75, "TPU v6 lite": 31.25}
-
-# For the compiler where there is no TPU: no metadata server, no lock on chips, and no complaint about either.
-NO_TPU = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-}
+# Memory that a program may use on each device, GiB: what the TPU compiler (libtpu 0.0.42) says when it is too little.
+# Topologies of TPU v4 list two devices a chip.
+TPU_MEMORY = {"TPU v4": 15.25, "TPU v5 lite": 15.75, "TPU v5": 95.74, "TPU v6 lite": 31.25}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +44,6 @@ def topology_chips(topology: str) -> Chips:
         )
     from jax.experimental import topologies
 
-    for name, value in NO_TPU.items():
-        os.environ.setdefault(name, value)
     try:
         devices = tuple(topologies.get_topology_desc(topology, "tpu").devices)
     except Exception as error:
