@@ -27,7 +27,6 @@ class Chip:
     peak: float  # FLOP/s, bfloat16, dense
     float32_peak: float  # FLOP/s of products in full float32 precision
     hbm: float
-    hbm_size: float
     inner_size: int  # chips joined by the fast links: a TPU slice, a GPU node
     inner: float  # of all of a chip's fast links together
     outer: float  # a chip's share of the network between slices or nodes
@@ -41,12 +40,12 @@ CHIPS = {
     # 1,600 Gb/s a chip, newer ones 400 GB/s bidirectional, so 200 GB/s is one direction, over 4 links of 50 GB/s.
     # Data-centre network: 6.4 Tb/s a pod of 256, 25 Gb/s a chip. Float32 products: six bfloat16 ones
     # (jax.lax.Precision.HIGHEST).
-    "v5e": Chip("TPU v5e", 197e12, 197e12 / 6, 819e9, 16e9, 256, 200e9, 25e9 / 8, 1e-6, 50e-6, torus=True),
+    "v5e": Chip("TPU v5e", 197e12, 197e12 / 6, 819e9, 256, 200e9, 25e9 / 8, 1e-6, 50e-6, torus=True),
     # nvidia.com/en-us/data-center/h100 (SXM): 1,979 TFLOP/s with sparsity, so 989 dense; float32 67 TFLOP/s; 80 GB,
     # 3.35 TB/s; NVLink 900 GB/s, both directions together. DGX H100: 8 GPUs, a 400 Gb/s network card each.
-    "h100": Chip("H100 SXM", 989e12, 67e12, 3.35e12, 80e9, 8, 450e9, 50e9, 2e-6, 10e-6, torus=False),
+    "h100": Chip("H100 SXM", 989e12, 67e12, 3.35e12, 8, 450e9, 50e9, 2e-6, 10e-6, torus=False),
     # nvidia.com/en-us/data-center/h200: the same but 141 GB, 4.8 TB/s.
-    "h200": Chip("H200 SXM", 989e12, 67e12, 4.8e12, 141e9, 8, 450e9, 50e9, 2e-6, 10e-6, torus=False),
+    "h200": Chip("H200 SXM", 989e12, 67e12, 4.8e12, 8, 450e9, 50e9, 2e-6, 10e-6, torus=False),
 }
 
 

@@ -1,11 +1,12 @@
 """Memory of a training step by batch size, from XLA's own analysis: steps are compiled and none is run.
 
     python -m benchmarks.memory --json=FILE --plot=FILE.png
-    TPU_SKIP_MDS_QUERY=1 python -m benchmarks.memory --topology=v5e:2x2 --batch_sizes=65536 --layouts=both
+    JAX_PLATFORMS=cpu python -m benchmarks.memory --topology=v5e:2x2 --batch_sizes=65536
 
 The step is the real one: unsupervised SimCSE of BERT-base, AdamW, sentences of at most 32 tokens packed into rows of
-64, on one device. Three layouts of it, which train alike: `whole` encodes the batch at once and ranks it in one block,
-`groups` encodes a group of 64 at a time (train.groups_at_once=1), and `both` ranks in tiles as well (objective.tile).
+64, on one device. Five layouts of it, which train alike: `whole` encodes the batch at once and ranks it in one block,
+`remat` recomputes each layer in the backward pass (model.remat), `groups` encodes a group of 64 at a time
+(train.groups_at_once=1), `both` ranks in tiles as well (objective.tile), and `all` recomputes each layer as well.
 With --topology, one chip of a TPU that need not be there is compiled for (pip install libtpu): minutes a step.
 """
 
@@ -20,24 +21,26 @@ import jax.numpy as jnp
 from absl import flags
 from jax.sharding import Mesh
 
+from configs import base
 from simcse_jax import cli
-from simcse_jax.config import ObjectiveConfig, OptimizerConfig
-from simcse_jax.data.batches import Batch
+from simcse_jax.config import ObjectiveConfig, resolve
 from simcse_jax.encoder.bert import Encoder, EncoderConfig
-from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.errors import UserError
-from simcse_jax.group import Group
-from simcse_jax.objective.contrastive import make_info_nce
-from simcse_jax.training.mesh import make_mesh, state_shardings
-from simcse_jax.training.optimizer import make_optimizer
-from simcse_jax.training.state import init_state
-from simcse_jax.training.step import compile_train_step, make_embed_group, make_loss, make_train_step
+from simcse_jax.training.devices import topology_chips
+from simcse_jax.training.mesh import make_mesh
+from simcse_jax.training.program import batch_shapes, make_program
 
 BERT_BASE = EncoderConfig("bert", 30522, 768, 12, 12, 3072)
 # 64 Wikipedia sentences of 21.9 tokens in the mean fill 23 rows of 64.
 GROUP, ROWS, ROW_LENGTH = 64, 23, 64
 TILE = ObjectiveConfig().tile
-LAYOUTS = {"whole": (0, 0), "groups": (1, 0), "both": (1, TILE)}  # groups at once, tile
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "whole": {"objective.tile": 0},
+    "remat": {"objective.tile": 0, "model.remat": True},
+    "groups": {"objective.tile": 0, "train.groups_at_once": 1},
+    "both": {"objective.tile": TILE, "train.groups_at_once": 1},
+    "all": {"objective.tile": TILE, "train.groups_at_once": 1, "model.remat": True},
+}
 
 _BATCHES = flags.DEFINE_list(
     "batch_sizes", ["64", "256", "1024", "4096", "16384", "65536"], f"Batch sizes, multiples of {GROUP}."
@@ -49,45 +52,23 @@ _JSON = flags.DEFINE_string("json", "", "Write the figures there as well.")
 _PLOT = flags.DEFINE_string("plot", "", "Draw them there (.png, .svg or .pdf).")
 
 
-def one_device(topology: str) -> Mesh:
-    """A mesh of one device: of this machine, or of a TPU that is only compiled for."""
-    if not topology:
-        return make_mesh(1)
-    from jax.experimental import topologies
-
-    try:
-        return make_mesh(1, devices=topologies.get_topology_desc(topology, "tpu").devices)
-    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
-        raise UserError(f"--topology={topology} cannot be had: {error}\nIt needs `pip install libtpu`.") from error
-
-
-def batch_shapes(batch_size: int) -> Batch:
-    """A batch of this many examples as ShapeDtypeStructs."""
-    groups = batch_size // GROUP
-
-    def ints(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.int32)
-
-    rows, sentences = ints(groups, ROWS, ROW_LENGTH), ints(groups, GROUP)
-    return Batch(Group(rows, rows, rows, rows, sentences, sentences), ints(2, batch_size))
-
-
 def measure(mesh: Mesh, batch_size: int, layout: str, dtype: str) -> dict[str, Any]:
     """Bytes of a compiled step: arguments, outputs, aliased (outputs in the place of arguments), temporaries, needed.
 
     `needed` is the sum, as temporaries share places that are theirs at different times; `peak` is XLA's own figure,
     which on CPUs counts no temporaries. Or `out of memory`: the compiler's words where the device has too little.
     """
-    groups_at_once, tile = LAYOUTS[layout]
-    encoder = Encoder(BERT_BASE, jnp.dtype(dtype), has_head=True)
-    embed = make_embed_group(encoder, "cls", GROUP, mesh)
-    loss = make_loss(embed, make_info_nce(mesh, tile=tile), mesh, groups_at_once)
-    optimizer = make_optimizer(OptimizerConfig(), 1000)
-    state = jax.eval_shape(lambda params: init_state(params, optimizer, 0), parameter_shapes(encoder))
-    step: Any = compile_train_step(make_train_step(loss, optimizer, views=2), mesh, state_shardings(mesh, state))
+    recipe = base.get_config()
+    changes = {"data.files": "none", "train.batch_size": batch_size, "model.dtype": dtype}
+    recipe.update_from_flattened_dict(changes | LAYOUTS[layout])
+    config = resolve(recipe, (), mesh.size)
+    encoder = Encoder(BERT_BASE, jnp.dtype(dtype), has_head=True, remat=config.model.remat)
+    program = make_program(config, encoder, mesh, views=2, total_steps=1000)
+    batch = batch_shapes(config, mesh, 1, ROWS, ROW_LENGTH)
+    step: Any = program.train_step
     figures: dict[str, Any] = {"batch size": batch_size, "layout": layout}
     try:
-        memory = step.lower(state, batch_shapes(batch_size)).compile().memory_analysis()
+        memory = step.lower(program.shapes, batch).compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -132,11 +113,13 @@ def draw(results: list[dict[str, Any]], path: str) -> None:
 
     names = {
         "whole": "whole batch at once",
+        "remat": "whole batch, layers recomputed",
         "groups": "a group at a time",
         "both": f"a group at a time, loss in tiles of {TILE:,}",
+        "all": "the same, layers recomputed",
     }
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for (layout, name), style in zip(names.items(), ("o-", "s-", "^-"), strict=True):
+    for (layout, name), style in zip(names.items(), ("o-", "d-", "s-", "^-", "v-"), strict=True):
         points = [(r["batch size"], r["needed"] / 2**30) for r in results if r["layout"] == layout and "needed" in r]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=name)
@@ -161,7 +144,7 @@ def main() -> None:
     unknown = [layout for layout in _LAYOUTS.value if layout not in LAYOUTS]
     if unknown:
         raise UserError(f"--layouts: {unknown[0]!r} is unknown.\nUse some of {','.join(LAYOUTS)}.")
-    mesh = one_device(_TOPOLOGY.value)
+    mesh = make_mesh(1, devices=topology_chips(_TOPOLOGY.value).devices if _TOPOLOGY.value else None)
     device = mesh.devices.flat[0].device_kind
     print(f"one {device}, {_DTYPE.value}, groups of {GROUP} in {ROWS} rows of {ROW_LENGTH} tokens", flush=True)
     results = []

@@ -35,7 +35,7 @@ _PEAK = flags.DEFINE_float(
 )
 _LINK = flags.DEFINE_float("link_share", Assumed.link_share, "Assumed share of a link's bandwidth.", 0.01, 1)
 _BYTES = flags.DEFINE_integer("gradient_bytes", 4, "Of one element of the gradients, as they are sent.", 1)
-_REDUCTIONS = flags.DEFINE_integer("reductions", 1, "How often a step sends its gradients.", 1)
+_CHUNKS = flags.DEFINE_integer("chunks", 1, "In how many a chip's sentences are encoded (train.groups_at_once).", 1)
 _FSDP = flags.DEFINE_bool("fsdp", False, "Split parameters and optimizer over the slice or node.")
 _JSON = flags.DEFINE_string("json", "", "Write every figure there as well.")
 _PLOT = flags.DEFINE_string("plot", "", "Draw communication's share against chips there (.png, .svg).")
@@ -80,28 +80,21 @@ def binding_from(steps: list[Step]) -> int | None:
 def examples_needed(
     chip: Chip, chips: int, model: Model, recipe: Recipe, assumed: Assumed, share: float = 0.2
 ) -> int | None:
-    """The fewest sentences a chip (a multiple of 8) that keep communication's share at `share`; None if none does.
-
-    Those whose logits do not fit the chip do not count.
-    """
+    """The fewest sentences a chip (a multiple of 8) that keep communication's share at `share`; None if none does."""
     for examples in range(8, MOST_EXAMPLES + 1, 8):
-        s = step(chip, chips, examples, model, recipe, assumed)
-        if s.needed > chip.hbm_size:
-            return None
-        if s.share <= share:
+        if step(chip, chips, examples, model, recipe, assumed).share <= share:
             return examples
     return None
 
 
-def row(s: Step, chip: Chip) -> str:
+def row(s: Step) -> str:
     """One line of a table; MB over the fast links + over the outer network."""
-    note = "" if s.needed <= chip.hbm_size else " *"
 
     def sent(inner: float, outer: float) -> str:
         return f"{inner / 1e6:,.1f}" + (f" + {outer / 1e6:,.1f}" if outer else "")
 
     cells = [
-        f"{s.chips:,}{note}",
+        f"{s.chips:,}",
         f"{s.examples:,}",
         f"{(s.encoder_flops + s.loss_flops) / 1e12:,.3f}",
         f"{s.loss_flops / (s.encoder_flops + s.loss_flops):.1%}",
@@ -161,7 +154,7 @@ def main() -> None:
     assumed = dataclasses.replace(Assumed(), peak_share=_PEAK.value, link_share=_LINK.value)
     sending: dict[str, Any] = {
         "gradient_bytes": _BYTES.value,
-        "reductions": _REDUCTIONS.value,
+        "chunks": _CHUNKS.value,
         "fsdp": _FSDP.value,
     }
     recipe = dataclasses.replace(UNSUPERVISED, tokens=_TOKENS.value, **sending)
@@ -174,7 +167,7 @@ def main() -> None:
         for chip in chips:
             steps = found[f"{table.title}; {chip.name}"] = table.steps(chip, model, assumed)
             print(f"\n### {table.title}: {chip.name}\n\n{HEADER}")
-            print("\n".join(row(s, chip) for s in steps))
+            print("\n".join(row(s) for s in steps))
     if _JSON.value:
         figures = {
             name: [dataclasses.asdict(s) | {"share": s.share, "binds": s.binds} for s in steps]

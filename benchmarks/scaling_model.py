@@ -31,11 +31,21 @@ class Model:
         return self.layers * (4 * self.width**2 + 2 * self.width * self.ffn)
 
     @property
-    def parameters(self) -> int:
-        """All of them: tables and their norm, matrices, biases, two norms a layer, head."""
+    def of_layers(self) -> int:
+        """Parameters of all layers: matrices, biases, two norms a layer."""
         d = self.width
-        tables = (self.vocabulary + self.positions + self.types) * d + 2 * d
-        return tables + self.matrices + self.layers * (4 * d + self.ffn + d + 4 * d) + d * d + d
+        return self.matrices + self.layers * (4 * d + self.ffn + d + 4 * d)
+
+    @property
+    def around(self) -> int:
+        """Parameters before and after the layers: tables and their norm, head."""
+        d = self.width
+        return (self.vocabulary + self.positions + self.types) * d + 2 * d + d * d + d
+
+    @property
+    def parameters(self) -> int:
+        """All of them."""
+        return self.of_layers + self.around
 
 
 MODELS = {
@@ -56,7 +66,7 @@ class Recipe:
     tokens: float = 21.9  # a sentence's mean
     row_length: int = 64
     gradient_bytes: int = FLOAT32  # an element of the gradients, as they are sent
-    reductions: int = 1  # how often a step sends them
+    chunks: int = 1  # in how many a chip's groups are encoded (train.groups_at_once); 1 = all at once
     fsdp: bool = False  # parameters and optimizer split over the slice or node
 
 
@@ -77,36 +87,44 @@ def fill(groups: int) -> float:
 def encoder_flops(model: Model, recipe: Recipe, examples: int, groups: int) -> float:
     """FLOPs of one chip: forward 2 per parameter and position, attention 4 T D a layer and position, backward twice it.
 
-    Looking up word embeddings costs none. Add a third where `groups_at_once` recomputes the forward pass.
+    Looking up word embeddings costs none. In chunks, the forward pass is made twice.
     """
     sentences = examples * recipe.texts * recipe.views
     positions = sentences * recipe.tokens / fill(groups)
     attention = 4 * model.layers * model.width * recipe.row_length
-    return 3 * (positions * (2 * model.matrices + attention) + sentences * 2 * model.width**2)
+    forward = positions * (2 * model.matrices + attention) + sentences * 2 * model.width**2
+    return forward * (3 if recipe.chunks == 1 else 4)
 
 
 def loss_flops(model: Model, recipe: Recipe, examples: int, batch: int) -> float:
-    """FLOPs of one chip: its anchors against all candidates, once forward and twice backward, in full float32."""
-    return 3 * 2 * examples * batch * recipe.candidates * model.width
+    """FLOPs of one chip: its anchors against all candidates, in full float32, in tiles that are computed again.
+
+    Four products: forward, again, and two backward.
+    """
+    return 4 * 2 * examples * batch * recipe.candidates * model.width
 
 
 def gradients_sent(chip: Chip, chips: int, model: Model, recipe: Recipe, assumed: Assumed) -> Sent:
     """All of a step's exchange of gradients, and of parameters with fsdp. An all-reduce is a scatter and a gather.
 
-    A layer's gradients go by themselves, so latencies count layers + 1 times.
+    Without fsdp: one all-reduce after the backward pass, however many chunks. With fsdp over a slice or node: layer by
+    layer and chunk by chunk, parameters (float32) are gathered and gradients scattered within it; one all-reduce over
+    the others follows, of what is left.
     """
     size = model.parameters * recipe.gradient_bytes
-    scatter = gathered(chip, chips, size, assumed)
-    latencies = gathered(chip, chips, 0, assumed) * model.layers
-    reduced = (scatter + latencies) * 2 * recipe.reductions
+    reduced = gathered(chip, chips, size, assumed) * 2
     if not recipe.fsdp:
         return reduced
-    # Within the slice: parameters (float32) gathered forward and again backward in place of the all-reduce's gather.
     within = min(chips, chip.inner_size)
-    parameters = gathered(chip, within, model.parameters * FLOAT32, assumed)
-    replaced = gathered(chip, within, size, assumed)
-    again = gathered(chip, within, 0, assumed) * model.layers
-    return reduced + (parameters * 2 + again + replaced * -1) * recipe.reductions
+    across = reduced + gathered(chip, within, size, assumed) * -2
+    again = recipe.chunks > 1
+    layer = FLOAT32 * model.of_layers / model.layers
+    # A layer is gathered when it runs: forward, in chunks once more to recompute, and backward. What is around the
+    # layers the backward pass needs not, and the first pass over all chunks gathers it once.
+    layers = gathered(chip, within, layer, assumed) * (recipe.chunks * model.layers * (2 + again))
+    around = gathered(chip, within, FLOAT32 * model.around, assumed) * (1 + recipe.chunks * again)
+    scattered = gathered(chip, within, size, assumed) + gathered(chip, within, 0, assumed) * model.layers
+    return layers + around + scattered * recipe.chunks + across
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +139,7 @@ class Step:
     hbm: float
     embeddings: Sent
     gradients: Sent
-    backward: float  # of `compute`: what gradients can travel behind
-    needed: float  # bytes of HBM that neither packing nor groups_at_once saves
+    backward: float  # of `compute`: what gradients could travel behind
 
     @property
     def communication(self) -> float:
@@ -135,9 +152,10 @@ class Step:
 
     @property
     def shortest(self) -> float:
-        """Seconds when gradients travel behind the backward pass. The embeddings cannot: all wait for them.
+        """Seconds if gradients travelled behind the backward pass. The embeddings cannot: all wait for them.
 
-        Nor can the optimizer start before the last gradient is there, as it clips by the norm of all of them.
+        Without fsdp that is not what is compiled: the all-reduce follows the pass. Nor can the optimizer start
+        before the last gradient is there, as it clips by the norm of all of them.
         """
         exposed = max(0.0, self.gradients.seconds - self.backward)
         return self.compute + self.hbm + self.embeddings.seconds + exposed
@@ -167,8 +185,6 @@ def step(chip: Chip, chips: int, examples: int, model: Model, recipe: Recipe, as
     moved = (16 + 12) * model.parameters / split + assumed.logit_passes * logits
     embeddings = gathered(chip, chips, batch * recipe.candidates * model.width * FLOAT32, assumed) * 2
     gradients = gradients_sent(chip, chips, model, recipe, assumed)
-    # State and gradients, and the logits with their gradient and a temporary or two of their size.
-    needed = 16 * model.parameters / split + 4 * logits
-    return Step(
-        chips, examples, encoder, loss, compute, moved / chip.hbm, embeddings, gradients, of_encoder * 2 / 3, needed
-    )
+    # In chunks the forward pass is made again within the backward one.
+    backward = of_encoder * (2 / 3 if recipe.chunks == 1 else 3 / 4)
+    return Step(chips, examples, encoder, loss, compute, moved / chip.hbm, embeddings, gradients, backward)

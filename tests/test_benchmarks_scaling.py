@@ -50,9 +50,11 @@ def test_flops_of_a_step() -> None:
     rest = encoder_flops(BASE, UNSUPERVISED, 64, 1) - 6 * BASE.matrices * positions
     assert rest == pytest.approx(12 * 12 * 768 * 64 * positions + 6 * 768**2 * 128)
     assert rest / (6 * BASE.matrices * positions) == pytest.approx(0.0142, abs=5e-4)
-    assert loss_flops(BASE, UNSUPERVISED, 64, 64) == 6 * 64 * 64 * 768
-    assert loss_flops(BASE, SUPERVISED, 8, 512) == 2 * 6 * 8 * 512 * 768
+    assert loss_flops(BASE, UNSUPERVISED, 64, 64) == 8 * 64 * 64 * 768
+    assert loss_flops(BASE, SUPERVISED, 8, 512) == 2 * 8 * 8 * 512 * 768
     assert loss_flops(BASE, UNSUPERVISED, 128, 256) == 4 * loss_flops(BASE, UNSUPERVISED, 64, 128)
+    chunked = dataclasses.replace(UNSUPERVISED, chunks=4)
+    assert encoder_flops(BASE, chunked, 64, 1) == pytest.approx(4 / 3 * encoder_flops(BASE, UNSUPERVISED, 64, 1))
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
@@ -104,25 +106,37 @@ def test_links_of_a_torus() -> None:
     assert fast_links(CHIPS["h100"], 8) == (450e9, 7)
 
 
-def test_fsdp_sends_half_as_much_again_within_a_slice() -> None:
-    """Parameters twice and gradients once, each (n - 1) / n of their size, where an all-reduce sends two of them."""
+def test_fsdp_gathers_layers_twice_and_the_rest_once() -> None:
+    """Where an all-reduce sends two of the whole; beyond the slice or node, both send the same."""
     split = dataclasses.replace(UNSUPERVISED, fsdp=True)
+    parts = 2 * BASE.of_layers + BASE.around + BASE.parameters
     for name, chips in (("v5e", 64), ("h100", 8)):
         plain = gradients_sent(CHIPS[name], chips, BASE, UNSUPERVISED, ASSUMED)
-        assert gradients_sent(CHIPS[name], chips, BASE, split, ASSUMED).inner == pytest.approx(1.5 * plain.inner)
+        sent = gradients_sent(CHIPS[name], chips, BASE, split, ASSUMED)
+        assert sent.inner == pytest.approx(plain.inner * parts / (2 * BASE.parameters))
+        assert sent.outer == 0
     whole, part = (step(CHIPS["h100"], 64, 64, BASE, recipe, ASSUMED) for recipe in (UNSUPERVISED, split))
     assert part.gradients.outer == pytest.approx(whole.gradients.outer)
-    assert part.needed < whole.needed
     assert part.hbm < whole.hbm
 
 
-def test_smaller_gradients_and_more_reductions() -> None:
-    chip = CHIPS["v5e"]
-    once = gradients_sent(chip, 512, BASE, UNSUPERVISED, ASSUMED)
-    half = gradients_sent(chip, 512, BASE, dataclasses.replace(UNSUPERVISED, gradient_bytes=2), ASSUMED)
-    thrice = gradients_sent(chip, 512, BASE, dataclasses.replace(UNSUPERVISED, reductions=3), ASSUMED)
+def test_chunks_send_no_more_unless_parameters_are_split() -> None:
+    chip, chunked = CHIPS["h100"], dataclasses.replace(UNSUPERVISED, chunks=4)
+    assert gradients_sent(chip, 64, BASE, chunked, ASSUMED) == gradients_sent(chip, 64, BASE, UNSUPERVISED, ASSUMED)
+    whole, parts = (dataclasses.replace(recipe, fsdp=True) for recipe in (UNSUPERVISED, chunked))
+    once, often = (gradients_sent(chip, 64, BASE, recipe, ASSUMED) for recipe in (whole, parts))
+    gathered_once, gathered_often = 2 * BASE.of_layers + BASE.around, 12 * BASE.of_layers + 5 * BASE.around
+    more = (gathered_often + 4 * BASE.parameters) / (gathered_once + BASE.parameters)
+    assert often.inner == pytest.approx(more * once.inner)
+    assert often.outer == pytest.approx(once.outer)
+
+
+def test_smaller_gradients() -> None:
+    once, half = (
+        gradients_sent(CHIPS["v5e"], 512, BASE, dataclasses.replace(UNSUPERVISED, gradient_bytes=size), ASSUMED)
+        for size in (4, 2)
+    )
     assert (half.inner, half.outer) == pytest.approx((once.inner / 2, once.outer / 2))
-    assert thrice.seconds == pytest.approx(3 * once.seconds)
 
 
 def test_where_communication_binds() -> None:
@@ -160,38 +174,68 @@ def test_the_command_prints_the_tables_of_the_chapter(tmp_path: Path) -> None:
     assert "'many' is not a whole number above 0" in wrong.stderr
 
 
-def compiled_step(columns: int) -> tuple[list[Collective], int]:
-    """The collectives of the real step on 8 devices, and the number of its parameters."""
-    mesh, batches, loss, params, views = build(Case("8 devices", devices=8), columns, jnp.float32)
+SMALL = Model(CONFIG.num_hidden_layers, CONFIG.hidden_size, CONFIG.intermediate_size, CONFIG.vocab_size, 32, 2)
+
+
+def compiled_step(case: Case, columns: int) -> list[Collective]:
+    """The collectives of the real step on 8 devices, of the small model of the tests of topology."""
+    mesh, batches, loss, params, views = build(case, columns, jnp.float32)
     optimizer = make_optimizer(OptimizerConfig(), 10)
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, 5), params)
     compiled = compile_train_step(make_train_step(loss, optimizer, views), mesh, state_shardings(mesh, shapes))
     text = compiled.lower(shapes, batches(0)).compile().as_text()  # pyright: ignore[reportFunctionMemberAccess]
     assert text
-    return collectives(text), sum(p.size for p in jax.tree.leaves(params))
+    assert SMALL.parameters == sum(p.size for p in jax.tree.leaves(params))
+    return collectives(text)
+
+
+def total(found: list[Collective], kind: str) -> int:
+    """Bytes of the results of all collectives of one kind, each as often as it runs."""
+    assert all(c.times for c in found)
+    return sum(c.bytes * (c.times or 0) for c in found if c.kind == kind)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("columns", [1, 3], ids=["dropout", "hard negatives"])
 def test_a_compiled_step_sends_what_the_model_says(columns: int) -> None:
     """Embeddings gathered once and scattered once, every gradient reduced once: nothing else, and the same bytes."""
-    found, parameters = compiled_step(columns)
-    width = CONFIG.hidden_size
-    model = Model(CONFIG.num_hidden_layers, width, CONFIG.intermediate_size, CONFIG.vocab_size, 32, 2)
-    assert model.parameters == parameters
+    found = compiled_step(Case("8 devices", devices=8), columns)
     recipe = UNSUPERVISED if columns == 1 else SUPERVISED
+    assert not any(c.in_loop for c in found)
 
     (gather,) = (c for c in found if c.kind == "all-gather")
     (scatter,) = (c for c in found if c.kind == "reduce-scatter")
-    assert not gather.in_loop
-    assert not scatter.in_loop
-    assert gather.bytes == 8 * scatter.bytes == BATCH * recipe.candidates * width * 4
-    sent = step(CHIPS["v5e"], 8, BATCH // 8, model, recipe, ASSUMED)
+    assert gather.bytes == 8 * scatter.bytes == BATCH * recipe.candidates * SMALL.width * 4
+    sent = step(CHIPS["v5e"], 8, BATCH // 8, SMALL, recipe, ASSUMED)
     assert sent.embeddings.inner == (gather.bytes + 8 * scatter.bytes) * 7 / 8
 
+    assert {c.kind for c in found} == {"all-gather", "reduce-scatter", "all-reduce"}
+    reduced = total(found, "all-reduce")
+    metrics = 4 * 7  # the loss and six sums go along
+    assert sent.gradients.inner == 2 * (reduced - metrics) * 7 / 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_a_compiled_step_with_fsdp_sends_what_the_model_says(chunks: int) -> None:
+    """4 x 2 devices: parameters gathered and gradients scattered in pairs, the halves reduced over the four pairs."""
+    case = Case("4 x 2", devices=8, fsdp=2, group=4 // chunks, groups_at_once=chunks - 1)
+    found = compiled_step(case, 1)
+    assert {c.kind for c in found} == {"all-gather", "reduce-scatter", "all-reduce"}
+    embeddings = BATCH * SMALL.width * 4
+    gathered_bytes = total(found, "all-gather") - embeddings
+    scattered_bytes = 2 * (total(found, "reduce-scatter") - embeddings // 8)
+    pairs = dataclasses.replace(CHIPS["h100"], inner_size=2)
+    recipe = dataclasses.replace(UNSUPERVISED, fsdp=True, chunks=chunks)
+    sent = gradients_sent(pairs, 8, SMALL, recipe, ASSUMED)
+    # Norm and bias around the layers (one axis each) are never split. One bias a layer the backward pass needs not.
+    unsplit, unneeded = 4 * 3 * SMALL.width, 4 * SMALL.width * SMALL.layers
+    assert gathered_bytes == 4 * chunks * SMALL.of_layers * (chunks + 1) - chunks * unneeded + (
+        (4 * SMALL.around - unsplit) * (1 if chunks == 1 else 3)
+    )
+    assert scattered_bytes == chunks * (4 * SMALL.parameters - unsplit)
+    assert sent.inner == pytest.approx((gathered_bytes + scattered_bytes) / 2, rel=5e-3)
     reduced = [c for c in found if c.kind == "all-reduce"]
-    assert len(found) == 2 + len(reduced)
-    total = sum(c.bytes * (c.times or 0) for c in reduced)
-    # The second token type is never looked up, so its gradient is known to be 0; the loss and six sums go along.
-    assert total == 4 * (parameters - width) + 4 * 7
-    assert sent.gradients.inner == pytest.approx(2 * total * 7 / 8, rel=2e-3)
+    assert not any(c.in_loop for c in reduced)
+    # A few hundred bytes of metrics and squared norms go along.
+    assert sent.outer == pytest.approx(2 * sum(c.bytes for c in reduced) * 3 / 4, rel=0.01)
