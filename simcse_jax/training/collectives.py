@@ -25,6 +25,7 @@ _CALLED = re.compile(
     r"(?:\{([^}]*)\}|%?([\w.\-]+))"
 )
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 # A TPU writes a reduce-scatter as a fusion of this name, in which an all-reduce of the whole array stands.
 _FUSED_REDUCE_SCATTER = re.compile(r"^all-reduce-scatter\b")
 
@@ -50,13 +51,15 @@ class _Instruction:
     computation: str
     calls: tuple[tuple[str, str], ...]  # (attribute, computation)
     trip_count: int | None
+    channel: str | None  # the collective's number; None where it has none
 
 
 def collectives(compiled_text: str) -> list[Collective]:
     """Every collective of a compiled program's text, in the order of the text; of an asynchronous pair, the end alone.
 
     The end (`all-gather-done`) has the result by itself, the start has buffers and operands beside it. A collective
-    wrapped into a computation of its own (`async-start`, a fusion) is found there. Text without a collective gives [].
+    wrapped into a computation of its own (`async-start`, a fusion) is found there; a TPU repeats such computations, and
+    one channel counts once. Text without a collective gives [].
     """
     instructions = _instructions(compiled_text)
     callers: dict[str, list[tuple[_Instruction, bool]]] = defaultdict(list)
@@ -84,7 +87,7 @@ def collectives(compiled_text: str) -> list[Collective]:
             total += outer * trips
         return total if callers[computation] else 1
 
-    found = []
+    found, channels = [], set()
     for instruction in instructions:
         if instruction in fused.values():
             kind = "reduce-scatter"
@@ -92,6 +95,9 @@ def collectives(compiled_text: str) -> list[Collective]:
             kind = instruction.opcode.removesuffix("-done")
             if kind not in KINDS or instruction.computation in fused:
                 continue
+        if instruction.channel and (kind, instruction.channel) in channels:
+            continue
+        channels.add((kind, instruction.channel))
         dtype, shapes, size = _sizes(instruction.type)
         where = instruction.computation
         found.append(Collective(instruction.name, kind, dtype, shapes, size, in_loop(where), times(where)))
@@ -115,10 +121,17 @@ def _instructions(text: str) -> list[_Instruction]:
         calls = []
         for attribute, several, one in _CALLED.findall(line[end:]):
             calls += [(attribute, called.strip().lstrip("%")) for called in (several or one).split(",")]
-        trips = _TRIP_COUNT.search(line)
-        of_type = line[name.end() : end]
+        trips, channel = _TRIP_COUNT.search(line), _CHANNEL.search(line)
         found.append(
-            _Instruction(name[1], opcode[1], of_type, computation, tuple(calls), int(trips[1]) if trips else None)
+            _Instruction(
+                name=name[1],
+                opcode=opcode[1],
+                type=line[name.end() : end],
+                computation=computation,
+                calls=tuple(calls),
+                trip_count=int(trips[1]) if trips else None,
+                channel=channel[1] if channel else None,
+            )
         )
     return found
 

@@ -79,7 +79,7 @@ def test_a_gke_tpu_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     from jax._src.clusters import cloud_tpu_cluster
 
     monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
-    monkeypatch.setattr(cloud_tpu_cluster.socket, "gethostbyname", lambda name: "10.0.0.1")
+    monkeypatch.setattr("socket.gethostbyname", lambda name: "10.0.0.1")
     hosts = {"TPU_WORKER_HOSTNAMES": "a-0.svc,a-1.svc", "TPU_WORKER_ID": "1", "TPU_SKIP_MDS_QUERY": "1"}
     hosts |= {"MEGASCALE_COORDINATOR_ADDRESS": "a-0.svc", "MEGASCALE_NUM_SLICES": "1", "MEGASCALE_SLICE_ID": "0"}
     assert found(monkeypatch, hosts) == Cluster("a-0.svc:8482", 2, 1)

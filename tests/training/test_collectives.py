@@ -176,3 +176,24 @@ def test_a_compiled_program() -> None:
     gather, reduce = found["all-gather"], found["all-reduce"]
     assert (gather.bytes, gather.in_loop, gather.times) == (8 * 2 * 4 * 4, True, 3)
     assert (reduce.bytes, reduce.in_loop, reduce.times) == (2 * 4 * 4, False, 1)
+
+
+def test_a_channel_that_a_tpu_repeats_in_several_computations_counts_once() -> None:
+    gather = "all-gather(%p), channel_id=7, replica_groups={{0,1}}, dimensions={0}"
+    text = f"""
+%wrapped.1 (p: f32[4]) -> f32[8] {{
+  %p = f32[4] parameter(0)
+  ROOT %one = f32[8] {gather}
+}}
+
+%wrapped.2 (p: f32[4]) -> f32[8] {{
+  %p = f32[4] parameter(0)
+  ROOT %again = f32[8] {gather}
+}}
+
+%wrapped.3 (p: f32[4]) -> f32[8] {{
+  %p = f32[4] parameter(0)
+  ROOT %other = f32[8] {gather.replace("channel_id=7", "channel_id=8")}
+}}
+"""
+    assert [one.name for one in collectives(text)] == ["one", "other"]
