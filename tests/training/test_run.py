@@ -89,6 +89,11 @@ def run(files: Path, workdir: Path, **changes: Any) -> Outcome:
     return train(prepared(files, workdir, **changes), workdir)
 
 
+def with_step(made: Run, step: Any) -> Run:
+    """The run with another training step."""
+    return dataclasses.replace(made, program=dataclasses.replace(made.program, train_step=step))
+
+
 @pytest.fixture
 def stops_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function that makes the process signal itself when the figures of a step are written, once."""
@@ -170,9 +175,8 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(files: Path, t
         state, figures = made.program.train_step(state, batch)
         return state, figures | {"loss": np.float32("nan")} if jax.device_get(state.step) == 6 else figures
 
-    broken = dataclasses.replace(made, program=dataclasses.replace(made.program, train_step=breaks))
     with pytest.raises(UserError, match=r"Step 6: the loss is nan.*\n?.*holds step [345]"):
-        train(broken, tmp_path / "run")
+        train(with_step(made, breaks), tmp_path / "run")
     assert run(files, tmp_path / "run").step == 12
 
 
@@ -215,7 +219,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(files: Path, tmp_p
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(dataclasses.replace(made, train_step=killed), tmp_path)
+        train(with_step(made, killed), tmp_path)
     outcome = run(files, tmp_path, objective__temperature=0.1, train__steps=3, model__vocab_size=110)
     assert outcome.step == 3
     assert [line["step"] for line in read_metrics(tmp_path)] == [0, 1, 2, 3, 3]
