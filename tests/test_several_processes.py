@@ -18,6 +18,7 @@ import pytest
 from simcse_jax.training.metrics import read_metrics
 from simcse_jax.training.saved import load_best
 
+pytestmark = pytest.mark.timeout(1500)  # on two busy cores, four processes that compile take minutes
 ROOT = Path(__file__).parent.parent
 STEPS = 30
 SMALL = (
@@ -59,7 +60,7 @@ class Folder:
         return (self.path / f"{name}.log").read_text()
 
     def finish(self, name: str, launcher: subprocess.Popen[str]) -> None:
-        assert launcher.wait(timeout=400) == 0, self.log(name)
+        assert launcher.wait(timeout=900) == 0, self.log(name)
 
     def run(self, name: str, processes: int, devices: int, *flags: str) -> None:
         self.finish(name, self.start(name, processes, devices, *flags))
@@ -122,7 +123,7 @@ def pids(log: str) -> list[int]:
     return [int(pid) for pid in re.findall(r"^ *\d+  \S+ +(\d+)  \d+ x cpu *$", tables[-1], re.MULTILINE)]
 
 
-def wait_for(what: Callable[[], Any], launcher: subprocess.Popen[str], seconds: float = 200) -> Any:
+def wait_for(what: Callable[[], Any], launcher: subprocess.Popen[str], seconds: float = 600) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := what()):
         assert launcher.poll() is None, "the launcher ended"
