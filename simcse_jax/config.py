@@ -302,16 +302,19 @@ def _check_ranges(config: Config) -> None:
 
 def _mesh(mesh: MeshConfig, visible: int, processes: int) -> MeshConfig:
     """The mesh with data = -1 replaced by the devices there are."""
-    there = f"the {visible} visible devices" + (f" of {processes} processes" if processes > 1 else "")
+    together = f" to {processes} processes, which all take part" if processes > 1 else ""
     if mesh.data == -1:
         if visible % mesh.fsdp:
             fits = max(n for n in range(1, mesh.fsdp + 1) if visible % n == 0)
-            raise UserError(f"mesh.fsdp = {mesh.fsdp} does not divide {there}.\nUse --config.mesh.fsdp={fits}.")
+            raise UserError(
+                f"mesh.fsdp = {mesh.fsdp} does not divide the {visible} visible devices.\nUse --config.mesh.fsdp={fits}."
+            )
         return dataclasses.replace(mesh, data=visible // mesh.fsdp)
     _require(mesh.data >= 1, "mesh.data", mesh.data, "-1 (all devices) or 1 and more", -1)
     if mesh.devices > visible or (processes > 1 and mesh.devices < visible):
         raise UserError(
-            f"mesh.data x mesh.fsdp = {mesh.data} x {mesh.fsdp} = {mesh.devices} devices, which are not {there}.\n"
+            f"mesh.data x mesh.fsdp = {mesh.data} x {mesh.fsdp} = {mesh.devices} devices, and {visible} are visible"
+            f"{together}.\n"
             "Use --config.mesh.data=-1 for all that there are."
         )
     return mesh

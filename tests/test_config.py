@@ -124,3 +124,9 @@ def test_differences_see_mathematics_and_not_layout() -> None:
 def test_config_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         resolved().train.seed = 3  # type: ignore[misc]
+
+
+def test_several_processes_all_take_part() -> None:
+    with pytest.raises(UserError, match="= 8 devices, and 16 are visible to 2 processes, which all take part"):
+        resolve(recipe(**{"mesh.data": 8}), (), 16, processes=2)
+    assert resolve(recipe(**{"mesh.data": 16}), (), 16, processes=2).mesh.data == 16
