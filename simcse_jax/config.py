@@ -307,7 +307,8 @@ def _mesh(mesh: MeshConfig, visible: int, processes: int) -> MeshConfig:
         if visible % mesh.fsdp:
             fits = max(n for n in range(1, mesh.fsdp + 1) if visible % n == 0)
             raise UserError(
-                f"mesh.fsdp = {mesh.fsdp} does not divide the {visible} visible devices.\nUse --config.mesh.fsdp={fits}."
+                f"mesh.fsdp = {mesh.fsdp} does not divide the {visible} visible devices.\n"
+                f"Use --config.mesh.fsdp={fits}."
             )
         return dataclasses.replace(mesh, data=visible // mesh.fsdp)
     _require(mesh.data >= 1, "mesh.data", mesh.data, "-1 (all devices) or 1 and more", -1)
