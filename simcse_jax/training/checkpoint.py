@@ -1,7 +1,7 @@
 """What a run keeps on disk: `last` to go on from, `best` to use.
 
 `checkpoints/last` holds whole states, the newest two; `checkpoints/best` holds parameters and their score. A step
-appears there by one rename, so a killed run leaves nothing half-written that counts.
+counts once the list of its files is there (`manifest`), so a killed run leaves nothing half-written that counts.
 """
 
 from __future__ import annotations
@@ -145,9 +145,10 @@ class Checkpoints:
     def _failed(self, error: BaseException) -> None:
         """Tell of a failed save, and leave things such that it can be tried again; raises when that is of no use."""
         self._failures += 1
-        self._last.reload()
         with suppress(OSError):
             self._remove_incomplete()
+        for manager in (self._last, self._best):  # what was removed is no longer there for them, either
+            manager.reload()
         reason = _short(error)
         full = any(words in str(error) for words in ("No space left", "quota", "File too large"))
         if processes() > 1 or self._failures >= ATTEMPTS:
@@ -172,7 +173,6 @@ class Checkpoints:
                 self._completed(self._best, step)
                 return
             except Exception as error:  # noqa: BLE001 (whatever a file system may do)
-                self._best.reload()
                 self._failed(error)
 
     def restore_last(self, like: TrainState) -> tuple[TrainState, Progress] | None:

@@ -128,6 +128,29 @@ def test_a_failed_save_is_told_of_and_tried_again(tmp_path: Path, monkeypatch: p
     assert complete_steps(tmp_path / "checkpoints" / "last") == [4, 5]
 
 
+@pytest.mark.parametrize("kind", ["last", "best"])
+def test_a_failed_save_of_the_same_step_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    import simcse_jax.training.checkpoint as module
+
+    seal, fails = module.seal, [True]
+
+    def fails_once(step: Path) -> None:
+        if step.parent.name == kind and fails:
+            fails.clear()
+            raise OSError(5, "Input/output error")
+        seal(step)
+
+    monkeypatch.setattr(module, "seal", fails_once)
+    with Checkpoints(tmp_path, lambda _: None) as checkpoints:
+        checkpoints.save_best(3, state(3).params, {"spearman": 1.0})
+        checkpoints.finish(state(3), Progress(best_step=3, best_score=1.5))
+    assert not fails
+    assert complete_steps(tmp_path / "checkpoints" / "last") == complete_steps(tmp_path / "checkpoints" / "best") == [3]
+    assert restored(tmp_path) == (3, 3.0, [])
+
+
 FULL_DISK = """
 import resource, sys
 from tests.training import test_checkpoint as test
