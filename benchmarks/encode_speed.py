@@ -26,14 +26,7 @@ from simcse_jax.errors import UserError
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.evaluation.sts import TASKS, load_sts
 
-_MODEL = flags.DEFINE_string("model", "", "A model folder that both sides can read.")
-_DATA = flags.DEFINE_string("data", "", "SentEval's data: its folder or a senteval.tar. Default: fetched from the Hub.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each side encodes everything.", lower_bound=1)
-_SENTENCES = flags.DEFINE_integer(
-    "sentences", 0, "Encode that many sentences, drawn at random; 0 = all.", lower_bound=0
-)
-_BATCHES = flags.DEFINE_list("peer_batch_size", ["32", "128"], "sentence-transformers' batch sizes.")
-_JSON = flags.DEFINE_string("json", "", "Write the figures there as well.")
+FLAGS = flags.FLAGS
 
 
 def sentences(data: str, count: int) -> list[str]:
@@ -93,21 +86,32 @@ def measure(model: str, texts: list[str], rounds: int, batch_sizes: list[int]) -
     }
 
 
+def define_flags() -> None:
+    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    flags.DEFINE_string("model", "", "A model folder that both sides can read.")
+    flags.DEFINE_string("data", "", "SentEval's data: its folder or a senteval.tar. Default: fetched from the Hub.")
+    flags.DEFINE_integer("rounds", 5, "How often each side encodes everything.", lower_bound=1)
+    flags.DEFINE_integer("sentences", 0, "Encode that many sentences, drawn at random; 0 = all.", lower_bound=0)
+    flags.DEFINE_list("peer_batch_size", ["32", "128"], "sentence-transformers' batch sizes.")
+    flags.DEFINE_string("json", "", "Write the figures there as well.")
+
+
 def main() -> None:
     """Measure as the flags say."""
-    if not _MODEL.value:
+    if not FLAGS.model:
         raise UserError("--model=DIR is needed: a model folder that sentence-transformers reads too.")
-    texts = sentences(_DATA.value, _SENTENCES.value)
-    figures = measure(_MODEL.value, texts, _ROUNDS.value, [int(size) for size in _BATCHES.value])
-    print(f"{figures['sentences']:,} sentences, {_ROUNDS.value} rounds")
+    texts = sentences(FLAGS.data, FLAGS.sentences)
+    figures = measure(FLAGS.model, texts, FLAGS.rounds, [int(size) for size in FLAGS.peer_batch_size])
+    print(f"{figures['sentences']:,} sentences, {FLAGS.rounds} rounds")
     for name, times in figures["seconds"].items():
         span = f"{min(times['all']):.1f} to {max(times['all']):.1f}"
         ratio = figures["ratio"].get(name)
         print(f"  {name:40s} {times['median']:6.1f} s ({span})" + (f", ours is {ratio:.2f} x as fast" if ratio else ""))
     print(f"  our first pass in a process, weights and compilation included: {figures['first pass']:.1f} s")
-    if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if FLAGS.json:
+        Path(FLAGS.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run(main)

@@ -35,6 +35,8 @@ from simcse_jax.data import demo
 from simcse_jax.training.metrics import read_metrics
 from simcse_jax.training.saved import load_best
 
+FLAGS = flags.FLAGS
+
 KINDS = ("kill", "save", "truncate", "flip", "term")
 STEPS = 40
 RECIPE = (
@@ -52,10 +54,6 @@ RECIPE = (
     "--config.checkpoint.every_steps=2",
     "--config.mesh.data=1",
 )
-_RUNS = flags.DEFINE_integer("runs", 100, "How many runs to break.", lower_bound=1)
-_JOBS = flags.DEFINE_integer("jobs", 2, "How many at a time.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments, files and bits.")
-_FAULTS_JSON = flags.DEFINE_string("json", "", "Write the figures there as well.")
 
 
 class Breaker:
@@ -88,9 +86,9 @@ class Breaker:
             raise RuntimeError((self.folder / "whole.log").read_text())
         return load_best(self.folder / "whole")[0]
 
-    def broken(self, number: int, expected: Any) -> dict[str, Any]:
+    def broken(self, number: int, seed: int, expected: Any) -> dict[str, Any]:
         """Break one run, go on with it, and say how it ended."""
-        kind, name, chance = KINDS[number % len(KINDS)], f"run-{number}", random.Random(f"{_SEED.value}-{number}")
+        kind, name, chance = KINDS[number % len(KINDS)], f"run-{number}", random.Random(f"{seed}-{number}")
         process = self.start(name)
         moment = self._await_moment(process, name, kind, chance)
         process.send_signal(signal.SIGTERM if kind == "term" else signal.SIGKILL)
@@ -154,14 +152,22 @@ def _equal(params: Any, expected: Any) -> bool:
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, params, expected)))
 
 
+def define_flags() -> None:
+    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    flags.DEFINE_integer("runs", 100, "How many runs to break.", lower_bound=1)
+    flags.DEFINE_integer("jobs", 2, "How many at a time.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Of the moments, files and bits.")
+    flags.DEFINE_string("json", "", "Write the figures there as well.")
+
+
 def main() -> int:
     """Break as many runs as the flags say; 1 if one did not come out as the unbroken one."""
     with tempfile.TemporaryDirectory() as folder:
         breaker = Breaker(Path(folder))
         expected = breaker.whole()
         results = []
-        with ThreadPoolExecutor(_JOBS.value) as pool:
-            for result in pool.map(lambda number: breaker.broken(number, expected), range(_RUNS.value)):
+        with ThreadPoolExecutor(FLAGS.jobs) as pool:
+            for result in pool.map(lambda number: breaker.broken(number, FLAGS.seed, expected), range(FLAGS.runs)):
                 results.append(result)
                 print(json.dumps(result), flush=True)
                 if not result["same"]:
@@ -171,10 +177,11 @@ def main() -> int:
         print(f"{kind}: {sum(result['same'] for result in of_kind)} of {len(of_kind)}")
     good = sum(result["same"] for result in results)
     print(f"{good} of {len(results)} broken runs were resumed and ended with the parameters of the unbroken one")
-    if _FAULTS_JSON.value:
-        Path(_FAULTS_JSON.value).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if FLAGS.json:
+        Path(FLAGS.json).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return int(good < len(results))
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run(main)

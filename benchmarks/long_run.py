@@ -23,9 +23,9 @@ from simcse_jax.config import resolve
 from simcse_jax.training.loop import train
 from simcse_jax.training.run import prepare
 
+FLAGS = flags.FLAGS
+
 SAMPLES = 20
-_LONG_STEPS = flags.DEFINE_integer("steps", 10_000, "Steps to train.", lower_bound=SAMPLES)
-_LONG_JSON = flags.DEFINE_string("json", "", "Write the samples there as well.")
 
 
 def samples_of_a_run(folder: Path, steps: int) -> list[dict[str, Any]]:
@@ -85,14 +85,21 @@ def table(samples: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def define_flags() -> None:
+    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    flags.DEFINE_integer("steps", 10_000, "Steps to train.", lower_bound=SAMPLES)
+    flags.DEFINE_string("json", "", "Write the samples there as well.")
+
+
 def main() -> None:
     """Train as long as the flags say, and print what was seen."""
     with tempfile.TemporaryDirectory() as folder:
-        samples = samples_of_a_run(Path(folder), _LONG_STEPS.value)
+        samples = samples_of_a_run(Path(folder), FLAGS.steps)
     print("\n".join(table(samples)))
-    if _LONG_JSON.value:
-        Path(_LONG_JSON.value).write_text(json.dumps(samples, indent=2) + "\n", encoding="utf-8")
+    if FLAGS.json:
+        Path(FLAGS.json).write_text(json.dumps(samples, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run(main)

@@ -30,6 +30,8 @@ from simcse_jax.training.devices import topology_chips
 from simcse_jax.training.mesh import make_mesh
 from simcse_jax.training.program import batch_shapes, make_program
 
+FLAGS = flags.FLAGS
+
 BERT_BASE = EncoderConfig("bert", 30522, 768, 12, 12, 3072)
 # 64 Wikipedia sentences of 21.9 tokens in the mean fill 23 rows of 64.
 GROUP, ROWS, ROW_LENGTH = 64, 23, 64
@@ -41,15 +43,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "both": {"objective.tile": TILE, "train.groups_at_once": 1},
     "all": {"objective.tile": TILE, "train.groups_at_once": 1, "model.remat": True},
 }
-
-_BATCHES = flags.DEFINE_list(
-    "batch_sizes", ["64", "256", "1024", "4096", "16384", "65536"], f"Batch sizes, multiples of {GROUP}."
-)
-_LAYOUTS = flags.DEFINE_list("layouts", list(LAYOUTS), f"Some of {', '.join(LAYOUTS)}.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What the encoder computes in.")
-_TOPOLOGY = flags.DEFINE_string("topology", "", "Compile for one chip of this TPU topology, such as v5e:2x2.")
-_JSON = flags.DEFINE_string("json", "", "Write the figures there as well.")
-_PLOT = flags.DEFINE_string("plot", "", "Draw them there (.png, .svg or .pdf).")
 
 
 def measure(mesh: Mesh, batch_size: int, layout: str, dtype: str) -> dict[str, Any]:
@@ -136,29 +129,42 @@ def draw(results: list[dict[str, Any]], path: str) -> None:
     pyplot.close(figure)
 
 
+def define_flags() -> None:
+    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    flags.DEFINE_list(
+        "batch_sizes", ["64", "256", "1024", "4096", "16384", "65536"], f"Batch sizes, multiples of {GROUP}."
+    )
+    flags.DEFINE_list("layouts", list(LAYOUTS), f"Some of {', '.join(LAYOUTS)}.")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What the encoder computes in.")
+    flags.DEFINE_string("topology", "", "Compile for one chip of this TPU topology, such as v5e:2x2.")
+    flags.DEFINE_string("json", "", "Write the figures there as well.")
+    flags.DEFINE_string("plot", "", "Draw them there (.png, .svg or .pdf).")
+
+
 def main() -> None:
     """Measure as the flags say."""
-    wrong = [size for size in _BATCHES.value if not size.isdigit() or not int(size) or int(size) % GROUP]
+    wrong = [size for size in FLAGS.batch_sizes if not size.isdigit() or not int(size) or int(size) % GROUP]
     if wrong:
         raise UserError(f"--batch_sizes: {wrong[0]} is no multiple of {GROUP}, the size of a group.\nUse 64 or 4096.")
-    unknown = [layout for layout in _LAYOUTS.value if layout not in LAYOUTS]
+    unknown = [layout for layout in FLAGS.layouts if layout not in LAYOUTS]
     if unknown:
         raise UserError(f"--layouts: {unknown[0]!r} is unknown.\nUse some of {','.join(LAYOUTS)}.")
-    mesh = make_mesh(1, devices=topology_chips(_TOPOLOGY.value).devices if _TOPOLOGY.value else None)
+    mesh = make_mesh(1, devices=topology_chips(FLAGS.topology).devices if FLAGS.topology else None)
     device = mesh.devices.flat[0].device_kind
-    print(f"one {device}, {_DTYPE.value}, groups of {GROUP} in {ROWS} rows of {ROW_LENGTH} tokens", flush=True)
+    print(f"one {device}, {FLAGS.dtype}, groups of {GROUP} in {ROWS} rows of {ROW_LENGTH} tokens", flush=True)
     results = []
-    for batch in map(int, _BATCHES.value):
-        for layout in _LAYOUTS.value:
-            results.append(measure(mesh, batch, layout, _DTYPE.value))
+    for batch in map(int, FLAGS.batch_sizes):
+        for layout in FLAGS.layouts:
+            results.append(measure(mesh, batch, layout, FLAGS.dtype))
             print(f"  {batch:,} {layout}: {results[-1].get('out of memory') or size(results[-1])}", flush=True)
     print("\n".join(["", *table(results)]))
-    if _JSON.value:
-        figures = {"device": device, "dtype": _DTYPE.value, "tile": TILE, "steps": results}
-        Path(_JSON.value).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    if _PLOT.value:
-        draw(results, _PLOT.value)
+    if FLAGS.json:
+        figures = {"device": device, "dtype": FLAGS.dtype, "tile": TILE, "steps": results}
+        Path(FLAGS.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if FLAGS.plot:
+        draw(results, FLAGS.plot)
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run(main)

@@ -22,23 +22,11 @@ from benchmarks.scaling_model import MODELS, SUPERVISED, UNSUPERVISED, Model, Re
 from simcse_jax import cli
 from simcse_jax.errors import UserError
 
+FLAGS = flags.FLAGS
+
 COUNTS = tuple(2**n for n in range(13))  # 1 to 4,096 chips
 MOST_EXAMPLES = 65536  # of one chip, when asking how many it takes
 
-_MODEL = flags.DEFINE_enum("model", "bert-base", sorted(MODELS), "Whose sizes.")
-_CHIPS = flags.DEFINE_list("chips", list(CHIPS), f"Of {', '.join(CHIPS)}.")
-_PER_CHIP = flags.DEFINE_integer("per_chip", 64, "Sentences a chip where the batch grows with the chips.", 1)
-_BATCH = flags.DEFINE_list("batch", ["16384", "65536"], "Fixed global batches of unsupervised sentences.")
-_TOKENS = flags.DEFINE_float("tokens", UNSUPERVISED.tokens, "Mean tokens of an unsupervised sentence.", 2)
-_PEAK = flags.DEFINE_float(
-    "peak_share", Assumed.peak_share, "Assumed share of a chip's peak that is achieved.", 0.01, 1
-)
-_LINK = flags.DEFINE_float("link_share", Assumed.link_share, "Assumed share of a link's bandwidth.", 0.01, 1)
-_BYTES = flags.DEFINE_integer("gradient_bytes", 4, "Of one element of the gradients, as they are sent.", 1)
-_CHUNKS = flags.DEFINE_integer("chunks", 1, "In how many a chip's sentences are encoded (train.groups_at_once).", 1)
-_FSDP = flags.DEFINE_bool("fsdp", False, "Split parameters and optimizer over the slice or node.")
-_JSON = flags.DEFINE_string("json", "", "Write every figure there as well.")
-_PLOT = flags.DEFINE_string("plot", "", "Draw communication's share against chips there (.png, .svg).")
 
 HEADER = (
     "| chips | examples a chip | TFLOP a chip | of it the loss | MB sent, embeddings | MB sent, gradients "
@@ -145,39 +133,56 @@ def whole_numbers(name: str, values: list[str]) -> list[int]:
     return [int(value) for value in values]
 
 
+def define_flags() -> None:
+    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    flags.DEFINE_enum("model", "bert-base", sorted(MODELS), "Whose sizes.")
+    flags.DEFINE_list("chips", list(CHIPS), f"Of {', '.join(CHIPS)}.")
+    flags.DEFINE_integer("per_chip", 64, "Sentences a chip where the batch grows with the chips.", 1)
+    flags.DEFINE_list("batch", ["16384", "65536"], "Fixed global batches of unsupervised sentences.")
+    flags.DEFINE_float("tokens", UNSUPERVISED.tokens, "Mean tokens of an unsupervised sentence.", 2)
+    flags.DEFINE_float("peak_share", Assumed.peak_share, "Assumed share of a chip's peak that is achieved.", 0.01, 1)
+    flags.DEFINE_float("link_share", Assumed.link_share, "Assumed share of a link's bandwidth.", 0.01, 1)
+    flags.DEFINE_integer("gradient_bytes", 4, "Of one element of the gradients, as they are sent.", 1)
+    flags.DEFINE_integer("chunks", 1, "In how many a chip's sentences are encoded (train.groups_at_once).", 1)
+    flags.DEFINE_bool("fsdp", False, "Split parameters and optimizer over the slice or node.")
+    flags.DEFINE_string("json", "", "Write every figure there as well.")
+    flags.DEFINE_string("plot", "", "Draw communication's share against chips there (.png, .svg).")
+
+
 def main() -> None:
     """Print the tables that the flags ask for."""
-    unknown = [name for name in _CHIPS.value if name not in CHIPS]
+    unknown = [name for name in FLAGS.chips if name not in CHIPS]
     if unknown:
-        raise UserError(f"--chips={','.join(_CHIPS.value)}: {unknown[0]!r} is not one of {', '.join(CHIPS)}.")
-    model, chips = MODELS[_MODEL.value], [CHIPS[name] for name in _CHIPS.value]
-    assumed = dataclasses.replace(Assumed(), peak_share=_PEAK.value, link_share=_LINK.value)
+        raise UserError(f"--chips={','.join(FLAGS.chips)}: {unknown[0]!r} is not one of {', '.join(CHIPS)}.")
+    model, chips = MODELS[FLAGS.model], [CHIPS[name] for name in FLAGS.chips]
+    assumed = dataclasses.replace(Assumed(), peak_share=FLAGS.peak_share, link_share=FLAGS.link_share)
     sending: dict[str, Any] = {
-        "gradient_bytes": _BYTES.value,
-        "chunks": _CHUNKS.value,
-        "fsdp": _FSDP.value,
+        "gradient_bytes": FLAGS.gradient_bytes,
+        "chunks": FLAGS.chunks,
+        "fsdp": FLAGS.fsdp,
     }
-    recipe = dataclasses.replace(UNSUPERVISED, tokens=_TOKENS.value, **sending)
+    recipe = dataclasses.replace(UNSUPERVISED, tokens=FLAGS.tokens, **sending)
     supervised = dataclasses.replace(SUPERVISED, **sending)
-    tables = settings(recipe, supervised, _PER_CHIP.value, whole_numbers("batch", _BATCH.value))
+    tables = settings(recipe, supervised, FLAGS.per_chip, whole_numbers("batch", FLAGS.batch))
 
-    print("\n".join(summary(chips, model, recipe, _PER_CHIP.value, assumed)))
+    print("\n".join(summary(chips, model, recipe, FLAGS.per_chip, assumed)))
     found = {}
     for table in tables:
         for chip in chips:
             steps = found[f"{table.title}; {chip.name}"] = table.steps(chip, model, assumed)
             print(f"\n### {table.title}: {chip.name}\n\n{HEADER}")
             print("\n".join(row(s) for s in steps))
-    if _JSON.value:
+    if FLAGS.json:
         figures = {
             name: [dataclasses.asdict(s) | {"share": s.share, "binds": s.binds} for s in steps]
             for name, steps in found.items()
         }
-        text = json.dumps({"model": _MODEL.value, "assumed": dataclasses.asdict(assumed), "steps": figures}, indent=2)
-        Path(_JSON.value).write_text(text + "\n", encoding="utf-8")
-    if _PLOT.value:
-        draw(_PLOT.value, {chip.name: found[f"{tables[0].title}; {chip.name}"] for chip in chips})
+        text = json.dumps({"model": FLAGS.model, "assumed": dataclasses.asdict(assumed), "steps": figures}, indent=2)
+        Path(FLAGS.json).write_text(text + "\n", encoding="utf-8")
+    if FLAGS.plot:
+        draw(FLAGS.plot, {chip.name: found[f"{tables[0].title}; {chip.name}"] for chip in chips})
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run(main)

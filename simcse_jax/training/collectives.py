@@ -58,20 +58,24 @@ def collectives(compiled_text: str) -> list[Collective]:
     """Every collective of a compiled program's text, in the order of the text; of an asynchronous pair, the end alone.
 
     The end (`all-gather-done`) has the result by itself, the start has buffers and operands beside it. A collective
-    wrapped into a computation of its own (`async-start`, a fusion) is found there; a TPU repeats such computations, and
-    one channel counts once. Text without a collective gives [].
+    wrapped into a computation of its own (`async-start`, a fusion) is found there. A TPU that runs one beside other work
+    repeats it in each fusion that it goes along with: of those, a channel counts once. (Elsewhere a channel says
+    nothing: all collectives of a `shard_map` have the same.) Text without a collective gives [].
     """
     instructions = _instructions(compiled_text)
     callers: dict[str, list[tuple[_Instruction, bool]]] = defaultdict(list)
     fused: dict[str, _Instruction] = {}
+    in_fusions: set[str] = set()
     for instruction in instructions:
         # The three steps of an asynchronous computation name the same one, which runs once.
         if instruction.opcode in ("async-update", "async-done"):
             continue
         for attribute, called in instruction.calls:
             callers[called].append((instruction, attribute in ("body", "condition")))
-            if instruction.opcode == "fusion" and _FUSED_REDUCE_SCATTER.match(called):
-                fused[called] = instruction
+            if instruction.opcode == "fusion":
+                in_fusions.add(called)
+                if _FUSED_REDUCE_SCATTER.match(called):
+                    fused[called] = instruction
 
     @functools.cache
     def in_loop(computation: str) -> bool:
@@ -95,9 +99,10 @@ def collectives(compiled_text: str) -> list[Collective]:
             kind = instruction.opcode.removesuffix("-done")
             if kind not in KINDS or instruction.computation in fused:
                 continue
-        if instruction.channel and (kind, instruction.channel) in channels:
-            continue
-        channels.add((kind, instruction.channel))
+        if instruction.channel and instruction.computation in in_fusions:
+            if (kind, instruction.channel) in channels:
+                continue
+            channels.add((kind, instruction.channel))
         dtype, shapes, size = _sizes(instruction.type)
         where = instruction.computation
         found.append(Collective(instruction.name, kind, dtype, shapes, size, in_loop(where), times(where)))

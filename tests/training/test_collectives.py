@@ -178,22 +178,25 @@ def test_a_compiled_program() -> None:
     assert (reduce.bytes, reduce.in_loop, reduce.times) == (2 * 4 * 4, False, 1)
 
 
-def test_a_channel_that_a_tpu_repeats_in_several_computations_counts_once() -> None:
+def test_a_collective_that_a_tpu_repeats_in_several_fusions_counts_once() -> None:
     gather = "all-gather(%p), channel_id=7, replica_groups={{0,1}}, dimensions={0}"
-    text = f"""
-%wrapped.1 (p: f32[4]) -> f32[8] {{
+    wrapped = "\n".join(
+        f"""
+%fused.{n} (p: f32[4]) -> f32[8] {{
   %p = f32[4] parameter(0)
-  ROOT %one = f32[8] {gather}
-}}
+  ROOT %gather.{n} = f32[8] {gather.replace("channel_id=7", f"channel_id={channel}")}
+}}"""
+        for n, channel in enumerate((7, 7, 8))
+    )
+    text = f"""{wrapped}
 
-%wrapped.2 (p: f32[4]) -> f32[8] {{
-  %p = f32[4] parameter(0)
-  ROOT %again = f32[8] {gather}
-}}
-
-%wrapped.3 (p: f32[4]) -> f32[8] {{
-  %p = f32[4] parameter(0)
-  ROOT %other = f32[8] {gather.replace("channel_id=7", "channel_id=8")}
+ENTRY %main (a: f32[4]) -> f32[8] {{
+  %a = f32[4] parameter(0)
+  %start = f32[8] fusion(%a), kind=kCustom, calls=%fused.0
+  %along = f32[8] fusion(%a), kind=kCustom, calls=%fused.1
+  %other = f32[8] fusion(%a), kind=kCustom, calls=%fused.2
+  %plain = f32[8] {gather.replace("%p", "%a")}
+  ROOT %same = f32[8] {gather.replace("%p", "%a")}
 }}
 """
-    assert [one.name for one in collectives(text)] == ["one", "other"]
+    assert [one.name for one in collectives(text)] == ["gather.0", "gather.2", "plain", "same"]
