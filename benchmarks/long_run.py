@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ SAMPLES = 20
 
 def samples_of_a_run(folder: Path, steps: int) -> list[dict[str, Any]]:
     """Train in `folder`, and return what was seen: step, resident bytes, device arrays, their bytes, compilations."""
-    recipe = demo.get_config()
+    recipe, every = demo.get_config(), steps // SAMPLES
     recipe.update_from_flattened_dict(
         {
             "model.num_hidden_layers": 1,
@@ -39,28 +40,28 @@ def samples_of_a_run(folder: Path, steps: int) -> list[dict[str, Any]]:
             "model.vocab_size": 300,
             "data.cache_dir": str(folder / "cache"),
             "train.batch_size": 32,
-            "train.steps": steps,
-            "eval.every_steps": max(steps // 10, 1),
-            "checkpoint.every_steps": max(steps // 20, 1),
+            "train.steps": SAMPLES * every,
+            "eval.every_steps": every,
+            "checkpoint.every_steps": every,
             "mesh.data": 1,
         }
     )
     run = prepare(resolve(recipe, (), jax.device_count()), folder / "run")
-    compiled, done, seen = [0], [0], []
+    seen, score, loop = [], run.evaluate, threading.get_ident()
+    compiled = {"ahead": 0, "waited_for": 0}
+    assert score
 
     def count(event: str, *_: Any, **__: Any) -> None:
-        compiled[0] += event == "/jax/core/compile/backend_compile_duration"
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled["waited_for" if threading.get_ident() == loop else "ahead"] += 1
 
-    def watched(state: Any, batch: Any) -> Any:
-        if done[0] % (steps // SAMPLES) == 0:
-            seen.append({"step": done[0], **_look(), "compilations": compiled[0]})
-        done[0] += 1
-        return run.program.train_step(state, batch)
+    def watched(params: Any) -> dict[str, float]:
+        seen.append({"step": len(seen) * every, **_look(), **compiled})
+        return score(params)
 
     jax.monitoring.register_event_duration_secs_listener(count)
-    program = dataclasses.replace(run.program, train_step=watched)
-    train(dataclasses.replace(run, program=program), folder / "run")
-    return [*seen, {"step": done[0], **_look(), "compilations": compiled[0]}]
+    train(dataclasses.replace(run, evaluate=watched), folder / "run")
+    return seen
 
 
 def _look() -> dict[str, int]:
@@ -76,10 +77,10 @@ def _look() -> dict[str, int]:
 def table(samples: list[dict[str, Any]]) -> list[str]:
     """A line a sample."""
     return [
-        "   step   resident MiB   device arrays   of KiB   programs compiled",
+        "   step   resident MiB   device arrays   of KiB   steps compiled ahead   other programs",
         *(
             f"{s['step']:>7,} {s['resident'] / 2**20:>14.1f} {s['arrays']:>15} {s['array_bytes'] / 2**10:>8.0f} "
-            f"{s['compilations']:>19}"
+            f"{s['ahead']:>22} {s['waited_for']:>16}"
             for s in samples
         ),
     ]

@@ -58,9 +58,9 @@ def collectives(compiled_text: str) -> list[Collective]:
     """Every collective of a compiled program's text, in the order of the text; of an asynchronous pair, the end alone.
 
     The end (`all-gather-done`) has the result by itself, the start has buffers and operands beside it. A collective
-    wrapped into a computation of its own (`async-start`, a fusion) is found there. A TPU that runs one beside other work
-    repeats it in each fusion that it goes along with: of those, a channel counts once. (Elsewhere a channel says
-    nothing: all collectives of a `shard_map` have the same.) Text without a collective gives [].
+    wrapped into a computation of its own (`async-start`, a fusion) is found there. A TPU that sends beside other work
+    repeats the collective in each fusion that it goes along with: of those, a channel counts once. (Elsewhere a channel
+    says nothing: all collectives of a `shard_map` have the same.) Text without a collective gives [].
     """
     instructions = _instructions(compiled_text)
     callers: dict[str, list[tuple[_Instruction, bool]]] = defaultdict(list)

@@ -6,6 +6,7 @@ evaluated, the best is saved, and only then `last`, the state that a resumed run
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import itertools
@@ -22,12 +23,15 @@ from simcse_jax.errors import UserError
 from simcse_jax.hosts.agreement import is_first
 from simcse_jax.training.checkpoint import Checkpoints, Progress
 from simcse_jax.training.clock import Clock
+from simcse_jax.training.compilation import Compilations
 from simcse_jax.training.display import Display, duration
 from simcse_jax.training.feeding import feed
 from simcse_jax.training.metrics import MetricsWriter, NoMetrics
+from simcse_jax.training.program import batch_shapes
 from simcse_jax.training.run import Run
 from simcse_jax.training.signals import stop_signals
 from simcse_jax.training.state import TrainState
+from simcse_jax.training.step import TrainStep
 
 # Evaluations in a row with a falling score, while the loss falls too, that are worth a warning.
 FALLING_EVALUATIONS = 3
@@ -87,7 +91,7 @@ class _Loop:
         self.metrics = metrics
         self.display = display
         self.progress = progress
-        self.shapes: set[tuple[int, ...]] = set()
+        self.compiled: Compilations | None = None
         self.clock = Clock(run.config.train.batch_size * len(run.corpus.columns))
 
     def steps(self, state: TrainState, start: int) -> Outcome:
@@ -95,7 +99,7 @@ class _Loop:
         run, every, checkpoints = self.run, self.run.config, self.checkpoints
         waiting: tuple[int, Any] | None = None  # the step whose figures are still on the device
         step, stop = start, None
-        with stop_signals() as stopping:
+        with stop_signals() as stopping, contextlib.closing(self):
             for step, batch in self._batches(start):
                 state, figures = self._step(state, batch)
                 if waiting:
@@ -116,7 +120,13 @@ class _Loop:
                     if ends:
                         break
         unfinished = stop is not None and step < run.total_steps
-        return Outcome(step, self.progress, stop if unfinished else None, len(self.shapes))
+        return Outcome(
+            step, self.progress, stop if unfinished else None, self.compiled.finished() if self.compiled else 0
+        )
+
+    def close(self) -> None:
+        if self.compiled:
+            self.compiled.close()
 
     def _batches(self, start: int) -> Iterator[tuple[int, Batch]]:
         """(step, batch on the devices), with the time spent waiting for the data taken."""
@@ -129,19 +139,29 @@ class _Loop:
             yield step, batch
 
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
-        shape = batch.groups.ids.shape
-        if new := shape not in self.shapes:
-            self.shapes.add(shape)
-            started = time.monotonic()
-            self.display.say(f"compiling a batch of groups x rows x tokens {' x '.join(map(str, shape))} ...")
+        step = self._compiled(batch)
         # Nothing may move between host and devices unseen while a step runs.
         with jax.transfer_guard("disallow"):
-            result = self.run.program.train_step(state, batch)
-        if new:
-            seconds = time.monotonic() - started
-            self.clock.skip()
-            self.display.say(f"compiled in {seconds:.1f} s")
-        return result
+            return step(state, batch)
+
+    def _compiled(self, batch: Batch) -> TrainStep:
+        """The step for a batch of this shape; the first batch has all shapes of the run compiled, its own first."""
+        groups, rows, tokens = batch.groups.ids.shape
+        if self.compiled is None:
+            config, program, columns = self.run.config, self.run.program, len(self.run.corpus.columns)
+
+            def shapes(count: int) -> Batch:
+                return batch_shapes(config, program.mesh, columns, count, tokens)
+
+            self.compiled = Compilations(program, shapes, self.run.batches.row_counts, rows)
+        if self.compiled.ready(rows):
+            return self.compiled.step(rows)
+        started = time.monotonic()
+        self.display.say(f"compiling a batch of groups x rows x tokens {groups} x {rows} x {tokens} ...")
+        step = self.compiled.step(rows)
+        self.display.say(f"compiled in {time.monotonic() - started:.1f} s")
+        self.clock.skip()
+        return step
 
     def _settle(self, step: int, figures: Any) -> None:
         """Fetch a step's figures, stop if its loss is not finite, log them when it is time."""

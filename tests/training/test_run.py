@@ -1,12 +1,15 @@
 """A whole run on a small corpus: baseline, best, resume, refusals, and what a user sees when it goes wrong."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -89,9 +92,16 @@ def run(files: Path, workdir: Path, **changes: Any) -> Outcome:
     return train(prepared(files, workdir, **changes), workdir)
 
 
-def with_step(made: Run, step: Any) -> Run:
-    """The run with another training step."""
-    return dataclasses.replace(made, program=dataclasses.replace(made.program, train_step=step))
+def with_step(made: Run, changed: Callable[[Any, Any, Any], Any]) -> Run:
+    """The run, its compiled step replaced: changed(compiled step, state, batch)."""
+
+    class Step:
+        def lower(self, *shapes: Any) -> Any:
+            step: Any = made.program.train_step
+            compiled = step.lower(*shapes).compile()
+            return SimpleNamespace(compile=lambda: functools.partial(changed, compiled))
+
+    return dataclasses.replace(made, program=dataclasses.replace(made.program, train_step=cast(Any, Step())))
 
 
 @pytest.fixture
@@ -171,8 +181,8 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(files: Path, t
     run(files, tmp_path / "run")
     made = prepared(files, tmp_path / "run")
 
-    def breaks(state: Any, batch: Any) -> Any:
-        state, figures = made.program.train_step(state, batch)
+    def breaks(step: Any, state: Any, batch: Any) -> Any:
+        state, figures = step(state, batch)
         return state, figures | {"loss": np.float32("nan")} if jax.device_get(state.step) == 6 else figures
 
     with pytest.raises(UserError, match=r"Step 6: the loss is nan.*\n?.*holds step [345]"):
@@ -215,7 +225,7 @@ def test_loading_the_best_of_nothing_says_what_to_do(tmp_path: Path) -> None:
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(files: Path, tmp_path: Path) -> None:
     made = prepared(files, tmp_path)
 
-    def killed(state: Any, batch: Any) -> Any:
+    def killed(step: Any, state: Any, batch: Any) -> Any:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
