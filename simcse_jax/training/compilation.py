@@ -1,8 +1,8 @@
-"""The step, compiled for every shape that a run can meet: the first while the run waits, the others behind steps."""
+"""The step, compiled for every shape that a run can meet: when a batch needs it, or before, behind other steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -14,27 +14,30 @@ from simcse_jax.training.step import TrainStep
 class Compilations:
     """The compiled step for each row count.
 
-    One thread compiles them one after another, in the same order on every process: compilers that share their findings
-    between processes (a GPU's autotuning) wait for each other.
+    One thread compiles them one after another, in the order in which they were asked for. That is the same on every
+    process, as it must be: compilers that share their findings between processes (a GPU's autotuning) wait for each
+    other.
     """
 
-    def __init__(self, program: Program, shapes: Callable[[int], Batch], row_counts: Iterable[int], first: int):
-        """shapes: row count -> ShapeDtypeStructs of a batch; first: the row count that is needed at once."""
+    def __init__(self, program: Program, shapes: Callable[[int], Batch]):
+        """shapes: row count -> ShapeDtypeStructs of a batch."""
+        self._program, self._shapes = program, shapes
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
-        step: Any = program.train_step
+        self._steps: dict[int, Future[TrainStep]] = {}
 
-        def compiled(rows: int) -> TrainStep:
-            return step.lower(program.shapes, shapes(rows)).compile()
-
-        ordered = [first, *(rows for rows in row_counts if rows != first)]
-        self._steps: dict[int, Future[TrainStep]] = {rows: self._pool.submit(compiled, rows) for rows in ordered}
+    def begin(self, *row_counts: int) -> None:
+        """Have these compiled, unless they are already."""
+        for rows in row_counts:
+            if rows not in self._steps:
+                self._steps[rows] = self._pool.submit(self._compile, rows)
 
     def ready(self, rows: int) -> bool:
         """Whether the step for this row count can run at once."""
-        return self._steps[rows].done()
+        return rows in self._steps and self._steps[rows].done()
 
     def step(self, rows: int) -> TrainStep:
         """The step for this row count; waits until it is compiled. Raises what the compiler raised."""
+        self.begin(rows)
         return self._steps[rows].result()
 
     def finished(self) -> int:
@@ -44,3 +47,7 @@ class Compilations:
     def close(self) -> None:
         """Begin no further one. What is being compiled goes on; the interpreter's end waits for it."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _compile(self, rows: int) -> TrainStep:
+        step: Any = self._program.train_step
+        return step.lower(self._program.shapes, self._shapes(rows)).compile()

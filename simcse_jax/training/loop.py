@@ -35,6 +35,8 @@ from simcse_jax.training.step import TrainStep
 
 # Evaluations in a row with a falling score, while the loss falls too, that are worth a warning.
 FALLING_EVALUATIONS = 3
+# Steps after which the shapes that no batch has had yet are compiled too: shorter runs compile only what they meet.
+COMPILE_AHEAD_AFTER = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +93,7 @@ class _Loop:
         self.metrics = metrics
         self.display = display
         self.progress = progress
-        self.compiled: Compilations | None = None
+        self.compiled = Compilations(run.program, self._shapes)
         self.clock = Clock(run.config.train.batch_size * len(run.corpus.columns))
 
     def steps(self, state: TrainState, start: int) -> Outcome:
@@ -101,6 +103,8 @@ class _Loop:
         step, stop = start, None
         with stop_signals() as stopping, contextlib.closing(self):
             for step, batch in self._batches(start):
+                if step == start + COMPILE_AHEAD_AFTER:
+                    self.compiled.begin(*run.batches.row_counts)
                 state, figures = self._step(state, batch)
                 if waiting:
                     self._settle(*waiting)
@@ -144,16 +148,13 @@ class _Loop:
         with jax.transfer_guard("disallow"):
             return step(state, batch)
 
+    def _shapes(self, rows: int) -> Batch:
+        batches, columns = self.run.batches, len(self.run.corpus.columns)
+        return batch_shapes(self.run.config, self.run.program.mesh, columns, rows, batches.layout.row_length)
+
     def _compiled(self, batch: Batch) -> TrainStep:
-        """The step for a batch of this shape; the first batch has all shapes of the run compiled, its own first."""
+        """The step for a batch of this shape."""
         groups, rows, tokens = batch.groups.ids.shape
-        if self.compiled is None:
-            config, program, columns = self.run.config, self.run.program, len(self.run.corpus.columns)
-
-            def shapes(count: int) -> Batch:
-                return batch_shapes(config, program.mesh, columns, count, tokens)
-
-            self.compiled = Compilations(program, shapes, self.run.batches.row_counts, rows)
         if self.compiled.ready(rows):
             return self.compiled.step(rows)
         started = time.monotonic()
