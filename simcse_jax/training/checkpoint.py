@@ -21,7 +21,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from simcse_jax.errors import UserError, short
-from simcse_jax.hosts.agreement import first_says, gather, is_first, processes, together
+from simcse_jax.hosts.agreement import first_says, gather, is_first, on_all, processes, together
 from simcse_jax.training.manifest import complete_steps, incomplete, seal
 from simcse_jax.training.mesh import place
 from simcse_jax.training.saved import read_state
@@ -183,11 +183,16 @@ class Checkpoints:
     def restore_last(self, like: TrainState) -> tuple[TrainState, Progress] | None:
         """The newest good state and its progress, laid out like `like` (ShapeDtypeStructs with shardings).
 
-        None in a new run. One that is torn or not what was written is set aside, and the one before it is taken;
-        UserError when none is good. Every process reads and checks the whole: a disk that fails one of them is no
-        reason to set a good state aside.
+        None in a new run. One that is torn or not what was written is set aside, and the one before it is taken. None
+        also where it was the run's first; UserError when none of several is good. Every process reads and checks the
+        whole: a disk that fails one of them is no reason to set a good state aside.
         """
-        steps = json.loads(first_says(json.dumps(sorted(self._last.all_steps(), reverse=True))))
+        found = {
+            "steps": sorted(self._last.all_steps(), reverse=True),
+            "earlier": bool(list(self._folder.glob("broken-*"))),
+        }
+        found = json.loads(first_says(json.dumps(found)))
+        steps, earlier = found["steps"], found["earlier"]
         for step in steps:
             values, told, problem = None, {}, ""
             try:
@@ -206,7 +211,10 @@ class Checkpoints:
             self._set_aside(step, problem)
         if not steps:
             return None
-        raise UserError(
+        if len(steps) == 1 and not earlier:
+            self._say("warning: that was the first checkpoint, and there is no other: the run starts again")
+            return None
+        raise on_all(
             f"No checkpoint in {self._folder / 'last'} was good; they are beside it now, as broken-*.\n"
             "Put back a copy, or start anew with --workdir=ANOTHER."
         )
