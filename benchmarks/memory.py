@@ -4,9 +4,9 @@
     JAX_PLATFORMS=cpu python -m benchmarks.memory --topology=v5e:2x2 --batch_sizes=65536
 
 The step is the real one: unsupervised SimCSE of BERT-base, AdamW, sentences of at most 32 tokens packed into rows of
-64, on one device. Six layouts of it, which train alike: `whole` encodes the batch at once and ranks it in one block, `remat`
-recomputes each layer in the backward pass (model.remat), `tiles` ranks in tiles (objective.tile), `groups` encodes a
-group of 64 at a time (train.groups_at_once=1), `both` does these two, and `all` recomputes each layer as well.
+64, on one device. Six layouts of it, which train alike: `whole` encodes the batch at once and ranks it in one block,
+`remat` recomputes each layer in the backward pass (model.remat), `tiles` ranks in tiles (objective.tile), `groups`
+encodes a group of 64 at a time (train.groups_at_once=1), `both` does these two, `all` recomputes each layer as well.
 With --topology, one chip of a TPU that need not be there is compiled for (pip install libtpu): minutes a step.
 """
 
