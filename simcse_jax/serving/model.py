@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from simcse_jax.data.corpus import read_sentences
 from simcse_jax.embedding_model import open_model
 from simcse_jax.errors import UserError
+from simcse_jax.serving.blocks import blocks
 from simcse_jax.serving.index import Hit, SentenceIndex, open_index
 from simcse_jax.serving.mining import Pair, paraphrases
 
@@ -117,7 +117,7 @@ class SimCSE:
         return self.index
 
     def search(self, queries: Any, top_k: int = 5, threshold: float | None = None) -> list[Hit] | list[list[Hit]]:
-        """The most similar sentences of the index: a list of (text, score, id), best first; of several queries, a list each.
+        """The most similar sentences of the index, (text, score, id), best first: a list, or of several queries a list each.
 
         queries: as in `similarity`. threshold: leave out what scores less; None = always `top_k`.
         """
@@ -153,10 +153,3 @@ class SimCSE:
                 f"Vectors of this model are [{self.width}] or [N, {self.width}]; got {list(vectors.shape)}."
             )
         return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-
-
-def blocks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Lists of `size` texts, the last perhaps shorter."""
-    stream = iter(texts)
-    while block := list(itertools.islice(stream, size)):
-        yield block
