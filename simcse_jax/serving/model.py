@@ -117,7 +117,7 @@ class SimCSE:
         return self.index
 
     def search(self, queries: Any, top_k: int = 5, threshold: float | None = None) -> list[Hit] | list[list[Hit]]:
-        """The most similar sentences of the index, (text, score, id), best first: a list, or of several queries a list each.
+        """The most similar sentences of the index, (text, score, id), best first; of several queries, a list each.
 
         queries: as in `similarity`. threshold: leave out what scores less; None = always `top_k`.
         """
