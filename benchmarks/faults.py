@@ -98,6 +98,8 @@ class Breaker:
         status = self.start(name).wait()
         same = status == 0 and _equal(load_best(self.folder / name)[0], expected)
         log = (self.folder / f"{name}.log").read_text()
+        aside = log.count("set aside as")
+        hit = ended == 143 if kind == "term" else ended == -signal.SIGKILL
         return {
             "run": number,
             "kind": kind,
@@ -105,7 +107,8 @@ class Breaker:
             "ended with": ended,
             "at step": at,
             "damage": damage,
-            "set aside": log.count("set aside as"),
+            "set aside": aside,
+            "as meant": hit and (aside >= 1 if kind in ("truncate", "flip") else aside == 0),
             "resumed from": [int(part.split()[0]) for part in log.split("resumed from step ")[1:]],
             "same": same,
         }
@@ -175,7 +178,10 @@ def main() -> int:
     for kind in KINDS:
         of_kind = [result for result in results if result["kind"] == kind]
         print(f"{kind}: {sum(result['same'] for result in of_kind)} of {len(of_kind)}")
-    good = sum(result["same"] for result in results)
+    missed = [result["run"] for result in results if not result["as meant"]]
+    if missed:
+        print(f"not broken as they were meant to be: {', '.join(map(str, missed))}")
+    good = sum(result["same"] and result["as meant"] for result in results)
     print(f"{good} of {len(results)} broken runs were resumed and ended with the parameters of the unbroken one")
     if FLAGS.json:
         Path(FLAGS.json).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -4,9 +4,9 @@
     JAX_PLATFORMS=cpu python -m benchmarks.memory --topology=v5e:2x2 --batch_sizes=65536
 
 The step is the real one: unsupervised SimCSE of BERT-base, AdamW, sentences of at most 32 tokens packed into rows of
-64, on one device. Five layouts of it, which train alike: `whole` encodes the batch at once and ranks it in one block,
-`remat` recomputes each layer in the backward pass (model.remat), `groups` encodes a group of 64 at a time
-(train.groups_at_once=1), `both` ranks in tiles as well (objective.tile), and `all` recomputes each layer as well.
+64, on one device. Six layouts of it, which train alike: `whole` encodes the batch at once and ranks it in one block,
+`remat` recomputes each layer in the backward pass (model.remat), `tiles` ranks in tiles (objective.tile), `groups`
+encodes a group of 64 at a time (train.groups_at_once=1), `both` does these two, `all` recomputes each layer as well.
 With --topology, one chip of a TPU that need not be there is compiled for (pip install libtpu): minutes a step.
 """
 
@@ -39,6 +39,7 @@ TILE = ObjectiveConfig().tile
 LAYOUTS: dict[str, dict[str, Any]] = {
     "whole": {"objective.tile": 0},
     "remat": {"objective.tile": 0, "model.remat": True},
+    "tiles": {"objective.tile": TILE},
     "groups": {"objective.tile": 0, "train.groups_at_once": 1},
     "both": {"objective.tile": TILE, "train.groups_at_once": 1},
     "all": {"objective.tile": TILE, "train.groups_at_once": 1, "model.remat": True},
@@ -107,12 +108,13 @@ def draw(results: list[dict[str, Any]], path: str) -> None:
     names = {
         "whole": "whole batch at once",
         "remat": "whole batch, layers recomputed",
+        "tiles": f"whole batch, loss in tiles of {TILE:,}",
         "groups": "a group at a time",
         "both": f"a group at a time, loss in tiles of {TILE:,}",
         "all": "the same, layers recomputed",
     }
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for (layout, name), style in zip(names.items(), ("o-", "d-", "s-", "^-", "v-"), strict=True):
+    for (layout, name), style in zip(names.items(), ("o-", "d-", "x--", "s-", "^-", "v-"), strict=True):
         points = [(r["batch size"], r["needed"] / 2**30) for r in results if r["layout"] == layout and "needed" in r]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=name)

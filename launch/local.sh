@@ -20,6 +20,7 @@
 #
 # Exit status: 0 the run is complete; 2 something to mend (never started again); 143, 130, 129 after SIGTERM, SIGINT,
 # SIGHUP to this script, when all processes have saved; else that of the process that died first in the last attempt.
+# (To the processes, SIGHUP is passed on as SIGTERM, which they save at.)
 set -euo pipefail
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 501)); then
   echo "launch: bash $BASH_VERSION is too old; 5.1 or newer is needed (wait -n -p)" >&2
@@ -72,7 +73,8 @@ find_python() {
 # Sets platform, per_process and, on gpu, gpus: the GPUs that are dealt out.
 find_devices() {
   local listed=${CUDA_VISIBLE_DEVICES:-}
-  if [[ -z $listed && $platform != cpu ]] && command -v nvidia-smi >/dev/null; then
+  [[ $listed != -1 ]] || listed='' # like an empty one: no GPU
+  if [[ -z ${CUDA_VISIBLE_DEVICES+set} && $platform != cpu ]] && command -v nvidia-smi >/dev/null; then
     listed=$(nvidia-smi --query-gpu=index --format=csv,noheader | paste -sd, -) || listed=''
   fi
   gpus=()
@@ -111,7 +113,7 @@ make_command() {
   if [[ $platform == cpu ]]; then
     command+=(JAX_PLATFORMS=cpu "XLA_FLAGS=${xla# }")
   else
-    command+=("CUDA_VISIBLE_DEVICES=${gpus[*]:$1*per_process:per_process}")
+    command+=(JAX_PLATFORMS=cuda "CUDA_VISIBLE_DEVICES=${gpus[*]:$1*per_process:per_process}")
   fi
   command+=("$python" -m simcse_jax.train "${arguments[@]}")
   command+=("--coordinator=127.0.0.1:$2" "--num_processes=$processes" "--process_id=$1")
@@ -190,7 +192,7 @@ end_others() {
   await_all "$KILL_S"
 }
 
-has_saved() { [[ $1 == 143 || $1 == 130 || $1 == 129 ]]; }
+has_saved() { [[ $1 == 143 || $1 == 130 ]]; }
 any_crash() {
   local status
   for status in "${results[@]}"; do [[ $status == 0 ]] || has_saved "$status" || return 0; done
@@ -205,7 +207,7 @@ find_culprit() {
   for i in "${!results[@]}"; do
     case ${results[i]} in
       0) weight=0 ;;
-      129 | 130 | 143) weight=1 ;;
+      130 | 143) weight=1 ;;
       134) weight=2 ;;
       1) weight=3 ;;
       *) weight=4 ;;
@@ -227,7 +229,7 @@ describe() { # how process $1 ended
 on_signal() {
   stopped_by=$1
   say "SIG$1: all processes save and end"
-  signal_all "$1" ''
+  signal_all "${1/HUP/TERM}" ''
 }
 
 # One attempt; sets outcome to the status that it ended with.
@@ -287,10 +289,13 @@ main() {
   local crashes=0
   while :; do
     attempt
-    if [[ -n $stopped_by && $outcome != 0 && $outcome != 2 ]]; then exit $((128 + $(kill -l "$stopped_by"))); fi
+    if [[ -n $stopped_by ]]; then
+      ! has_saved "$outcome" || exit $((128 + $(kill -l "$stopped_by")))
+      exit "$outcome"
+    fi
     case $outcome in
       0 | 2) exit "$outcome" ;;
-      143 | 130 | 129) say "all were stopped by SIG$(kill -l $((outcome - 128))) after saving; starting again" ;;
+      143 | 130) say "all were stopped by SIG$(kill -l $((outcome - 128))) after saving; starting again" ;;
       *)
         if ((crashes == restarts)); then say "$restarts restarts are used up"; exit "$outcome"; fi
         say "restart $((++crashes)) of $restarts"

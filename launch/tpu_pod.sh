@@ -41,6 +41,8 @@ CONFIG=${CONFIG:-configs/unsup.py}
 WORKDIR=${WORKDIR:-$MOUNT/runs/$NAME}
 # The hosts' identity, which needs to write to the bucket. Default: the project's default service account.
 SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-}
+# The interpreter that the hosts get; the images' own, 3.10, is too old.
+PYTHON_VERSION=${PYTHON_VERSION:-3.12}
 # How often `create` and `watch` look, in seconds.
 POLL_S=${POLL_S:-60}
 # After how many failures in a row they give up.
@@ -62,6 +64,7 @@ do_() {
 tpus() { do_ gcloud compute tpus "$@" "${site[@]}"; }
 
 runtime() {
+  [[ -z $RUNTIME ]] || { echo "$RUNTIME"; return; }
   case $ACCELERATOR in
     v4-*) echo tpu-ubuntu2204-base ;;
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
@@ -79,8 +82,8 @@ request_state() {
 }
 
 request() {
-  local image=$RUNTIME arguments
-  [[ -n $image ]] || image=$(runtime)
+  local image arguments
+  image=$(runtime) || exit
   arguments=("$NAME" "--node-id=$NAME" "--accelerator-type=$ACCELERATOR" "--runtime-version=$image")
   [[ $SPOT != 1 ]] || arguments+=(--spot)
   [[ -z $SERVICE_ACCOUNT ]] || arguments+=("--service-account=$SERVICE_ACCOUNT")
@@ -121,7 +124,15 @@ quoted() { printf '%q ' "$@"; } # for the hosts' shells
 
 # Runs tpu_worker.sh on every host.
 workers() {
-  everywhere "cd simcse_jax && $(quoted env "BUCKET=$BUCKET" "MOUNT=$MOUNT" bash launch/tpu_worker.sh "$@")"
+  local variables=("BUCKET=$BUCKET" "MOUNT=$MOUNT" "PYTHON_VERSION=$PYTHON_VERSION")
+  everywhere "cd simcse_jax && $(quoted env "${variables[@]}" bash launch/tpu_worker.sh "$@")"
+}
+
+# One line a host; a host that has no tree yet says `absent` too.
+worker_states() {
+  local ask
+  ask=$(quoted bash launch/tpu_worker.sh status)
+  everywhere "if cd simcse_jax 2>/dev/null; then $ask; else echo worker \$(hostname) absent; fi"
 }
 
 install() {
@@ -157,33 +168,37 @@ fetch() {
 # Prints what the hosts are at: their worst state, or `unreachable`.
 worst_state() {
   local lines state
-  lines=$(workers status) || { echo unreachable; return; }
+  lines=$(worker_states) || { echo unreachable; return; }
   for state in mend failed absent running 'done'; do
     if grep -q "^worker .* $state\$" <<<"$lines"; then echo "$state"; return; fi
   done
   echo unreachable
 }
 
+# Asks for a slice, after deleting what is left of the last one if $1 says what became of it. Gives up after TRIES.
 renew() {
-  say "the slice is gone ($1): a new one is requested"
-  { delete && request; } || say "that did not work; another try in $POLL_S s"
+  [[ -z $1 ]] || say "the slice is gone ($1): a new one is requested"
+  if { [[ -z $1 ]] || delete; } && request; then refused=0; return; fi
+  ((++refused < TRIES)) || { say "that has failed $TRIES times in a row"; exit 1; }
+  say "that did not work; another try in $POLL_S s"
 }
 
 watch() {
-  local state node verdict failures=0
+  local state node verdict failures=0 refused=0 unreachable=0
   need_bucket
+  RUNTIME=$(runtime)
   if [[ -n $dry_run ]]; then
     create
     tpus tpu-vm describe "$NAME" "$node_state"
     install
     run
-    workers status
+    worker_states
     return
   fi
   while :; do
     await_slice
     case $state in
-      none) request || say "that did not work; another try in $POLL_S s" ;;
+      none) renew '' ;;
       FAILED)
         ((++failures < TRIES)) || { say "the request has failed $TRIES times"; return 1; }
         renew FAILED
@@ -205,18 +220,28 @@ watch() {
 # Starts the run where it is missing. Fails where it has ended, with verdict set to what `watch` ends with.
 look_after_run() {
   verdict=''
+  local before=$unreachable
   case $(worst_state) in
     'done') say "the run is complete. $0 fetch, then $0 delete"; verdict=0 ;;
     failed) say "the run fails again and again: $0 logs"; verdict=1 ;;
     mend) say "something is to be mended: $0 logs; then $0 install, $0 watch"; verdict=2 ;;
+    unreachable)
+      if ((++unreachable < TRIES)); then
+        say "the hosts cannot be asked; looking again in $POLL_S s"
+      else
+        say "the hosts could not be asked $TRIES times in a row: gcloud compute tpus tpu-vm ssh $NAME ${site[*]}"
+        verdict=1
+      fi
+      ;;
     absent) say "(re)starting the run on every host"; { install && run; } || say "a host is not ready" ;;
   esac
+  [[ $unreachable != "$before" ]] || unreachable=0
   [[ -z $verdict ]]
 }
 
 status() {
   request_state
-  workers status
+  worker_states
 }
 
 [[ ${1:-} != --dry-run ]] || { dry_run=1; shift; }

@@ -7,11 +7,10 @@
 #   bash launch/tpu_worker.sh status               one line: worker HOST absent|running|done|mend|failed
 #   DRY_RUN=1                                      print the commands, run nothing
 #
-# Variables: BUCKET, MOUNT (see tpu_pod.sh); PYTHON_VERSION (default 3.12: the TPU images' own, 3.10, is too old);
-# SERVICE, the name of the service (default simcse).
+# Variables: BUCKET, MOUNT, PYTHON_VERSION (see tpu_pod.sh).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-SERVICE=${SERVICE:-simcse}
+SERVICE=simcse # tpu_pod.sh reads its journal
 PYTHON_VERSION=${PYTHON_VERSION:-3.12}
 DRY_RUN=${DRY_RUN:-}
 
@@ -47,7 +46,8 @@ mount_bucket() {
 run_service() {
   : "${BUCKET:?the bucket for runs is missing}" "${MOUNT:?where to mount it is missing}"
   mount_bucket
-  local training=(.venv/bin/python -m simcse_jax.train "$@")
+  # Hosts of one slice may take long to be ready one after the other.
+  local training=(.venv/bin/python -m simcse_jax.train --join_timeout_s=1800 "$@")
   # In a file of its own: systemd would read `$` and `%` in an argument as its own.
   if [[ -n $DRY_RUN ]]; then
     printf '# service.sh: exec'

@@ -6,6 +6,7 @@ import ast
 import glob
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -39,9 +40,13 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # the libraries' own chatter; --verbosity=0 brings it back
         try:
-            return main() or 0
+            return _left(main() or 0)
         except UserError as error:
-            fail(str(error))
+            print(f"\nerror: {error}", file=sys.stderr, flush=True)
+            if _one_of_several() and not error.everywhere:
+                sys.stdout.flush()
+                os._exit(USER_ERROR_STATUS)  # as below
+            return _left(USER_ERROR_STATUS)
         except KeyboardInterrupt:
             print("\ninterrupted; nothing half-done counts, and the same command starts again", file=sys.stderr)
             sys.stdout.flush()
@@ -55,6 +60,21 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
             os._exit(1)  # an orderly exit would wait for the other processes, and they for this one
 
     app.run(guarded, argv=list(argv) if argv else None, flags_parser=_parse)
+
+
+def _left(status: int) -> int:
+    """The status to exit with, where nothing is in the way of it; else this exits at once.
+
+    A thread that still works compiles a program that nobody waits for any more; the interpreter would, for minutes.
+    """
+    if all(thread is threading.main_thread() or thread.daemon for thread in threading.enumerate()):
+        return status
+    if _one_of_several():
+        sys.modules["jax"].distributed.shutdown()
+    logging.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _one_of_several() -> bool:

@@ -80,7 +80,7 @@ def main() -> int:
     import jax
 
     from simcse_jax.config import resolve
-    from simcse_jax.hosts.agreement import gather, is_first, processes, together
+    from simcse_jax.hosts.agreement import is_first, processes, together
     from simcse_jax.training.description import describe
     from simcse_jax.training.loop import summary, train
     from simcse_jax.training.run import prepare
@@ -101,9 +101,9 @@ def main() -> int:
             name = signal.Signals(outcome.signal).name
             print(f"stopped by {name}; the same command goes on from step {outcome.step}", flush=True)
         return 128 + outcome.signal
-    if is_first():
-        _finish(outcome, workdir, config.eval.data)
-    gather("")  # the others stay until the export is done: a launcher takes the end of one for the end of the run
+    with together():  # the others stay until the export is done: a launcher takes the end of one for the end of the run
+        if is_first():
+            _finish(outcome, workdir, config.eval.data)
     return 0
 
 

@@ -195,15 +195,37 @@ def test_one_that_dies_while_the_others_save_is_a_crash(launch: Launch):
     assert told(done) == ["launch: process 1 (pid N) was killed by SIGKILL", "launch: 0 restarts are used up"]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_is_forwarded_and_ends_the_run_without_a_restart(number: int, status: int, tmp_path: Path):
+@pytest.mark.parametrize("gpus", ["", "-1"])
+def test_no_visible_gpu_is_none(gpus: str, tmp_path: Path):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
+    smi.chmod(0o755)
+    commands = dry_run("--", PATH=f"{tmp_path}:{os.environ['PATH']}", CUDA_VISIBLE_DEVICES=gpus)
+    assert [words[1] for words in commands] == ["JAX_PLATFORMS=cpu"] * 2
+
+
+# The second of them fails as it is told to save.
+FAILS = SAVES.replace("sys.exit(128 + number)", "sys.exit(1 if rank == 1 else 128 + number)")
+
+
+@pytest.mark.parametrize(
+    ("plan", "number", "status"),
+    [
+        (SAVES, signal.SIGTERM, 143),
+        (SAVES, signal.SIGINT, 130),
+        (SAVES, signal.SIGHUP, 129),
+        (FAILS, signal.SIGTERM, 1),
+    ],
+    ids=["SIGTERM", "SIGINT", "SIGHUP", "a save that fails"],
+)
+def test_a_signal_is_forwarded_and_ends_the_run_without_a_restart(plan: str, number: int, status: int, tmp_path: Path):
     # A launcher that was started with SIGINT ignored, as by a shell's &, could not react to it.
     default = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     )
     with subprocess.Popen(
         [sys.executable, "-S", "-c", default, *command()],
-        env=stand_in(tmp_path, SAVES),
+        env=stand_in(tmp_path, plan),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -258,7 +280,9 @@ def test_gpus_are_dealt_evenly(flags: tuple[str, ...], environment: dict[str, st
     smi.write_text("#!/bin/sh\nprintf '0\\n1\\n2\\n3\\n'\n")
     smi.chmod(0o755)
     commands = dry_run(*flags, "--", PATH=f"{tmp_path}:{os.environ['PATH']}", **environment)
-    assert [words[1] for words in commands] == [f"CUDA_VISIBLE_DEVICES={gpus}" for gpus in dealt]
+    assert [words[1:3] for words in commands] == [
+        ["JAX_PLATFORMS=cuda", f"CUDA_VISIBLE_DEVICES={gpus}"] for gpus in dealt
+    ]
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,40 @@ def test_watch_ends_when_all_hosts_are_done(tmp_path: Path):
     assert (done.returncode, "the run is complete" in done.stderr) == (0, True)
 
 
+def test_watch_on_a_slice_that_is_new_installs_and_runs(tmp_path: Path):
+    """What ssh is given runs in a host's empty home, as on a machine that has just been made."""
+    home = tmp_path / "home"
+    home.mkdir()
+    part = f"""
+command = next((word for word in arguments if word.startswith("--command=")), "")[10:]
+if "list" in arguments: print("ACTIVE")
+if "describe" in arguments: print("READY")
+if "tpu_worker.sh status" in command:
+    if os.path.exists("{home}/simcse_jax"): print("worker h0 done")
+    else: sys.exit(subprocess.run(["bash", "-c", command], cwd="{home}").returncode)
+elif "tar -xzf" in command: os.mkdir("{home}/simcse_jax")
+"""
+    put_stand_in(tmp_path, "gcloud", part)
+    put_stand_in(tmp_path, "git")
+    done = tpu_pod(tmp_path, "watch")
+    assert (done.returncode, "(re)starting the run on every host" in done.stderr) == (0, True), done.stderr
+    commands = [word for words in calls(tmp_path) for word in words if word.startswith("--command=")]
+    order = ["tpu_worker.sh status", "tar -xzf", "tpu_worker.sh install", "tpu_worker.sh run", "tpu_worker.sh status"]
+    assert [what in command for what, command in zip(order, commands, strict=True)] == [True] * 5
+
+
+def test_watch_gives_up_where_hosts_cannot_be_asked_or_requests_are_refused(tmp_path: Path):
+    part = "if 'list' in arguments: print('ACTIVE')\nif 'describe' in arguments: print('READY')\n"
+    put_stand_in(tmp_path, "gcloud", part + "if 'ssh' in arguments: sys.exit(255)")
+    done = tpu_pod(tmp_path, "watch", TRIES="3")
+    assert (done.returncode, "could not be asked 3 times" in done.stderr) == (1, True), done.stderr
+    put_stand_in(tmp_path, "gcloud", "if 'create' in arguments: sys.exit(1)")
+    done = tpu_pod(tmp_path, "watch", TRIES="3")
+    assert (done.returncode, "failed 3 times in a row" in done.stderr) == (1, True), done.stderr
+    done = tpu_pod(tmp_path, "watch", ACCELERATOR="v9-8")
+    assert (done.returncode, "no image is known" in done.stderr) == (2, True), done.stderr
+
+
 def worker(folder: Path, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return run_beside(["bash", str(LAUNCH / "tpu_worker.sh"), *words], folder, **environment)
 

@@ -57,17 +57,29 @@ def first_says(value: str) -> str:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """All processes come out of this block, or each raises: its own error, or UserError with the first other's."""
+    """All processes come out of this block, or each raises: its own error, or UserError with the first other's.
+
+    Nothing within may wait for the other processes: they may be waiting at its end already.
+    """
     try:
         yield
     except Exception as error:
         texts = gather(str(error) or type(error).__name__)
-        if isinstance(error, UserError) and not is_first() and texts[0] == str(error):
-            raise UserError("the same as on process 0") from error  # one screen of text is enough
+        if isinstance(error, UserError):
+            if not is_first() and texts[0] == str(error):
+                raise on_all("the same as on process 0") from error  # one screen of text is enough
+            error.everywhere = True
         raise
     for number, text in enumerate(gather("")):
         if text:
-            raise UserError(f"Process {number} has failed, so this one stops too. There: {text}")
+            raise on_all(f"Process {number} has failed, so this one stops too. There: {text}")
+
+
+def on_all(text: str) -> UserError:
+    """An error that every process of the run raises at this point."""
+    error = UserError(text)
+    error.everywhere = True
+    return error
 
 
 def require_equal(values: Mapping[str, Any]) -> None:
@@ -76,7 +88,7 @@ def require_equal(values: Mapping[str, Any]) -> None:
     for process, there in enumerate(everywhere):
         for name, value in there.items():
             if value != (first := everywhere[0][name]):
-                raise UserError(
+                raise on_all(
                     f"{name} is {first!r} on process 0 and {value!r} on process {process}.\nStart all processes with "
                     "the same command, and give all the same files."
                 )

@@ -18,6 +18,11 @@ from simcse_jax.errors import UserError
 COUNTS = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
 NUMBERS = ("JAX_PROCESS_ID", "JOB_COMPLETION_INDEX", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 COORDINATOR = "JAX_COORDINATOR_ADDRESS"
+# Which task of this machine this one is, and how many there are.
+LOCAL = (
+    ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +70,16 @@ def find_cluster(
 
 
 def _checked(address: str) -> str:
-    if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):\d{1,5}", address):
+    if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):\d{1,5}", address) or not 0 < _port(address) < 65536:
         raise UserError(
             f"--coordinator={address} is not HOST:PORT.\nFor example --coordinator=host0:8476, the host of process 0 "
             "and any free port there."
         )
     return address
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
 
 
 def _number(flag: str, given: int | None, names: tuple[str, ...], environment: Mapping[str, str]) -> int:
@@ -136,9 +145,14 @@ def _gpus(environment: Mapping[str, str]) -> tuple[int, ...] | None:
 
     A task that is alone on its machine takes all. One that was bound to a single GPU sees that one only.
     """
-    local = environment.get("SLURM_LOCALID") or environment.get("OMPI_COMM_WORLD_LOCAL_RANK")
-    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("OMPI_COMM_WORLD_LOCAL_SIZE")
-    if local is None or tasks is None or re.match(r"1(\D|$)", tasks):
+    # Open MPI first: mpirun within a SLURM job leaves the job's own variables in place.
+    for names in LOCAL:
+        local, tasks = (environment.get(name) for name in names)
+        if local and tasks:
+            break
+    else:
+        return None
+    if re.match(r"1(\D|$)", tasks):
         return None
     visible = [gpu for gpu in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     return (0,) if len(visible) == 1 else (int(local),)

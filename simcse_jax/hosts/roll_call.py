@@ -47,7 +47,8 @@ def roll_call(cluster: Cluster, timeout_s: float) -> list[Card]:
 def _call(cluster: Cluster, own: Card, timeout_s: float) -> dict[str, Any]:
     """Process 0's part: listen, until all have come or time is up; then tell everybody how it went."""
     deadline = time.monotonic() + timeout_s
-    cards, waiting, error = {0: own}, [], ""
+    cards, error = {0: own}, ""
+    waiting: dict[int, socket.socket] = {}
     with _listening(cluster) as server:
         while len(cards) < cluster.processes and not error:
             server.settimeout(max(deadline - time.monotonic(), 0.001))
@@ -59,11 +60,16 @@ def _call(cluster: Cluster, own: Card, timeout_s: float) -> dict[str, Any]:
             if (card := _heard(connection)) is None:
                 connection.close()
                 continue
-            waiting.append(connection)
-            error = _objection(cluster, card, cards)
-            cards[card["process"]] = card
+            number = card["process"]
+            for gone in [n for n in waiting if _is_gone(waiting[n])]:  # it died; it may be started again
+                waiting.pop(gone).close()
+                del cards[gone]
+            if error := _objection(cluster, card, cards):
+                _tell(connection, {"error": error})
+            else:
+                waiting[number], cards[number] = connection, card
         verdict = {"error": error, "cards": [cards[n] for n in sorted(cards)]}
-        for connection in waiting:
+        for connection in waiting.values():
             _tell(connection, verdict)
     return verdict
 
@@ -114,6 +120,19 @@ def _heard(connection: socket.socket) -> Card | None:
         return card if {"process", "processes", "host", "pid", "version"} <= card.keys() else None
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def _is_gone(connection: socket.socket) -> bool:
+    """Whether the other side has hung up."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.settimeout(SPEAK_S)
 
 
 def _tell(connection: socket.socket, verdict: dict[str, Any]) -> None:

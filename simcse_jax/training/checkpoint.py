@@ -20,9 +20,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from simcse_jax.errors import UserError
-from simcse_jax.hosts.agreement import first_says, gather, is_first, processes, together
-from simcse_jax.training.manifest import incomplete, seal
+from simcse_jax.errors import UserError, short
+from simcse_jax.hosts.agreement import first_says, gather, is_first, on_all, processes, together
+from simcse_jax.training.manifest import complete_steps, incomplete, seal
 from simcse_jax.training.mesh import place
 from simcse_jax.training.saved import read_state
 from simcse_jax.training.state import TrainState
@@ -59,7 +59,8 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, say: Callable[[str], None] = print):
         """say: takes lines on what went wrong and was mended."""
-        self._say, self._failures = say, 0
+        self._say = say
+        self._failures = {"last": 0, "best": 0}  # saves of each that failed in a row
         self._folder = workdir.absolute() / "checkpoints"
         with together():
             self._remove_incomplete()
@@ -75,7 +76,7 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if error is None:
             self._close()
-        elif processes() == 1 or isinstance(error, UserError):  # else the others may never come to wait with us
+        elif processes() == 1 or getattr(error, "everywhere", False):  # else the others may never come to wait with us
             with suppress(Exception):
                 self._close()
 
@@ -86,8 +87,10 @@ class Checkpoints:
         self._best.close()
 
     def latest_step(self) -> int | None:
-        """The step that the run would go on from; None in a new run."""
-        return self._last.latest_step()
+        """The step that the run would go on from, were it to end now; None if that is the start."""
+        if self._pending is not None:
+            self._pending.exception()  # waits for it
+        return max(complete_steps(self._folder / "last"), default=None)
 
     def start_anew(self) -> None:
         """Forget the best of a run that never came to a state to go on from."""
@@ -103,14 +106,14 @@ class Checkpoints:
         step = int(state.step)
         if self._settled() and self._last.latest_step() == step:
             return
-        if self._failures:
+        if self._failures["last"]:
             self._say(f"saving step {step} instead")
         told = progress.to_json()
         items = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), progress=ocp.args.JsonSave(told))
         try:
             self._last.save(step, force=True, args=items)
         except Exception as error:  # noqa: BLE001 (whatever a file system may do)
-            self._failed(error)
+            self._failed("last", error)
         else:
             self._pending = self._watcher.submit(self._completed, self._last, step)
 
@@ -124,7 +127,7 @@ class Checkpoints:
         """Whether the newest save has failed; costs nothing, so it is asked at every step."""
         if self._pending is not None and self._pending.done():
             self._settled()
-        return self._pending is None and self._failures > 0
+        return self._pending is None and self._failures["last"] > 0
 
     def finish(self, state: TrainState, progress: Progress) -> None:
         """Save this state, and return once it is there; raises what `save_last` raises."""
@@ -137,22 +140,22 @@ class Checkpoints:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             if error := pending.exception():
-                self._failed(error)
+                self._failed("last", error)
             else:
-                self._failures = 0
-        return not self._failures
+                self._failures["last"] = 0
+        return not self._failures["last"]
 
-    def _failed(self, error: BaseException) -> None:
+    def _failed(self, which: str, error: BaseException) -> None:
         """Tell of a failed save, and leave things such that it can be tried again; raises when that is of no use."""
-        self._failures += 1
+        self._failures[which] += 1
         with suppress(OSError):
             self._remove_incomplete()
         for manager in (self._last, self._best):  # what was removed is no longer there for them, either
             manager.reload()
-        reason = _short(error)
+        reason = short(error)
         full = any(words in str(error) for words in ("No space left", "quota", "File too large"))
-        if processes() > 1 or self._failures >= ATTEMPTS:
-            good = self._last.latest_step()
+        if processes() > 1 or self._failures[which] >= ATTEMPTS:
+            good = self.latest_step()
             holds = f"checkpoints/last is good and holds step {good}" if good is not None else "nothing was saved yet"
             text = f"A checkpoint could not be written: {reason}\n{holds}; the same command goes on from there."
             if full:
@@ -171,24 +174,31 @@ class Checkpoints:
             try:
                 self._best.save(step, force=True, args=items)
                 self._completed(self._best, step)
-                return
             except Exception as error:  # noqa: BLE001 (whatever a file system may do)
-                self._failed(error)
+                self._failed("best", error)
+            else:
+                self._failures["best"] = 0
+                return
 
     def restore_last(self, like: TrainState) -> tuple[TrainState, Progress] | None:
         """The newest good state and its progress, laid out like `like` (ShapeDtypeStructs with shardings).
 
-        None in a new run. One that is torn or not what was written is set aside, and the one before it is taken;
-        UserError when none is good. Every process reads and checks the whole: a disk that fails one of them is no
-        reason to set a good state aside.
+        None in a new run. One that is torn or not what was written is set aside, and the one before it is taken. None
+        also where it was the run's first; UserError when none of several is good. Every process reads and checks the
+        whole: a disk that fails one of them is no reason to set a good state aside.
         """
-        steps = json.loads(first_says(json.dumps(sorted(self._last.all_steps(), reverse=True))))
+        found = {
+            "steps": sorted(self._last.all_steps(), reverse=True),
+            "earlier": bool(list(self._folder.glob("broken-*"))),
+        }
+        found = json.loads(first_says(json.dumps(found)))
+        steps, earlier = found["steps"], found["earlier"]
         for step in steps:
             values, told, problem = None, {}, ""
             try:
                 values, told = read_state(self._folder / "last" / str(step), like._asdict())
             except Exception as error:  # noqa: BLE001 (whatever a reader may make of damaged files)
-                problem = _short(error)
+                problem = short(error)
             problems = gather(problem)
             if not any(problems):
                 # Saved after `last`, so of a part of the run that is about to be repeated.
@@ -201,7 +211,10 @@ class Checkpoints:
             self._set_aside(step, problem)
         if not steps:
             return None
-        raise UserError(
+        if len(steps) == 1 and not earlier:
+            self._say("warning: that was the first checkpoint, and there is no other: the run starts again")
+            return None
+        raise on_all(
             f"No checkpoint in {self._folder / 'last'} was good; they are beside it now, as broken-*.\n"
             "Put back a copy, or start anew with --workdir=ANOTHER."
         )
@@ -232,9 +245,3 @@ def _options(asynchronous: bool) -> ocp.CheckpointManagerOptions:
 
 def _shardings(like: TrainState) -> dict[str, Any]:
     return jax.tree.map(lambda x: x.sharding, like._asdict())
-
-
-def _short(error: BaseException) -> str:
-    """The first line of an error; of a long one, where it begins and ends."""
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first if len(first) < 300 else f'{first[:80]} ... {first[-200:]}'}"

@@ -64,7 +64,7 @@ def collectives(compiled_text: str) -> list[Collective]:
     """
     instructions = _instructions(compiled_text)
     callers: dict[str, list[tuple[_Instruction, bool]]] = defaultdict(list)
-    fused: dict[str, _Instruction] = {}
+    fused: dict[str, _Instruction] = {}  # the fusions that are a reduce-scatter, by what they call
     in_fusions: set[str] = set()
     for instruction in instructions:
         # The three steps of an asynchronous computation name the same one, which runs once.
@@ -91,19 +91,20 @@ def collectives(compiled_text: str) -> list[Collective]:
             total += outer * trips
         return total if callers[computation] else 1
 
-    found, channels = [], set()
+    found, channels, scatters = [], set(), {fusion.name for fusion in fused.values()}
     for instruction in instructions:
-        if instruction in fused.values():
+        if instruction.name in scatters:
             kind = "reduce-scatter"
         else:
             kind = instruction.opcode.removesuffix("-done")
             if kind not in KINDS or instruction.computation in fused:
                 continue
-        if instruction.channel and instruction.computation in in_fusions:
-            if (kind, instruction.channel) in channels:
-                continue
-            channels.add((kind, instruction.channel))
         dtype, shapes, size = _sizes(instruction.type)
+        if instruction.channel and instruction.computation in in_fusions:
+            channel = (kind, instruction.channel, dtype, shapes)
+            if channel in channels:
+                continue
+            channels.add(channel)
         where = instruction.computation
         found.append(Collective(instruction.name, kind, dtype, shapes, size, in_loop(where), times(where)))
     return found

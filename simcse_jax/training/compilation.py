@@ -24,12 +24,17 @@ class Compilations:
         self._program, self._shapes = program, shapes
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
         self._steps: dict[int, Future[TrainStep]] = {}
+        self._told: set[int] = set()
 
     def begin(self, *row_counts: int) -> None:
-        """Have these compiled, unless they are already."""
+        """Have these compiled, unless they are already.
+
+        They are traced here, under the caller's own settings of JAX, which other threads do not have.
+        """
+        step: Any = self._program.train_step
         for rows in row_counts:
             if rows not in self._steps:
-                self._steps[rows] = self._pool.submit(self._compile, rows)
+                self._steps[rows] = self._pool.submit(step.lower(self._program.shapes, self._shapes(rows)).compile)
 
     def ready(self, rows: int) -> bool:
         """Whether the step for this row count can run at once."""
@@ -42,12 +47,19 @@ class Compilations:
 
     def finished(self) -> int:
         """How many are compiled."""
-        return sum(step.done() and not step.cancelled() for step in self._steps.values())
+        return sum(_ended(step) and not step.exception() for step in self._steps.values())
+
+    def failures(self) -> list[tuple[int, BaseException]]:
+        """(row count, error) of those that did not compile; each once."""
+        found = [(rows, error) for rows, step in self._steps.items() if _ended(step) and (error := step.exception())]
+        new = [(rows, error) for rows, error in found if rows not in self._told]
+        self._told |= {rows for rows, _ in new}
+        return new
 
     def close(self) -> None:
-        """Begin no further one. What is being compiled goes on; the interpreter's end waits for it."""
+        """Begin no further one. What is being compiled goes on; `cli.run` does not wait for it."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _compile(self, rows: int) -> TrainStep:
-        step: Any = self._program.train_step
-        return step.lower(self._program.shapes, self._shapes(rows)).compile()
+
+def _ended(step: Future[Any]) -> bool:
+    return step.done() and not step.cancelled()

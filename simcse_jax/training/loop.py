@@ -19,14 +19,14 @@ from typing import Any
 import jax
 
 from simcse_jax.data.batches import Batch
-from simcse_jax.errors import UserError
-from simcse_jax.hosts.agreement import is_first
+from simcse_jax.errors import UserError, short
+from simcse_jax.hosts.agreement import is_first, on_all
 from simcse_jax.training.checkpoint import Checkpoints, Progress
 from simcse_jax.training.clock import Clock
 from simcse_jax.training.compilation import Compilations
 from simcse_jax.training.display import Display, duration
 from simcse_jax.training.feeding import feed
-from simcse_jax.training.metrics import MetricsWriter, NoMetrics
+from simcse_jax.training.metrics import FLOAT32_DIGITS, FLOAT64_DIGITS, MetricsWriter, NoMetrics
 from simcse_jax.training.program import batch_shapes
 from simcse_jax.training.run import Run
 from simcse_jax.training.signals import stop_signals
@@ -64,7 +64,9 @@ def train(run: Run, workdir: Path) -> Outcome:
         start = int(state.step)
         display.step(start)
         try:
-            with MetricsWriter(workdir, start if restored else None) if first else NoMetrics() as metrics:
+            x64 = jax.dtypes.canonicalize_dtype("float64") == "float64"
+            digits = FLOAT64_DIGITS if x64 else FLOAT32_DIGITS
+            with MetricsWriter(workdir, start if restored else None, digits) if first else NoMetrics() as metrics:
                 loop = _Loop(run, checkpoints, metrics, display, progress)
                 if restored is None:
                     loop.evaluate(0, state.params)
@@ -105,6 +107,11 @@ class _Loop:
             for step, batch in self._batches(start):
                 if step == start + COMPILE_AHEAD_AFTER:
                     self.compiled.begin(*run.batches.row_counts)
+                    self.clock.skip()
+                for rows, error in self.compiled.failures():
+                    self.display.say(
+                        f"warning: a batch of {rows} rows a group, should one come, cannot run: {short(error)}"
+                    )
                 state, figures = self._step(state, batch)
                 if waiting:
                     self._settle(*waiting)
@@ -170,7 +177,7 @@ class _Loop:
         if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
             saved = self.checkpoints.latest_step()
             where = f"checkpoints/last is good and holds step {saved}" if saved is not None else "nothing was saved yet"
-            raise UserError(
+            raise on_all(
                 f"Step {step}: the loss is {values['loss']}, the gradient norm {values['gradient_norm']}; {where}.\n"
                 f"Try a lower --config.optimizer.learning_rate than {self.run.config.optimizer.learning_rate:g}, or "
                 "float32 if you compute in bfloat16."

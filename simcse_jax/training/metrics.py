@@ -10,12 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# Significant digits of a figure: what the numbers hold.
+FLOAT32_DIGITS, FLOAT64_DIGITS = 7, 16
+
 
 class MetricsWriter:
     """Appends figures to `metrics.jsonl`, one object a line with its `step`, and to `tensorboard/`."""
 
-    def __init__(self, workdir: Path, resumed_step: int | None):
+    def __init__(self, workdir: Path, resumed_step: int | None, digits: int = FLOAT32_DIGITS):
         """resumed_step: figures of later steps are dropped, as these are about to run again; None = a new run."""
+        self._digits = digits
         from tensorboardX import SummaryWriter  # imports PyTorch where there is one: seconds, and only writing needs it
 
         workdir.mkdir(parents=True, exist_ok=True)
@@ -30,7 +34,7 @@ class MetricsWriter:
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Write one line, and one TensorBoard scalar a figure."""
         line: dict[str, Any] = {"step": step}
-        line.update({name: _rounded(value) for name, value in figures.items()})
+        line.update({name: _rounded(value, self._digits) for name, value in figures.items()})
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in figures.items():
@@ -86,6 +90,6 @@ def _keep_until(path: Path, step: int) -> None:
     os.replace(temporary, path)
 
 
-def _rounded(value: float) -> float | None:
-    """Seven significant digits, what float32 holds; null for what JSON has no word for."""
-    return float(f"{float(value):.7g}") if math.isfinite(value) else None
+def _rounded(value: float, digits: int) -> float | None:
+    """So many significant digits; null for what JSON has no word for."""
+    return float(f"{float(value):.{digits}g}") if math.isfinite(value) else None

@@ -82,15 +82,17 @@ def first_params(config: Config, encoder: Encoder, folder: Path | None, resumes:
     """A function, to be called at most once, that gives random parameters, or pretrained ones with a fresh head.
 
     On the host or on one of its devices; equal on every process. Pretrained weights are read at once, so that a folder
-    without good ones is refused early. The paper's MLP head is not BERT's own pooler, and starts fresh.
+    without good ones is refused early; a run that goes on reads them only if its checkpoint is damaged. The paper's
+    MLP head is not BERT's own pooler, and starts fresh.
     """
     random = functools.partial(init_params, encoder, config.train.seed)
-    if resumes or config.model.init == "random" or folder is None:
+    if config.model.init == "random" or folder is None:
         return jax.jit(random)
-    held = [load_params(folder, encoder.config, head="none")]  # handed over, so that they do not stay in memory
+    load = functools.partial(load_params, folder, encoder.config, head="none")
+    held = [] if resumes else [load()]  # handed over, so that they do not stay in memory
 
     def initial() -> Any:
-        params = held.pop()
+        params = held.pop() if held else load()
         if encoder.has_head:
             params["head"] = jax.device_get(jax.jit(lambda: random()["head"])())
         return jax.tree.map(lambda x: np.asarray(x, encoder.param_dtype), params)

@@ -37,7 +37,7 @@ class Plan:
     memory: dict[str, int]  # state, batch, temporaries, total
     flops: int  # of matrix products, padding included, counted from shapes
     xla_flops: float  # the compiler's count, in which a loop's body stands once
-    sent: tuple[tuple[str, bool, int, int], ...]  # (kind, in a loop, how many, bytes of their results)
+    sent: tuple[tuple[str, str, int, int], ...]  # (kind, where it stands, how many, bytes of their results)
 
 
 class DoesNotFit(Exception):
@@ -83,18 +83,20 @@ class Planner:
             "temporaries": found.temp_size_in_bytes,
             "total": arguments + found.output_size_in_bytes - found.alias_size_in_bytes + found.temp_size_in_bytes,
         }
-        counted: Counter[tuple[str, bool]] = Counter()
-        weighed: Counter[tuple[str, bool]] = Counter()
+        counted: Counter[tuple[str, str]] = Counter()
+        weighed: Counter[tuple[str, str]] = Counter()
         for sent in collectives(compiled.as_text()) if self.mesh.size > 1 else ():
-            counted[sent.kind, sent.in_loop] += sent.times or 1
-            weighed[sent.kind, sent.in_loop] += sent.bytes * (sent.times or 1)
+            # A TPU's compiler does not say how often a loop runs.
+            place = ", in each turn of a loop" if sent.times is None else ", within a loop" if sent.in_loop else ""
+            counted[sent.kind, place] += sent.times or 1
+            weighed[sent.kind, place] += sent.bytes * (sent.times or 1)
         cost = compiled.cost_analysis() or {}
         return Plan(
             batch_size=batch_size,
             memory=memory,
             flops=self.flops(batch_size),
             xla_flops=float(cost.get("flops", 0.0)),
-            sent=tuple((kind, loop, count, weighed[kind, loop]) for (kind, loop), count in counted.items()),
+            sent=tuple((kind, place, count, weighed[kind, place]) for (kind, place), count in counted.items()),
         )
 
     def flops(self, batch_size: int) -> int:
@@ -212,7 +214,6 @@ def figures(plan: Plan, memory: int) -> list[str]:
         f"arithmetic per device and step: {plan.flops / 1e12:.3g} TFLOP in matrix products, counted from shapes "
         f"(compiler: {plan.xla_flops / 1e12:.3g}, loops counted once)",
     ]
-    for kind, in_loop, count, size in plan.sent:
-        where = ", within a loop" if in_loop else ""
-        lines.append(f"collective per device and step: {count} x {kind}, {size / 2**20:,.2f} MiB{where}")
+    for kind, place, count, size in plan.sent:
+        lines.append(f"collective per device and step: {count} x {kind}, {size / 2**20:,.2f} MiB{place}")
     return lines if plan.sent else [*lines, "collectives: none"]

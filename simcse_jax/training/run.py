@@ -75,12 +75,12 @@ def prepare(config: Config, workdir: Path) -> Run:
 def _assemble(config: Config, workdir: Path) -> Run:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     files, columns = listed(config.data.files), listed(config.data.columns)
+    resumes = json.loads(first_says(json.dumps(holds_checkpoint(workdir))))
     with together():
         with _about("eval.data", "a file of graded pairs, or nothing for no evaluation"):
             pairs = load_graded_pairs(config.eval.data) if config.eval.data else None
         with _about("model.name", "a model folder"):
             folder = local_model(config.model)
-        resumes = json.loads(first_says(json.dumps(holds_checkpoint(workdir))))
         if is_first() and not (resumes and (workdir / TOKENIZER).is_dir()):
             write_tokenizer(config.model, folder, files, columns, tokenizer_draft(workdir))
     with together():

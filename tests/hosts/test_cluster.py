@@ -68,6 +68,13 @@ def test_slurm_gives_several_on_a_node_one_gpu_each(
     assert (cluster.processes, cluster.process, cluster.gpus) == (8, 7, gpus)
 
 
+def test_mpirun_within_a_slurm_job_gives_each_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1", "JAX_COORDINATOR_ADDRESS": "host0:8476"}
+    cluster = found(monkeypatch, job | OPEN_MPI)
+    assert cluster is not None
+    assert (cluster.process, cluster.gpus) == (3, (1,))
+
+
 def test_open_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = found(monkeypatch, OPEN_MPI)
     assert cluster is not None
@@ -89,6 +96,7 @@ def test_a_gke_tpu_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "environment", "says"),
     [
         (("host0", 2, 0), {}, "--coordinator=host0 is not HOST:PORT"),
+        (("host0:99999", 2, 0), {}, "--coordinator=host0:99999 is not HOST:PORT"),
         (("host0:8476", None, 0), {}, "--num_processes is not"),
         (("host0:8476", 2, None), {}, "--process_id is not"),
         (("", 2, 0), {}, "need --coordinator"),

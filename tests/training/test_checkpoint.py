@@ -94,6 +94,20 @@ def test_when_none_is_good_nothing_starts_anew_by_itself(tmp_path: Path) -> None
         checkpoints.restore_last(like())
 
 
+def test_a_run_whose_first_checkpoint_is_damaged_starts_again(tmp_path: Path) -> None:
+    saved(tmp_path, 3)
+    cut(tmp_path / "checkpoints" / "last" / "3")
+    said: list[str] = []
+    with Checkpoints(tmp_path, said.append) as checkpoints:
+        assert checkpoints.restore_last(like()) is None
+    assert "starts again" in said[-1]
+    # But not if it once had others.
+    saved(tmp_path, 3)
+    cut(tmp_path / "checkpoints" / "last" / "3")
+    with Checkpoints(tmp_path, said.append) as checkpoints, pytest.raises(UserError, match="--workdir=ANOTHER"):
+        checkpoints.restore_last(like())
+
+
 def test_a_save_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
     saved(tmp_path, 3, 6)
     last = tmp_path / "checkpoints" / "last"

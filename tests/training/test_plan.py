@@ -1,5 +1,6 @@
 """Plans: what is printed for the devices of this machine, and for TPUs that only their compiler knows."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from simcse_jax.training.plan import DoesNotFit, Plan, Planner, _next, print_pla
 from tests.small_models import SMALL_ENCODER
 
 ROOT = Path(__file__).parent.parent.parent
+BERT_BASE_MIB = 109_482_240 * 4 / 2**20  # its parameters as float32
 
 
 def planner(tmp_path: Path, devices: int, memory: int = 2**30, **changes: Any) -> Planner:
@@ -96,9 +98,16 @@ def test_a_topology_without_a_plan_or_that_nobody_knows(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize(("topology", "batch", "chips"), [("v5e:2x4", 512, 8), ("v5e:16x16", 8192, 256)])
-def test_the_default_recipe_compiles_for_tpus_that_are_not_there(
-    tmp_path: Path, real_data: Path, topology: str, batch: int, chips: int
+@pytest.mark.parametrize(
+    ("recipe", "file", "topology", "batch", "chips"),
+    [
+        ("unsup", "wiki/wiki1m_for_simcse.part.txt", "v5e:2x4", 512, 8),
+        ("unsup", "wiki/wiki1m_for_simcse.part.txt", "v5e:16x16", 8192, 256),
+        ("sup", "nli/nli_triplets.csv", "v5e:2x4", 512, 8),
+    ],
+)
+def test_the_default_recipes_compile_for_tpus_that_are_not_there(
+    tmp_path: Path, real_data: Path, recipe: str, file: str, topology: str, batch: int, chips: int
 ) -> None:
     pytest.importorskip("libtpu")
     flags = [
@@ -107,17 +116,20 @@ def test_the_default_recipe_compiles_for_tpus_that_are_not_there(
         "--config.model.init=random",
         "--config.model.name=",
         f"--config.model.tokenizer={real_data / 'vocab' / 'bert-base-uncased'}",
-        f"--config.data.files={real_data / 'wiki' / 'wiki1m_for_simcse.part.txt'}",
+        f"--config.data.files={real_data / file}",
         f"--config.data.cache_dir={tmp_path}",
         "--config.eval.data=",
         "--search=False",
     ]
-    command = [sys.executable, "-m", "simcse_jax.train", "--plan", "--config=configs/unsup.py", *flags]
+    command = [sys.executable, "-m", "simcse_jax.train", "--plan", f"--config=configs/{recipe}.py", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1400)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"devices: {chips} x TPU v5 lite" in done.stdout
-    embeddings = batch * 768 * 4 / 2**20
+    embeddings = (1 if recipe == "unsup" else 2) * batch * 768 * 4 / 2**20
     assert f"1 x all-gather, {embeddings:,.2f} MiB" in done.stdout
     assert "all-to-all" not in done.stdout
     assert "collective-permute" not in done.stdout
-    assert "within a loop" not in done.stdout
+    assert "loop" not in "".join(line for line in done.stdout.splitlines() if line.startswith("collective"))
+    # Each gradient once, and where this compiler makes an all-reduce of the embeddings' scatter, these.
+    (reduced,) = (float(size) for size in re.findall(r"x all-reduce, ([\d.]+) MiB", done.stdout))
+    assert BERT_BASE_MIB - 0.1 < reduced < BERT_BASE_MIB + embeddings + 0.1

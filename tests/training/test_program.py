@@ -53,8 +53,8 @@ def test_fsdp_gathers_a_layer_at_a_time_and_never_activations() -> None:
     assert {one.kind for one in sent} == {"all-gather", "reduce-scatter", "all-reduce"}
     in_loop = [one for one in sent if one.in_loop]
     # A gather in the forward pass and one in the backward pass; what is scattered is the half that stays.
-    assert sum(one.bytes for one in in_loop if one.kind == "all-gather") <= 2 * layer
-    assert sum(one.bytes for one in in_loop if one.kind == "reduce-scatter") <= layer // 2
+    assert 1.9 * layer < sum(one.bytes for one in in_loop if one.kind == "all-gather") <= 2 * layer
+    assert 0.45 * layer < sum(one.bytes for one in in_loop if one.kind == "reduce-scatter") <= layer // 2
     assert all(one.times == CONFIG.num_hidden_layers for one in in_loop)
     reduced = sum(one.bytes for one in sent if one.kind == "all-reduce" and one.bytes > METRICS * 30)
     assert reduced <= parameters / 2 * 1.01
