@@ -146,7 +146,7 @@ def test_token_embeddings_are_the_last_layer(tmp_path: Path) -> None:
     graph = graph_of(torch_model, tmp_path, "cls")
     ids, mask = pad(some_tokens((7, 7)), 0)
     inputs = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
-    ours = session(graph).run(["token_embeddings"], inputs)[0]
+    ours = np.asarray(session(graph).run(["token_embeddings"], inputs)[0])
     expected = torch_model(input_ids=ids, attention_mask=mask).last_hidden_state.detach().numpy()
     np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
