@@ -33,6 +33,17 @@ _SAVE = flags.DEFINE_string("save_index", "", "Folder to write the index to; giv
 _POOLER = flags.DEFINE_string("pooler", "", "Another pooler than the one that the model was made for.")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Precision of the computation: float32 or bfloat16.")
 _MAX_LENGTH = flags.DEFINE_integer("max_length", 128, "Tokens at which texts are cut.", lower_bound=3)
+_MINE = flags.DEFINE_string(
+    "mine_negatives", "", "Search for no query, but for hard negatives of --pairs: the .csv for training to write."
+)
+_PAIRS = flags.DEFINE_list(
+    "pairs",
+    [],
+    "With --mine-negatives: training files of sentence and positive. Without --corpus, their positives are.",
+)
+_RANKS = flags.DEFINE_list("ranks", ["1", "100"], "With --mine-negatives: the window of ranks to take one from.")
+_MARGIN = flags.DEFINE_float("margin", 0.05, "With --mine-negatives: how far below the positive's score to stay.", 0, 2)
+_CEILING = flags.DEFINE_float("ceiling", 0.9, "With --mine-negatives: the highest score with the sentence.", -1, 1)
 _SERVE = flags.DEFINE_bool(
     "serve", False, "Serve a JSON API and a page (needs the extra [web]). --corpus may be absent."
 )
@@ -44,7 +55,9 @@ def main() -> None:
     """Search, ask or serve, as the flags say."""
     if not _MODEL.value:
         raise UserError("--model is needed: a run folder, an exported or Hugging Face folder, or a Hub name.")
-    if not _CORPUS.value and not _SERVE.value:
+    if bool(_MINE.value) != bool(_PAIRS.value):
+        raise UserError("--mine-negatives=OUT.csv and --pairs=TRAINING_FILE belong together; give both or neither.")
+    if not _CORPUS.value and not _SERVE.value and not _PAIRS.value:
         raise UserError(
             "--corpus is needed: a file of sentences, or a saved index.\nFor example: --corpus=sentences.txt"
         )
@@ -54,6 +67,9 @@ def main() -> None:
     model = SimCSE(_MODEL.value, _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value)
     if _CORPUS.value:
         _fill(model)
+    if _MINE.value:
+        _mine(model)
+        return
     if _SERVE.value:
         from simcse_jax.serving.web import Settings, serve
 
@@ -73,10 +89,9 @@ def main() -> None:
 def _fill(model: SimCSE) -> None:
     """The index of --corpus, saved where --save_index says."""
     from simcse_jax.serving.corpus_texts import corpus_texts
-    from simcse_jax.serving.index import is_index
 
     folder = Path(_CORPUS.value[0]).expanduser()
-    if len(_CORPUS.value) == 1 and is_index(folder):
+    if len(_CORPUS.value) == 1 and folder.is_dir():
         index = model.load_index(folder)
     else:
         texts = corpus_texts(_CORPUS.value, _COLUMN.value)
@@ -85,6 +100,26 @@ def _fill(model: SimCSE) -> None:
     if _SAVE.value:
         model.save(Path(_SAVE.value).expanduser())
         print(f"written: {_SAVE.value}", file=sys.stderr)
+
+
+def _mine(model: SimCSE) -> None:
+    """Write the training file with hard negatives."""
+    from simcse_jax.serving.mining import hard_negatives
+    from simcse_jax.serving.training_file import read_pairs, write_negatives
+
+    try:
+        low, high = map(int, _RANKS.value)
+    except ValueError:
+        raise UserError(f"--ranks={','.join(_RANKS.value)}: two whole numbers are needed, such as 1,100.") from None
+    pairs = read_pairs(_PAIRS.value)
+    shown = sys.stderr.isatty()
+    anchors, positives = (model.encode([pair[side] for pair in pairs], show_progress=shown) for side in (0, 1))
+    index = model.index or model.build_index(dict.fromkeys(positive for _, positive in pairs), show_progress=shown)
+    found = hard_negatives(
+        pairs, anchors, positives, index.nearest, index.text, (low, high), _MARGIN.value, _CEILING.value
+    )
+    count = write_negatives(_MINE.value, found)
+    print(f"written: {_MINE.value} ({count:,} triplets of {len(pairs):,} pairs)")
 
 
 def _asked() -> Iterator[str]:
