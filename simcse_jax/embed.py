@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -55,7 +56,7 @@ def main() -> None:
         def progress(done: int) -> None:
             bar.update(done - bar.n)
 
-        def encode(part: list[str]) -> object:
+        def encode(part: list[str]) -> Any:
             return model.encode(part, normalize=_NORMALIZE.value)
 
         count = write_vectors(out, texts, encode, model.width, about, _STORAGE.value, progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -116,7 +116,16 @@ class SimCSE:
         self.index = open_index(Path(folder), self.fingerprint)
         return self.index
 
-    def search(self, queries: Any, top_k: int = 5, threshold: float | None = None) -> list[Hit] | list[list[Hit]]:
+    @overload
+    def search(self, queries: str, top_k: int = 5, threshold: float | None = None) -> list[Hit]: ...
+
+    @overload
+    def search(self, queries: Sequence[str], top_k: int = 5, threshold: float | None = None) -> list[list[Hit]]: ...
+
+    @overload
+    def search(self, queries: np.ndarray, top_k: int = 5, threshold: float | None = None) -> Any: ...
+
+    def search(self, queries: Any, top_k: int = 5, threshold: float | None = None) -> Any:
         """The most similar sentences of the index, (text, score, id), best first; of several queries, a list each.
 
         queries: as in `similarity`. threshold: leave out what scores less; None = always `top_k`.

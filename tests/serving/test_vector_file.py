@@ -55,7 +55,7 @@ def test_a_database_searches_the_file(tmp_path: Path) -> None:
     out = tmp_path / "vectors.parquet"
     write_vectors(out, TEXTS, encode, WIDTH, ABOUT)
     query = vector(TEXTS[12])
-    found = duckdb.sql(
+    found = duckdb.execute(
         f"select text, array_cosine_similarity(vector::float[{WIDTH}], {query.tolist()}::float[{WIDTH}]) as score "
         f"from read_parquet('{out}') order by score desc limit 3"
     ).fetchall()
