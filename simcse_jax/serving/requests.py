@@ -30,9 +30,21 @@ def _no_tokens(value: Any) -> Any:
     return _listed(value)
 
 
-_LIST = {"type": "array", "items": {"type": "string"}, "minItems": 1}
-_SCHEMA = WithJsonSchema({"anyOf": [{"type": "string"}, _LIST]})
-Texts = Annotated[list[str], BeforeValidator(_listed), Field(min_length=1), _SCHEMA]  # one text counts as a list of it
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # JSON's 5.0 is 5
+
+
+Number = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_whole)]
+
+
+def _text_or_list() -> WithJsonSchema:
+    several = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+    return WithJsonSchema({"anyOf": [{"type": "string"}, several]})
+
+
+Texts = Annotated[
+    list[str], Field(min_length=1), BeforeValidator(_listed), _text_or_list()
+]  # one text counts as a list of it
 
 
 class EncodeRequest(BaseModel):
@@ -78,7 +90,7 @@ class SearchRequest(BaseModel):
     model_config = STRICT | {"json_schema_extra": _one_of_two}
     query: str = ""
     queries: list[str] = Field(default=[], min_length=1)
-    top_k: int = Field(default=5, ge=1, description="The most hits for a query.")
+    top_k: Number = Field(default=5, description="The most hits for a query.")
     threshold: float | None = Field(default=None, ge=-1, le=1, allow_inf_nan=False, description="The lowest score.")
 
     @model_validator(mode="after")
@@ -123,10 +135,10 @@ class EmbeddingsRequest(BaseModel):
     """What OpenAI's clients send; keys that mean nothing here are passed over."""
 
     model_config = ConfigDict(strict=True) | _shown(input=["A man is playing guitar."], model="simcse")
-    input: Annotated[list[str], BeforeValidator(_no_tokens), Field(min_length=1), _SCHEMA]
+    input: Annotated[list[str], Field(min_length=1), BeforeValidator(_no_tokens), _text_or_list()]
     model: str = Field(default="", description="Any name: the server has one model, and says which.")
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(default=None, description="If given, the model's own width.")
+    dimensions: Number | None = Field(default=None, description="If given, the model's own width.")
 
 
 class Embedding(BaseModel):

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from simcse_jax import __version__
 from simcse_jax.serving import requests as r
 from simcse_jax.serving.batching import Batcher, Full, Stopped, TooSlow
+from simcse_jax.serving.description import describe_limits
 from simcse_jax.serving.failures import described, described_as_openai, failure, in_words
 from simcse_jax.serving.guard import Guard
 from simcse_jax.serving.pages import docs_page, search_page
@@ -116,6 +117,7 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
     app.include_router(_pages(desk))
     app.include_router(_json_routes(desk))
     app.include_router(_openai_routes(desk))
+    describe_limits(app, settings, model.width)
     app.add_exception_handler(RequestValidationError, _wrong_value)
     app.add_exception_handler(AnyHTTPException, _refusal)
     app.add_exception_handler(Full, _full)

@@ -180,9 +180,8 @@ def test_many_threads_and_loops_get_their_own_answers(doubler: Doubler, batcher:
 
     def client(number: int) -> None:
         async def ask() -> None:
-            for turn in range(20):
-                if await one.results([number, turn]) != [2 * number, 2 * turn]:
-                    wrong.append(number)
+            answers = [await one.results([number, turn]) for turn in range(20)]
+            wrong.extend(number for turn in range(20) if answers[turn] != [2 * number, 2 * turn])
 
         asyncio.run(ask())
 
