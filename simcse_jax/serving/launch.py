@@ -9,7 +9,7 @@ from simcse_jax.errors import UserError
 from simcse_jax.serving.settings import LOOPBACK, Settings
 
 if TYPE_CHECKING:
-    from simcse_jax.serving.web import Model
+    from simcse_jax.serving.desk import Model
 
 BACKLOG = 2048  # connections that the system holds for us when many come at once
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import pydantic_core
@@ -16,87 +16,13 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from simcse_jax import __version__
 from simcse_jax.serving import requests as r
-from simcse_jax.serving.batching import Batcher, Full, Stopped, TooSlow
+from simcse_jax.serving.batching import Full, Stopped, TooSlow
 from simcse_jax.serving.description import describe_limits
+from simcse_jax.serving.desk import Desk, Model
 from simcse_jax.serving.failures import described, described_as_openai, failure, in_words
 from simcse_jax.serving.guard import Guard
 from simcse_jax.serving.pages import docs_page, search_page
 from simcse_jax.serving.settings import Settings
-
-if TYPE_CHECKING:
-    from simcse_jax.serving.index import Hit
-
-LONG = 1000  # characters of a text that counts as one where texts are counted for the queue
-
-
-class Model(Protocol):
-    """What the server needs of `SimCSE`; all but `index` is called from one thread alone."""
-
-    @property
-    def width(self) -> int: ...
-    @property
-    def index(self) -> Any: ...
-    def encode(self, sentences: list[str]) -> np.ndarray: ...
-    def count_tokens(self, sentences: list[str]) -> Sequence[int]: ...
-
-
-class _Text(NamedTuple):
-    text: str
-    counted: bool = False
-
-
-class _Query(NamedTuple):
-    vector: np.ndarray
-    top_k: int
-    threshold: float | None
-
-
-class Desk:
-    """The model behind its queues: what the routes ask for, done together for all clients."""
-
-    def __init__(self, model: Model, settings: Settings):
-        self.model, self.settings = model, settings
-        limits = (settings.max_together, settings.max_waiting, settings.time_limit_s)
-        self.encoding = Batcher(self._encode, *limits, size=lambda asked: 1 + len(asked.text) // LONG)
-        self.searching = Batcher(self._search, *limits)
-
-    async def vectors(self, texts: list[str]) -> np.ndarray:
-        """float32[N, D], of length 1."""
-        r.check_texts(texts, self.settings)
-        return np.stack([vector for vector, _ in await self.encoding.results([_Text(text) for text in texts])])
-
-    async def counted_vectors(self, texts: list[str]) -> tuple[np.ndarray, int]:
-        """The same, and how many tokens the model read."""
-        r.check_texts(texts, self.settings)
-        found = await self.encoding.results([_Text(text, counted=True) for text in texts])
-        return np.stack([vector for vector, _ in found]), sum(count for _, count in found)
-
-    async def hits(self, texts: list[str], top_k: int, threshold: float | None) -> list[list[Hit]]:
-        """For each text its hits, best first; HTTPException 409 without an index."""
-        if self.model.index is None:
-            words = "This server has no sentences to search; start it with --corpus=FILE, or with a saved index."
-            raise HTTPException(409, words)
-        if top_k > self.settings.max_hits:
-            raise HTTPException(422, f"top_k is {top_k:,}; the limit is {self.settings.max_hits:,}.")
-        vectors = await self.vectors(texts)
-        return await self.searching.results([_Query(vector, top_k, threshold) for vector in vectors])
-
-    def _encode(self, asked: list[_Text]) -> list[tuple[np.ndarray, int]]:
-        vectors = self.model.encode([text for text, _ in asked])
-        counted = [text for text, counted in asked if counted]
-        counts = iter(self.model.count_tokens(counted) if counted else ())
-        return [
-            (vector, int(next(counts)) if counted else 0) for vector, (_, counted) in zip(vectors, asked, strict=True)
-        ]
-
-    def _search(self, queries: list[_Query]) -> list[list[Hit]]:
-        # The next power of two, so that an accelerator compiles for few sizes.
-        most = 1 << (max(query.top_k for query in queries) - 1).bit_length()
-        found = self.model.index.search(np.stack([query.vector for query in queries]), most)
-        return [
-            [hit for hit in hits[: query.top_k] if query.threshold is None or hit.score >= query.threshold]
-            for hits, query in zip(found, queries, strict=True)
-        ]
 
 
 def make_app(model: Model, settings: Settings) -> FastAPI:
@@ -168,7 +94,7 @@ def _json_routes(desk: Desk) -> APIRouter:
         responses=described(_409="The server has no index."),
     )
     async def search(body: r.SearchRequest) -> Response:
-        """For `query` its hits, best first; for `queries` a list of hits for each."""
+        """For "query" its hits, best first; for "queries" a list of hits for each."""
         found = await desk.hits(body.texts, body.top_k, body.threshold)
         hits = [[{"text": h.text, "score": float(h.score), "id": int(h.id)} for h in one] for one in found]
         return _json({"hits": hits if "queries" in body.model_fields_set else hits[0], "model": name})
@@ -206,7 +132,7 @@ def _openai_routes(desk: Desk) -> APIRouter:
         responses=described_as_openai(),
     )
     async def embeddings(body: r.EmbeddingsRequest) -> Response:
-        """For clients that speak it: give them this server's address, ending in /v1, as `base_url`."""
+        """For clients that speak it: give them this server's address, ending in /v1, as their base URL."""
         width = desk.model.width
         if body.dimensions not in (None, width):
             raise HTTPException(422, f"dimensions is {body.dimensions}; this model's vectors have {width}, uncut.")
@@ -242,7 +168,8 @@ async def _refusal(request: Request, error: Any) -> Response:
         404: "There is no such page; /docs lists what there is.",
         405: "This route takes another method; see /docs.",
     }
-    return failure(request.url.path, error.status_code, words.get(error.status_code, error.detail), error.headers)
+    said = words.get(error.status_code) or error.detail
+    return failure(request.url.path, error.status_code, said, error.headers)
 
 
 async def _full(request: Request, _: Exception) -> Response:

@@ -112,7 +112,8 @@ def test_the_model_is_called_by_one_thread(client: httpx.Client, model: MadeMode
 
 def test_the_openai_client(client: httpx.Client) -> None:
     with openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="none", max_retries=0) as asking:
-        for options in ({}, {"encoding_format": "float"}, {"dimensions": WIDTH}):
+        several: list[dict[str, Any]] = [{}, {"encoding_format": "float"}, {"dimensions": WIDTH}]
+        for options in several:
             answer = asking.embeddings.create(model="any", input=["sun and moon", "sea"], **options)
             found = np.array([item.embedding for item in answer.data], np.float32)
             np.testing.assert_allclose(found, [hashed("sun and moon"), hashed("sea")], atol=1e-7)
@@ -367,7 +368,7 @@ def test_the_key() -> None:
     with served(MadeModel(), Settings(api_key="secret key")) as url:
         for path in ("/encode", "/v1/embeddings", "/nowhere"):
             for given in (None, "secret key", "Bearer", "Bearer secret", "Bearer secret keys", "Basic secret key", "é"):
-                headers = {"Authorization": given.encode("latin-1")} if given else {}
+                headers = {b"Authorization": given.encode("latin-1")} if given else None
                 answer = httpx.post(f"{url}{path}", json=body, headers=headers)
                 assert answer.status_code == 401
                 assert answer.headers["WWW-Authenticate"] == "Bearer"

@@ -38,7 +38,7 @@ def test_no_request_breaks_the_server_or_its_description(operations: dict[str, A
         deadline=None,
         database=None,
         phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
     )
     @given(st.data())
     def check(data: Any) -> None:
