@@ -22,7 +22,7 @@ def describe_limits(app: FastAPI, settings: Settings, width: int) -> None:
     for name, fields in _TEXT_FIELDS.items():
         for field in fields:
             _limit_texts(schemas[name]["properties"][field], settings)
-    schemas["SearchRequest"]["properties"]["top_k"]["maximum"] = settings.max_hits
+    schemas["SearchRequest"]["properties"]["top_k"]["maximum"] = settings.max_top_k
     schemas["EmbeddingsRequest"]["properties"]["dimensions"]["anyOf"][0]["const"] = width
 
 

@@ -65,8 +65,11 @@ class Desk:
         if self.model.index is None:
             words = "This server has no sentences to search; start it with --corpus=FILE, or with a saved index."
             raise HTTPException(409, words)
-        if top_k > self.settings.max_hits:
-            raise HTTPException(422, f"top_k is {top_k:,}; the limit is {self.settings.max_hits:,}.")
+        if top_k > self.settings.max_top_k:
+            raise HTTPException(422, f"top_k is {top_k:,}; the limit is {self.settings.max_top_k:,}.")
+        if len(texts) * top_k > self.settings.max_hits:
+            words = f"{len(texts):,} queries with top_k {top_k:,} are up to {len(texts) * top_k:,} hits; the limit is"
+            raise HTTPException(422, f"{words} {self.settings.max_hits:,}.")
         vectors = await self.vectors(texts)
         return await self.searching.results([_Query(vector, top_k, threshold) for vector in vectors])
 
@@ -79,8 +82,7 @@ class Desk:
         ]
 
     def _search(self, queries: list[_Query]) -> list[list[Hit]]:
-        # The next power of two, so that an accelerator compiles for few sizes.
-        most = 1 << (max(query.top_k for query in queries) - 1).bit_length()
+        most = max(query.top_k for query in queries)
         found = self.model.index.search(np.stack([query.vector for query in queries]), most)
         return [
             [hit for hit in hits[: query.top_k] if query.threshold is None or hit.score >= query.threshold]

@@ -21,9 +21,10 @@ class Settings:
     max_texts: int = 1024  # texts of one request, all its lists together
     max_characters: int = 100_000  # of one text; the model cuts at its own length far before
     max_body: int = 8 * 2**20  # bytes of a request
-    max_hits: int = 1000  # top_k of a search
+    max_top_k: int = 1000  # hits of one query
+    max_hits: int = 20_000  # hits of one request, all its queries together
     max_waiting: int = 4096  # texts that wait for the model, of all clients; above that, 503
-    max_together: int = 1024  # texts of several clients that are encoded in one call
+    max_together: int = 256  # texts of several clients that are encoded in one call; more would only make all wait
     max_connections: int = 1000
     time_limit_s: float = 30.0  # for a request to arrive, and for the model to answer it
 

@@ -38,7 +38,8 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
         desk.searching.stop()
 
     title = "Sentence embeddings: encode, compare, search"
-    app = FastAPI(title=title, version=__version__, docs_url=None, redoc_url=None, lifespan=working)
+    pages = {"docs_url": None, "redoc_url": None}  # FastAPI's load their scripts from elsewhere; ours is in pages.py
+    app = FastAPI(title=title, version=__version__, lifespan=working, redirect_slashes=False, **pages)
     app.add_middleware(Guard, settings=settings)
     app.include_router(_pages(desk))
     app.include_router(_json_routes(desk))

@@ -38,14 +38,12 @@ class MadeIndex:
     def __init__(self, texts: tuple[str, ...] = CAPTIONS):
         self.texts = texts
         self.vectors = np.stack([hashed(text) for text in texts])
-        self.calls: list[tuple[int, int]] = []  # (queries, top_k)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def search(self, queries: np.ndarray, top_k: int = 5, threshold: float | None = None) -> list[list[Hit]]:
         assert threshold is None
-        self.calls.append((len(queries), top_k))
         scores = queries @ self.vectors.T
         return [[Hit(self.texts[n], row[n], n) for n in np.argsort(-row)[:top_k]] for row in scores]
 
