@@ -76,16 +76,10 @@ class Guard:
         host = _host_name(headers.get(b"host", b""))
         if known and host and host not in known:
             return failure(path, 421, f"This server is not called {host:.80}; call it 127.0.0.1 or localhost.")
-        # As bytes, for compare_digest takes no str beyond ASCII, and in constant time, so that nobody guesses by it.
         given = headers.get(b"authorization", b"")
-        if (
-            self._key
-            and path not in OPEN_PATHS
-            and not (given[:7].lower() == b"bearer " and hmac.compare_digest(given[7:].strip(), self._key))
-        ):
-            words = "This server asks for its API key: send the header `Authorization: Bearer KEY`."
-            if given:
-                words = "This is not the API key of this server."
+        if path not in OPEN_PATHS and not self._may_enter(given):
+            asked = "This server asks for its API key: send the header `Authorization: Bearer KEY`."
+            words = "This is not the API key of this server." if given else asked
             return failure(path, 401, words, {"WWW-Authenticate": "Bearer"})
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if scope["method"] == "POST" and kind != b"application/json":
@@ -96,10 +90,17 @@ class Guard:
             return self._too_large(path)
         return None
 
+    def _may_enter(self, given: bytes) -> bool:
+        """Whether the Authorization header carries the key, or none is asked for."""
+        if self._key is None:
+            return True
+        # In constant time, so that nobody guesses by it; as bytes, for a str beyond ASCII could not be compared.
+        return given[:7].lower() == b"bearer " and hmac.compare_digest(given[7:].strip(), self._key)
+
     async def _body(self, scope: Scope, receive: Receive) -> bytes | Response:
         """The whole body, or why it is not taken."""
         limit = self._settings.max_body
-        parts, size, more = [], 0, True
+        body, size, more = bytearray(), 0, True
         try:
             async with asyncio.timeout(self._settings.time_limit_s):
                 while more and size <= 2 * limit:
@@ -110,11 +111,11 @@ class Guard:
                     size += len(part)
                     # What is a little too large is read to its end, for only then do all clients read the answer.
                     if size <= limit:
-                        parts.append(part)
+                        body += part
         except TimeoutError:
             words = f"The request was not whole after {self._settings.time_limit_s:g} s."
             return failure(scope["path"], 408, words, {"Connection": "close"})
-        return self._too_large(scope["path"]) if size > limit else b"".join(parts)
+        return self._too_large(scope["path"]) if size > limit else bytes(body)
 
     def _too_large(self, path: str) -> Response:
         words = f"The request has more than {self._settings.max_body:,} bytes; send the texts in several requests."
@@ -127,8 +128,7 @@ class Guard:
         async def replay() -> Message:
             if unread:
                 return unread.pop()
-            await asyncio.Event().wait()  # the app shall not hear of the disconnection: it is cancelled
-            raise AssertionError
+            return await asyncio.get_running_loop().create_future()  # never: an app whose client is gone is cancelled
 
         async def gone() -> None:
             while (await receive())["type"] != "http.disconnect":

@@ -35,6 +35,7 @@ def serve(model: Model, settings: Settings) -> None:
             server_header=False,
             proxy_headers=False,  # nothing here asks where a client is
             lifespan="on",
+            ws="none",
             backlog=BACKLOG,
             limit_concurrency=settings.max_connections,
             timeout_graceful_shutdown=int(settings.time_limit_s) + 5,

@@ -37,9 +37,14 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
         desk.encoding.stop()
         desk.searching.stop()
 
-    title = "Sentence embeddings: encode, compare, search"
-    pages = {"docs_url": None, "redoc_url": None}  # FastAPI's load their scripts from elsewhere; ours is in pages.py
-    app = FastAPI(title=title, version=__version__, lifespan=working, redirect_slashes=False, **pages)
+    app = FastAPI(
+        title="Sentence embeddings: encode, compare, search",
+        version=__version__,
+        docs_url=None,  # FastAPI's own page of the routes loads its scripts from elsewhere; ours is in pages.py
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=working,
+    )
     app.add_middleware(Guard, settings=settings)
     app.include_router(_pages(desk))
     app.include_router(_json_routes(desk))
