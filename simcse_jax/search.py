@@ -71,9 +71,11 @@ def main() -> None:
         _mine(model)
         return
     if _SERVE.value:
-        from simcse_jax.serving.web import Settings, serve
+        from simcse_jax.serving.launch import serve
+        from simcse_jax.serving.settings import Settings
 
-        serve(model, Settings(host=_HOST.value, port=_PORT.value, api_key=os.environ.get("SIMCSE_API_KEY") or None))
+        key = os.environ.get("SIMCSE_API_KEY") or None
+        serve(model, Settings(name=_MODEL.value, host=_HOST.value, port=_PORT.value, api_key=key))
         return
     queries = _QUERY.value if _QUERY.value or _SAVE.value else _asked()
     for query in queries:
