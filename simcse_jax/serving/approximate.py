@@ -85,7 +85,8 @@ class ApproximateSearch:
             return index
         rows = np.flatnonzero(alive)
         lists = math.isqrt(len(rows))
-        index = faiss.index_factory(width, f"IVF{lists},PQ{_parts(width)}x8", faiss.METRIC_INNER_PRODUCT)
+        # np: without polysemous training, which takes most of the time and serves a filter that is not used.
+        index = faiss.index_factory(width, f"IVF{lists},PQ{_parts(width)}x8np", faiss.METRIC_INNER_PRODUCT)
         sample = np.random.default_rng(0).permutation(rows)[: TRAINED_ON * lists]
         index.train(self._vectors.rows(np.sort(sample)))
         return index
