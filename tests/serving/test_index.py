@@ -193,6 +193,8 @@ def test_bad_input_is_named_and_changes_nothing() -> None:
         (lambda: index.add(["a"], unit(1, width=5)), r"shape \[1, 5\]; this index takes \[n, 24\]"),
         (lambda: index.add(["a"], unit(1)[0]), r"shape \[24\]"),
         (lambda: index.nearest(bad, 3), "Row 1 of the queries is not finite"),
+        (lambda: index.nearest(1e30 * unit(2), 3), "Row 0 of the queries is not finite.*numbers too large"),
+        (lambda: index.nearest(1e300 * unit(2).astype(np.float64), 3), "Row 0 of the queries is not finite"),
         (lambda: index.nearest(unit(1)[0], 3), r"shape \[24\]"),
         (lambda: index.nearest(unit(1), 0), "top_k is 0; it is a number of results, 1 or more"),
         (lambda: index.nearest(unit(1), -2), "top_k is -2"),
