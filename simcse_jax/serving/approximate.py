@@ -25,6 +25,8 @@ SPREAD = {"hnsw": 2, "ivfpq": 10}  # candidates for one result: codes of PQ are 
 FEWEST = 64  # candidates at least
 LISTS_PROBED = 32
 TRAINED_ON = 64  # vectors for one list of IVF
+# PQ's k-means: faiss's own 25 rounds on 256 vectors a code take three times as long, and find no more (measured).
+CODES, CODE_TRAINED_ON, CODE_ROUNDS = 256, 64, 10
 OUTGROWN = 4  # times the rows that IVF-PQ was trained on
 QUERIES = 256  # that are scored together: their candidates' vectors are held in float32
 
@@ -52,24 +54,29 @@ class ApproximateSearch:
         self._index: Any = None
         self._places = np.zeros(0, np.int64)  # of the rows that faiss has, in its order; -1 for those that are gone
         self._seen = 0  # rows that faiss has, or that were gone before it saw them
+        self._chosen: Any = None  # faiss's selector of the rows that are alive; None for all, which is faster
+        self._bits = np.zeros(0, np.uint8)  # which it points to
 
     def prepare(self, alive: np.ndarray) -> bool:
-        """Whether `nearest` can be asked; takes in the rows that are new, bool[N], or builds anew where that is due."""
+        """Whether `nearest` can be asked for what is alive, bool[N]; False where that is too little.
+
+        Takes in the rows that are new, or builds everything anew where that is due. To be called after each change.
+        """
         if np.count_nonzero(alive) < WORTHWHILE:
             return False
-        held = self._held(alive)
+        held = _alive_at(self._places, alive)
         if self._index is None or self._outgrown() or 2 * np.count_nonzero(held) < len(held):
             self._index, self._places, self._seen = self._new(alive), np.zeros(0, np.int64), 0
         new = self._seen + np.flatnonzero(alive[self._seen :])
         for at in range(0, len(new), BLOCK):
-            self._index.add(self._vectors.rows(new[at : at + BLOCK]))
-        self._places = np.concatenate([self._places, new])
+            some = new[at : at + BLOCK]
+            self._index.add(self._vectors.rows(some))
+            self._places, self._seen = np.concatenate([self._places, some]), int(some[-1]) + 1
         self._seen = len(alive)
+        held = _alive_at(self._places, alive)
+        self._bits = np.packbits(held, bitorder="little")
+        self._chosen = None if held.all() else self._faiss.IDSelectorBitmap(self._bits)
         return True
-
-    def _held(self, alive: np.ndarray) -> np.ndarray:
-        """bool: which of the rows that faiss has may be found."""
-        return np.append(alive, False)[self._places]  # place -1 is the last of these
 
     def _outgrown(self) -> bool:
         """Whether there are too many rows for the number of lists, which is the square root of those at training."""
@@ -85,27 +92,26 @@ class ApproximateSearch:
             return index
         rows = np.flatnonzero(alive)
         lists = math.isqrt(len(rows))
-        index = faiss.index_factory(width, f"IVF{lists},PQ{_parts(width)}x8", faiss.METRIC_INNER_PRODUCT)
-        sample = np.random.default_rng(0).permutation(rows)[: TRAINED_ON * lists]
+        # np: without polysemous training, which takes most of the time and serves a filter that is not used.
+        index = faiss.index_factory(width, f"IVF{lists},PQ{_parts(width)}x8np", faiss.METRIC_INNER_PRODUCT)
+        index.pq.cp.niter, index.pq.cp.max_points_per_centroid = CODE_ROUNDS, CODE_TRAINED_ON
+        sample = np.random.default_rng(0).permutation(rows)[: max(TRAINED_ON * lists, CODES * CODE_TRAINED_ON)]
         index.train(self._vectors.rows(np.sort(sample)))
         return index
 
-    def nearest(self, queries: np.ndarray, alive: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `ExactSearch.nearest`; of candidates that were not found, others take the place."""
+    def nearest(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `ExactSearch.nearest` of what was alive at `prepare`; some of the best may be missing."""
         wanted = min(max(SPREAD[self._kind] * top_k, FEWEST), len(self._places))
-        held = self._held(alive)
-        bits = np.packbits(held, bitorder="little")  # a name of its own: faiss only points to it
-        chosen = None if held.all() else self._faiss.IDSelectorBitmap(bits)
         if self._kind == "hnsw":
-            how = self._faiss.SearchParametersHNSW(sel=chosen, efSearch=max(SEARCH_EFFORT, wanted))
+            how = self._faiss.SearchParametersHNSW(sel=self._chosen, efSearch=max(SEARCH_EFFORT, wanted))
         else:
-            how = self._faiss.SearchParametersIVF(sel=chosen, nprobe=LISTS_PROBED)
+            how = self._faiss.SearchParametersIVF(sel=self._chosen, nprobe=LISTS_PROBED)
         scores = np.full((len(queries), top_k), -np.inf, np.float32)
         places = np.full((len(queries), top_k), -1, np.int64)
         for at in range(0, len(queries), QUERIES):
             some = np.ascontiguousarray(queries[at : at + QUERIES])
             _, labels = self._index.search(some, wanted, params=how)
-            found = np.append(self._places, -1)[labels]
+            found = np.where(labels >= 0, self._places[labels], -1)
             rows = self._vectors.rows(found.ravel()).reshape(*found.shape, -1)  # of -1: any row, scored -inf below
             exact = np.where(found >= 0, np.einsum("qd,qcd->qc", some, rows), np.float32(-np.inf))
             order = np.lexsort((found, -exact))[:, :top_k]
@@ -137,6 +143,11 @@ class ApproximateSearch:
         if index.d != self._vectors.width or places.max(initial=-1) >= len(self._vectors):
             raise ValueError("faiss.bin and places.npy do not belong to these vectors")
         self._index, self._places, self._seen = index, places, len(self._vectors)
+
+
+def _alive_at(places: np.ndarray, alive: np.ndarray) -> np.ndarray:
+    """bool: which of these places, -1 for none, are alive."""
+    return np.append(alive, False)[places]  # place -1 is the last of these
 
 
 def _parts(width: int) -> int:

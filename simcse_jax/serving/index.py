@@ -53,6 +53,7 @@ class SentenceIndex:
         self._alive = np.ones(len(ids), bool)  # removed rows stay until the index is saved
         self._exact = ExactSearch(vectors)
         self._approximate = ApproximateSearch(self.kind, vectors) if self.kind in APPROXIMATE else None
+        self._changed, self._ready = True, False  # since the approximate search was prepared; whether it can be asked
 
     def __len__(self) -> int:
         return int(np.count_nonzero(self._alive))
@@ -78,7 +79,7 @@ class SentenceIndex:
         for n, text in enumerate(texts):
             if not isinstance(text, str):
                 raise UserError(f"Text {n} is {type(text).__name__} {text!r:.60}, not a string.")
-        lengths = np.linalg.norm(vectors, axis=1)
+        lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
         wrong = np.flatnonzero(np.abs(lengths - 1) > LENGTH_ERROR)
         if len(wrong):
             raise UserError(
@@ -90,12 +91,14 @@ class SentenceIndex:
         self._vectors.append(vectors)
         self._ids = np.concatenate([self._ids, ids])
         self._alive = np.concatenate([self._alive, np.ones(len(ids), bool)])
+        self._changed = True
         self._next_id += len(ids)
         return ids
 
     def remove(self, ids: Iterable[int]) -> None:
         """Take these texts out; UserError, and all stay, if an id is not there."""
         self._alive[self._places(ids)] = False
+        self._changed = True
 
     def _places(self, ids: Iterable[int]) -> np.ndarray:
         """int64[n]: the rows of these ids; UserError for one that is not there."""
@@ -121,8 +124,9 @@ class SentenceIndex:
 
     def prepare(self) -> None:
         """Do now what the first search after changes would do: an approximate index takes in what is new."""
-        if self._approximate:
-            self._approximate.prepare(self._alive)
+        if self._approximate and self._changed:
+            self._ready = self._approximate.prepare(self._alive)
+            self._changed = False
 
     def nearest(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores float32[Q, k], descending, and ids int64[Q, k], of float32[Q, D]; k = min(top_k, len(self)).
@@ -136,9 +140,11 @@ class SentenceIndex:
         k = min(int(top_k), len(self))
         if not k or not len(queries):
             return np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64)
-        approximate = self._approximate
-        search = approximate if approximate and approximate.prepare(self._alive) else self._exact
-        scores, places = search.nearest(queries, self._alive, k)
+        self.prepare()
+        if self._approximate and self._ready:
+            scores, places = self._approximate.nearest(queries, k)
+        else:
+            scores, places = self._exact.nearest(queries, self._alive, k)
         return scores, np.where(places >= 0, self._ids[places], -1)
 
     def search(self, queries: np.ndarray, top_k: int = 5, threshold: float | None = None) -> list[list[Hit]]:
@@ -160,16 +166,18 @@ class SentenceIndex:
     def _checked(self, vectors: np.ndarray, what: str) -> np.ndarray:
         """float32[n, D]; UserError if it is anything else, or not finite."""
         try:
-            array = np.asarray(vectors, np.float32)
+            with np.errstate(over="ignore"):
+                array = np.asarray(vectors, np.float32)
         except (TypeError, ValueError) as error:
             raise UserError(f"The {what} are no matrix of numbers: {error}.") from error
         if array.ndim != 2 or array.shape[1] != self.width:
             raise UserError(
                 f"The {what} have the shape {list(array.shape)}; this index takes [n, {self.width}], a row for each."
             )
-        finite = np.isfinite(array).all(axis=1)
+        finite = np.isfinite(np.einsum("nd,nd->n", array, array))  # of the squares: takes no second matrix
         if not finite.all():
-            raise UserError(f"Row {int(np.argmin(finite))} of the {what} is not finite: NaN or infinity in it.")
+            row = int(np.argmin(finite))
+            raise UserError(f"Row {row} of the {what} is not finite: NaN or infinity in it, or numbers too large.")
         return array
 
     def save(self, folder: Path) -> None:

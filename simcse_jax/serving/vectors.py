@@ -41,11 +41,13 @@ class Vectors:
 
     def append(self, vectors: np.ndarray) -> None:
         """Store float32[n, D] behind what is there."""
-        if self.storage == "int8":
-            scales = np.maximum(np.abs(vectors).max(axis=1), np.finfo(np.float32).tiny) / np.float32(_LARGEST)
-            self._append(np.rint(vectors / scales[:, None]).astype(np.int8), scales)
-        else:
-            self._append(vectors.astype(self.storage), None)
+        for at in range(0, len(vectors), BLOCK):
+            some = vectors[at : at + BLOCK]
+            if self.storage == "int8":
+                scales = np.maximum(np.abs(some).max(axis=1), np.finfo(np.float32).tiny) / np.float32(_LARGEST)
+                self._append(np.rint(some / scales[:, None]).astype(np.int8), scales)
+            else:
+                self._append(some.astype(self.storage, copy=False), None)
 
     def _append(self, rows: np.ndarray, scales: np.ndarray | None) -> None:
         done = 0

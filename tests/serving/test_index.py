@@ -1,12 +1,13 @@
 """The index against a brute force in float64: values, ties, removal, storage, and what it says to bad input."""
 
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from simcse_jax.errors import UserError
-from simcse_jax.serving.index import Hit, SentenceIndex
+from simcse_jax.serving.index import Hit, SentenceIndex, open_index
 from simcse_jax.serving.vectors import BLOCK, STORAGES
 
 WIDTH = 24
@@ -101,6 +102,17 @@ def test_the_path_of_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(scores, exact[0], rtol=0, atol=1e-6)
 
 
+def test_a_cpu_searches_the_vectors_where_they_are(tmp_path: Path) -> None:
+    """In memory and in a file: no copy is made, so memory stays flat and no time goes into it."""
+    index = made(BLOCK + 300)
+    index.save(tmp_path)
+    for some in (index, open_index(tmp_path, "abc")):
+        for b, count in ((0, BLOCK), (1, 300)):
+            placed: Any = some._exact._on_device(b, count).rows
+            assert placed.unsafe_buffer_pointer() == some._vectors.blocks[b].rows.ctypes.data
+            assert len(placed) == (BLOCK if b == 0 else 512)
+
+
 def test_blocks_stay_on_a_device_with_room(monkeypatch: pytest.MonkeyPatch) -> None:
     from simcse_jax.serving import exact
 
@@ -181,6 +193,8 @@ def test_bad_input_is_named_and_changes_nothing() -> None:
         (lambda: index.add(["a"], unit(1, width=5)), r"shape \[1, 5\]; this index takes \[n, 24\]"),
         (lambda: index.add(["a"], unit(1)[0]), r"shape \[24\]"),
         (lambda: index.nearest(bad, 3), "Row 1 of the queries is not finite"),
+        (lambda: index.nearest(1e30 * unit(2), 3), "Row 0 of the queries is not finite.*numbers too large"),
+        (lambda: index.nearest(1e300 * unit(2).astype(np.float64), 3), "Row 0 of the queries is not finite"),
         (lambda: index.nearest(unit(1)[0], 3), r"shape \[24\]"),
         (lambda: index.nearest(unit(1), 0), "top_k is 0; it is a number of results, 1 or more"),
         (lambda: index.nearest(unit(1), -2), "top_k is -2"),

@@ -3,6 +3,9 @@
 import json
 import mmap
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +187,39 @@ def test_damage_is_said(tmp_path: Path, damage: Any, message: str) -> None:
     damage(folder)
     with pytest.raises(UserError, match=message):
         open_index(folder, "abc")
+
+
+SAVES = """
+import sys
+from pathlib import Path
+from simcse_jax.serving.index import open_index
+index = open_index(Path(sys.argv[1]), "abc")
+vector = index._vectors.rows(index.ids()[:1] * 0)
+print("begins", flush=True)
+while True:
+    index.add(["one more"], vector)
+    index.save(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_whenever_it_is_killed_the_index_is_whole(tmp_path: Path) -> None:
+    made(3000).save(tmp_path)
+    first, counts = unit(3000)[:1], [3000]
+    for wait_s in (0.05, 0.11, 0.23):
+        process = subprocess.Popen([sys.executable, "-c", SAVES, str(tmp_path)], stdout=subprocess.PIPE)
+        assert process.stdout
+        with process.stdout as out:
+            assert out.readline() == b"begins\n"
+            time.sleep(wait_s)
+            process.kill()
+            process.wait()
+        index = open_index(tmp_path, "abc")
+        counts.append(len(index))
+        assert [index.text(n) for n in range(6)] == ODD_TEXTS
+        assert index.search(first, 1)[0][0].id == 0
+        assert index.ids().tolist() == list(range(len(index)))
+    assert counts == sorted(counts)
+    assert counts[-1] > 3000
+    index.save(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
