@@ -34,6 +34,7 @@ def process() -> Iterator["subprocess.Popen[str]"]:
 
 def address(process: "subprocess.Popen[str]") -> str:
     assert process.stdout
+    assert process.stdout.readline() == "Compiling for texts of the usual lengths\n"
     greeting = process.stdout.readline()
     assert greeting.startswith(f"made ({len(CAPTIONS)} sentences to search) on http://127.0.0.1:"), greeting
     found = re.search(r"http://\S+", greeting)
