@@ -99,7 +99,7 @@ def hard_negatives(
     the same: its text is neither the anchor's nor that of any positive that the anchor has in `pairs`. Of these, each
     text counted once and the most similar first, it is the first with a rank from ranks[0] to ranks[1] (1 = the most
     similar), a cosine with the anchor at least `margin` below the positive's, and at most `ceiling`: what is closer is
-    often a positive that nobody labelled. UserError for ranks, a margin or a ceiling that nothing can meet.
+    often a positive that nobody labelled. The first triplet asked for raises UserError for settings out of range.
     """
     low, high = ranks
     if not 1 <= low <= high:

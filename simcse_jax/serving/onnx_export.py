@@ -6,6 +6,7 @@ What runs them needs ONNX Runtime and the folder's tokenizer.json, and neither J
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import os
 from pathlib import Path
@@ -32,7 +33,7 @@ def require_onnx() -> None:
     """Nothing, or UserError where the extra [onnx] is not installed. Call it before what takes long."""
     for module in ("onnx", "onnxruntime"):
         try:
-            __import__(module)
+            importlib.import_module(module)
         except ImportError:
             raise UserError(
                 f"--onnx needs {module}, which is not installed.\nInstall both: pip install 'simcse_jax[onnx]'"
