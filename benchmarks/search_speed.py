@@ -23,9 +23,9 @@ import numpy as np
 from absl import flags
 
 from simcse_jax import cli
-from simcse_jax.serving.approximate import load_faiss
-from simcse_jax.serving.index import SentenceIndex
-from simcse_jax.serving.vectors import STORAGES
+from simcse_jax.serving.index.approximate import load_faiss
+from simcse_jax.serving.index.sentence_index import SentenceIndex
+from simcse_jax.serving.index.vectors import STORAGES
 
 FLAGS = flags.FLAGS
 

@@ -21,9 +21,9 @@ _INT8 = flags.DEFINE_bool("int8", False, "With --onnx: also model_int8.onnx, qua
 
 def main() -> None:
     """Export as the flags say."""
+    from simcse_jax.conversion import convert
     from simcse_jax.model_folder import export_run
-    from simcse_jax.serving.convert import convert
-    from simcse_jax.serving.onnx_export import require_onnx, write_onnx
+    from simcse_jax.onnx.export import require_onnx, write_onnx
 
     if bool(_WORKDIR.value) == bool(_MODEL.value) or not _OUT.value:
         raise UserError(

@@ -71,11 +71,14 @@ def main() -> None:
         _mine(model)
         return
     if _SERVE.value:
-        from simcse_jax.serving.launch import serve
-        from simcse_jax.serving.settings import Settings
+        from simcse_jax.serving.web.launch import serve
+        from simcse_jax.serving.web.settings import Settings
 
         key = os.environ.get("SIMCSE_API_KEY") or None
-        serve(model, Settings(name=_MODEL.value, host=_HOST.value, port=_PORT.value, api_key=key))
+        serve(
+            model,
+            Settings(name=Path(_MODEL.value).name or _MODEL.value, host=_HOST.value, port=_PORT.value, api_key=key),
+        )
         return
     queries = _QUERY.value if _QUERY.value or _SAVE.value else _asked()
     for query in queries:

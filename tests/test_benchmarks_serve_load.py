@@ -7,12 +7,12 @@ import pytest
 
 from benchmarks.serve_load import measure, table
 from simcse_jax.errors import UserError
-from tests.serving.made_model import CAPTIONS
+from tests.serving.web.made_model import CAPTIONS
 
 
 @pytest.mark.slow
 def test_a_short_load() -> None:
-    seen = measure([sys.executable, "-m", "tests.serving.serve_made", "0"], list(CAPTIONS), clients=8, seconds=2)
+    seen = measure([sys.executable, "-m", "tests.serving.web.serve_made", "0"], list(CAPTIONS), clients=8, seconds=2)
     assert seen["failures"] == {}
     assert seen["exit_status"] == -signal.SIGTERM
     assert seen["all"]["count"] == sum(route["count"] for route in seen["routes"].values()) > 50

@@ -13,7 +13,7 @@ from simcse_jax.data.corpus import read_sentences
 from simcse_jax.embedding_model import open_model
 from simcse_jax.errors import UserError
 from simcse_jax.serving.blocks import blocks
-from simcse_jax.serving.index import Hit, SentenceIndex, open_index
+from simcse_jax.serving.index.sentence_index import Hit, SentenceIndex, open_index
 from simcse_jax.serving.mining import Pair, paraphrases
 
 BATCH = 16384  # sentences that are tokenised, sorted and packed together
@@ -75,6 +75,10 @@ class SimCSE:
             return matrix([])
         return parts[0] if len(parts) == 1 else (np if return_numpy else jnp).concatenate(parts)
 
+    def count_tokens(self, sentences: Sequence[str]) -> np.ndarray:
+        """int64[N]: how many tokens of each sentence are encoded, special ones included."""
+        return self.encoder.count_tokens(sentences)
+
     def similarity(self, queries: Any, keys: Any) -> Any:
         """Cosine similarities: float32[N, M] of N queries and M keys; one string or vector leaves its axis out.
 
@@ -96,6 +100,7 @@ class SimCSE:
         """
         index = SentenceIndex(self.width, self.fingerprint, kind, storage)
         self._add(index, sentences, show_progress)
+        index.prepare()
         self.index = index
         return index
 

@@ -9,7 +9,7 @@ from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from simcse_jax.serving.settings import Settings
+from simcse_jax.serving.web.settings import Settings
 
 # "5" is no number and a misspelt key no key: better said than guessed.
 STRICT = ConfigDict(strict=True, extra="forbid")

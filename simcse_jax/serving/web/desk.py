@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from fastapi import HTTPException
 
-from simcse_jax.serving.batching import Batcher
-from simcse_jax.serving.requests import check_texts
-from simcse_jax.serving.settings import Settings
+from simcse_jax.serving.web.batching import Batcher
+from simcse_jax.serving.web.requests import check_texts
+from simcse_jax.serving.web.settings import Settings
 
 if TYPE_CHECKING:
-    from simcse_jax.serving.index import Hit
+    from simcse_jax.serving.index.sentence_index import Hit
 
 LONG = 1000  # characters of a text that counts as one where texts are counted for the queue
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from simcse_jax.serving.settings import Settings
-from tests.serving.browser import CHROMIUM, Browser, browser
-from tests.serving.made_model import CAPTIONS, MadeIndex, MadeModel
-from tests.serving.servers import served
+from simcse_jax.serving.web.settings import Settings
+from tests.serving.web.browser import CHROMIUM, Browser, browser
+from tests.serving.web.made_model import CAPTIONS, MadeIndex, MadeModel
+from tests.serving.web.servers import served
 
 pytestmark = [
     pytest.mark.slow,

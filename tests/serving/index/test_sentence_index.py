@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from simcse_jax.errors import UserError
-from simcse_jax.serving.index import Hit, SentenceIndex, open_index
-from simcse_jax.serving.vectors import BLOCK, STORAGES
+from simcse_jax.serving.index.sentence_index import Hit, SentenceIndex, open_index
+from simcse_jax.serving.index.vectors import BLOCK, STORAGES
 
 WIDTH = 24
 
@@ -77,7 +77,7 @@ def test_top_k_beyond_the_segments_and_the_block() -> None:
 
 
 def test_few_shapes_are_compiled() -> None:
-    from simcse_jax.serving import exact
+    from simcse_jax.serving.index import exact
 
     index, step = made(2000), cast(Any, exact._step)
     for queries in (97, 100, 112, 1, 3, 4):
@@ -114,7 +114,7 @@ def test_a_cpu_searches_the_vectors_where_they_are(tmp_path: Path) -> None:
 
 
 def test_blocks_stay_on_a_device_with_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    from simcse_jax.serving import exact
+    from simcse_jax.serving.index import exact
 
     monkeypatch.setattr(exact, "_has_room", lambda: True)
     index, asked = made(2 * BLOCK + 10), unit(3, seed=1)

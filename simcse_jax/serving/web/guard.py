@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from fastapi import Response
 
-from simcse_jax.serving.failures import failure
-from simcse_jax.serving.settings import Settings
+from simcse_jax.serving.web.failures import failure
+from simcse_jax.serving.web.settings import Settings
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

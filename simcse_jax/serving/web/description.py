@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from simcse_jax.serving.settings import Settings
+from simcse_jax.serving.web.settings import Settings
 
 _TEXT_FIELDS = {
     "EncodeRequest": ("texts",),

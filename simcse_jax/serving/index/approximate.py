@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from simcse_jax.errors import UserError
-from simcse_jax.serving.vectors import BLOCK, Vectors, open_array
+from simcse_jax.serving.index.vectors import BLOCK, Vectors, open_array
 
 KINDS = ("hnsw", "ivfpq")
 WORTHWHILE = 10_000  # rows below which exact search takes milliseconds, and IVF-PQ cannot be trained well

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simcse_jax.errors import UserError
-from simcse_jax.serving.approximate import KINDS as APPROXIMATE
-from simcse_jax.serving.approximate import ApproximateSearch
-from simcse_jax.serving.exact import ExactSearch
-from simcse_jax.serving.index_folder import BUILD_ANEW, read_record, require_whole, write_folder
-from simcse_jax.serving.texts import Texts, open_texts
-from simcse_jax.serving.vectors import Vectors, open_array, open_vectors
+from simcse_jax.serving.index.approximate import KINDS as APPROXIMATE
+from simcse_jax.serving.index.approximate import ApproximateSearch
+from simcse_jax.serving.index.exact import ExactSearch
+from simcse_jax.serving.index.folder import BUILD_ANEW, read_record, require_whole, write_folder
+from simcse_jax.serving.index.texts import Texts, open_texts
+from simcse_jax.serving.index.vectors import Vectors, open_array, open_vectors
 
 KINDS = ("exact", *APPROXIMATE)
 LENGTH_ERROR = 1e-3  # by which a vector's length may differ from 1; bfloat16 models stay below

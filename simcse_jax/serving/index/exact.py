@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simcse_jax.serving.vectors import BLOCK, Block, Vectors
+from simcse_jax.serving.index.vectors import BLOCK, Block, Vectors
 
 SEGMENT = 128  # scores of which only the maximum is looked at first
 SMALLEST = 256  # rows of the smallest block

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from simcse_jax.serving.batching import Batcher, Full, Stopped, TooSlow
+from simcse_jax.serving.web.batching import Batcher, Full, Stopped, TooSlow
 
 
 class Doubler:

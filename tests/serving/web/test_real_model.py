@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from simcse_jax.data import demo
-from simcse_jax.serving.settings import Settings
-from tests.serving.servers import served
+from simcse_jax.serving.web.settings import Settings
+from tests.serving.web.servers import served
 from tests.small_models import export_small
 
 SimCSE: Any = pytest.importorskip("simcse_jax.serving.model", reason="not in this checkout yet").SimCSE

@@ -15,14 +15,14 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from simcse_jax import __version__
-from simcse_jax.serving import requests as r
-from simcse_jax.serving.batching import Full, Stopped, TooSlow
-from simcse_jax.serving.description import describe_limits
-from simcse_jax.serving.desk import Desk, Model
-from simcse_jax.serving.failures import described, described_as_openai, failure, in_words
-from simcse_jax.serving.guard import Guard
-from simcse_jax.serving.pages import docs_page, search_page
-from simcse_jax.serving.settings import Settings
+from simcse_jax.serving.web import requests as r
+from simcse_jax.serving.web.batching import Full, Stopped, TooSlow
+from simcse_jax.serving.web.description import describe_limits
+from simcse_jax.serving.web.desk import Desk, Model
+from simcse_jax.serving.web.failures import described, described_as_openai, failure, in_words
+from simcse_jax.serving.web.guard import Guard
+from simcse_jax.serving.web.pages import docs_page, search_page
+from simcse_jax.serving.web.settings import Settings
 
 
 def make_app(model: Model, settings: Settings) -> FastAPI:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from simcse_jax.serving.settings import Settings
-from tests.serving.made_model import MadeIndex, MadeModel
-from tests.serving.servers import served
+from simcse_jax.serving.web.settings import Settings
+from tests.serving.web.made_model import MadeIndex, MadeModel
+from tests.serving.web.servers import served
 
 schemathesis = pytest.importorskip("schemathesis", reason="pip install schemathesis")
 OPERATIONS = ["POST /encode", "POST /similarity", "POST /search", "GET /health", "POST /v1/embeddings"]

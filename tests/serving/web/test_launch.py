@@ -16,17 +16,17 @@ import httpx
 import pytest
 
 from simcse_jax.errors import UserError
-from simcse_jax.serving.launch import serve, warm_up
-from simcse_jax.serving.settings import Settings
-from tests.serving.made_model import CAPTIONS, MadeIndex, MadeModel
+from simcse_jax.serving.web.launch import serve, warm_up
+from simcse_jax.serving.web.settings import Settings
+from tests.serving.web.made_model import CAPTIONS, MadeIndex, MadeModel
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
 def process() -> Iterator["subprocess.Popen[str]"]:
     """A server of which a call takes a second."""
-    words = [sys.executable, "-m", "tests.serving.serve_made", "1"]
+    words = [sys.executable, "-m", "tests.serving.web.serve_made", "1"]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as started:
         yield started
         started.kill()

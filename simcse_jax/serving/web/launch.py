@@ -6,10 +6,10 @@ import socket
 from typing import TYPE_CHECKING
 
 from simcse_jax.errors import UserError
-from simcse_jax.serving.settings import LOOPBACK, Settings
+from simcse_jax.serving.web.settings import LOOPBACK, Settings
 
 if TYPE_CHECKING:
-    from simcse_jax.serving.desk import Model
+    from simcse_jax.serving.web.desk import Model
 
 BACKLOG = 2048  # connections that the system holds for us when many come at once
 
@@ -22,7 +22,7 @@ def serve(model: Model, settings: Settings) -> None:
     try:
         import uvicorn
 
-        from simcse_jax.serving.web import make_app
+        from simcse_jax.serving.web.app import make_app
     except ImportError as error:
         raise UserError(f"Serving needs FastAPI and uvicorn ({error}): pip install 'simcse-jax[web]'") from error
     with _listening(settings) as listening:

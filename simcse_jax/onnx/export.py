@@ -18,7 +18,7 @@ from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.encoder.pretrained import load_params, read_config
 from simcse_jax.encoder.st_modules import OURS, read_pooler
 from simcse_jax.errors import UserError
-from simcse_jax.serving.onnx_graph import encoder_graph
+from simcse_jax.onnx.graph import encoder_graph
 
 if TYPE_CHECKING:
     import onnx

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simcse_jax.serving.vectors import open_array
+from simcse_jax.serving.index.vectors import open_array
 
 # Half a surrogate pair is no UTF-8, but Python strings hold it (from JSON escapes), and it has to come back as it was.
 _ERRORS = "surrogatepass"

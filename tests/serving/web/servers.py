@@ -9,8 +9,8 @@ from typing import Any
 
 import uvicorn
 
-from simcse_jax.serving.settings import Settings
-from simcse_jax.serving.web import make_app
+from simcse_jax.serving.web.app import make_app
+from simcse_jax.serving.web.settings import Settings
 
 
 @contextlib.contextmanager

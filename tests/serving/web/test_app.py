@@ -15,9 +15,9 @@ import openai
 import pytest
 
 from simcse_jax.errors import UserError
-from simcse_jax.serving.settings import Settings
-from tests.serving.made_model import CAPTIONS, WIDTH, MadeIndex, MadeModel, hashed
-from tests.serving.servers import served
+from simcse_jax.serving.web.settings import Settings
+from tests.serving.web.made_model import CAPTIONS, WIDTH, MadeIndex, MadeModel, hashed
+from tests.serving.web.servers import served
 
 SMALL = Settings(name="made", max_texts=20, max_characters=500, max_body=20_000, max_top_k=50, max_hits=100)
 JSON = {"Content-Type": "application/json"}

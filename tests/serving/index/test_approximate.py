@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from simcse_jax.errors import UserError
-from simcse_jax.serving import approximate
-from simcse_jax.serving.index import SentenceIndex, open_index
+from simcse_jax.serving.index import approximate
+from simcse_jax.serving.index.sentence_index import SentenceIndex, open_index
 
 WIDTH, COUNT = 16, 4000
 

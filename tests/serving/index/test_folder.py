@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from simcse_jax.errors import UserError
-from simcse_jax.serving import index_folder
-from simcse_jax.serving.index import SentenceIndex, open_index
-from simcse_jax.serving.vectors import BLOCK, STORAGES
+from simcse_jax.serving.index import folder as index_folder
+from simcse_jax.serving.index.sentence_index import SentenceIndex, open_index
+from simcse_jax.serving.index.vectors import BLOCK, STORAGES
 
 WIDTH = 8
 ODD_TEXTS = ["", "näive", "two\nlines", "\x00", "half \ud83d", "日本語 🙂"]
@@ -192,7 +192,7 @@ def test_damage_is_said(tmp_path: Path, damage: Any, message: str) -> None:
 SAVES = """
 import sys
 from pathlib import Path
-from simcse_jax.serving.index import open_index
+from simcse_jax.serving.index.sentence_index import open_index
 index = open_index(Path(sys.argv[1]), "abc")
 vector = index._vectors.rows(index.ids()[:1] * 0)
 print("begins", flush=True)

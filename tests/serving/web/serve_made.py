@@ -1,13 +1,13 @@
-"""A process that serves the made model: `python -m tests.serving.serve_made SECONDS_A_CALL`; for tests."""
+"""A process that serves the made model: `python -m tests.serving.web.serve_made SECONDS_A_CALL`; for tests."""
 
 import sys
 import time
 
 import numpy as np
 
-from simcse_jax.serving.launch import serve
-from simcse_jax.serving.settings import Settings
-from tests.serving.made_model import MadeIndex, MadeModel
+from simcse_jax.serving.web.launch import serve
+from simcse_jax.serving.web.settings import Settings
+from tests.serving.web.made_model import MadeIndex, MadeModel
 
 
 class SlowModel(MadeModel):
