@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,7 +25,7 @@ class Model(Protocol):
     @property
     def index(self) -> Any: ...
     def encode(self, sentences: list[str]) -> np.ndarray: ...
-    def count_tokens(self, sentences: list[str]) -> Sequence[int]: ...
+    def count_tokens(self, sentences: list[str]) -> Any: ...  # whole numbers, one for each
 
 
 class _Text(NamedTuple):
