@@ -92,12 +92,19 @@ def fail(message: str) -> NoReturn:
 def _parse(argv: Sequence[str]) -> list[str]:
     """The positional arguments; flags are parsed on the way. A wrong flag, recipe or key is a user error."""
     try:
-        rest = flags.FLAGS(list(argv))
+        rest = flags.FLAGS([_underscored(argument) for argument in argv])
     except (UserError, flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         fail(_plain(error))
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}: flags are written --name=value.\nSee --help for the flags.")
     return rest
+
+
+def _underscored(argument: str) -> str:
+    """--save-index=DIR as --save_index=DIR: both are written, and only one is a flag's name."""
+    name, sign, value = argument.partition("=")
+    other = name.replace("-", "_")[2:]
+    return f"--{other}{sign}{value}" if name.startswith("--") and other in flags.FLAGS else argument
 
 
 def _plain(error: BaseException) -> str:

@@ -113,6 +113,14 @@ class EmbeddingModel:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
 
+    def cut_at(self, max_length: int) -> EmbeddingModel:
+        """The same model, with texts cut at `max_length` tokens, or where it takes no more."""
+        return EmbeddingModel(self.name, self._origin, self.pooler, self.dtype, min(max_length, self.max_length))
+
+    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
+        """int64[N]: how many tokens of each text are encoded, special ones included."""
+        return self._sentences.count_tokens(texts)
+
     def before_training(self) -> tuple[Callable[[Sequence[str]], np.ndarray], str] | None:
         """`encode` with the weights that a run folder's training began with, as pooled, and which these were.
 

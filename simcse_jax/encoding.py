@@ -95,6 +95,11 @@ class SentenceEncoder:
                 bar.update(sum(len(sentences) for sentences in members))
         return vectors if len(index) == len(texts) else vectors[places]
 
+    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
+        """int64[N]: how many tokens of each text are encoded, special ones included, cut at `max_length`."""
+        texts = _strings(texts)
+        return np.array([len(tokens) for tokens in self._tokens(tuple(texts))] if texts else [], np.int64)
+
     def _encode_groups(self, params: Any, groups: Group) -> jax.Array:
         """float32[G, N, D], from groups with leading axis [G]; jitted in __init__."""
 

@@ -1,4 +1,8 @@
-"""Export: `python -m simcse_jax.export --workdir=RUN --out=DIR` writes a run's best model as a Hugging Face folder."""
+"""Export: `python -m simcse_jax.export --workdir=RUN --out=DIR` writes a run's best model as a Hugging Face folder.
+
+`--model=NAME` in place of --workdir takes any model folder or Hub name. `--onnx` adds model.onnx, with pooling and
+normalisation inside, and `--int8` its quantised form.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,36 @@ from simcse_jax import cli
 from simcse_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder whose best model is exported.")
+_MODEL = flags.DEFINE_string("model", "", "In place of --workdir: a Hugging Face or exported folder, or a Hub name.")
+_POOLER = flags.DEFINE_string("pooler", "", "Pooler of --model. Default: the one that it was made for.")
 _OUT = flags.DEFINE_string("out", "", "Model folder to write: new, empty, or an earlier export.")
+_ONNX = flags.DEFINE_bool("onnx", False, "Write model.onnx as well; needs the extra [onnx].")
+_INT8 = flags.DEFINE_bool("int8", False, "With --onnx: also model_int8.onnx, quantised. It costs some accuracy.")
 
 
 def main() -> None:
     """Export as the flags say."""
+    from simcse_jax.conversion import convert
     from simcse_jax.model_folder import export_run
+    from simcse_jax.onnx.export import require_onnx, write_onnx
 
-    if not _WORKDIR.value or not _OUT.value:
-        raise UserError("Both --workdir=RUN (the run folder) and --out=DIR (the folder to write) are needed.")
-    export_run(_WORKDIR.value, _OUT.value)
+    if bool(_WORKDIR.value) == bool(_MODEL.value) or not _OUT.value:
+        raise UserError(
+            "--out=DIR (the folder to write) is needed, and one of --workdir=RUN (a run folder) and --model=NAME (a "
+            "model folder or Hub name)."
+        )
+    if _WORKDIR.value and _POOLER.value:
+        raise UserError("--pooler belongs to --model: a run's pooler is that of its training. Leave it out.")
+    if _INT8.value and not _ONNX.value:
+        raise UserError("--int8 is a form of the ONNX model. Give --onnx --int8.")
+    if _ONNX.value:
+        require_onnx()
+    if _WORKDIR.value:
+        export_run(_WORKDIR.value, _OUT.value)
+    else:
+        convert(_MODEL.value, _OUT.value, _POOLER.value or None)
+    if _ONNX.value:
+        write_onnx(_OUT.value, _INT8.value)
     print(f"The model is in {_OUT.value}; its README.md says how to use it.")
 
 

@@ -26,13 +26,14 @@ def model_card(
     """The text of a model card, YAML front matter included.
 
     name: what the usage examples call the folder. card: any of "recipe" (mapping of keys to values), "data" (mapping or
-    text), "scores" (mapping of names to numbers, times 100), "step"; what is not there is left out.
+    text), "scores" (mapping of names to numbers, times 100), "step"; what is not there is left out. "source":
+    the name of the model that this one is a copy of, for what was not trained here.
     """
     recipe, data, scores = card.get("recipe") or {}, card.get("data") or {}, card.get("scores") or {}
     sections = [
         _front_matter(recipe),
-        f"# {name}\n\nSentence embeddings trained with [SimCSE](https://arxiv.org/abs/2104.08821) by simcse_jax "
-        f"{__version__}. A sentence becomes a vector of {config.hidden_size} numbers; compare vectors by cosine.",
+        f"# {name}\n\n{_origin(card.get('source'))}. A sentence becomes a vector of {config.hidden_size} numbers; "
+        "compare vectors by cosine.",
         _facts(config, pooler, train_pooler, has_head),
         "## Use\n\n" + "\n\n".join(_usage(name, config, pooler)),
     ]
@@ -45,6 +46,14 @@ def model_card(
     if recipe:
         sections.append("## Recipe\n\n" + _table(recipe))
     return "\n\n".join(sections) + "\n"
+
+
+def _origin(source: str | None) -> str:
+    if source is None:
+        by = "trained with [SimCSE](https://arxiv.org/abs/2104.08821) by"
+    else:  # a local path is nobody else's business here either
+        by = f"of {f'`{source}`' if _HUB_NAME.fullmatch(source) else 'a model trained elsewhere'}, written by"
+    return f"Sentence embeddings {by} simcse_jax {__version__}"
 
 
 def _front_matter(recipe: Mapping[str, Any]) -> str:

@@ -21,7 +21,19 @@ import simcse_jax
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = [p for p in (ROOT / "simcse_jax").rglob("*") if p.is_file() and p.suffix != ".pyc"]
-OPTIONAL = {"mteb", "torch"}  # torch: only to read pytorch_model.bin, and an error says so; mteb: an extra
+# torch: only to read pytorch_model.bin, and an error says so; the others: extras, and what comes with them.
+OPTIONAL = {
+    "mteb",
+    "torch",
+    "faiss-cpu",
+    "fastapi",
+    "starlette",
+    "pydantic",
+    "pydantic-core",
+    "uvicorn",
+    "onnx",
+    "onnxruntime",
+}
 
 
 def requirements() -> list[Requirement]:
@@ -64,7 +76,9 @@ def test_metadata_says_what_the_sources_say(metadata: Message):
 def test_dependencies_are_those_of_requirements_txt(metadata: Message):
     declared = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
     assert {str(r) for r in declared if r.marker is None} == {str(r) for r in requirements()}
-    assert set(metadata.get_all("Provides-Extra", [])) == {"tpu", "tpu-plan", "cuda", "cuda12", "mteb", "test", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        *("tpu", "tpu-plan", "cuda", "cuda12", "mteb", "faiss", "onnx", "web", "test", "dev")
+    }
 
 
 def test_requirements_have_a_lower_bound_and_no_torch():

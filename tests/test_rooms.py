@@ -17,6 +17,8 @@ MAY_IMPORT = {
     "hosts": set(),
     "training": {"config", "data", "encoder", "encoding", "evaluation", "hosts", "hub", "objective"},
     "encoding": {"data", "encoder"},
+    "serving": {"data", "embedding_model", "hub", "serving"},
+    "onnx": {"data", "encoder", "hub", "model_folder"},
     "embedding_model": {"config", "data", "encoder", "encoding", "evaluation", "hub", "training"},
     "config": {"data", "encoder"},
     "hub": set(),
@@ -25,9 +27,14 @@ MAY_IMPORT = {
 }
 # Libraries that belong to some rooms alone.
 ONLY_IN = {
-    "jax": {"encoder", "hosts", "objective", "training", "encoding", "embedding_model", "train"},
+    "jax": {"encoder", "hosts", "objective", "training", "encoding", "embedding_model", "onnx", "serving", "train"},
     "flax": {"encoder"},
     "torch": {"encoder"},
+    "onnx": {"onnx"},
+    "onnxruntime": {"onnx"},
+    "faiss": {"serving"},
+    "fastapi": {"serving"},
+    "uvicorn": {"serving"},
 }
 
 

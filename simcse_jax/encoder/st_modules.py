@@ -4,6 +4,7 @@ Module names and keys are those of sentence-transformers 2 and 3; later releases
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from simcse_jax.errors import UserError
 
 OURS = "simcse_jax.json"
 _TYPES = "sentence_transformers.models."
+# What SimCSE's own tool goes by: its published folders say nothing else of how they pool.
+_PUBLISHED = re.compile(r"(?<![a-z])(?P<un>un)?sup[-_]simcse", re.IGNORECASE)
 _POOLING_KEYS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
 # The files of one module: JSON objects by file name, and the tensors of model.safetensors ({} = no such file).
@@ -85,13 +88,14 @@ def module_folder(place: int, kind: str) -> str:
 def read_pooler(folder: str | Path) -> str:
     """The pooler that a model folder says it was made for: our own file first, then sentence-transformers' modules.
 
-    UserError when neither is there (published SimCSE folders say it in words only) or when the modules do more than
-    one of our poolers does.
+    Where neither is there, the name of the folder or of its Hub repository: unsup-simcse is cls_before_pooler,
+    sup-simcse is cls, as the authors use the models that they published. UserError when the name says nothing either,
+    or when the modules do more than one of our poolers does.
     """
     folder = Path(folder)
     ways_out = (
-        f"Name the pooler: {', '.join(POOLERS)}.\nSupervised SimCSE models want cls, unsupervised ones "
-        "cls_before_pooler, most others avg."
+        f"Name the pooler: {', '.join(POOLERS)}.\nSupervised SimCSE models want cls (the first token through the "
+        "trained head), unsupervised ones cls_before_pooler (the first token itself), most others avg."
     )
     if (folder / OURS).is_file():
         pooler = _read(folder / OURS).get("pooler")
@@ -99,6 +103,9 @@ def read_pooler(folder: str | Path) -> str:
             return pooler
         raise UserError(f"{folder / OURS}: pooler = {pooler!r} is none of ours.\n{ways_out}")
     if not (folder / "modules.json").is_file():
+        name = _PUBLISHED.search(_model_name(folder))
+        if name:
+            return "cls_before_pooler" if name["un"] else "cls"
         raise UserError(f"{folder} does not say how it makes a sentence's vector (no modules.json).\n{ways_out}")
     modules = _read(folder / "modules.json")
     kinds = [(str(module.get("type", "")).split(".")[-1], str(module.get("path", ""))) for module in modules]
@@ -115,6 +122,12 @@ def read_pooler(folder: str | Path) -> str:
     if len(modes) != 1 or not modes <= poolers.keys():
         raise UserError(f"{folder / pooling[0]} pools by {', '.join(sorted(modes)) or 'nothing'}.\n{ways_out}")
     return poolers[modes.pop()]
+
+
+def _model_name(folder: Path) -> str:
+    """The folder's own name; of a snapshot in the Hub's cache, that of the repository."""
+    folder = folder.absolute()  # not resolved: a link may be what carries the name
+    return folder.parent.parent.name if folder.parent.name == "snapshots" else folder.name
 
 
 def normalizes(folder: str | Path) -> bool:

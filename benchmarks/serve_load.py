@@ -1,0 +1,192 @@
+"""The server under load: `python -m benchmarks.serve_load --model=DIR [--corpus=FILE] --json=out.json`.
+
+Starts `python -m simcse_jax.search --serve` as a process of its own, lets 64 clients ask it for a minute, each its next
+request once it has the answer to the last, and prints how long answers took, how many failed, and the server's memory
+as it went. Clients and server share the machine, so the clients' own work is in every figure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+
+from simcse_jax import cli
+from simcse_jax.data import demo
+from simcse_jax.data.corpus import read_sentences
+from simcse_jax.errors import UserError
+
+FLAGS = flags.FLAGS
+
+SAMPLES = 20  # looks at the server's memory
+SENTENCES = 20_000  # of the demo's world, where no corpus is given
+# Requests of each kind in a hundred: mostly what a page or a service asks, a text at a time.
+MIX = {"/search": 60, "/encode": 20, "/similarity": 10, "/v1/embeddings": 10}
+
+
+class Asked(NamedTuple):
+    """One request: its path, its status (0: the connection broke), how long it took and when it ended."""
+
+    path: str
+    status: int
+    seconds: float
+    ended: float
+
+
+def measure(command: list[str], texts: list[str], clients: int, seconds: float) -> dict[str, Any]:
+    """What was seen of the server that `command` starts; it says its address in its first line that has one."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            host, port = _address(server)
+            asked, memory = asyncio.run(_load(server.pid, host, port, texts, clients, seconds))
+        finally:
+            server.terminate()
+            stopped = server.wait(120)
+    return {
+        "clients": clients,
+        "seconds": seconds,
+        "requests_a_second": len(asked) / seconds,
+        "failures": dict(Counter(f"{one.path} {one.status}" for one in asked if one.status != 200)),
+        "routes": {path: _times([one for one in asked if one.path == path]) for path in MIX},
+        "all": _times(asked),
+        "resident_bytes": memory,
+        "exit_status": stopped,
+    }
+
+
+def table(seen: dict[str, Any]) -> list[str]:
+    """The same for people."""
+    head = f"{'route':<16} {'requests':>9} {'p50 ms':>9} {'p95 ms':>9} {'p99 ms':>9} {'most ms':>9}"
+    rows = [
+        f"{path:<16} {times['count']:>9,} " + " ".join(f"{times[key] * 1000:>9.1f}" for key in _TIMES)
+        for path, times in [*seen["routes"].items(), ("all", seen["all"])]
+        if times["count"]
+    ]
+    memory = [f"{bytes_ / 2**20:.0f}" for _, bytes_ in seen["resident_bytes"]]
+    failed = ", ".join(f"{count} x {what}" for what, count in seen["failures"].items()) or "none"
+    return [
+        f"{seen['clients']} clients, {seen['seconds']:g} s: {seen['requests_a_second']:,.0f} requests/s",
+        head,
+        *rows,
+        f"failures: {failed}",
+        f"server's memory, MiB, from first to last: {' '.join(memory)}",
+    ]
+
+
+_TIMES = ("p50", "p95", "p99", "most")
+
+
+def _times(asked: list[Asked]) -> dict[str, float]:
+    if not asked:
+        return {"count": 0}
+    values = np.percentile([one.seconds for one in asked], [50, 95, 99, 100])
+    return {"count": len(asked), **dict(zip(_TIMES, map(float, values), strict=True))}
+
+
+def _address(server: subprocess.Popen[str]) -> tuple[str, int]:
+    assert server.stdout
+    for line in server.stdout:
+        if found := re.search(r"http://([\d.]+):(\d+)", line):
+            return found[1], int(found[2])
+    raise UserError("The server ended before it said where it listens; what it said of it stands above.")
+
+
+async def _load(
+    pid: int, host: str, port: int, texts: list[str], clients: int, seconds: float
+) -> tuple[list[Asked], list[tuple[float, int]]]:
+    """Everything that was asked, and (seconds since the start, the server's resident bytes)."""
+    asked: list[Asked] = []
+    memory = [(0.0, _resident(pid))]
+    start = time.monotonic()
+    end = start + seconds
+    asking = [asyncio.create_task(_client(host, port, texts, random.Random(n), end, asked)) for n in range(clients)]
+    for sample in range(1, SAMPLES + 1):
+        await asyncio.sleep(max(0.0, start + seconds * sample / SAMPLES - time.monotonic()))
+        memory.append((time.monotonic() - start, _resident(pid)))
+    await asyncio.gather(*asking)
+    return asked, memory
+
+
+async def _client(host: str, port: int, texts: list[str], rng: random.Random, end: float, asked: list[Asked]) -> None:
+    reader, writer = await asyncio.open_connection(host, port)
+    while time.monotonic() < end:
+        path, body = _request(texts, rng)
+        content = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        start = time.monotonic()
+        try:
+            writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+            status = await _status(reader)
+        except (OSError, asyncio.IncompleteReadError):
+            status = 0
+            reader, writer = await asyncio.open_connection(host, port)
+        now = time.monotonic()
+        asked.append(Asked(path, status, now - start, now))
+    writer.close()
+    await writer.wait_closed()
+
+
+async def _status(reader: asyncio.StreamReader) -> int:
+    """The status of the next answer, which is read to its end and looked at for being whole JSON."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
+    assert length, head
+    body = await reader.readexactly(int(length[1]))
+    assert (body[:1], body[-1:]) == (b"{", b"}")
+    return int(head.split()[1])
+
+
+def _request(texts: list[str], rng: random.Random) -> tuple[str, dict[str, Any]]:
+    (path,) = rng.choices(list(MIX), list(MIX.values()))
+    several = rng.choices(texts, k=rng.randint(1, 8))
+    return path, {
+        "/search": {"query": several[0], "top_k": 10},
+        "/encode": {"texts": several},
+        "/similarity": {"queries": several, "keys": rng.choices(texts, k=4)},
+        "/v1/embeddings": {"input": several, "model": "any", "encoding_format": "base64"},
+    }[path]
+
+
+def _resident(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def define_flags() -> None:
+    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    flags.DEFINE_string("model", None, "The model to serve: a folder or a Hub name.", required=True)
+    flags.DEFINE_string("corpus", "", "The sentences to search and to ask for; by default the demo's.")
+    flags.DEFINE_integer("clients", 64, "Clients that ask at once.", lower_bound=1)
+    flags.DEFINE_float("seconds", 60.0, "How long they ask.", lower_bound=1.0)
+    flags.DEFINE_string("json", "", "Write what was seen there as well.")
+
+
+def main() -> None:
+    """Start the server, ask it as the flags say, and print what was seen."""
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(FLAGS.corpus or f"{folder}/corpus.txt")
+        if not FLAGS.corpus:
+            corpus.write_text("\n".join(demo.sentences(count=SENTENCES)) + "\n", encoding="utf-8")
+        search = ["-m", "simcse_jax.search", f"--model={FLAGS.model}", f"--corpus={corpus}", "--serve", "--port=0"]
+        texts = list(read_sentences([str(corpus)]))
+        seen = measure([sys.executable, *search], texts, FLAGS.clients, FLAGS.seconds)
+    print("\n".join(table(seen)))
+    if FLAGS.json:
+        Path(FLAGS.json).write_text(json.dumps(seen, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

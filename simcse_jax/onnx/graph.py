@@ -1,0 +1,211 @@
+"""The encoder as an ONNX graph: token ids in, pooled and normalised sentence vectors out.
+
+Written node by node from the parameters, without PyTorch. The nodes are those that PyTorch's exporters write for BERT,
+so ONNX Runtime finds the patterns that it fuses (erf-GELU, skip and norm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simcse_jax import __version__
+from simcse_jax.encoder.bert import EncoderConfig
+from simcse_jax.encoder.pooling import AVERAGED_LAYERS, POOLERS
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 17  # the first with LayerNormalization
+IR_VERSION = 8  # that of OPSET's release: newer numbers are refused by runtimes that know all the operators
+INPUTS = ("input_ids", "attention_mask")
+SENTENCES, TOKENS = "sentence_embedding", "token_embeddings"
+
+
+class _Graph:
+    """Nodes and initialisers as they are made; every value has a name of its own."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.weights: dict[str, np.ndarray] = {}
+
+    def op(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        """The name of the result of a new node."""
+        from onnx import helper
+
+        name = name or f"{kind}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def cast(self, x: str, kind: str) -> str:
+        """The name of x as ONNX's type of that name, FLOAT or BOOL."""
+        from onnx import TensorProto
+
+        return self.op("Cast", x, to=getattr(TensorProto, kind))
+
+    def weight(self, name: str, array: Any) -> str:
+        """The name of a float32 initialiser."""
+        self.weights[name] = np.array(array, np.float32, order="C")
+        return name
+
+    def number(self, value: float) -> str:
+        """The name of a float32 scalar; equal ones are one."""
+        return self.weight(f"number_{value!r}", value)
+
+    def integers(self, *values: int) -> str:
+        """The name of an int64[n]; equal ones are one."""
+        name = "integers_" + "_".join(map(str, values))
+        self.weights[name] = np.array(values, np.int64)
+        return name
+
+    def dense(self, x: str, name: str, kernel: Any, bias: Any) -> str:
+        """x [..., I] -> [..., O] with kernel [I, O] and bias [O], whatever axes they are split into."""
+        bias = np.asarray(bias).reshape(-1)
+        product = self.op("MatMul", x, self.weight(f"{name}.weight", np.asarray(kernel).reshape(-1, len(bias))))
+        return self.op("Add", product, self.weight(f"{name}.bias", bias))
+
+    def norm(self, x: str, name: str, params: Mapping[str, Any], epsilon: float) -> str:
+        scale, bias = (self.weight(f"{name}.{part}", params[part]) for part in ("scale", "bias"))
+        return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
+
+
+def encoder_graph(params: Mapping[str, Any], config: EncoderConfig, pooler: str) -> onnx.ModelProto:
+    """The ONNX model of an encoder with its pooler; its vectors have length 1.
+
+    params: the encoder's, as `load_params` gives them; "cls" needs their head (ValueError without). Inputs:
+    input_ids and attention_mask, int64[batch, tokens], both axes dynamic, padded on either side. Token types are no
+    input: a sentence has the first one throughout, and an input that may be left out makes ONNX Runtime warn at every
+    load. Outputs: sentence_embedding float32[batch, D] and token_embeddings float32[batch, tokens, D] (last layer).
+    """
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    if pooler not in POOLERS:
+        raise ValueError(f"encoder_graph: unknown pooler {pooler!r}; known: {', '.join(POOLERS)}.")
+    if pooler == "cls" and "head" not in params:
+        raise ValueError("encoder_graph: pooler 'cls' needs a head, and these parameters have none.")
+    graph = _Graph()
+    mask = graph.cast("attention_mask", "FLOAT")
+    order = graph.op("CumSum", "attention_mask", graph.integers(1))  # 1, 2, 3 ... at the tokens of a sentence
+    states = _hidden_states(graph, params, config, order)
+    graph.op("Identity", states[-1], name=TOKENS)
+    _normalised(graph, _pooled(graph, params, states, pooler, mask, order))
+
+    places = ["batch", "tokens"]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, places) for name in INPUTS]
+    weights = [numpy_helper.from_array(array, name) for name, array in graph.weights.items()]
+    outputs = [
+        helper.make_tensor_value_info(SENTENCES, TensorProto.FLOAT, ["batch", config.hidden_size]),
+        helper.make_tensor_value_info(TOKENS, TensorProto.FLOAT, [*places, config.hidden_size]),
+    ]
+    model = helper.make_model(
+        helper.make_graph(graph.nodes, "sentence_encoder", inputs, outputs, weights),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="simcse_jax",
+        producer_version=__version__,
+    )
+    helper.set_model_props(model, {"pooler": pooler, "max_length": str(config.max_length), "normalized": "true"})
+    checker.check_model(model)
+    return model
+
+
+def _hidden_states(graph: _Graph, params: Mapping[str, Any], config: EncoderConfig, order: str) -> list[str]:
+    """The names of [batch, tokens, D]: the embedding layer's output and each layer's."""
+    tables = params["embeddings"]
+    # Padding before or between takes the place of a neighbour: it is masked, and its row is always in the table.
+    before = graph.op("Max", graph.op("Sub", order, graph.integers(1)), graph.integers(0))
+    places = graph.op("Add", before, graph.integers(config.position_offset))
+    words = graph.op("Gather", graph.weight("embeddings.word", tables["word"]), "input_ids")
+    x = graph.op("Add", words, graph.op("Gather", graph.weight("embeddings.position", tables["position"]), places))
+    if config.type_vocab_size:
+        x = graph.op("Add", x, graph.weight("embeddings.token_type", tables["token_type"][0]))
+    states = [graph.norm(x, "embeddings.norm", tables["norm"], config.layer_norm_eps)]
+
+    seen = graph.op("Unsqueeze", graph.cast("attention_mask", "BOOL"), graph.integers(1, 2))  # [batch, 1, 1, tokens]
+    for number in range(config.num_hidden_layers):
+        layer = _layer(params["layers"], number)
+        states.append(_layer_output(graph, states[-1], f"layer.{number}", layer, config, seen))
+    return states
+
+
+def _layer(stacked: Any, number: int) -> Any:
+    """One layer of parameters that are stacked over layers."""
+    if isinstance(stacked, Mapping):
+        return {name: _layer(part, number) for name, part in stacked.items()}
+    return np.asarray(stacked[number])
+
+
+def _layer_output(graph: _Graph, x: str, name: str, params: Mapping[str, Any], config: EncoderConfig, seen: str) -> str:
+    """The name of x [batch, tokens, D] after one transformer layer."""
+    attention, ffn = params["attention"], params["ffn"]
+    heads, width = config.num_attention_heads, config.hidden_size
+    size = width // heads
+    split = graph.integers(0, 0, heads, size)  # 0 keeps an axis
+    # Keys are laid out for the product with queries.
+    axes = {"query": (0, 2, 1, 3), "key": (0, 2, 3, 1), "value": (0, 2, 1, 3)}
+    parts = []
+    for place, (part, order) in enumerate(axes.items()):
+        kernel, bias = attention["qkv"]["kernel"][:, place], attention["qkv"]["bias"][place]
+        made = graph.dense(x, f"{name}.attention.{part}", np.reshape(kernel, (width, width)), bias)
+        parts.append(graph.op("Transpose", graph.op("Reshape", made, split), perm=order))
+    query, key, value = parts
+    scores = graph.op("MatMul", graph.op("Mul", query, graph.number(size**-0.5)), key)
+    # The lowest number, not minus infinity: a sentence without tokens would otherwise give NaN.
+    masked = graph.op("Where", seen, scores, graph.number(float(np.finfo(np.float32).min)))
+    mixed = graph.op("MatMul", graph.op("Softmax", masked, axis=-1), value)
+    joined = graph.op("Reshape", graph.op("Transpose", mixed, perm=(0, 2, 1, 3)), graph.integers(0, 0, width))
+    kernel = np.reshape(attention["out"]["kernel"], (width, width))
+    out = graph.dense(joined, f"{name}.attention.out", kernel, attention["out"]["bias"])
+    x = graph.norm(graph.op("Add", out, x), f"{name}.attention.norm", attention["norm"], config.layer_norm_eps)
+
+    up = graph.dense(x, f"{name}.ffn.up", ffn["up"]["kernel"], ffn["up"]["bias"])
+    down = _activated(graph, up, config.hidden_act)
+    down = graph.dense(down, f"{name}.ffn.down", ffn["down"]["kernel"], ffn["down"]["bias"])
+    return graph.norm(graph.op("Add", down, x), f"{name}.ffn.norm", ffn["norm"], config.layer_norm_eps)
+
+
+def _activated(graph: _Graph, x: str, activation: str) -> str:
+    """The name of an activation's result; the names are those of `encoder.bert.ACTIVATIONS`."""
+    if activation in ("relu", "tanh"):
+        return graph.op({"relu": "Relu", "tanh": "Tanh"}[activation], x)
+    if activation in ("silu", "swish"):
+        return graph.op("Mul", x, graph.op("Sigmoid", x))
+    half, one = graph.number(0.5), graph.number(1.0)
+    if activation == "gelu":
+        inner = graph.op("Erf", graph.op("Div", x, graph.number(2**0.5)))
+    elif activation in ("gelu_new", "gelu_pytorch_tanh"):
+        cube = graph.op("Mul", graph.op("Pow", x, graph.number(3.0)), graph.number(0.044715))
+        inner = graph.op("Tanh", graph.op("Mul", graph.op("Add", x, cube), graph.number((2 / np.pi) ** 0.5)))
+    else:
+        raise ValueError(f"encoder_graph: no ONNX nodes for the activation {activation!r}.")
+    return graph.op("Mul", graph.op("Mul", x, graph.op("Add", inner, one)), half)
+
+
+def _pooled(graph: _Graph, params: Mapping[str, Any], states: list[str], pooler: str, mask: str, order: str) -> str:
+    """The name of [batch, D]: one vector a sentence, not yet normalised."""
+    averaged = AVERAGED_LAYERS.get(pooler, ())
+    if averaged:
+        weights = mask
+        hidden = states[averaged[0]]
+        if len(averaged) > 1:
+            hidden = graph.op("Mean", *(states[layer] for layer in averaged))
+    else:
+        # Not place 0: where padding stands before the tokens, the first token is elsewhere.
+        is_first = graph.cast(graph.op("Equal", order, graph.integers(1)), "FLOAT")
+        weights, hidden = graph.op("Mul", is_first, mask), states[-1]
+    # One product [batch, 1, tokens] x [batch, tokens, D].
+    total = graph.op("MatMul", graph.op("Unsqueeze", weights, graph.integers(1)), hidden)
+    total = graph.op("Squeeze", total, graph.integers(1))
+    count = graph.op("ReduceSum", weights, graph.integers(1), keepdims=1)
+    pooled = graph.op("Div", total, graph.op("Max", count, graph.number(1.0)))
+    if pooler == "cls":
+        pooled = graph.op("Tanh", graph.dense(pooled, "head", params["head"]["kernel"], params["head"]["bias"]))
+    return pooled
+
+
+def _normalised(graph: _Graph, x: str) -> None:
+    """Make the output: x [batch, D] divided by its lengths, which are at least 1e-12."""
+    length = graph.op("ReduceL2", x, axes=[-1], keepdims=1)
+    graph.op("Div", x, graph.op("Max", length, graph.number(1e-12)), name=SENTENCES)

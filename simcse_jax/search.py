@@ -1,0 +1,143 @@
+"""Search: `python -m simcse_jax.search --model=RUN_OR_FOLDER_OR_HUB_NAME --corpus=FILE_OR_INDEX [--query=...]`.
+
+Without --query, asks for queries until the input ends; --serve answers over HTTP. --save_index keeps the index.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from simcse_jax import cli
+from simcse_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from simcse_jax.serving.model import SimCSE
+
+_MODEL = flags.DEFINE_string("model", "", "A run folder, an exported or Hugging Face folder, or a Hub name.")
+_CORPUS = flags.DEFINE_list(
+    "corpus", [], "Files of sentences: .txt (a sentence a line), .csv, .tsv, .jsonl, .parquet; or a saved index."
+)
+_COLUMN = flags.DEFINE_string("column", "", "The column of text, where there are several.")
+_QUERY = flags.DEFINE_multi_string("query", [], "What to search for; several times for several.")
+_TOP_K = flags.DEFINE_integer("top_k", 5, "How many hits a query gets.", lower_bound=1)
+_THRESHOLD = flags.DEFINE_float("threshold", None, "Leave out hits that score less.", -1, 1)
+_KIND = flags.DEFINE_string("kind", "exact", "exact; or hnsw or ivfpq, approximate, through faiss.")
+_STORAGE = flags.DEFINE_string("storage", "float32", "What a vector's numbers are stored as: float32, float16 or int8.")
+_SAVE = flags.DEFINE_string("save_index", "", "Folder to write the index to; give it as --corpus the next time.")
+_POOLER = flags.DEFINE_string("pooler", "", "Another pooler than the one that the model was made for.")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "Precision of the computation: float32 or bfloat16.")
+_MAX_LENGTH = flags.DEFINE_integer("max_length", 128, "Tokens at which texts are cut.", lower_bound=3)
+_MINE = flags.DEFINE_string(
+    "mine_negatives", "", "Search for no query, but for hard negatives of --pairs: the .csv for training to write."
+)
+_PAIRS = flags.DEFINE_list(
+    "pairs",
+    [],
+    "With --mine-negatives: training files of sentence and positive. Without --corpus, their positives are.",
+)
+_RANKS = flags.DEFINE_list("ranks", ["1", "100"], "With --mine-negatives: the window of ranks to take one from.")
+_MARGIN = flags.DEFINE_float("margin", 0.05, "With --mine-negatives: how far below the positive's score to stay.", 0, 2)
+_CEILING = flags.DEFINE_float("ceiling", 0.9, "With --mine-negatives: the highest score with the sentence.", -1, 1)
+_SERVE = flags.DEFINE_bool(
+    "serve", False, "Serve a JSON API and a page (needs the extra [web]). --corpus may be absent."
+)
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "With --serve: the address to listen on; 0.0.0.0 for all.")
+_PORT = flags.DEFINE_integer("port", 8000, "With --serve: the port.", 0, 65535)
+
+
+def main() -> None:
+    """Search, ask or serve, as the flags say."""
+    if not _MODEL.value:
+        raise UserError("--model is needed: a run folder, an exported or Hugging Face folder, or a Hub name.")
+    if bool(_MINE.value) != bool(_PAIRS.value):
+        raise UserError("--mine-negatives=OUT.csv and --pairs=TRAINING_FILE belong together; give both or neither.")
+    if not _CORPUS.value and not _SERVE.value and not _PAIRS.value:
+        raise UserError(
+            "--corpus is needed: a file of sentences, or a saved index.\nFor example: --corpus=sentences.txt"
+        )
+
+    from simcse_jax.serving.model import SimCSE
+
+    model = SimCSE(_MODEL.value, _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value)
+    if _CORPUS.value:
+        _fill(model)
+    if _MINE.value:
+        _mine(model)
+        return
+    if _SERVE.value:
+        from simcse_jax.serving.web.launch import serve
+        from simcse_jax.serving.web.settings import Settings
+
+        key = os.environ.get("SIMCSE_API_KEY") or None
+        serve(
+            model,
+            Settings(name=Path(_MODEL.value).name or _MODEL.value, host=_HOST.value, port=_PORT.value, api_key=key),
+        )
+        return
+    queries = _QUERY.value if _QUERY.value or _SAVE.value else _asked()
+    for query in queries:
+        print(f"\n{query}" if _QUERY.value else "", end="\n" if _QUERY.value else "")
+        hits = model.search(query, _TOP_K.value, _THRESHOLD.value)
+        for hit in hits:
+            print(f"  {hit.score:.4f}  {hit.text}")
+        if not hits:
+            print("  nothing that similar")
+        sys.stdout.flush()
+
+
+def _fill(model: SimCSE) -> None:
+    """The index of --corpus, saved where --save_index says."""
+    from simcse_jax.serving.corpus_texts import corpus_texts
+
+    folder = Path(_CORPUS.value[0]).expanduser()
+    if len(_CORPUS.value) == 1 and folder.is_dir():
+        index = model.load_index(folder)
+    else:
+        texts = corpus_texts(_CORPUS.value, _COLUMN.value)
+        index = model.build_index(texts, _KIND.value, _STORAGE.value, show_progress=sys.stderr.isatty())
+    print(f"{len(index):,} sentences", file=sys.stderr)
+    if _SAVE.value:
+        model.save(Path(_SAVE.value).expanduser())
+        print(f"written: {_SAVE.value}", file=sys.stderr)
+
+
+def _mine(model: SimCSE) -> None:
+    """Write the training file with hard negatives."""
+    from simcse_jax.serving.mining import hard_negatives
+    from simcse_jax.serving.training_file import read_pairs, write_negatives
+
+    try:
+        low, high = map(int, _RANKS.value)
+    except ValueError:
+        raise UserError(f"--ranks={','.join(_RANKS.value)}: two whole numbers are needed, such as 1,100.") from None
+    pairs = read_pairs(_PAIRS.value)
+    shown = sys.stderr.isatty()
+    anchors, positives = (model.encode([pair[side] for pair in pairs], show_progress=shown) for side in (0, 1))
+    index = model.index or model.build_index(dict.fromkeys(positive for _, positive in pairs), show_progress=shown)
+    found = hard_negatives(
+        pairs, anchors, positives, index.nearest, index.text, (low, high), _MARGIN.value, _CEILING.value
+    )
+    count = write_negatives(_MINE.value, found)
+    print(f"written: {_MINE.value} ({count:,} triplets of {len(pairs):,} pairs)")
+
+
+def _asked() -> Iterator[str]:
+    """Queries from the terminal, or lines of a pipe; empty ones are passed over."""
+    shown = "query> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            query = input(shown)
+        except EOFError:
+            return
+        if query.strip():
+            yield query
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,155 @@
+"""Approximate search through faiss: HNSW and IVF-PQ propose candidates, which are scored from the stored vectors.
+
+faiss only ever adds. Removed rows are passed over while it searches; once they are the larger part, or the rows have
+outgrown what IVF-PQ was trained on, everything is built anew.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simcse_jax.errors import UserError
+from simcse_jax.serving.index.vectors import BLOCK, Vectors, open_array
+
+KINDS = ("hnsw", "ivfpq")
+WORTHWHILE = 10_000  # rows below which exact search takes milliseconds, and IVF-PQ cannot be trained well
+LINKS = 32  # of a node of HNSW
+BUILD_EFFORT = 80  # candidates looked at when a node is linked (efConstruction)
+SEARCH_EFFORT = 128  # candidates looked at in a search (efSearch)
+SPREAD = {"hnsw": 2, "ivfpq": 10}  # candidates for one result: codes of PQ are coarse
+FEWEST = 64  # candidates at least
+LISTS_PROBED = 32
+TRAINED_ON = 64  # vectors for one list of IVF
+# PQ's k-means: faiss's own 25 rounds on 256 vectors a code take three times as long, and find no more (measured).
+CODES, CODE_TRAINED_ON, CODE_ROUNDS = 256, 64, 10
+OUTGROWN = 4  # times the rows that IVF-PQ was trained on
+QUERIES = 256  # that are scored together: their candidates' vectors are held in float32
+
+
+def load_faiss() -> Any:
+    """The library; UserError where it is not installed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of SWIG's types, on some versions of Python
+            import faiss
+    except ImportError as error:
+        raise UserError(
+            f"The index kinds {' and '.join(KINDS)} need faiss, which is not installed ({error}).\n"
+            "pip install 'simcse_jax[faiss]', or take kind=\"exact\", which needs nothing."
+        ) from error
+    return faiss
+
+
+class ApproximateSearch:
+    """The nearest of the candidates that HNSW or IVF-PQ finds among the rows of `vectors`."""
+
+    def __init__(self, kind: str, vectors: Vectors):
+        self._faiss = load_faiss()
+        self._kind, self._vectors = kind, vectors
+        self._index: Any = None
+        self._places = np.zeros(0, np.int64)  # of the rows that faiss has, in its order; -1 for those that are gone
+        self._seen = 0  # rows that faiss has, or that were gone before it saw them
+        self._chosen: Any = None  # faiss's selector of the rows that are alive; None for all, which is faster
+        self._bits = np.zeros(0, np.uint8)  # which it points to
+
+    def prepare(self, alive: np.ndarray) -> bool:
+        """Whether `nearest` can be asked for what is alive, bool[N]; False where that is too little.
+
+        Takes in the rows that are new, or builds everything anew where that is due. To be called after each change.
+        """
+        if np.count_nonzero(alive) < WORTHWHILE:
+            return False
+        held = _alive_at(self._places, alive)
+        if self._index is None or self._outgrown() or 2 * np.count_nonzero(held) < len(held):
+            self._index, self._places, self._seen = self._new(alive), np.zeros(0, np.int64), 0
+        new = self._seen + np.flatnonzero(alive[self._seen :])
+        for at in range(0, len(new), BLOCK):
+            some = new[at : at + BLOCK]
+            self._index.add(self._vectors.rows(some))
+            self._places, self._seen = np.concatenate([self._places, some]), int(some[-1]) + 1
+        self._seen = len(alive)
+        held = _alive_at(self._places, alive)
+        self._bits = np.packbits(held, bitorder="little")
+        self._chosen = None if held.all() else self._faiss.IDSelectorBitmap(self._bits)
+        return True
+
+    def _outgrown(self) -> bool:
+        """Whether there are too many rows for the number of lists, which is the square root of those at training."""
+        return self._kind == "ivfpq" and len(self._vectors) > OUTGROWN * (self._index.nlist + 1) ** 2
+
+    def _new(self, alive: np.ndarray) -> Any:
+        """An empty index, trained on a sample of the rows if it is of the kind that learns."""
+        faiss, width = self._faiss, self._vectors.width
+        if self._kind == "hnsw":
+            # Half precision is enough for finding candidates, and takes half the memory.
+            index = faiss.IndexHNSWSQ(width, faiss.ScalarQuantizer.QT_fp16, LINKS, faiss.METRIC_INNER_PRODUCT)
+            index.hnsw.efConstruction = BUILD_EFFORT
+            return index
+        rows = np.flatnonzero(alive)
+        lists = math.isqrt(len(rows))
+        # np: without polysemous training, which takes most of the time and serves a filter that is not used.
+        index = faiss.index_factory(width, f"IVF{lists},PQ{_parts(width)}x8np", faiss.METRIC_INNER_PRODUCT)
+        index.pq.cp.niter, index.pq.cp.max_points_per_centroid = CODE_ROUNDS, CODE_TRAINED_ON
+        sample = np.random.default_rng(0).permutation(rows)[: max(TRAINED_ON * lists, CODES * CODE_TRAINED_ON)]
+        index.train(self._vectors.rows(np.sort(sample)))
+        return index
+
+    def nearest(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `ExactSearch.nearest` of what was alive at `prepare`; some of the best may be missing."""
+        wanted = min(max(SPREAD[self._kind] * top_k, FEWEST), len(self._places))
+        if self._kind == "hnsw":
+            how = self._faiss.SearchParametersHNSW(sel=self._chosen, efSearch=max(SEARCH_EFFORT, wanted))
+        else:
+            how = self._faiss.SearchParametersIVF(sel=self._chosen, nprobe=LISTS_PROBED)
+        scores = np.full((len(queries), top_k), -np.inf, np.float32)
+        places = np.full((len(queries), top_k), -1, np.int64)
+        for at in range(0, len(queries), QUERIES):
+            some = np.ascontiguousarray(queries[at : at + QUERIES])
+            _, labels = self._index.search(some, wanted, params=how)
+            found = np.where(labels >= 0, self._places[labels], -1)
+            rows = self._vectors.rows(found.ravel()).reshape(*found.shape, -1)  # of -1: any row, scored -inf below
+            exact = np.where(found >= 0, np.einsum("qd,qcd->qc", some, rows), np.float32(-np.inf))
+            order = np.lexsort((found, -exact))[:, :top_k]
+            filled = slice(at, at + len(some)), slice(0, order.shape[1])
+            scores[filled] = np.take_along_axis(exact, order, axis=1)
+            places[filled] = np.take_along_axis(found, order, axis=1)
+        return scores, places
+
+    def write(self, folder: Path, kept: np.ndarray) -> None:
+        """Write `faiss.bin` and, as `places.npy`, where its rows will be once only the kept ones, bool[N], are left."""
+        if self._index is None or self._seen < len(kept):  # rows are new, but too few are left to be worth it
+            return
+        after = np.where(kept, np.cumsum(kept) - 1, -1)
+        try:
+            self._faiss.write_index(self._index, str(folder / "faiss.bin"))
+        except RuntimeError as error:
+            raise OSError(f"faiss.bin: {error}") from error
+        np.save(folder / "places.npy", np.append(after, -1)[self._places])
+
+    def read(self, folder: Path) -> None:
+        """Take what `write` wrote there, if anything; ValueError or OSError where it is something else."""
+        if not (folder / "faiss.bin").exists():
+            return
+        try:
+            index = self._faiss.read_index(str(folder / "faiss.bin"))
+        except RuntimeError as error:
+            raise ValueError(f"faiss.bin cannot be read: {error}") from error
+        places = np.asarray(open_array(folder / "places.npy", np.dtype(np.int64), (index.ntotal,)))
+        if index.d != self._vectors.width or places.max(initial=-1) >= len(self._vectors):
+            raise ValueError("faiss.bin and places.npy do not belong to these vectors")
+        self._index, self._places, self._seen = index, places, len(self._vectors)
+
+
+def _alive_at(places: np.ndarray, alive: np.ndarray) -> np.ndarray:
+    """bool: which of these places, -1 for none, are alive."""
+    return np.append(alive, False)[places]  # place -1 is the last of these
+
+
+def _parts(width: int) -> int:
+    """Into how many parts PQ cuts a vector: of 4 features each, or the next larger size that divides the width."""
+    return next(width // size for size in range(min(4, width), width + 1) if width % size == 0)

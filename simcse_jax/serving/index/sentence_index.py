@@ -1,0 +1,238 @@
+"""Sentences and their vectors, to be searched: added, removed, saved and opened again, memory-mapped."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simcse_jax.errors import UserError
+from simcse_jax.serving.index.approximate import KINDS as APPROXIMATE
+from simcse_jax.serving.index.approximate import ApproximateSearch
+from simcse_jax.serving.index.exact import ExactSearch
+from simcse_jax.serving.index.folder import BUILD_ANEW, read_record, require_whole, write_folder
+from simcse_jax.serving.index.texts import Texts, open_texts
+from simcse_jax.serving.index.vectors import Vectors, open_array, open_vectors
+
+KINDS = ("exact", *APPROXIMATE)
+LENGTH_ERROR = 1e-3  # by which a vector's length may differ from 1; bfloat16 models stay below
+
+
+class Hit(NamedTuple):
+    """One result: the text, its cosine with the query, and its id in the index."""
+
+    text: str
+    score: float
+    id: int
+
+
+class SentenceIndex:
+    """Texts with vectors of length 1, each under an id of its own: 0, 1, 2, ..., never used again after removal.
+
+    width: D, the features of a vector. fingerprint: of the model that makes the vectors; saved, and asked for by
+    `open_index`. kind: "exact", or "hnsw" or "ivfpq", which need faiss, find nearly all of the best, and search exactly
+    while there are fewer than 10,000 texts. storage: of the vectors, "float32", "float16" or "int8" (one scale a row).
+    UserError for unknown ones. Several threads may search at once, but none while another changes the index, and in an
+    approximate one only after `prepare`.
+    """
+
+    def __init__(self, width: int, fingerprint: str, kind: str = "exact", storage: str = "float32"):
+        if kind not in KINDS:
+            raise UserError(f"Unknown kind of index {kind!r}; known: {', '.join(KINDS)}.")
+        if operator.index(width) < 1:
+            raise UserError(f"The width of an index is {width}; it is a number of features, 1 or more.")
+        self.width, self.fingerprint, self.kind, self.storage = width, fingerprint, kind, storage
+        self._hold(Vectors(width, storage), Texts(), np.zeros(0, np.int64), 0)
+
+    def _hold(self, vectors: Vectors, texts: Texts, ids: np.ndarray, next_id: int) -> None:
+        self._vectors, self._texts = vectors, texts
+        self._ids, self._next_id = ids, next_id  # int64[N], ascending, as the rows are
+        self._alive = np.ones(len(ids), bool)  # removed rows stay until the index is saved
+        self._exact = ExactSearch(vectors)
+        self._approximate = ApproximateSearch(self.kind, vectors) if self.kind in APPROXIMATE else None
+        self._changed, self._ready = True, False  # since the approximate search was prepared; whether it can be asked
+
+    def __len__(self) -> int:
+        return int(np.count_nonzero(self._alive))
+
+    def ids(self) -> np.ndarray:
+        """int64[N], ascending: the ids of all texts that are there."""
+        return self._ids[self._alive]
+
+    def text(self, id: int) -> str:
+        """The text with that id; UserError if there is none."""
+        return self._texts[int(self._places([id])[0])]
+
+    def add(self, texts: Sequence[str], vectors: np.ndarray) -> np.ndarray:
+        """Add texts with their vectors, float32[n, D] of length 1, and return their ids, int64[n].
+
+        UserError, and nothing is added, if there are not as many texts as vectors, or one of them is no such thing.
+        """
+        if isinstance(texts, str):
+            raise UserError("The texts to add are one string; give a list of strings.")
+        vectors = self._checked(vectors, "vectors")
+        if len(texts) != len(vectors):
+            raise UserError(f"There are {len(texts):,} texts but {len(vectors):,} vectors; each text has one vector.")
+        for n, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise UserError(f"Text {n} is {type(text).__name__} {text!r:.60}, not a string.")
+        lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+        wrong = np.flatnonzero(np.abs(lengths - 1) > LENGTH_ERROR)
+        if len(wrong):
+            raise UserError(
+                f"Vector {wrong[0]} has length {lengths[wrong[0]]:.4g}, but the vectors of an index have length 1.\n"
+                "Encode with normalize=True, or divide each vector by its length."
+            )
+        ids = np.arange(self._next_id, self._next_id + len(texts))
+        self._texts.append(texts)
+        self._vectors.append(vectors)
+        self._ids = np.concatenate([self._ids, ids])
+        self._alive = np.concatenate([self._alive, np.ones(len(ids), bool)])
+        self._changed = True
+        self._next_id += len(ids)
+        return ids
+
+    def remove(self, ids: Iterable[int]) -> None:
+        """Take these texts out; UserError, and all stay, if an id is not there."""
+        self._alive[self._places(ids)] = False
+        self._changed = True
+
+    def _places(self, ids: Iterable[int]) -> np.ndarray:
+        """int64[n]: the rows of these ids; UserError for one that is not there."""
+        try:
+            wanted = [operator.index(id) for id in ids]
+        except TypeError:
+            raise UserError(f"Ids are a list of whole numbers, as add() returned them; not {ids!r:.60}.") from None
+        for id in wanted:
+            if not 0 <= id < self._next_id:
+                raise UserError(f"There is no text with the id {id}: {self._known()}.")
+        places = np.searchsorted(self._ids, np.array(wanted, np.int64))
+        there = np.append(self._ids, -1)[places] == wanted
+        there &= np.append(self._alive, False)[places]
+        if not there.all():
+            raise UserError(f"The text with the id {wanted[int(np.argmin(there))]} was removed: {self._known()}.")
+        return places
+
+    def _known(self) -> str:
+        ids = self.ids()
+        return (
+            f"the {len(ids):,} ids that are there go from {ids[0]} to {ids[-1]}" if len(ids) else "the index is empty"
+        )
+
+    def prepare(self) -> None:
+        """Do now what the first search after changes would do: an approximate index takes in what is new."""
+        if self._approximate and self._changed:
+            self._ready = self._approximate.prepare(self._alive)
+            self._changed = False
+
+    def nearest(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores float32[Q, k], descending, and ids int64[Q, k], of float32[Q, D]; k = min(top_k, len(self)).
+
+        Scores are inner products with the vectors as they are stored; equal ones by id. An approximate index may find
+        fewer: -inf and -1 stand for the rest. UserError if top_k is below 1 or queries are no such thing.
+        """
+        queries = self._checked(queries, "queries")
+        if not isinstance(top_k, int | np.integer) or top_k < 1:
+            raise UserError(f"top_k is {top_k!r}; it is a number of results, 1 or more.")
+        k = min(int(top_k), len(self))
+        if not k or not len(queries):
+            return np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64)
+        self.prepare()
+        if self._approximate and self._ready:
+            scores, places = self._approximate.nearest(queries, k)
+        else:
+            scores, places = self._exact.nearest(queries, self._alive, k)
+        return scores, np.where(places >= 0, self._ids[places], -1)
+
+    def search(self, queries: np.ndarray, top_k: int = 5, threshold: float | None = None) -> list[list[Hit]]:
+        """For each of float32[Q, D], at most `top_k` hits, best first; with a threshold only those that reach it."""
+        if threshold is not None and not np.isfinite(threshold):
+            raise UserError(f"The threshold is {threshold}; it is a cosine, from -1 to 1, or None for all hits.")
+        scores, ids = self.nearest(queries, top_k)
+        lowest = -np.inf if threshold is None else threshold
+        places = np.searchsorted(self._ids, ids)
+        return [
+            [
+                Hit(self._texts[place], score, id)
+                for score, id, place in zip(*row, strict=True)
+                if id >= 0 and score >= lowest
+            ]
+            for row in zip(scores.tolist(), ids.tolist(), places.tolist(), strict=True)
+        ]
+
+    def _checked(self, vectors: np.ndarray, what: str) -> np.ndarray:
+        """float32[n, D]; UserError if it is anything else, or not finite."""
+        try:
+            with np.errstate(over="ignore"):
+                array = np.asarray(vectors, np.float32)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"The {what} are no matrix of numbers: {error}.") from error
+        if array.ndim != 2 or array.shape[1] != self.width:
+            raise UserError(
+                f"The {what} have the shape {list(array.shape)}; this index takes [n, {self.width}], a row for each."
+            )
+        finite = np.isfinite(np.einsum("nd,nd->n", array, array))  # of the squares: takes no second matrix
+        if not finite.all():
+            row = int(np.argmin(finite))
+            raise UserError(f"Row {row} of the {what} is not finite: NaN or infinity in it, or numbers too large.")
+        return array
+
+    def save(self, folder: Path) -> None:
+        """Write the index there, without what was removed; ids stay. Whole or not at all.
+
+        folder: does not exist, is empty, or holds an index, which is replaced; UserError if not. Of removed texts the
+        vectors stay in an approximate index's own file until it is built anew.
+        """
+        self.prepare()
+        settings = {
+            "kind": self.kind,
+            "storage": self.storage,
+            "width": self.width,
+            "fingerprint": self.fingerprint,
+            "count": len(self),
+            "next_id": self._next_id,
+        }
+        write_folder(folder, settings, self._write)
+
+    def _write(self, folder: Path) -> None:
+        self._vectors.write(folder, self._alive)
+        self._texts.write(folder, self._alive)
+        np.save(folder / "ids.npy", self.ids())
+        if self._approximate:
+            self._approximate.write(folder, self._alive)
+
+
+def open_index(folder: Path, fingerprint: str) -> SentenceIndex:
+    """The index that was saved there; vectors and texts stay in its files until they are looked at.
+
+    UserError where there is none, it is damaged, or was made with a model of another fingerprint.
+    """
+    folder = Path(folder).expanduser()
+    record = read_record(folder)
+    if record["fingerprint"] != fingerprint:
+        raise UserError(
+            f"The index in {folder} was made with another model, pooler or max_length: its fingerprint is "
+            f"{record['fingerprint']}, this model's is {fingerprint}.\n"
+            "Open it with the model that made it, or build it again with this one: build_index(sentences)."
+        )
+    data = require_whole(folder, record)
+    try:
+        return _open(data, record)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"The index in {folder} is damaged: {error}.\n{BUILD_ANEW}") from error
+
+
+def _open(data: Path, record: dict[str, Any]) -> SentenceIndex:
+    index = SentenceIndex(record["width"], record["fingerprint"], record["kind"], record["storage"])
+    count = record["count"]
+    ids = np.array(open_array(data / "ids.npy", np.dtype(np.int64), (count,)))
+    if count and (ids[0] < 0 or ids[-1] >= record["next_id"] or (np.diff(ids) <= 0).any()):
+        raise ValueError("ids.npy holds no ascending ids")
+    vectors = open_vectors(data, index.width, index.storage, count)
+    index._hold(vectors, open_texts(data, count), ids, record["next_id"])
+    if index._approximate:
+        index._approximate.read(data)
+    return index

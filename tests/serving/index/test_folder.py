@@ -1,0 +1,225 @@
+"""Saving and opening: the same index, whole or not at all, and plain words for what is none."""
+
+import json
+import mmap
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simcse_jax.errors import UserError
+from simcse_jax.serving.index import folder as index_folder
+from simcse_jax.serving.index.sentence_index import SentenceIndex, open_index
+from simcse_jax.serving.index.vectors import BLOCK, STORAGES
+
+WIDTH = 8
+ODD_TEXTS = ["", "näive", "two\nlines", "\x00", "half \ud83d", "日本語 🙂"]
+
+
+def unit(count: int, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((count, WIDTH))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def made(count: int, storage: str = "float32") -> SentenceIndex:
+    index = SentenceIndex(WIDTH, "abc", storage=storage)
+    index.add([ODD_TEXTS[n] if n < len(ODD_TEXTS) else f"text {n}" for n in range(count)], unit(count))
+    return index
+
+
+def is_mapped(array: Any) -> bool:
+    """Whether it is a view of a memory-mapped file."""
+    while getattr(array, "base", None) is not None:
+        array = array.base
+    return isinstance(array, mmap.mmap)
+
+
+def check_same(a: SentenceIndex, b: SentenceIndex, queries: np.ndarray) -> None:
+    np.testing.assert_array_equal(a.ids(), b.ids())
+    assert a.search(queries, 30) == b.search(queries, 30)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("count", [0, 1, 700, 2 * BLOCK + 300])
+def test_round_trip(tmp_path: Path, count: int, storage: str) -> None:
+    index, folder = made(count, storage), tmp_path / "new" / "index"
+    index.save(folder)
+    opened = open_index(folder, "abc")
+    assert (opened.width, opened.kind, opened.storage, len(opened)) == (WIDTH, "exact", storage, count)
+    check_same(opened, index, unit(20, seed=1))
+    if count:
+        mapped = [is_mapped(block.rows) for block in opened._vectors.blocks]
+        assert mapped == [True] * (count // BLOCK) + [False]
+        assert [opened.text(n) for n in range(min(count, 6))] == ODD_TEXTS[: min(count, 6)]
+
+
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_change_save_and_change_again(tmp_path: Path, storage: str) -> None:
+    """Removed ones are gone from the files, ids stay and are never given again, and an opened index can be changed."""
+    index, queries = made(BLOCK + 200, storage), unit(20, seed=1)
+    gone = [0, 3, 5, *range(100, BLOCK, 2), BLOCK + 199]
+    index.remove(gone)
+    index.save(tmp_path)
+    opened = open_index(tmp_path, "abc")
+    assert json.loads((tmp_path / "index.json").read_text(encoding="utf-8"))["count"] == len(index)
+    check_same(opened, index, queries)
+    for some in (opened, index):
+        assert some.add(["new", "newer"], queries[:2]).tolist() == [BLOCK + 200, BLOCK + 201]
+        some.remove([1, BLOCK + 200])
+    check_same(opened, index, queries)
+    opened.save(tmp_path)  # over the files that it is mapped from
+    check_same(opened, index, queries)
+    check_same(open_index(tmp_path, "abc"), index, queries)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    made(3).save(tmp_path)
+    with pytest.raises(UserError, match=r"made with another model.*fingerprint is abc, this model's is xyz"):
+        open_index(tmp_path, "xyz")
+
+
+def test_a_killed_save_leaves_the_earlier_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = made(50)
+    index.save(tmp_path)
+    before = made(50)
+    index.remove([1])
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index_folder.os, "replace", stop)
+        patch.setattr(index_folder.shutil, "rmtree", lambda *_, **__: None)  # as when nothing more can be done
+        with pytest.raises(KeyboardInterrupt):
+            index.save(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    check_same(open_index(tmp_path, "abc"), before, unit(5, seed=1))
+    index.save(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    check_same(open_index(tmp_path, "abc"), index, unit(5, seed=1))
+
+
+def test_a_save_that_was_killed_at_first_can_be_repeated(tmp_path: Path) -> None:
+    (tmp_path / "rows-0123abcd").mkdir()
+    made(5).save(tmp_path)
+    assert len(open_index(tmp_path, "abc")) == 5
+    assert not (tmp_path / "rows-0123abcd").exists()
+
+
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = made(5)
+    index.save(tmp_path)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(index_folder.os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot be written to .*: No space left on device"):
+        index.save(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert len(open_index(tmp_path, "abc")) == 5
+
+
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    index, theirs = made(3), tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"is not empty, and holds no index .*thesis\.tex"):
+        index.save(theirs)
+    with pytest.raises(UserError, match="is a file"):
+        index.save(theirs / "thesis.tex")
+    (theirs / "index.json").write_text('{"pages": 3}', encoding="utf-8")
+    with pytest.raises(UserError, match="not the record of an index of ours"):
+        index.save(theirs)
+    assert sorted(path.name for path in theirs.iterdir()) == ["index.json", "thesis.tex"]
+    index.save(tmp_path / "ours")
+    (tmp_path / "ours" / "notes.txt").touch()
+    index.save(tmp_path / "ours")
+    assert (tmp_path / "ours" / "notes.txt").exists()
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _changed(**fields: Any) -> Any:
+    def change(folder: Path) -> None:
+        record = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        (folder / "index.json").write_text(json.dumps(record | fields), encoding="utf-8")
+
+    return change
+
+
+def _file(name: str) -> Any:
+    return lambda folder: next(folder.glob(f"rows-*/{name}"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shutil.rmtree, "holds no index"),
+        (lambda folder: (folder / "index.json").unlink(), "holds no index"),
+        (lambda folder: _cut(_file("vectors.npy")(folder)), r"vectors\.npy has [\d,]+ bytes of [\d,]+"),
+        (lambda folder: _cut(_file("texts.bin")(folder)), r"texts\.bin has"),
+        (lambda folder: _file("ids.npy")(folder).unlink(), r"ids\.npy is missing"),
+        (lambda folder: _file("ends.npy")(folder).write_bytes(b"\0" * 528), "is damaged"),
+        (lambda folder: (folder / "index.json").write_text("{", encoding="utf-8"), "cannot be read"),
+        (lambda folder: (folder / "index.json").write_text("[]", encoding="utf-8"), "not the record of an index"),
+        (_changed(format=2), "written in format 2; this version of simcse_jax reads format 1"),
+        (_changed(count="50"), "damaged: count"),
+        (_changed(data="../rows"), "damaged: data"),
+        (_changed(count=49), "is damaged: ids.npy holds"),
+        (_changed(next_id=49), "is damaged: ids.npy holds no ascending ids"),
+        (_changed(width=9), r"is damaged: vectors.npy holds float32\[50, 8\], not float32\[50, 9\]"),
+        (_changed(storage="float16"), "is damaged"),
+        (_changed(kind="flat"), "Unknown kind"),
+    ],
+)
+def test_damage_is_said(tmp_path: Path, damage: Any, message: str) -> None:
+    folder = tmp_path / "index"
+    made(50).save(folder)
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        open_index(folder, "abc")
+
+
+SAVES = """
+import sys
+from pathlib import Path
+from simcse_jax.serving.index.sentence_index import open_index
+index = open_index(Path(sys.argv[1]), "abc")
+vector = index._vectors.rows(index.ids()[:1] * 0)
+print("begins", flush=True)
+while True:
+    index.add(["one more"], vector)
+    index.save(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_whenever_it_is_killed_the_index_is_whole(tmp_path: Path) -> None:
+    made(3000).save(tmp_path)
+    first, counts = unit(3000)[:1], [3000]
+    for wait_s in (0.05, 0.11, 0.23):
+        process = subprocess.Popen([sys.executable, "-c", SAVES, str(tmp_path)], stdout=subprocess.PIPE)
+        assert process.stdout
+        with process.stdout as out:
+            assert out.readline() == b"begins\n"
+            time.sleep(wait_s)
+            process.kill()
+            process.wait()
+        index = open_index(tmp_path, "abc")
+        counts.append(len(index))
+        assert [index.text(n) for n in range(6)] == ODD_TEXTS
+        assert index.search(first, 1)[0][0].id == 0
+        assert index.ids().tolist() == list(range(len(index)))
+    assert counts == sorted(counts)
+    assert counts[-1] > 3000
+    index.save(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2

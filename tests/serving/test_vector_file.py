@@ -1,0 +1,149 @@
+"""Texts and vectors in a Parquet file: what other tools read, whole or resumed, and never something else's."""
+
+import json
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from simcse_jax.errors import UserError
+from simcse_jax.serving import vector_file
+from simcse_jax.serving.vector_file import write_vectors
+
+WIDTH = 8
+ABOUT = {"model": "m", "texts": "t"}
+
+
+def vector(text: str) -> np.ndarray:
+    return np.random.default_rng(abs(hash(text)) % 2**32).standard_normal(WIDTH).astype(np.float32)
+
+
+def encode(texts: list[str]) -> np.ndarray:
+    return np.stack([vector(text) for text in texts])
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vector_file, "PART", 10)
+
+
+TEXTS = [f"sentence {n} Ωß 語 '\"," for n in range(47)]
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+def test_others_read_the_texts_and_the_vectors(tmp_path: Path, storage: str) -> None:
+    out = tmp_path / "new" / "vectors.parquet"
+    assert write_vectors(out, iter(TEXTS), encode, WIDTH, ABOUT, storage) == len(TEXTS)
+    table = pq.read_table(out)
+    assert table.column("text").to_pylist() == TEXTS
+    assert (
+        str(table.schema.field("vector").type)
+        == f"fixed_size_list<element: {'half' if storage == 'float16' else ''}float>[8]"
+    )
+    expected = encode(TEXTS).astype(storage)
+    np.testing.assert_array_equal(np.array(table.column("vector").to_pylist(), storage), expected)
+    assert pq.ParquetFile(out).metadata.num_row_groups == 5
+    assert json.loads(table.schema.metadata[b"simcse_jax"]) == {**ABOUT, "storage": storage}
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_a_database_searches_the_file(tmp_path: Path) -> None:
+    out = tmp_path / "vectors.parquet"
+    write_vectors(out, TEXTS, encode, WIDTH, ABOUT)
+    query = vector(TEXTS[12])
+    found = duckdb.execute(
+        f"select text, array_cosine_similarity(vector::float[{WIDTH}], {query.tolist()}::float[{WIDTH}]) as score "
+        f"from read_parquet('{out}') order by score desc limit 3"
+    ).fetchall()
+    vectors = encode(TEXTS)
+    cosines = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
+    best = np.argsort(-cosines)[:3]
+    assert [text for text, _ in found] == [TEXTS[n] for n in best]
+    np.testing.assert_allclose([score for _, score in found], cosines[best], atol=1e-6)
+
+
+def test_a_stopped_command_goes_on_and_encodes_nothing_twice(tmp_path: Path) -> None:
+    out, encoded = tmp_path / "vectors.parquet", []
+
+    def breaks(texts: list[str]) -> np.ndarray:
+        if len(encoded) >= 20:
+            raise KeyboardInterrupt
+        encoded.extend(texts)
+        return encode(texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_vectors(out, TEXTS, breaks, WIDTH, ABOUT)
+    assert not out.exists()
+    (tmp_path / "vectors.parquet.parts" / ".000002.parquet.partial").write_bytes(b"torn")
+
+    def goes_on(texts: list[str]) -> np.ndarray:
+        encoded.extend(texts)
+        return encode(texts)
+
+    seen: list[int] = []
+    assert write_vectors(out, TEXTS, goes_on, WIDTH, ABOUT, progress=seen.append) == len(TEXTS)
+    assert encoded == TEXTS
+    assert seen == [20, 30, 40, 47]
+    assert pq.read_table(out).column("text").to_pylist() == TEXTS
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    # A third time: nothing to do, the texts are not even read.
+    assert write_vectors(out, unread(), goes_on, WIDTH, ABOUT) == len(TEXTS)
+
+
+def unread() -> Iterator[str]:
+    raise AssertionError
+    yield ""
+
+
+def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "vectors.parquet"
+    write_vectors(out, TEXTS[:5], encode, WIDTH, ABOUT)
+    with pytest.raises(UserError, match=r"is there already, and holds model 'm', not 'n'"):
+        write_vectors(out, TEXTS, encode, WIDTH, {**ABOUT, "model": "n"})
+    out.write_text("something")
+    with pytest.raises(UserError, match=r"did not write"):
+        write_vectors(out, TEXTS, encode, WIDTH, ABOUT)
+    assert out.read_text() == "something"
+    out.unlink()
+    (tmp_path / "vectors.parquet.parts").mkdir()
+    (tmp_path / "vectors.parquet.parts" / "mine").write_text("")
+    with pytest.raises(UserError, match=r"no folder of ours"):
+        write_vectors(out, TEXTS, encode, WIDTH, ABOUT)
+
+
+def test_parts_of_something_else_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "vectors.parquet"
+
+    def breaks(texts: list[str]) -> np.ndarray:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_vectors(out, TEXTS, breaks, WIDTH, ABOUT)
+    with pytest.raises(UserError, match=r"left from a command that was stopped, and holds texts 't', not 'u'"):
+        write_vectors(out, TEXTS, encode, WIDTH, {**ABOUT, "texts": "u"})
+
+
+def test_nothing_to_embed_and_an_unknown_storage(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no text"):
+        write_vectors(tmp_path / "v.parquet", [], encode, WIDTH, ABOUT)
+    with pytest.raises(UserError, match="--storage=float8 is unknown"):
+        write_vectors(tmp_path / "v.parquet", TEXTS, encode, WIDTH, ABOUT, "float8")
+
+
+def test_memory_does_not_grow_with_the_texts(tmp_path: Path) -> None:
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        texts = (f"sentence {n}" for n in range(count))
+        write_vectors(
+            tmp_path / f"{count}.parquet", texts, lambda t: np.zeros((len(t), WIDTH), np.float32), WIDTH, ABOUT
+        )
+        return tracemalloc.get_traced_memory()[1]
+
+    peak(100)
+    few, many = peak(200), peak(2000)
+    tracemalloc.stop()
+    assert many < few + 400_000

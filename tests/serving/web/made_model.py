@@ -1,0 +1,72 @@
+"""A model for the server's tests: words hashed to vectors, at once and always the same; and an index over them."""
+
+import hashlib
+import threading
+from typing import NamedTuple
+
+import numpy as np
+
+WIDTH = 32
+CAPTIONS = (
+    "A man is playing guitar.",
+    "Someone plays an instrument.",
+    "A woman slices an onion.",
+    "It has been raining all day.",
+    "Two dogs run over the beach.",
+    "The man is playing a flute.",
+    "<b>Not & bold</b> in any page.",
+    "A very long text " + "that goes on and on and on, " * 12 + "until it ends.",
+)
+
+
+class Hit(NamedTuple):
+    text: str
+    score: float
+    id: int
+
+
+def hashed(text: str) -> np.ndarray:
+    """float32[WIDTH] of length 1: the sum of a random vector for each word, so that shared words mean closeness."""
+    total = np.full(WIDTH, 1e-3, np.float32)
+    for word in text.lower().replace(".", "").split():
+        seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
+        total += np.random.default_rng(seed).standard_normal(WIDTH, np.float32)
+    return total / np.linalg.norm(total)
+
+
+class MadeIndex:
+    def __init__(self, texts: tuple[str, ...] = CAPTIONS):
+        self.texts = texts
+        self.vectors = np.stack([hashed(text) for text in texts])
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def search(self, queries: np.ndarray, top_k: int = 5, threshold: float | None = None) -> list[list[Hit]]:
+        assert threshold is None
+        scores = queries @ self.vectors.T
+        return [[Hit(self.texts[n], row[n], n) for n in np.argsort(-row)[:top_k]] for row in scores]
+
+
+class MadeModel:
+    """The part of SimCSE that the server uses. gate: closed, it lets nothing be encoded; entered: set by each call."""
+
+    def __init__(self, index: MadeIndex | None = None):
+        self.width, self.index = WIDTH, index
+        self.calls: list[list[str]] = []
+        self.threads: set[int] = set()
+        self.gate, self.entered = threading.Event(), threading.Event()
+        self.gate.set()
+
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        self.calls.append(list(sentences))
+        self.threads.add(threading.get_ident())
+        self.entered.set()
+        assert self.gate.wait(30)
+        if "poison" in sentences:
+            raise RuntimeError("poisoned")
+        return np.stack([hashed(text) for text in sentences])
+
+    def count_tokens(self, sentences: list[str]) -> list[int]:
+        self.threads.add(threading.get_ident())
+        return [len(text.split()) + 2 for text in sentences]

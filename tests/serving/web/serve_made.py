@@ -1,0 +1,23 @@
+"""A process that serves the made model: `python -m tests.serving.web.serve_made SECONDS_A_CALL`; for tests."""
+
+import sys
+import time
+
+import numpy as np
+
+from simcse_jax.serving.web.launch import serve
+from simcse_jax.serving.web.settings import Settings
+from tests.serving.web.made_model import MadeIndex, MadeModel
+
+
+class SlowModel(MadeModel):
+    """As slow as it is told to be, for texts that begin with "slow"."""
+
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        if sentences[0].startswith("slow"):
+            time.sleep(float(sys.argv[1]))
+        return super().encode(sentences)
+
+
+if __name__ == "__main__":
+    serve(SlowModel(MadeIndex()), Settings(name="made", port=0))

@@ -1,0 +1,413 @@
+"""The server's routes, as clients meet them on loopback: what they answer, refuse, and say."""
+
+import base64
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+from simcse_jax.errors import UserError
+from simcse_jax.serving.web.settings import Settings
+from tests.serving.web.made_model import CAPTIONS, WIDTH, MadeIndex, MadeModel, hashed
+from tests.serving.web.servers import served
+
+SMALL = Settings(name="made", max_texts=20, max_characters=500, max_body=20_000, max_top_k=50, max_hits=100)
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def model() -> MadeModel:
+    return MadeModel(MadeIndex())
+
+
+@pytest.fixture(scope="module")
+def client(model: MadeModel) -> Iterator[httpx.Client]:
+    with served(model, SMALL) as url, httpx.Client(base_url=url, timeout=20) as client:
+        yield client
+
+
+def wait_until(true: Any, limit_s: float = 10) -> None:
+    end = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.005)
+
+
+# Routes ---------------------------------------------------------------------------------------------------------------
+
+
+def test_encode(client: httpx.Client) -> None:
+    answer = client.post("/encode", json={"texts": ["sun", "", "Grüße 🌞 \x00"]}).raise_for_status().json()
+    assert (answer["model"], answer["width"]) == ("made", WIDTH)
+    expected = np.stack([hashed(text) for text in ("sun", "", "Grüße 🌞 \x00")])
+    np.testing.assert_array_equal(np.array(answer["vectors"], np.float32), expected)  # to the last bit
+    assert len(client.post("/encode", json={"texts": "sun"}).json()["vectors"]) == 1
+
+
+def test_similarity(client: httpx.Client) -> None:
+    answer = client.post("/similarity", json={"queries": ["sun", "moon"], "keys": ["moon", "sun", "sea"]})
+    matrix = np.array(answer.raise_for_status().json()["similarity"])
+    assert matrix.shape == (2, 3)
+    np.testing.assert_allclose([matrix[0, 1], matrix[1, 0]], 1, atol=1e-6)
+    assert matrix.max() <= 1
+    assert client.post("/similarity", json={"queries": "sun", "keys": "sun"}).json()["similarity"] == [
+        [pytest.approx(1)]
+    ]
+
+
+def test_search(client: httpx.Client) -> None:
+    query = "a man is playing guitar"
+    hits = client.post("/search", json={"query": query, "top_k": 3}).raise_for_status().json()["hits"]
+    assert [hit["text"] for hit in hits[:1]] == [CAPTIONS[0]]
+    assert [sorted(hit) for hit in hits] == [["id", "score", "text"]] * 3
+    scores = [hit["score"] for hit in hits]
+    assert scores == sorted(scores, reverse=True)
+    several = client.post("/search", json={"queries": [query, "rain"], "top_k": 3}).json()["hits"]
+    assert several[0] == hits
+    assert len(several) == 2
+    high = client.post("/search", json={"query": query, "threshold": 0.99}).json()["hits"]
+    assert [hit["text"] for hit in high] == [CAPTIONS[0]]
+    assert client.post("/search", json={"query": query, "threshold": None, "top_k": 3.0}).json()["hits"] == hits
+    assert client.post("/search", json={"query": "flight", "threshold": 1}).json()["hits"] == []
+    assert len(client.post("/search", json={"query": query, "top_k": 50}).json()["hits"]) == len(CAPTIONS)
+
+
+def test_health(client: httpx.Client) -> None:
+    assert client.get("/health").raise_for_status().json() == {
+        "status": "ok",
+        "model": "made",
+        "width": WIDTH,
+        "sentences": len(CAPTIONS),
+        "waiting": 0,
+        "needs_key": False,
+    }
+
+
+def test_no_index_is_said() -> None:
+    with served(MadeModel()) as url:
+        answer = httpx.post(f"{url}/search", json={"query": "sun"})
+        assert answer.status_code == 409
+        assert "no sentences to search; start it with --corpus=FILE" in answer.json()["detail"]
+        assert httpx.get(f"{url}/health").json()["sentences"] is None
+
+
+def test_the_model_is_called_by_one_thread(client: httpx.Client, model: MadeModel) -> None:
+    for _ in range(3):
+        client.post("/v1/embeddings", json={"input": "sun", "model": "any"}).raise_for_status()
+    assert len(model.threads) == 1
+
+
+# OpenAI's shape -------------------------------------------------------------------------------------------------------
+
+
+def test_the_openai_client(client: httpx.Client) -> None:
+    with openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="none", max_retries=0) as asking:
+        several: list[dict[str, Any]] = [{}, {"encoding_format": "float"}, {"dimensions": WIDTH}]
+        for options in several:
+            answer = asking.embeddings.create(model="any", input=["sun and moon", "sea"], **options)
+            found = np.array([item.embedding for item in answer.data], np.float32)
+            np.testing.assert_allclose(found, [hashed("sun and moon"), hashed("sea")], atol=1e-7)
+            assert [item.index for item in answer.data] == [0, 1]
+            assert (answer.model, answer.usage.prompt_tokens, answer.usage.total_tokens) == ("made", 8, 8)
+        with pytest.raises(openai.BadRequestError, match=r"dimensions is 7; this model's vectors have 32") as caught:
+            asking.embeddings.create(model="any", input="sun", dimensions=7)
+        assert caught.value.type == "invalid_request_error"
+        for tokens in ([1, 2, 3], [[1, 2], [3]]):
+            with pytest.raises(openai.BadRequestError, match="lists of token ids are not taken"):
+                asking.embeddings.create(model="any", input=tokens)
+
+
+def test_openai_base64(client: httpx.Client) -> None:
+    answer = client.post("/v1/embeddings", json={"input": "sun", "model": "m", "encoding_format": "base64"}).json()
+    (item,) = answer["data"]
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(item["embedding"]), "<f4"), hashed("sun"))
+
+
+def test_openai_failures_have_openai_shape(client: httpx.Client) -> None:
+    for content, kind, status in (("{", "application/json", 400), ("{}", "text/plain", 415)):
+        answer = client.post("/v1/embeddings", content=content, headers={"Content-Type": kind})
+        assert answer.status_code == status
+        assert sorted(answer.json()["error"]) == ["code", "message", "param", "type"]
+    assert client.get("/v1/models").json()["error"]["message"].startswith("There is no such page")
+
+
+# Bad requests ---------------------------------------------------------------------------------------------------------
+
+_LONG = "x" * 501
+_DEEP = b'{"texts": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+BAD: list[tuple[str, Any, int, str]] = [
+    # Bytes are sent as they are, everything else as JSON.
+    *((path, body, 400, words) for path in ("/encode", "/similarity", "/search", "/v1/embeddings") for body, words in (
+        (b"{", "no JSON"),
+        (b"nonsense", "no JSON"),
+        (b'{"texts": NaN}', "NaN is no number of JSON"),
+        (b'{"texts": [Infinity]}', "Infinity is no number"),
+        (b"\xff\xfe", "not UTF-8 (byte 0)"),
+        (_DEEP, "nested too deeply"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "no JSON"),
+        (b'{"texts": "\\ud800", "input": "\\udfff"}', "half of a character"),
+        (b'{"\\ud800": 1}', "half of a character"),
+    )),
+    *((path, body, 422, words) for path in ("/encode", "/similarity", "/search") for body, words in (
+        (b"", "Field required"),
+        ([], "valid dictionary"),
+        ("texts", "valid dictionary"),
+        (7, "valid dictionary"),
+        (None, ""),
+    )),
+    ("/encode", {}, 422, "texts: Field required"),
+    ("/encode", {"texts": []}, 422, "texts: List should have at least 1 item"),
+    ("/encode", {"texts": None}, 422, "texts: Input should be a valid list"),
+    ("/encode", {"texts": 1}, 422, "texts: Input should be a valid list"),
+    ("/encode", {"texts": ["a", 1]}, 422, "texts[1]: Input should be a valid string"),
+    ("/encode", {"texts": ["a", None]}, 422, "texts[1]: Input should be a valid string"),
+    ("/encode", {"texts": [["a"]]}, 422, "texts[0]: Input should be a valid string"),
+    ("/encode", {"texts": {"a": 1}}, 422, "texts: Input should be a valid list"),
+    ("/encode", {"texts": [True] * 9}, 422, "and 6 more like these"),
+    ("/encode", {"text": "a"}, 422, "texts: Field required; text: Extra inputs are not permitted"),
+    ("/encode", {"texts": "a", "x" * 400: 1}, 422, "Extra inputs are not permitted"),
+    ("/encode", {"texts": ["a"] * 21}, 422, "21 texts in one request; the limit is 20"),
+    ("/encode", {"texts": ["a", _LONG]}, 422, "Text 1 has 501 characters; the limit is 500"),
+    ("/encode", {"texts": ["a" * 20_000]}, 413, "more than 20,000 bytes"),
+    ("/encode", {"texts": ["a" * 200_000]}, 413, "more than 20,000 bytes"),
+    ("/similarity", {"queries": "a"}, 422, "keys: Field required"),
+    ("/similarity", {"queries": [], "keys": "a"}, 422, "queries: List should have at least 1"),
+    ("/similarity", {"queries": ["a"] * 11, "keys": ["a"] * 10}, 422, "21 texts in one request"),
+    ("/similarity", {"queries": "a", "keys": [_LONG]}, 422, "501 characters"),
+    ("/similarity", {"queries": "a", "keys": [1.5]}, 422, "keys[0]: Input should be a valid string"),
+    ("/search", {}, 422, "give either `query`, one text, or `queries`"),
+    ("/search", {"query": "a", "queries": ["a"]}, 422, "give either `query`"),
+    ("/search", {"query": ["a"]}, 422, "query: Input should be a valid string"),
+    ("/search", {"queries": "a"}, 422, "queries: Input should be a valid list"),
+    ("/search", {"queries": []}, 422, "queries: List should have at least 1"),
+    ("/search", {"query": None}, 422, "query: Input should be a valid string"),
+    ("/search", {"query": "a", "top_k": 0}, 422, "top_k: Input should be greater than or equal to 1"),
+    ("/search", {"query": "a", "top_k": -3}, 422, "top_k: Input should be greater"),
+    ("/search", {"query": "a", "top_k": 51}, 422, "top_k is 51; the limit is 50"),
+    ("/search", {"queries": ["a"] * 5, "top_k": 21}, 422, "are up to 105 hits; the limit is 100"),
+    ("/search", {"query": "a", "top_k": 10**100}, 422, "top_k"),
+    ("/search", {"query": "a", "top_k": 1.5}, 422, "top_k: Input should be a valid integer"),
+    ("/search", {"query": "a", "top_k": "5"}, 422, "top_k: Input should be a valid integer"),
+    ("/search", {"query": "a", "top_k": True}, 422, "top_k: Input should be a valid integer"),
+    ("/search", {"query": "a", "top_k": None}, 422, "top_k: Input should be a valid integer"),
+    ("/search", b'{"query": "a", "top_k": 1e300}', 422, "top_k: Input should be less than or equal to 2147483647"),
+    ("/search", b'{"query": "a", "top_k": 1e400}', 422, "top_k: Input should be a valid integer"),
+    ("/search", {"query": "a", "threshold": 1.01}, 422, "threshold: Input should be less than or equal to 1"),
+    ("/search", {"query": "a", "threshold": -2}, 422, "threshold: Input should be greater"),
+    ("/search", {"query": "a", "threshold": "0.5"}, 422, "threshold: Input should be a valid number"),
+    ("/search", {"query": "a", "threshold": True}, 422, "threshold"),
+    ("/search", b'{"query": "a", "threshold": NaN}', 400, "NaN is no number"),
+    ("/search", b'{"query": "a", "threshold": 1e400}', 422, "threshold"),
+    ("/search", b'{"query": "a", "threshold": -1e400}', 422, "threshold"),
+    ("/search", {"query": _LONG}, 422, "501 characters"),
+    ("/search", {"query": "a", "k": 3}, 422, "k: Extra inputs are not permitted"),
+    ("/v1/embeddings", {}, 400, "input: Field required"),
+    ("/v1/embeddings", {"input": []}, 400, "input: List should have at least 1"),
+    ("/v1/embeddings", {"input": [1, 2]}, 400, "lists of token ids are not taken"),
+    ("/v1/embeddings", {"input": [[1], [2]]}, 400, "lists of token ids are not taken"),
+    ("/v1/embeddings", {"input": None}, 400, "input: Input should be a valid list"),
+    ("/v1/embeddings", {"input": "a", "encoding_format": "hex"}, 400, "'float' or 'base64'"),
+    ("/v1/embeddings", {"input": "a", "dimensions": 5}, 400, "dimensions is 5"),
+    ("/v1/embeddings", {"input": "a", "dimensions": 0}, 400, "dimensions: Input should be greater"),
+    ("/v1/embeddings", {"input": "a", "dimensions": "32"}, 400, "dimensions: Input should be a valid integer"),
+    ("/v1/embeddings", {"input": "a", "model": 3}, 400, "model: Input should be a valid string"),
+    ("/v1/embeddings", {"input": ["a"] * 21}, 400, "21 texts"),
+    ("/encode/", {"texts": "a"}, 404, "no such page; /docs"),
+    ("/nowhere", {}, 404, "no such page; /docs"),
+    ("/health", {}, 405, "another method"),
+    ("/", {}, 405, "another method"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "status", "words"), BAD, ids=[f"{n}{bad[0]}" for n, bad in enumerate(BAD)])
+def test_bad_requests_are_refused_in_words(client: httpx.Client, path: str, body: Any, status: int, words: str) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = client.post(path, content=content, headers=JSON)
+    assert answer.status_code == status, answer.text
+    found = answer.json()
+    said = found["error"]["message"] if path.startswith("/v1/") else found["detail"]
+    assert words in said
+    assert len(said) < 600
+
+
+def test_there_are_many_of_them() -> None:
+    assert len(BAD) >= 60
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonp"])
+def test_only_json_is_taken(client: httpx.Client, kind: str) -> None:
+    answer = client.post("/encode", content=b'{"texts": "a"}', headers={"Content-Type": kind} if kind else {})
+    assert answer.status_code == 415
+    assert client.post(
+        "/encode", content=b'{"texts": "a"}', headers={"Content-Type": "application/json; charset=utf-8"}
+    )
+
+
+def test_a_body_without_a_length_is_counted_as_it_comes(client: httpx.Client) -> None:
+    assert client.post("/encode", content=iter([b'{"texts"', b': "a"}']), headers=JSON).status_code == 200
+    assert client.post("/encode", content=iter([b" " * 1000] * 30), headers=JSON).status_code == 413
+
+
+def test_a_foreign_name_is_refused(client: httpx.Client) -> None:
+    for name, status in (
+        ("evil.example", 421),
+        ("evil.example:80", 421),
+        ("[", 421),
+        ("LOCALHOST:9", 200),
+        ("[::1]", 200),
+    ):
+        assert client.get("/health", headers={"Host": name}).status_code == status
+    with served(MadeModel(), Settings(hosts=("search.example",))) as url:
+        assert httpx.get(f"{url}/health", headers={"Host": "search.example"}).status_code == 200
+    assert Settings(host="0.0.0.0").known_hosts == ()
+
+
+def test_every_answer_has_the_headers_and_tells_no_version(client: httpx.Client) -> None:
+    for path in ("/", "/docs", "/openapi.json", "/health", "/nowhere", "/encode"):
+        headers = client.get(path).headers
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert "unsafe" not in headers["Content-Security-Policy"]
+
+
+# Limits ---------------------------------------------------------------------------------------------------------------
+
+
+def _post(url: str, texts: list[str], found: list[httpx.Response]) -> threading.Thread:
+    thread = threading.Thread(
+        target=lambda: found.append(httpx.post(f"{url}/encode", json={"texts": texts}, timeout=20))
+    )
+    thread.start()
+    return thread
+
+
+def test_clients_are_encoded_together() -> None:
+    model, found = MadeModel(), []
+    with served(model) as url:
+        model.gate.clear()
+        threads = [_post(url, ["first"], found)]
+        assert model.entered.wait(10)
+        threads += [_post(url, [f"text {n}"], found) for n in range(20)]
+        wait_until(lambda: httpx.get(f"{url}/health").json()["waiting"] == 20)
+        model.gate.set()
+        for thread in threads:
+            thread.join()
+    assert [answer.status_code for answer in found] == [200] * 21
+    assert [len(call) for call in model.calls] == [1, 20]
+
+
+def test_a_full_queue_is_503_with_retry_after() -> None:
+    model, found = MadeModel(), []
+    with served(model, Settings(max_waiting=2)) as url:
+        model.gate.clear()
+        threads = [_post(url, ["first"], found)]
+        assert model.entered.wait(10)
+        threads.append(_post(url, ["a", "b"], found))
+        wait_until(lambda: httpx.get(f"{url}/health").json()["waiting"] == 2)
+        for path, body in (("/encode", {"texts": "c"}), ("/v1/embeddings", {"input": "c"})):
+            answer = httpx.post(f"{url}{path}", json=body)
+            assert answer.status_code == 503
+            assert answer.headers["Retry-After"] == "1"
+            assert "come again" in answer.text
+        model.gate.set()
+        for thread in threads:
+            thread.join()
+    assert [answer.status_code for answer in found] == [200, 200]
+
+
+def test_the_time_limit_is_504_and_a_slow_body_408() -> None:
+    model = MadeModel()
+    with served(model, Settings(time_limit_s=0.3)) as url:
+        model.gate.clear()
+        answer = httpx.post(f"{url}/encode", json={"texts": "a"}, timeout=20)
+        model.gate.set()
+        assert answer.status_code == 504
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as slow:
+            slow.sendall(b"POST /encode HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+            slow.sendall(b"Content-Length: 50\r\n\r\n{")
+            assert b" 408 " in slow.recv(1000)
+
+
+def test_a_client_that_hangs_up_is_not_encoded() -> None:
+    model, found = MadeModel(), []
+    with served(model) as url:
+        model.gate.clear()
+        first = _post(url, ["first"], found)
+        assert model.entered.wait(10)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/encode", json={"texts": "gone"}, timeout=0.3)
+        wait_until(lambda: httpx.get(f"{url}/health").json()["waiting"] == 0)
+        model.gate.set()
+        first.join()
+        httpx.post(f"{url}/encode", json={"texts": "last"}).raise_for_status()
+    assert model.calls == [["first"], ["last"]]
+
+
+def test_a_failure_of_the_model_is_500_in_words_and_nobody_elses(caplog: pytest.LogCaptureFixture) -> None:
+    with served(MadeModel()) as url:
+        answer = httpx.post(f"{url}/encode", json={"texts": "poison"})
+        assert answer.status_code == 500
+        assert answer.json() == {"detail": "The server failed at this; its log says why."}
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert httpx.post(f"{url}/encode", json={"texts": "sun"}).status_code == 200
+    assert "poisoned" in caplog.text
+
+
+def test_the_key() -> None:
+    body = {"texts": "a", "input": "a"}
+    with served(MadeModel(), Settings(api_key="secret key")) as url:
+        for path in ("/encode", "/v1/embeddings", "/nowhere"):
+            for given in (None, "secret key", "Bearer", "Bearer secret", "Bearer secret keys", "Basic secret key", "é"):
+                headers = {b"Authorization": given.encode("latin-1")} if given else None
+                answer = httpx.post(f"{url}{path}", json=body, headers=headers)
+                assert answer.status_code == 401
+                assert answer.headers["WWW-Authenticate"] == "Bearer"
+        assert httpx.post(
+            f"{url}/encode", json={"texts": "a"}, headers={"Authorization": "bearer secret key"}
+        ).is_success
+        for path in ("/", "/docs", "/openapi.json", "/health"):
+            assert httpx.get(f"{url}{path}").is_success
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="secret key") as asking:
+            assert len(asking.embeddings.create(model="any", input="sun").data[0].embedding) == WIDTH
+        with (
+            openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0) as asking,
+            pytest.raises(openai.AuthenticationError, match="not the API key"),
+        ):
+            asking.embeddings.create(model="any", input="sun")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"port": 70000}, "port is 70000; ports are 0 to 65535"),
+        ({"max_texts": 0}, "max_texts is 0; it is a number of at least 1, e.g. 1024"),
+        ({"time_limit_s": float("nan")}, "time_limit_s is nan"),
+        ({"host": ""}, "host is empty"),
+        ({"api_key": ""}, "API key is empty"),
+        ({"api_key": "schlüssel"}, "characters that a header cannot carry"),
+    ],
+)
+def test_settings_are_checked(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        Settings(**wrong)
+
+
+# The description ------------------------------------------------------------------------------------------------------
+
+
+def test_docs_load_nothing_and_show_every_route(client: httpx.Client) -> None:
+    page = client.get("/docs").raise_for_status().text
+    for path in client.get("/openapi.json").json()["paths"]:
+        assert path in page
+    for text in (page, client.get("/").raise_for_status().text):
+        assert not re.search(r"(src|href)=\"?(https?:)?//|url\(|@import", text)

@@ -1,0 +1,46 @@
+"""The server with a model of ours: the same answers over HTTP as in Python."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from simcse_jax.data import demo
+from simcse_jax.serving.web.settings import Settings
+from tests.serving.web.servers import served
+from tests.small_models import export_small
+
+SimCSE: Any = pytest.importorskip("simcse_jax.serving.model", reason="not in this checkout yet").SimCSE
+TEXTS = demo.sentences(count=40)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    made = SimCSE(export_small(tmp_path_factory.mktemp("model")))
+    made.build_index(TEXTS)
+    return made
+
+
+@pytest.fixture(scope="module")
+def client(model: Any) -> Iterator[httpx.Client]:
+    with served(model, Settings(name="small")) as url, httpx.Client(base_url=url, timeout=120) as client:
+        yield client
+
+
+def test_the_same_answers_as_in_python(model: Any, client: httpx.Client) -> None:
+    found = client.post("/encode", json={"texts": TEXTS}).raise_for_status().json()
+    np.testing.assert_allclose(np.array(found["vectors"], np.float32), model.encode(TEXTS), atol=1e-6)
+    cosines = client.post("/similarity", json={"queries": TEXTS[:3], "keys": TEXTS[3:8]}).json()["similarity"]
+    np.testing.assert_allclose(cosines, model.similarity(TEXTS[:3], TEXTS[3:8]), atol=1e-6)
+    hits = client.post("/search", json={"queries": TEXTS[:4], "top_k": 7, "threshold": 0.5}).json()["hits"]
+    expected = model.search(TEXTS[:4], 7, 0.5)
+    assert [[hit["id"] for hit in one] for one in hits] == [[hit.id for hit in one] for one in expected]
+    assert [[hit["text"] for hit in one] for one in hits] == [[hit.text for hit in one] for one in expected]
+    assert hits[0][0]["text"] == TEXTS[0]
+
+
+def test_tokens_are_counted_as_the_model_reads_them(client: httpx.Client) -> None:
+    count = client.post("/v1/embeddings", json={"input": ["", "a man " * 500]}).json()["usage"]["prompt_tokens"]
+    assert count == 2 + 64  # the special ones alone, and cut at what this model takes

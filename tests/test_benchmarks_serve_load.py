@@ -1,0 +1,28 @@
+"""The load benchmark against a made model: what it counts, and that it leaves no server behind."""
+
+import signal
+import sys
+
+import pytest
+
+from benchmarks.serve_load import measure, table
+from simcse_jax.errors import UserError
+from tests.serving.web.made_model import CAPTIONS
+
+
+@pytest.mark.slow
+def test_a_short_load() -> None:
+    seen = measure([sys.executable, "-m", "tests.serving.web.serve_made", "0"], list(CAPTIONS), clients=8, seconds=2)
+    assert seen["failures"] == {}
+    assert seen["exit_status"] == -signal.SIGTERM
+    assert seen["all"]["count"] == sum(route["count"] for route in seen["routes"].values()) > 50
+    assert 0 < seen["all"]["p50"] <= seen["all"]["p95"] <= seen["all"]["p99"] <= seen["all"]["most"] < 2
+    assert len(seen["resident_bytes"]) > 5
+    lines = table(seen)
+    assert lines[0].startswith("8 clients, 2 s: ")
+    assert "failures: none" in lines
+
+
+def test_a_server_that_does_not_start_is_said() -> None:
+    with pytest.raises(UserError, match="ended before it said where it listens"):
+        measure([sys.executable, "-c", "print('no')"], ["a"], clients=1, seconds=1)

@@ -1,0 +1,104 @@
+"""docs/use.md and the README word for word: its Python runs, and so do its commands, in a folder as a user has it."""
+
+import csv
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from simcse_jax.data import demo
+from simcse_jax.model_folder import export_run
+from tests.small_models import train_small
+
+ROOT = Path(__file__).parent.parent
+USE, README = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/use.md", "README.md"))
+
+
+def python_of(page: str) -> list[str]:
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    return [block for block in blocks if "from simcse_jax import SimCSE" in block]
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """The commands that end by themselves, without the interpreter."""
+    lines = re.findall(r"^(?:\.venv/bin/)?python -m (simcse_jax\.(?:embed|search|export) .*)$", page, re.MULTILINE)
+    return [shlex.split(line.partition(" #")[0]) for line in lines if "--serve" not in line]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run, sentences and pairs."""
+    place = tmp_path_factory.mktemp("use")
+    train_small(place / "runs" / "unsup", place / "cache")
+    export_run(place / "runs" / "unsup", place / "runs" / "unsup" / "model")
+    (place / "sentences.txt").write_text("\n".join(demo.sentences(count=300)) + "\n", encoding="utf-8")
+    with (place / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("sent0", "sent1"))
+        rows.writerows((a, b) for a, b, _ in demo.triplets(count=60))
+    return place
+
+
+def run(words: list[str], place: Path) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, *words], cwd=place, env=environment, input="a dog\n\n", capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [USE, README], ids=["docs/use.md", "README.md"])
+def test_the_python_of_the_page_runs(page: str, place: Path) -> None:
+    blocks = python_of(page)
+    assert blocks
+    for block in blocks:
+        done = run(["-c", block], place)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(place: Path) -> None:
+    commands = commands_of(USE)
+    assert {words[0] for words in commands} == {"simcse_jax.embed", "simcse_jax.search", "simcse_jax.export"}
+    said = []
+    for words in commands:
+        done = run(["-m", *words], place)
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+        said.append(done.stdout)
+    assert "300 texts and vectors of width 16" in said[0]
+    table = pq.read_table(place / "vectors.parquet")
+    assert table.num_rows == 300
+    assert np.linalg.norm(table.column("vector")[0].as_py()) == pytest.approx(1, abs=1e-5)
+    assert len(re.findall(r"^  \d\.\d{4}  ", said[2], re.MULTILINE)) == 3
+    assert len(re.findall(r"^  \d\.\d{4}  ", said[3], re.MULTILINE)) == 5
+    rows = list(csv.reader((place / "triplets.csv").open(encoding="utf-8")))
+    assert rows[0] == ["sent0", "sent1", "hard_neg"]
+    assert len(rows) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["embed"], "--model is needed"),
+        (["embed", "--model=runs/unsup", "--input=sentences.txt", "--out=x.csv"], "give the name of a .parquet file"),
+        (["embed", "--model=runs/unsup", "--input=pairs.csv", "--out=x.parquet"], "--column=sent0"),
+        (["embed", "--model=nowhere", "--input=sentences.txt", "--out=x.parquet"], "There is no folder nowhere"),
+        (["search", "--model=runs/unsup"], "--corpus is needed"),
+        (["search", "--model=runs/unsup", "--corpus=runs"], "no index"),
+        (["search", "--model=runs/unsup", "--corpus=sentences.txt", "--kind=best"], "Unknown kind"),
+        (["search", "--model=runs/unsup", "--mine-negatives=x.csv"], "belong together"),
+        (["search", "--model=runs/unsup", "--mine-negatives=x.csv", "--pairs=pairs.csv", "--ranks=5"], "--ranks=5"),
+    ],
+)
+def test_wrong_commands_say_what_is_needed(words: list[str], says: str, place: Path) -> None:
+    done = run(["-m", f"simcse_jax.{words[0]}", *words[1:]], place)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
