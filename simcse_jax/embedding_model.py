@@ -88,6 +88,11 @@ class EmbeddingModel:
         return self._used(self._origin.load(self.pooler))
 
     @functools.cached_property
+    def _placed(self) -> Any:
+        """The parameters on the devices, once."""
+        return self._sentences.placed(self._params)
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Hex digest of the weights that are in use, the sizes and the tokenizer: equal for a run and its export."""
         digest = hashlib.blake2b(digest_size=16)
@@ -108,7 +113,7 @@ class EmbeddingModel:
         normalize: True for vectors of length 1, False for vectors as pooled, None for what the model asks. UserError
         when the weights are missing or do not fit the model.
         """
-        vectors = self._sentences.encode(self._params, texts, progress)
+        vectors = self._sentences.encode(self._placed, texts, progress)
         if self._origin.normalizes if normalize is None else normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors

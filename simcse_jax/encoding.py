@@ -88,7 +88,7 @@ class SentenceEncoder:
         places = np.fromiter((index.setdefault(text, len(index)) for text in texts), np.int64, len(texts))
         vectors = np.zeros((len(index), self.model.config.hidden_size), np.float32)
         with tqdm(total=len(index), unit="sentence", desc="encoding", leave=False, disable=not progress) as bar:
-            for members, result in self._results(self._placed(params), tuple(index)):
+            for members, result in self._results(self.placed(params), tuple(index)):
                 host = np.asarray(result)
                 for group, sentences in enumerate(members):
                     vectors[sentences] = host[group, : len(sentences)]
@@ -110,8 +110,11 @@ class SentenceEncoder:
         with jax.default_matmul_precision("highest" if exact else None):
             return jax.vmap(one)(groups)
 
-    def _placed(self, params: Any) -> Any:
-        """The params on the devices of the mesh; always as NamedSharding, since another kind compiles anew."""
+    def placed(self, params: Any) -> Any:
+        """The params on the devices of the mesh, where `encode` takes them as they are.
+
+        Always as NamedSharding, since another kind compiles anew.
+        """
         devices = self._whole.device_set
 
         def place(x: Any) -> jax.Array:

@@ -119,7 +119,9 @@ def _mine(model: SimCSE) -> None:
     pairs = read_pairs(_PAIRS.value)
     shown = sys.stderr.isatty()
     anchors, positives = (model.encode([pair[side] for pair in pairs], show_progress=shown) for side in (0, 1))
-    index = model.index or model.build_index(dict.fromkeys(positive for _, positive in pairs), show_progress=shown)
+    index = model.index
+    if index is None:
+        index = model.build_index(dict.fromkeys(positive for _, positive in pairs), show_progress=shown)
     found = hard_negatives(
         pairs, anchors, positives, index.nearest, index.text, (low, high), _MARGIN.value, _CEILING.value
     )

@@ -219,9 +219,10 @@ FAILS = SAVES.replace("sys.exit(128 + number)", "sys.exit(1 if rank == 1 else 12
     ids=["SIGTERM", "SIGINT", "SIGHUP", "a save that fails"],
 )
 def test_a_signal_is_forwarded_and_ends_the_run_without_a_restart(plan: str, number: int, status: int, tmp_path: Path):
-    # A launcher that was started with SIGINT ignored, as by a shell's &, could not react to it.
+    # A launcher that was started with a signal ignored, as by a shell's & or nohup, could not react to it.
     default = (
-        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+        "import os, sys; from signal import *; signal(SIGINT, SIG_DFL); signal(SIGHUP, SIG_DFL)\n"
+        "os.execv(sys.argv[1], sys.argv[1:])"
     )
     with subprocess.Popen(
         [sys.executable, "-S", "-c", default, *command()],

@@ -139,7 +139,7 @@ class SimCSE:
         hits = self._indexed().search(np.atleast_2d(vectors), top_k, threshold)
         return hits[0] if vectors.ndim == 1 else hits
 
-    def paraphrases(self, sentences: Sequence[str], threshold: float = 0.8) -> list[Pair]:
+    def paraphrases(self, sentences: Sequence[str], threshold: float = 0.85) -> list[Pair]:
         """Pairs of sentences at least that similar, best first; see `serving.mining.paraphrases`."""
         return paraphrases(sentences, self.encode(sentences), threshold)
 

@@ -50,8 +50,9 @@ def batcher(doubler: Doubler) -> Iterator[Callable[..., Batcher[int, int]]]:
 
 
 async def _entered(doubler: Doubler) -> None:
-    while not doubler.entered.is_set():
-        await asyncio.sleep(0.002)
+    async with asyncio.timeout(60):
+        while not doubler.entered.is_set():
+            await asyncio.sleep(0.002)
 
 
 async def _one_inside(batcher: Batcher[int, int], doubler: Doubler) -> "asyncio.Task[list[int]]":
@@ -77,7 +78,7 @@ def test_what_waits_is_done_together_and_each_gets_its_own(doubler: Doubler, bat
     assert doubler.calls == [[1], [2, 3, 4, 5, 6, 7]]
 
 
-def test_a_call_has_a_size_and_a_larger_job_its_own_call(doubler: Doubler, batcher: Any) -> None:
+def test_a_call_has_a_size_and_a_larger_job_several_with_others_in_between(doubler: Doubler, batcher: Any) -> None:
     async def clients() -> None:
         one = batcher(together=4, waiting=100, size=lambda number: 1 + number // 10)
         first = await _one_inside(one, doubler)
@@ -85,10 +86,27 @@ def test_a_call_has_a_size_and_a_larger_job_its_own_call(doubler: Doubler, batch
         rest = [asyncio.create_task(one.results(items)) for items in jobs]
         await asyncio.sleep(0.01)
         doubler.gate.set()
-        await asyncio.gather(first, *rest)
+        assert (await asyncio.gather(first, *rest))[4] == [10] * 9
 
     asyncio.run(clients())
-    assert doubler.calls == [[1], [2, 3], [20, 4], [5] * 9, [6]]
+    assert doubler.calls == [[1], [2, 3], [20, 4], [5] * 4, [6, 5, 5, 5], [5, 5]]
+
+
+def test_what_nobody_waits_for_any_more_is_done_no_further(doubler: Doubler, batcher: Any) -> None:
+    async def clients() -> None:
+        one = batcher(together=2)
+        large = asyncio.create_task(one.results([1, 2, 3, 4, 5]))
+        await _entered(doubler)
+        assert one.waiting == 3
+        large.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await large
+        assert one.waiting == 0
+        doubler.gate.set()
+        assert await one.results([6]) == [12]
+
+    asyncio.run(clients())
+    assert doubler.calls == [[1, 2], [6]]
 
 
 def test_a_full_queue_refuses_but_never_when_nothing_waits(doubler: Doubler, batcher: Any) -> None:
@@ -108,7 +126,7 @@ def test_a_full_queue_refuses_but_never_when_nothing_waits(doubler: Doubler, bat
 
 def test_the_time_limit_counts_the_waiting_and_frees_the_room(doubler: Doubler, batcher: Any) -> None:
     async def clients() -> None:
-        one = batcher(waiting=2, limit_s=0.1)
+        one = batcher(waiting=2, limit_s=1)
         first = await _one_inside(one, doubler)
         with pytest.raises(TooSlow):
             await one.results([2, 3])
@@ -162,7 +180,8 @@ def test_stopping_finishes_what_waits_and_takes_no_more(doubler: Doubler, batche
         waiting = asyncio.create_task(one.results([2]))
         await asyncio.sleep(0.01)
         stopped = asyncio.create_task(asyncio.to_thread(one.stop))
-        await asyncio.sleep(0.01)
+        while not one._stopping:
+            await asyncio.sleep(0.002)
         with pytest.raises(Stopped):
             await one.results([3])
         doubler.gate.set()
