@@ -42,7 +42,7 @@ def main() -> None:
     from simcse_jax.serving.model import SimCSE
     from simcse_jax.serving.vector_file import write_vectors
 
-    texts = corpus_texts(_INPUT.value, _COLUMN.value, "--input")
+    texts = corpus_texts(_INPUT.value, _COLUMN.value)
     model = SimCSE(_MODEL.value, _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value)
     about = {
         "model": model.encoder.name,

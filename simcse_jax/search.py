@@ -55,12 +55,11 @@ def main() -> None:
     """Search, ask or serve, as the flags say."""
     if not _MODEL.value:
         raise UserError("--model is needed: a run folder, an exported or Hugging Face folder, or a Hub name.")
-    if bool(_MINE.value) != bool(_PAIRS.value):
-        raise UserError("--mine-negatives=OUT.csv and --pairs=TRAINING_FILE belong together; give both or neither.")
-    if not _CORPUS.value and not _SERVE.value and not _PAIRS.value:
+    if not (_CORPUS.value or _SERVE.value or _PAIRS.value):
         raise UserError(
             "--corpus is needed: a file of sentences, or a saved index.\nFor example: --corpus=sentences.txt"
         )
+    _refuse_early()
 
     from simcse_jax.serving.model import SimCSE
 
@@ -91,13 +90,52 @@ def main() -> None:
         sys.stdout.flush()
 
 
+def _refuse_early() -> None:
+    """UserError for what could only fail once everything is encoded."""
+    from simcse_jax.serving.index.folder import require_ours
+    from simcse_jax.serving.mining import require_window
+    from simcse_jax.serving.training_file import require_csv
+
+    if bool(_MINE.value) != bool(_PAIRS.value):
+        raise UserError("--mine-negatives=OUT.csv and --pairs=TRAINING_FILE belong together; give both or neither.")
+    if _MINE.value:
+        require_csv(Path(_MINE.value))
+        require_window(_ranks())
+        if Path(_MINE.value).resolve() in [Path(name).resolve() for name in (*_PAIRS.value, *_CORPUS.value)]:
+            raise UserError(f"--mine-negatives={_MINE.value} would replace what is read. Give another file.")
+    if _SAVE.value:
+        require_ours(Path(_SAVE.value).expanduser())
+    if _SERVE.value:
+        from simcse_jax.serving.web.launch import require_web
+
+        require_web()
+        if _QUERY.value:
+            raise UserError("--query and --serve exclude each other: the server's page and /search take queries.")
+    given = [name for name in ("kind", "storage", "column") if flags.FLAGS[name].present]
+    if given and _is_index():
+        raise UserError(
+            f"--{given[0]} is for a new index, and --corpus={_CORPUS.value[0]} is a saved one. Leave it out."
+        )
+
+
+def _ranks() -> tuple[int, int]:
+    try:
+        low, high = map(int, _RANKS.value)
+    except ValueError:
+        raise UserError(f"--ranks={','.join(_RANKS.value)}: two whole numbers are needed, such as 1,100.") from None
+    return low, high
+
+
+def _is_index() -> bool:
+    return len(_CORPUS.value) == 1 and Path(_CORPUS.value[0]).expanduser().is_dir()
+
+
 def _fill(model: SimCSE) -> None:
     """The index of --corpus, saved where --save_index says."""
     from simcse_jax.serving.corpus_texts import corpus_texts
 
-    folder = Path(_CORPUS.value[0]).expanduser()
-    if len(_CORPUS.value) == 1 and folder.is_dir():
-        index = model.load_index(folder)
+    if _is_index():
+        index = model.load_index(Path(_CORPUS.value[0]).expanduser())
     else:
         texts = corpus_texts(_CORPUS.value, _COLUMN.value)
         index = model.build_index(texts, _KIND.value, _STORAGE.value, show_progress=sys.stderr.isatty())
@@ -112,10 +150,6 @@ def _mine(model: SimCSE) -> None:
     from simcse_jax.serving.mining import hard_negatives
     from simcse_jax.serving.training_file import read_pairs, write_negatives
 
-    try:
-        low, high = map(int, _RANKS.value)
-    except ValueError:
-        raise UserError(f"--ranks={','.join(_RANKS.value)}: two whole numbers are needed, such as 1,100.") from None
     pairs = read_pairs(_PAIRS.value)
     shown = sys.stderr.isatty()
     anchors, positives = (model.encode([pair[side] for pair in pairs], show_progress=shown) for side in (0, 1))
@@ -123,7 +157,7 @@ def _mine(model: SimCSE) -> None:
     if index is None:
         index = model.build_index(dict.fromkeys(positive for _, positive in pairs), show_progress=shown)
     found = hard_negatives(
-        pairs, anchors, positives, index.nearest, index.text, (low, high), _MARGIN.value, _CEILING.value
+        pairs, anchors, positives, index.nearest, index.text, _ranks(), _MARGIN.value, _CEILING.value
     )
     count = write_negatives(_MINE.value, found)
     print(f"written: {_MINE.value} ({count:,} triplets of {len(pairs):,} pairs)")

@@ -1,4 +1,4 @@
-"""docs/use.md and the README word for word: its Python runs, and so do its commands, in a folder as a user has it."""
+"""docs/use.md and the README word for word: their Python and their commands, in a folder as a user has it."""
 
 import csv
 import os
@@ -6,8 +6,10 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -77,9 +79,41 @@ def test_the_commands_of_the_page_run(place: Path) -> None:
     assert np.linalg.norm(table.column("vector")[0].as_py()) == pytest.approx(1, abs=1e-5)
     assert len(re.findall(r"^  \d\.\d{4}  ", said[2], re.MULTILINE)) == 3
     assert len(re.findall(r"^  \d\.\d{4}  ", said[3], re.MULTILINE)) == 5
-    rows = list(csv.reader((place / "triplets.csv").open(encoding="utf-8")))
+    with (place / "triplets.csv").open(encoding="utf-8") as file:
+        rows = list(csv.reader(file))
     assert rows[0] == ["sent0", "sent1", "hard_neg"]
     assert len(rows) > 1
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_run(place: Path) -> None:
+    (place / "vectors.parquet").unlink(missing_ok=True)
+    commands = commands_of(README)
+    assert {words[0] for words in commands} == {"simcse_jax.embed", "simcse_jax.search"}
+    for words in commands:
+        done = run(["-m", *words], place)
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+
+
+@pytest.mark.slow
+def test_the_server_answers_whom_it_should(place: Path) -> None:
+    words = ["-m", "simcse_jax.search", "--model=runs/unsup", "--corpus=sentences.txt", "--serve", "--port=0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "SIMCSE_API_KEY": "secret"}
+    with (place / "server.log").open("w") as log:
+        server = subprocess.Popen([sys.executable, *words], cwd=place, env=environment, stdout=log, stderr=log)
+    try:
+        while not (found := re.search(r"http://127\.0\.0\.1:\d+", (place / "server.log").read_text())):
+            assert server.poll() is None, (place / "server.log").read_text()
+            time.sleep(0.2)
+        with httpx.Client(base_url=found[0], timeout=60) as client:
+            question = {"query": "a dog", "top_k": 3}
+            assert client.get("/health").status_code == 200
+            assert client.post("/search", json=question).status_code == 401
+            answer = client.post("/search", json=question, headers={"Authorization": "Bearer secret"})
+            assert (answer.status_code, len(answer.json()["hits"])) == (200, 3)
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
 
 
 @pytest.mark.slow
@@ -94,6 +128,9 @@ def test_the_commands_of_the_page_run(place: Path) -> None:
         (["search", "--model=runs/unsup", "--corpus=runs"], "no index"),
         (["search", "--model=runs/unsup", "--corpus=sentences.txt", "--kind=best"], "Unknown kind"),
         (["search", "--model=runs/unsup", "--mine-negatives=x.csv"], "belong together"),
+        (["search", "--model=runs/unsup", "--mine-negatives=x.tsv", "--pairs=pairs.csv"], "has to end in .csv"),
+        (["search", "--model=runs/unsup", "--mine-negatives=pairs.csv", "--pairs=pairs.csv"], "would replace"),
+        (["search", "--model=runs/unsup", "--corpus=sentences.txt", "--save-index=runs"], "holds no index"),
         (["search", "--model=runs/unsup", "--mine-negatives=x.csv", "--pairs=pairs.csv", "--ranks=5"], "--ranks=5"),
     ],
 )

@@ -62,12 +62,13 @@ def write_onnx(folder: str | Path, int8: bool = False) -> list[Path]:
         )
     model = encoder_graph(params, config, pooler)
     tokenizer, written = load_tokenizer(folder), []
-    if not (folder / TOKENIZER).is_file():
+    needs_tokenizer = not (folder / TOKENIZER).is_file()
+    _note(folder, [MODEL, *([MODEL_INT8] if int8 else []), *([TOKENIZER] if needs_tokenizer else [])])
+    if needs_tokenizer:
         written.append(_placed(folder, TOKENIZER, lambda path: tokenizer.backend_tokenizer.save(str(path))))
     written.append(_placed(folder, MODEL, lambda path: path.write_bytes(model.SerializeToString())))
     if int8:
         written.append(_placed(folder, MODEL_INT8, lambda path: _quantise(model, path)))
-    _note(folder, written)
     _describe(folder, _usage(folder.resolve().name, config.max_length, tokenizer))
     return written
 
@@ -101,13 +102,13 @@ def _placed(folder: Path, name: str, write: Any) -> Path:
     return folder / name
 
 
-def _note(folder: Path, written: list[Path]) -> None:
-    """Add the files to those that a later export replaces, lest old vectors stay beside new weights."""
+def _note(folder: Path, names: list[str]) -> None:
+    """Add files, about to be written, to those that a later export replaces: no old vectors beside new weights."""
     path = folder / OURS
     if not path.is_file():
         return
     ours = json.loads(path.read_text(encoding="utf-8"))
-    ours["files"] = sorted({*ours.get("files", ()), *(file.name for file in written)})
+    ours["files"] = sorted({*ours.get("files", ()), *names})
     text = json.dumps(ours, indent=2) + "\n"
     _placed(folder, OURS, lambda partial: partial.write_text(text, encoding="utf-8"))
 

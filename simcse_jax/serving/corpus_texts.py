@@ -28,14 +28,14 @@ class CorpusTexts:
         return hashlib.blake2b(json.dumps(read).encode(), digest_size=16).hexdigest()
 
 
-def corpus_texts(files: Sequence[str], column: str = "", flag: str = "--corpus") -> CorpusTexts:
+def corpus_texts(files: Sequence[str], column: str = "") -> CorpusTexts:
     """The texts of these files; `column`: where they have several. UserError if they cannot be read or told apart."""
     tables = open_tables(files)
     columns = choose_columns(tables, [column] if column else ())
     several = next((names for names in columns if len(names) > 1), None)
     if several:
         raise UserError(
-            f"{flag}: {tables[0].name} has several columns of text ({', '.join(several)}).\n"
-            f"Say which: --column={several[0]}"
+            f"{tables[0].name} has several columns of text ({', '.join(several)}).\n"
+            f"Say which: --column={several[0]}; in Python, give a list or a generator of sentences."
         )
     return CorpusTexts(tables, columns)

@@ -101,9 +101,8 @@ def hard_negatives(
     similar), a cosine with the anchor at least `margin` below the positive's, and at most `ceiling`: what is closer is
     often a positive that nobody labelled. The first triplet asked for raises UserError for settings out of range.
     """
+    require_window(ranks)
     low, high = ranks
-    if not 1 <= low <= high:
-        raise UserError(f"The rank window is {low} to {high}; ranks count from 1 upwards, for example 1 to 100.")
     if not 0 <= margin <= 2:
         raise UserError(f"margin is {margin:g}; it is a difference of cosines from 0 to 2, for example 0.05.")
     _require_cosine("ceiling", ceiling, 0.9)
@@ -130,6 +129,14 @@ def hard_negatives(
             negative, score = chosen[n]
             if negative is not None:
                 yield Triplet(anchor, positive, negative, labels[n], score)
+
+
+def require_window(ranks: tuple[int, int]) -> None:
+    """UserError for a window of ranks that holds none."""
+    if not 1 <= ranks[0] <= ranks[1]:
+        raise UserError(
+            f"The rank window is {ranks[0]} to {ranks[1]}; ranks count from 1 upwards, for example 1 to 100."
+        )
 
 
 _Chosen = tuple[str | None, float]  # a text and its score

@@ -9,10 +9,10 @@ from typing import Any, overload
 import jax.numpy as jnp
 import numpy as np
 
-from simcse_jax.data.corpus import read_sentences
 from simcse_jax.embedding_model import open_model
 from simcse_jax.errors import UserError
 from simcse_jax.serving.blocks import blocks
+from simcse_jax.serving.corpus_texts import corpus_texts
 from simcse_jax.serving.index.sentence_index import Hit, SentenceIndex, open_index
 from simcse_jax.serving.mining import Pair, paraphrases
 
@@ -52,10 +52,11 @@ class SimCSE:
     ) -> Any:
         """float32[D] of a string; float32[N, D] of a list, in its order; an iterator over blocks of anything longer.
 
-        A generator, or the `Path` of a file of sentences (of any format that training reads), is streamed: it gives an
-        iterator of float32[n, D], n = `batch_size` but for the last, and no more than a block is held. A list is taken
-        in such blocks too, but the result is whole. normalize: vectors of length 1; else as pooled. return_numpy:
-        False gives JAX arrays. An empty text is its special tokens; a long one is cut. TypeError for what is no text.
+        A generator, or the `Path` of a file of sentences, is streamed: it gives an iterator of float32[n, D], n =
+        `batch_size` but for the last, and no more than a block is held. The file may be of any format that training
+        reads, with one column of text; blank lines are passed over, as in training. A list is taken in such blocks
+        too, but the result is whole. normalize: vectors of length 1; else as pooled. return_numpy: False gives JAX
+        arrays. An empty text is its special tokens; a long one is cut. TypeError for what is no text.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it is a number of sentences, 1 at least.")
@@ -67,7 +68,7 @@ class SimCSE:
         if isinstance(sentences, str):
             return matrix([sentences])[0]
         if isinstance(sentences, Path):
-            return map(matrix, blocks(read_sentences([str(sentences)]), batch_size))
+            return map(matrix, blocks(corpus_texts([str(sentences)]), batch_size))
         if isinstance(sentences, Iterator):
             return map(matrix, blocks(sentences, batch_size))
         parts = [matrix(texts) for texts in blocks(sentences, batch_size)]
@@ -151,7 +152,7 @@ class SimCSE:
     def _add(self, index: SentenceIndex, sentences: Iterable[str] | Path, show_progress: bool) -> np.ndarray:
         if isinstance(sentences, str):
             raise TypeError("An index takes a list of sentences, or the Path of a file of them; got one str.")
-        texts = read_sentences([str(sentences)]) if isinstance(sentences, Path) else sentences
+        texts = corpus_texts([str(sentences)]) if isinstance(sentences, Path) else sentences
         added = [
             index.add(part, self.encoder.encode(part, show_progress, normalize=True)) for part in blocks(texts, BATCH)
         ]

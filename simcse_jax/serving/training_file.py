@@ -33,6 +33,12 @@ def read_pairs(files: Sequence[str], columns: Sequence[str] = ()) -> list[tuple[
     return [(sentence, positive) for _, (sentence, positive) in rows]
 
 
+def require_csv(out: Path) -> None:
+    """UserError for a path that `write_negatives` does not take."""
+    if out.suffix.lower() != ".csv":
+        raise UserError(f"The file of hard negatives is {out}; it has to end in .csv, for example {out.stem}.csv.")
+
+
 def write_negatives(out: str | Path, triplets: Iterable[Triplet]) -> int:
     """Write a .csv of sent0, sent1, hard_neg that configs/sup.py trains on, and return how many rows it has.
 
@@ -40,8 +46,7 @@ def write_negatives(out: str | Path, triplets: Iterable[Triplet]) -> int:
     not end in .csv or cannot be written, and when there is no triplet at all; nothing is replaced then.
     """
     out = Path(out).expanduser()
-    if out.suffix.lower() != ".csv":
-        raise UserError(f"The file of hard negatives is {out}; it has to end in .csv, for example {out.stem}.csv.")
+    require_csv(out)
     partial = out.with_name(f".{out.name}.partial")
     count = 0
     try:

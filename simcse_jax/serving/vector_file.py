@@ -49,9 +49,10 @@ def write_vectors(
         raise UserError(f"--storage={storage} is unknown. Known: {', '.join(STORAGES)}.")
     about = {**about, "storage": storage}
     done = complete(out, about)
-    if done is not None:
-        return done
     parts = _parts(out, about)
+    if done is not None:
+        shutil.rmtree(parts)  # left where the last command was stopped at its end
+        return done
     finished = _finished(parts)
     count = sum(finished)
     progress(count)
@@ -61,6 +62,7 @@ def write_vectors(
         count += len(part)
         progress(count)
     if not count:
+        shutil.rmtree(parts)
         raise UserError("There is no text to embed.")
     _join(out, parts, about)
     shutil.rmtree(parts)
@@ -80,7 +82,7 @@ def complete(out: Path, about: dict[str, Any]) -> int | None:
         rows = file.metadata.num_rows
     except (pa.ArrowException, OSError, ValueError):
         found, rows = None, 0
-    if found != about:
+    if not _same(found, about):
         raise UserError(
             f"{out} is there already, and holds {_difference(found, about)}.\nGive another --out, or remove it."
         )
@@ -97,7 +99,7 @@ def _parts(out: Path, about: dict[str, Any]) -> Path:
     what = folder / _WHAT
     if what.is_file():
         found = json.loads(what.read_text(encoding="utf-8"))
-        if found != about:
+        if not _same(found, about):
             raise UserError(
                 f"{folder} is left from a command that was stopped, and holds {_difference(found, about)}.\n"
                 "Give another --out, or remove that folder."
@@ -110,12 +112,16 @@ def _parts(out: Path, about: dict[str, Any]) -> Path:
 
 
 def _finished(parts: Path) -> list[int]:
-    """Rows of the parts that are there, from the first on."""
+    """Rows of the parts that are there, from the first on; one that a crash of the machine has torn ends them."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     counts = []
     while (path := parts / _name(len(counts))).is_file():
-        counts.append(pq.read_metadata(path).num_rows)
+        try:
+            counts.append(pq.read_metadata(path).num_rows)
+        except pa.ArrowException:
+            break
     return counts
 
 
@@ -168,14 +174,30 @@ def _tables(parts: Path) -> Iterator[pa.Table]:
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Have a file written, whole or not at all."""
+    """Have a file written, whole or not at all, also where the machine loses its power."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         write(partial)
+        _to_disk(partial)
         os.replace(partial, path)
+        _to_disk(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def _to_disk(path: Path) -> None:
+    """Have the system write what it still holds back of a file, or of a folder's names."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _same(found: Any, about: dict[str, Any]) -> bool:
+    """Whether a file holds what was asked for; a model may go by several names."""
+    return isinstance(found, dict) and found | {"model": ""} == about | {"model": ""}
 
 
 def _name(number: int) -> str:
@@ -186,5 +208,5 @@ def _difference(found: Any, about: dict[str, Any]) -> str:
     """What a file holds that is not what was asked for."""
     if not isinstance(found, dict):
         return "something that this command did not write"
-    keys = [key for key in about if found.get(key) != about[key]]
+    keys = [key for key in about if found.get(key) != about[key] and key != "model"]
     return "; ".join(f"{key} {found.get(key)!r}, not {about[key]!r}" for key in keys) or "something else"

@@ -28,7 +28,7 @@ TRAINED_ON = 64  # vectors for one list of IVF
 # PQ's k-means: faiss's own 25 rounds on 256 vectors a code take three times as long, and find no more (measured).
 CODES, CODE_TRAINED_ON, CODE_ROUNDS = 256, 64, 10
 OUTGROWN = 4  # times the rows that IVF-PQ was trained on
-QUERIES = 256  # that are scored together: their candidates' vectors are held in float32
+BUDGET = 256 * 2**20  # bytes of candidates' vectors, in float32, that are scored together
 
 
 def load_faiss() -> Any:
@@ -108,8 +108,9 @@ class ApproximateSearch:
             how = self._faiss.SearchParametersIVF(sel=self._chosen, nprobe=LISTS_PROBED)
         scores = np.full((len(queries), top_k), -np.inf, np.float32)
         places = np.full((len(queries), top_k), -1, np.int64)
-        for at in range(0, len(queries), QUERIES):
-            some = np.ascontiguousarray(queries[at : at + QUERIES])
+        together = max(BUDGET // (4 * wanted * self._vectors.width), 1)
+        for at in range(0, len(queries), together):
+            some = np.ascontiguousarray(queries[at : at + together])
             _, labels = self._index.search(some, wanted, params=how)
             found = np.where(labels >= 0, self._places[labels], -1)
             rows = self._vectors.rows(found.ravel()).reshape(*found.shape, -1)  # of -1: any row, scored -inf below

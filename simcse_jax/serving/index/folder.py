@@ -11,7 +11,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,33 @@ def write_folder(folder: Path, settings: Mapping[str, Any], write_files: Callabl
     UserError if `folder` holds something else than an index, or cannot be written.
     """
     folder = Path(folder).expanduser().absolute()
-    _require_ours(folder)
+    require_ours(folder)
+    with _alone(folder):
+        _write_folder(folder, settings, write_files)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One save of a folder at a time, or each would clear away what the other has just written."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"Another process saves an index to {folder} just now. Try again, or give another folder."
+        ) from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}.\nGive another folder.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_folder(folder: Path, settings: Mapping[str, Any], write_files: Callable[[Path], None]) -> None:
     data = folder / f"rows-{uuid.uuid4().hex[:8]}"
     try:
         data.mkdir(parents=True)
@@ -68,7 +95,7 @@ def write_folder(folder: Path, settings: Mapping[str, Any], write_files: Callabl
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _require_ours(folder: Path) -> None:
+def require_ours(folder: Path) -> None:
     """UserError unless an index may be written there: a new or empty folder, or one that holds an index."""
     if not folder.exists():
         return

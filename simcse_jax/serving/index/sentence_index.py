@@ -109,9 +109,11 @@ class SentenceIndex:
         for id in wanted:
             if not 0 <= id < self._next_id:
                 raise UserError(f"There is no text with the id {id}: {self._known()}.")
+        if not wanted:
+            return np.zeros(0, np.int64)
         places = np.searchsorted(self._ids, np.array(wanted, np.int64))
-        there = np.append(self._ids, -1)[places] == wanted
-        there &= np.append(self._alive, False)[places]
+        near = np.minimum(places, len(self._ids) - 1)  # above the last: another id, so not there
+        there = (self._ids[near] == wanted) & self._alive[near] if len(self._ids) else np.zeros(len(wanted), bool)
         if not there.all():
             raise UserError(f"The text with the id {wanted[int(np.argmin(there))]} was removed: {self._known()}.")
         return places

@@ -81,9 +81,12 @@ class Desk:
         ]
 
     def _search(self, queries: list[_Query]) -> list[list[Hit]]:
-        most = max(query.top_k for query in queries)
-        found = self.model.index.search(np.stack([query.vector for query in queries]), most)
+        found: dict[int, list[Hit]] = {}
+        for top_k in {query.top_k for query in queries}:  # nobody pays for the many hits of another
+            places = [n for n, query in enumerate(queries) if query.top_k == top_k]
+            hits = self.model.index.search(np.stack([queries[n].vector for n in places]), top_k)
+            found |= dict(zip(places, hits, strict=True))
         return [
-            [hit for hit in hits[: query.top_k] if query.threshold is None or hit.score >= query.threshold]
-            for hits, query in zip(found, queries, strict=True)
+            [hit for hit in found[n] if query.threshold is None or hit.score >= query.threshold]
+            for n, query in enumerate(queries)
         ]

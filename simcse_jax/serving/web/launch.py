@@ -19,12 +19,11 @@ def serve(model: Model, settings: Settings) -> None:
 
     Prints where it listens once it does. UserError where FastAPI and uvicorn are missing, or the port cannot be had.
     """
-    try:
-        import uvicorn
+    require_web()
+    import uvicorn
 
-        from simcse_jax.serving.web.app import make_app
-    except ImportError as error:
-        raise UserError(f"Serving needs FastAPI and uvicorn ({error}): pip install 'simcse-jax[web]'") from error
+    from simcse_jax.serving.web.app import make_app
+
     with _listening(settings) as listening:
         app = make_app(model, settings)
         print("Compiling for texts of the usual lengths", flush=True)
@@ -43,6 +42,15 @@ def serve(model: Model, settings: Settings) -> None:
         )
         print(_greeting(model, settings, listening.getsockname()[1]), flush=True)
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def require_web() -> None:
+    """UserError where FastAPI and uvicorn are missing."""
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"Serving needs FastAPI and uvicorn ({error}): pip install 'simcse-jax[web]'") from error
 
 
 def warm_up(model: Model) -> None:
