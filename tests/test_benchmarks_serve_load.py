@@ -15,8 +15,8 @@ def test_a_short_load() -> None:
     seen = measure([sys.executable, "-m", "tests.serving.web.serve_made", "0"], list(CAPTIONS), clients=8, seconds=2)
     assert seen["failures"] == {}
     assert seen["exit_status"] == -signal.SIGTERM
-    assert seen["all"]["count"] == sum(route["count"] for route in seen["routes"].values()) > 50
-    assert 0 < seen["all"]["p50"] <= seen["all"]["p95"] <= seen["all"]["p99"] <= seen["all"]["most"] < 2
+    assert seen["all"]["count"] == sum(route["count"] for route in seen["routes"].values()) > 5
+    assert 0 < seen["all"]["p50"] <= seen["all"]["p95"] <= seen["all"]["p99"] <= seen["all"]["most"]
     assert len(seen["resident_bytes"]) > 5
     lines = table(seen)
     assert lines[0].startswith("8 clients, 2 s: ")

@@ -206,7 +206,7 @@ while True:
 def test_whenever_it_is_killed_the_index_is_whole(tmp_path: Path) -> None:
     made(3000).save(tmp_path)
     first, counts = unit(3000)[:1], [3000]
-    for wait_s in (0.05, 0.11, 0.23):
+    for wait_s in (0.05, 0.11, 0.23, 3.0):
         process = subprocess.Popen([sys.executable, "-c", SAVES, str(tmp_path)], stdout=subprocess.PIPE)
         assert process.stdout
         with process.stdout as out:

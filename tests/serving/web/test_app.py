@@ -239,16 +239,15 @@ def test_bad_requests_are_refused_in_words(client: httpx.Client, path: str, body
 
 
 def test_there_are_many_of_them() -> None:
-    assert len(BAD) >= 60
+    assert len(BAD) >= 100
 
 
 @pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonp"])
 def test_only_json_is_taken(client: httpx.Client, kind: str) -> None:
     answer = client.post("/encode", content=b'{"texts": "a"}', headers={"Content-Type": kind} if kind else {})
     assert answer.status_code == 415
-    assert client.post(
-        "/encode", content=b'{"texts": "a"}', headers={"Content-Type": "application/json; charset=utf-8"}
-    )
+    named = {"Content-Type": "application/json; charset=utf-8"}
+    assert client.post("/encode", content=b'{"texts": "a"}', headers=named).status_code == 200
 
 
 def test_a_body_without_a_length_is_counted_as_it_comes(client: httpx.Client) -> None:
@@ -345,7 +344,7 @@ def test_a_client_that_hangs_up_is_not_encoded() -> None:
         first = _post(url, ["first"], found)
         assert model.entered.wait(10)
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{url}/encode", json={"texts": "gone"}, timeout=0.3)
+            httpx.post(f"{url}/encode", json={"texts": "gone"}, timeout=httpx.Timeout(20, read=2))
         wait_until(lambda: httpx.get(f"{url}/health").json()["waiting"] == 0)
         model.gate.set()
         first.join()

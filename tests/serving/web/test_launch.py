@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def process() -> Iterator["subprocess.Popen[str]"]:
-    """A server of which a call takes a second."""
-    words = [sys.executable, "-m", "tests.serving.web.serve_made", "1"]
+    """A server of which a call takes two seconds."""
+    words = [sys.executable, "-m", "tests.serving.web.serve_made", "2"]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as started:
         yield started
         started.kill()
@@ -47,10 +47,10 @@ def test_sigterm_finishes_what_runs(process: "subprocess.Popen[str]") -> None:
     url, found = address(process), []
     httpx.get(f"{url}/health").raise_for_status()
     asking = threading.Thread(
-        target=lambda: found.append(httpx.post(f"{url}/encode", json={"texts": "slow"}, timeout=20))
+        target=lambda: found.append(httpx.post(f"{url}/encode", json={"texts": "slow"}, timeout=60))
     )
     asking.start()
-    time.sleep(0.4)
+    time.sleep(1)
     process.send_signal(signal.SIGTERM)
     asking.join()
     assert found[0].status_code == 200

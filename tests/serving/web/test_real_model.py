@@ -7,12 +7,12 @@ import httpx
 import numpy as np
 import pytest
 
+from simcse_jax import SimCSE
 from simcse_jax.data import demo
 from simcse_jax.serving.web.settings import Settings
 from tests.serving.web.servers import served
 from tests.small_models import export_small
 
-SimCSE: Any = pytest.importorskip("simcse_jax.serving.model", reason="not in this checkout yet").SimCSE
 TEXTS = demo.sentences(count=40)
 
 
