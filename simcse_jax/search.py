@@ -55,11 +55,11 @@ def main() -> None:
     """Search, ask or serve, as the flags say."""
     if not _MODEL.value:
         raise UserError("--model is needed: a run folder, an exported or Hugging Face folder, or a Hub name.")
+    _refuse_early()
     if not (_CORPUS.value or _SERVE.value or _PAIRS.value):
         raise UserError(
             "--corpus is needed: a file of sentences, or a saved index.\nFor example: --corpus=sentences.txt"
         )
-    _refuse_early()
 
     from simcse_jax.serving.model import SimCSE
 
