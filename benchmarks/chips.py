@@ -32,7 +32,8 @@ class Chip:
     outer: float  # a chip's share of the network between slices or nodes
     inner_hop: float  # assumed seconds from one chip to the next over the fast links
     outer_hop: float  # assumed seconds from one slice or node to another
-    torus: bool
+    links: int = 0  # of a chip in a torus, all together `inner`; 0 = a switch joins every pair
+    ring: int = 0  # the shortest axis of a torus that is closed to a ring
 
 
 CHIPS = {
@@ -40,12 +41,18 @@ CHIPS = {
     # 1,600 Gb/s a chip, newer ones 400 GB/s bidirectional, so 200 GB/s is one direction, over 4 links of 50 GB/s.
     # Data-centre network: 6.4 Tb/s a pod of 256, 25 Gb/s a chip. Float32 products: six bfloat16 ones
     # (jax.lax.Precision.HIGHEST).
-    "v5e": Chip("TPU v5e", 197e12, 197e12 / 6, 819e9, 256, 200e9, 25e9 / 8, 1e-6, 50e-6, torus=True),
+    "v5e": Chip("TPU v5e", 197e12, 197e12 / 6, 819e9, 256, 200e9, 25e9 / 8, 1e-6, 50e-6, links=4, ring=16),
+    # cloud.google.com/tpu/docs/v5p: 459 TFLOP/s, 95 GB, 2,765 GB/s, ICI 1,200 GB/s bidirectional over the 6 links of a
+    # 3D torus, of which cubes of 4 x 4 x 4 close the axes; 8,960 chips a pod; 50 Gb/s a chip between slices.
+    "v5p": Chip("TPU v5p", 459e12, 459e12 / 6, 2765e9, 8960, 600e9, 50e9 / 8, 1e-6, 50e-6, links=6, ring=4),
+    # cloud.google.com/tpu/docs/v6e: 918 TFLOP/s, 32 GB, 1,600 GB/s, ICI 3,200 Gb/s over 4 links of a 2D torus, pods of
+    # 256; 25.6 Tb/s a pod between slices, 100 Gb/s a chip.
+    "v6e": Chip("TPU v6e", 918e12, 918e12 / 6, 1600e9, 256, 400e9, 100e9 / 8, 1e-6, 50e-6, links=4, ring=16),
     # nvidia.com/en-us/data-center/h100 (SXM): 1,979 TFLOP/s with sparsity, so 989 dense; float32 67 TFLOP/s; 80 GB,
     # 3.35 TB/s; NVLink 900 GB/s, both directions together. DGX H100: 8 GPUs, a 400 Gb/s network card each.
-    "h100": Chip("H100 SXM", 989e12, 67e12, 3.35e12, 8, 450e9, 50e9, 2e-6, 10e-6, torus=False),
+    "h100": Chip("H100 SXM", 989e12, 67e12, 3.35e12, 8, 450e9, 50e9, 2e-6, 10e-6),
     # nvidia.com/en-us/data-center/h200: the same but 141 GB, 4.8 TB/s.
-    "h200": Chip("H200 SXM", 989e12, 67e12, 4.8e12, 8, 450e9, 50e9, 2e-6, 10e-6, torus=False),
+    "h200": Chip("H200 SXM", 989e12, 67e12, 4.8e12, 8, 450e9, 50e9, 2e-6, 10e-6),
 }
 
 
@@ -64,36 +71,38 @@ class Sent:
         return Sent(self.inner * times, self.outer * times, self.seconds * times)
 
 
-def torus_shape(chips: int) -> tuple[int, int]:
-    """The most nearly square two powers of two: the slices that v5e comes in, 2 x 4 to 16 x 16."""
-    short = 1 << (chips.bit_length() - 1) // 2
-    return short, chips // short
+def torus_shape(chips: int, axes: int = 2) -> tuple[int, ...]:
+    """The most nearly equal powers of two, shortest first: the slices that TPUs come in, for v5e 2 x 4 to 16 x 16."""
+    exponent = chips.bit_length() - 1
+    return tuple(1 << (exponent + axis) // axes for axis in range(axes))
 
 
-def fast_links(chip: Chip, chips: int) -> tuple[float, int]:
+def fast_links(chip: Chip, chips: int, shape: tuple[int, ...] = ()) -> tuple[float, int]:
     """Bandwidth of one chip's fast links in a collective over `chips` of them, and the hops to the farthest.
 
-    A v5e axis of 16 is closed to a ring and sends both ways; a shorter one is a line, whose last chip has one link.
-    Between GPUs a switch gives every pair all of the bandwidth; a ring passes everyone.
+    shape: how they stand in a torus; otherwise as nearly equal axes as can be. A v5e axis of 16 is closed to a ring and
+    sends both ways; a shorter one is a line, whose last chip has one link. Between GPUs a switch gives every pair all
+    of the bandwidth; a ring passes everyone.
     """
-    if not chip.torus:
+    if not chip.links:
         return chip.inner, chips - 1
-    axes = [size for size in torus_shape(chips) if size > 1]
-    links = sum(2 if size == 16 else 1 for size in axes)
-    return chip.inner * links / 4, sum(size // 2 if size == 16 else size - 1 for size in axes)
+    axes = [size for size in shape or torus_shape(chips, chip.links // 2) if size > 1]
+    links = sum(2 if size >= chip.ring else 1 for size in axes)
+    return chip.inner * links / chip.links, sum(size // 2 if size >= chip.ring else size - 1 for size in axes)
 
 
-def gathered(chip: Chip, chips: int, size: float, assumed: Assumed) -> Sent:
+def gathered(chip: Chip, chips: int, size: float, assumed: Assumed, shape: tuple[int, ...] = ()) -> Sent:
     """One all-gather to `size` bytes on every chip, or one reduce-scatter from them: (n - 1) / n of the size is sent.
 
-    Over several slices or nodes: first among those that stand at the same place in each, then within each.
+    Over several slices or nodes: first among those that stand at the same place in each, then within each. shape: how
+    the chips of a slice stand (see `fast_links`).
     """
     if chips == 1:
         return Sent()
     within = min(chips, chip.inner_size)
     parts = chips // within
     inner, outer = size * (within - 1) / within, size * (parts - 1) / chips
-    bandwidth, hops = fast_links(chip, within)
+    bandwidth, hops = fast_links(chip, within, shape)
     seconds = assumed.launch + hops * chip.inner_hop + inner / (bandwidth * assumed.link_share)
     # A switched network lets the distance double at each step, so log2 steps send no byte more than a ring.
     seconds += math.ceil(math.log2(parts)) * chip.outer_hop + outer / (chip.outer * assumed.link_share)

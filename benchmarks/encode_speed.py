@@ -1,17 +1,20 @@
-"""Encoding speed, ours beside sentence-transformers': the sentences of the seven STS tasks, in one run, in alternation.
+"""Encoding speed, ours beside sentence-transformers': the same sentences, in one run, in alternation.
 
-    python -m benchmarks.encode_speed --model=DIR --data=senteval --json=FILE
+    python -m benchmarks.encode_speed --model=DIR --texts=sentences.txt --sentences=20000 --json=FILE
 
-Both encode the same distinct sentences of the same model folder in float32, sorted by length, on all cores. A round
-times each side once; medians and spread are over rounds. Ours is compiled anew by each process, so its first pass is
-timed too. --peer_batch_size: sentence-transformers' own (its default is 32), several to give it its best.
-Needs PyTorch and sentence-transformers.
+Both encode the same distinct sentences with the same model folder in float32, on all cores, each sorting by length as
+it does. The sentences are dealt into parts, and each side encodes one part after the other in turn with the other; the
+ratio is that of the sums, its spread that over the parts. All vectors of the two sides must be equal within 2e-5 in
+every number. Ours is compiled anew by each process, so a first part is timed too, from opening the model. Peak memory
+is that of a process which loads the model and encodes one part. --peer_batch_size: sentence-transformers' own (its
+default is 32), several to give it its best. Without --texts: the sentences of the seven STS tasks. Needs PyTorch and
+sentence-transformers.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
+import multiprocessing
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,77 +23,122 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from benchmarks import process_memory
 from simcse_jax import cli
 from simcse_jax.embedding_model import open_model
 from simcse_jax.errors import UserError
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.evaluation.sts import TASKS, load_sts
+from simcse_jax.serving.corpus_texts import corpus_texts
 
 FLAGS = flags.FLAGS
 
+OURS = "simcse_jax"
+CLOSE = 2e-5
+Encode = Callable[[list[str]], np.ndarray]
 
-def sentences(data: str, count: int) -> list[str]:
-    """The distinct sentences of the seven STS tasks, or `count` of them drawn at random."""
+
+def sts_sentences(data: str) -> list[str]:
+    """The sentences of the seven STS tasks."""
     folder = senteval_folder(data)
     parts = [pairs for task in TASKS for pairs in load_sts(folder, task).values()]
-    distinct = list(dict.fromkeys(text for pairs in parts for text in (*pairs.first, *pairs.second)))
-    if not count:
-        return distinct
-    return [distinct[n] for n in np.random.default_rng(0).permutation(len(distinct))[:count]]
+    return [text for pairs in parts for text in (*pairs.first, *pairs.second)]
 
 
-def seconds(encode: Callable[[list[str]], Any], texts: list[str]) -> float:
-    """How long it took."""
-    start = time.perf_counter()
-    encode(texts)
-    return time.perf_counter() - start
+def distinct(texts: list[str], count: int) -> list[str]:
+    """Each text once, or `count` of them drawn at random; 0 = all."""
+    once = list(dict.fromkeys(texts))
+    return [once[n] for n in np.random.default_rng(0).permutation(len(once))[: count or None]]
 
 
-def measure(model: str, texts: list[str], rounds: int, batch_sizes: list[int]) -> dict[str, Any]:
-    """The figures: seconds of each side, and `ratio` by peer, which is above 1 where ours is faster."""
+def peer_model(folder: str) -> Any:
+    """sentence-transformers' own model of the folder, in float32."""
     from sentence_transformers import SentenceTransformer
 
-    peer = SentenceTransformer(model)
+    return SentenceTransformer(folder)
 
-    def ours(some: list[str]) -> np.ndarray:
+
+def sides(folder: str, batch_sizes: list[int]) -> dict[str, Encode]:
+    """What is compared, by name, ours first; both cut texts at the length that sentence-transformers would."""
+    peer = peer_model(folder)
+    encoder, rng = open_model(folder, max_length=peer.max_seq_length), np.random.default_rng(0)
+
+    def ours(texts: list[str]) -> np.ndarray:
         # A fresh order, so that nothing is taken from what is kept of the round before.
-        return encoder.encode([some[n] for n in rng.permutation(len(some))])
+        order = rng.permutation(len(texts))
+        vectors = np.empty((len(texts), encoder.width), np.float32)
+        vectors[order] = encoder.encode([texts[n] for n in order])
+        return vectors
 
-    def theirs(batch_size: int) -> Callable[[list[str]], Any]:
-        return lambda some: peer.encode(some, batch_size=batch_size, show_progress_bar=False)
+    def theirs(batch_size: int) -> Encode:
+        return lambda texts: peer.encode(texts, batch_size=batch_size, show_progress_bar=False)
 
-    encoder, rng = open_model(model), np.random.default_rng(0)
-    sides = {"simcse_jax": ours} | {f"sentence-transformers, batch {size}": theirs(size) for size in batch_sizes}
-    a, b = encoder.encode(texts[:512]), peer.encode(texts[:512], show_progress_bar=False)
-    worst = float(np.abs(a - b).max() / np.abs(b).max())
-    if worst > 1e-4:
-        raise UserError(
-            f"The two sides disagree by {worst:.1e}: they do not encode alike, so there is nothing to time."
-        )
-    first = seconds(open_model(model).encode, texts)
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for encode in sides.values():
-        encode(texts[:512])
-    ours(texts)  # compiles every shape
-    for _ in range(rounds):
-        for name, encode in sides.items():
-            times[name].append(seconds(encode, texts))
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {OURS: ours} | {f"sentence-transformers, batch {size}": theirs(size) for size in batch_sizes}
+
+
+def seconds(encode: Encode, texts: list[str]) -> tuple[float, np.ndarray]:
+    """How long it took, and what came out."""
+    start = time.perf_counter()
+    vectors = encode(texts)
+    return time.perf_counter() - start, vectors
+
+
+def peak_memory(folder: str, texts: list[str], batch_size: int) -> dict[str, float]:
+    """MiB that a process of each side held at most, which loads the model and encodes the texts; 0: ours."""
+    context = multiprocessing.get_context("spawn")
+    found = {}
+    for name, size in ((OURS, 0), (f"sentence-transformers, batch {batch_size}", batch_size)):
+        with context.Pool(1) as pool:
+            found[name] = pool.apply(_encode_once, (folder, texts, size))
+    return found
+
+
+def _encode_once(folder: str, texts: list[str], batch_size: int) -> float:
+    if batch_size:
+        peer_model(folder).encode(texts, batch_size=batch_size, show_progress_bar=False)
+    else:
+        open_model(folder).encode(texts)
+    return process_memory.peak() / 2**20
+
+
+def measure(model: str, parts: list[list[str]], batch_sizes: list[int]) -> dict[str, Any]:
+    """The figures: seconds of each side by part, and by peer how many times as fast as it ours is."""
+    first = seconds(lambda texts: open_model(model).encode(texts), parts[0])[0]
+    compared = sides(model, batch_sizes)
+    for encode in compared.values():
+        encode(parts[0])  # compiles every shape, and fills what is kept
+    times: dict[str, list[float]] = {name: [] for name in compared}
+    worst = 0.0
+    for part in parts:
+        vectors = {}
+        for name, encode in compared.items():
+            taken, vectors[name] = seconds(encode, part)
+            times[name].append(taken)
+        worst = float(np.max([worst, *(np.abs(vectors[OURS] - other).max() for other in vectors.values())]))
+    if not worst <= CLOSE:  # nor where it is no number
+        raise UserError(f"The sides disagree by {worst:.1e}: they do not encode alike, so no times are told.")
     return {
-        "sentences": len(texts),
-        "worst relative difference": worst,
-        "seconds": {name: {"median": medians[name], "all": values} for name, values in times.items()},
-        "first pass": first,
-        "ratio": {name: medians[name] / medians["simcse_jax"] for name in sides if name != "simcse_jax"},
-        "ratio of a first pass": {name: medians[name] / first for name in sides if name != "simcse_jax"},
+        "sentences": sum(map(len, parts)),
+        "parts": len(parts),
+        "worst difference": worst,
+        "seconds": times,
+        "first part": first,
+        "ratio": {name: sum(times[name]) / sum(times[OURS]) for name in compared if name != OURS},
+        "ratio by part": {
+            name: [theirs / ours for theirs, ours in zip(times[name], times[OURS], strict=True)]
+            for name in compared
+            if name != OURS
+        },
+        "peak MiB": peak_memory(model, parts[0], batch_sizes[0]),
     }
 
 
 def define_flags() -> None:
     """The command's flags; only the command has them, so that other commands' tests may import this file."""
     flags.DEFINE_string("model", "", "A model folder that both sides can read.")
+    flags.DEFINE_list("texts", [], "Files of sentences; without any, those of the STS tasks.")
     flags.DEFINE_string("data", "", "SentEval's data: its folder or a senteval.tar. Default: fetched from the Hub.")
-    flags.DEFINE_integer("rounds", 5, "How often each side encodes everything.", lower_bound=1)
+    flags.DEFINE_integer("parts", 10, "Into how many parts the sentences are dealt.", lower_bound=1)
     flags.DEFINE_integer("sentences", 0, "Encode that many sentences, drawn at random; 0 = all.", lower_bound=0)
     flags.DEFINE_list("peer_batch_size", ["32", "128"], "sentence-transformers' batch sizes.")
     flags.DEFINE_string("json", "", "Write the figures there as well.")
@@ -100,14 +148,19 @@ def main() -> None:
     """Measure as the flags say."""
     if not FLAGS.model:
         raise UserError("--model=DIR is needed: a model folder that sentence-transformers reads too.")
-    texts = sentences(FLAGS.data, FLAGS.sentences)
-    figures = measure(FLAGS.model, texts, FLAGS.rounds, [int(size) for size in FLAGS.peer_batch_size])
-    print(f"{figures['sentences']:,} sentences, {FLAGS.rounds} rounds")
+    found = list(corpus_texts(FLAGS.texts)) if FLAGS.texts else sts_sentences(FLAGS.data)
+    texts = distinct(found, FLAGS.sentences)
+    parts = [texts[n :: FLAGS.parts] for n in range(FLAGS.parts)]
+    figures = measure(FLAGS.model, parts, [int(size) for size in FLAGS.peer_batch_size])
+    worst = figures["worst difference"]
+    print(f"{len(texts):,} sentences in {len(parts)} parts; vectors differ by {worst:.1e} at most")
     for name, times in figures["seconds"].items():
-        span = f"{min(times['all']):.1f} to {max(times['all']):.1f}"
-        ratio = figures["ratio"].get(name)
-        print(f"  {name:40s} {times['median']:6.1f} s ({span})" + (f", ours is {ratio:.2f} x as fast" if ratio else ""))
-    print(f"  our first pass in a process, weights and compilation included: {figures['first pass']:.1f} s")
+        print(f"  {name:34s} {sum(times):6.1f} s, {len(texts) / sum(times):,.0f} sentences/s", end="")
+        if name in figures["ratio"]:
+            low, high = min(figures["ratio by part"][name]), max(figures["ratio by part"][name])
+            print(f"; ours is {figures['ratio'][name]:.2f} x as fast ({low:.2f} to {high:.2f} by part)", end="")
+        print(f"; peak {figures['peak MiB'][name]:,.0f} MiB" if name in figures["peak MiB"] else "")
+    print(f"  our first part in a process, weights and compilation included: {figures['first part']:.1f} s")
     if FLAGS.json:
         Path(FLAGS.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import jax
 from absl import flags
 
+from benchmarks import process_memory
 from configs import demo
 from simcse_jax import cli
 from simcse_jax.config import resolve
@@ -65,10 +65,9 @@ def samples_of_a_run(folder: Path, steps: int) -> list[dict[str, Any]]:
 
 
 def _look() -> dict[str, int]:
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     live = jax.live_arrays()
     return {
-        "resident": pages * os.sysconf("SC_PAGE_SIZE"),
+        "resident": process_memory.resident(),
         "arrays": len(live),
         "array_bytes": sum(array.nbytes for array in live),
     }

@@ -17,24 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 from jax.sharding import Mesh
 
-from configs import base
+from benchmarks.compiled_step import ENCODERS, GROUP, ROW_LENGTH, ROWS, lower, memory_of
 from simcse_jax import cli
-from simcse_jax.config import ObjectiveConfig, resolve
-from simcse_jax.encoder.bert import Encoder, EncoderConfig
+from simcse_jax.config import ObjectiveConfig
 from simcse_jax.errors import UserError
 from simcse_jax.training.devices import topology_chips
 from simcse_jax.training.mesh import make_mesh
-from simcse_jax.training.program import batch_shapes, make_program
 
 FLAGS = flags.FLAGS
 
-BERT_BASE = EncoderConfig("bert", 30522, 768, 12, 12, 3072)
-# 64 Wikipedia sentences of 21.9 tokens in the mean fill 23 rows of 64.
-GROUP, ROWS, ROW_LENGTH = 64, 23, 64
 TILE = ObjectiveConfig().tile
 LAYOUTS: dict[str, dict[str, Any]] = {
     "whole": {"objective.tile": 0},
@@ -47,36 +41,15 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 def measure(mesh: Mesh, batch_size: int, layout: str, dtype: str) -> dict[str, Any]:
-    """Bytes of a compiled step: arguments, outputs, aliased (outputs in the place of arguments), temporaries, needed.
-
-    `needed` is the sum, as temporaries share places that are theirs at different times; `peak` is XLA's own figure,
-    which on CPUs counts no temporaries. Or `out of memory`: the compiler's words where the device has too little.
-    """
-    recipe = base.get_config()
-    changes = {"data.files": "none", "train.batch_size": batch_size, "model.dtype": dtype}
-    recipe.update_from_flattened_dict(changes | LAYOUTS[layout])
-    config = resolve(recipe, (), mesh.size)
-    encoder = Encoder(BERT_BASE, jnp.dtype(dtype), has_head=True, remat=config.model.remat)
-    program = make_program(config, encoder, mesh, views=2, total_steps=1000)
-    batch = batch_shapes(config, mesh, 1, ROWS, ROW_LENGTH)
-    step: Any = program.train_step
+    """The memory of a compiled step (`memory_of`), or `out of memory`: the words of a compiler that has too little."""
+    lowered = lower(mesh, ENCODERS["bert-base"], batch_size, dtype, LAYOUTS[layout])
     figures: dict[str, Any] = {"batch size": batch_size, "layout": layout}
     try:
-        memory = step.lower(program.shapes, batch).compile().memory_analysis()
+        return figures | memory_of(lowered.compile())
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return figures | {"out of memory": str(error)}
-    arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes
-    aliased, temporaries = memory.alias_size_in_bytes, memory.temp_size_in_bytes
-    return figures | {
-        "arguments": arguments,
-        "outputs": outputs,
-        "aliased": aliased,
-        "temporaries": temporaries,
-        "needed": arguments + outputs - aliased + temporaries,
-        "peak": memory.peak_memory_in_bytes,
-    }
 
 
 def table(results: list[dict[str, Any]]) -> list[str]:

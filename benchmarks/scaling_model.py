@@ -10,6 +10,7 @@ import dataclasses
 import math
 
 from benchmarks.chips import Assumed, Chip, Sent, gathered
+from benchmarks.sizes import SIZES
 
 FLOAT32 = 4
 
@@ -48,11 +49,11 @@ class Model:
         return self.of_layers + self.around
 
 
+BERT, ROBERTA = (30522, 512, 2), (50265, 514, 1)
 MODELS = {
-    "bert-base": Model(12, 768, 3072),
-    "bert-large": Model(24, 1024, 4096),
-    "roberta-base": Model(12, 768, 3072, 50265, 514, 1),
-    "roberta-large": Model(24, 1024, 4096, 50265, 514, 1),
+    f"{family}-{size}": Model(of.num_hidden_layers, of.hidden_size, of.intermediate_size, *tables)
+    for family, tables in (("bert", BERT), ("roberta", ROBERTA))
+    for size, of in (("base", SIZES["bert-base"]), ("large", SIZES["bert-large"]))
 }
 
 

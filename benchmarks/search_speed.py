@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from benchmarks import process_memory
 from simcse_jax import cli
 from simcse_jax.serving.index.approximate import load_faiss
 from simcse_jax.serving.index.sentence_index import SentenceIndex
@@ -99,21 +100,12 @@ def recall(found: np.ndarray, truth: np.ndarray) -> float:
     return sum(hits) / truth.size
 
 
-def _kept_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _peak_bytes() -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
 def extra_bytes(search: Search) -> int:
     """Resident bytes that a search takes at its peak above what was there before; Linux keeps count."""
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
-    before = _kept_bytes()
+    before = process_memory.resident()
     search()
-    return max(_peak_bytes() - before, 0)
+    return max(process_memory.peak() - before, 0)
 
 
 def measure(count: int, width: int, query_count: int, top_k: int, rounds: int, kinds: list[str]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import re
 import subprocess
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
+from benchmarks import process_memory
 from simcse_jax import cli
 from simcse_jax.data import demo
 from simcse_jax.data.corpus import read_sentences
@@ -108,13 +108,13 @@ async def _load(
 ) -> tuple[list[Asked], list[tuple[float, int]]]:
     """Everything that was asked, and (seconds since the start, the server's resident bytes)."""
     asked: list[Asked] = []
-    memory = [(0.0, _resident(pid))]
+    memory = [(0.0, process_memory.resident(pid))]
     start = time.monotonic()
     end = start + seconds
     asking = [asyncio.create_task(_client(host, port, texts, random.Random(n), end, asked)) for n in range(clients)]
     for sample in range(1, SAMPLES + 1):
         await asyncio.sleep(max(0.0, start + seconds * sample / SAMPLES - time.monotonic()))
-        memory.append((time.monotonic() - start, _resident(pid)))
+        memory.append((time.monotonic() - start, process_memory.resident(pid)))
     await asyncio.gather(*asking)
     return asked, memory
 
@@ -157,11 +157,6 @@ def _request(texts: list[str], rng: random.Random) -> tuple[str, dict[str, Any]]
         "/similarity": {"queries": several, "keys": rng.choices(texts, k=4)},
         "/v1/embeddings": {"input": several, "model": "any", "encoding_format": "base64"},
     }[path]
-
-
-def _resident(pid: int) -> int:
-    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def define_flags() -> None:

@@ -38,10 +38,12 @@ def main() -> None:
 
     from tqdm import tqdm
 
+    from simcse_jax.compiled import keep_compiled
     from simcse_jax.serving.corpus_texts import corpus_texts
     from simcse_jax.serving.model import SimCSE
     from simcse_jax.serving.vector_file import write_vectors
 
+    keep_compiled()
     texts = corpus_texts(_INPUT.value, _COLUMN.value)
     model = SimCSE(_MODEL.value, _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value)
     about = {

@@ -192,9 +192,9 @@ def open_model(
     None = what the model can take.
     """
     if dtype not in DTYPES:
-        raise UserError(f"--dtype={dtype} is unknown. Known: {', '.join(DTYPES)}.")
+        raise UserError(f"dtype={dtype} is unknown. Known: {', '.join(DTYPES)}.")
     if pooler and pooler not in POOLERS:
-        raise UserError(f"--pooler={pooler} is unknown. Known: {', '.join(POOLERS)}.")
+        raise UserError(f"pooler={pooler} is unknown. Known: {', '.join(POOLERS)}.")
     path = Path(name).expanduser()
     origin = _run_folder(path, pooler) if is_run_folder(path) else _model_folder(name, bool(pooler))
     return EmbeddingModel(name, origin, pooler or origin.pooler, dtype, max_length)
@@ -241,9 +241,7 @@ def _model_folder(name: str, pooler_given: bool) -> _Origin:
         own = read_pooler(folder)
     except UserError as error:
         if not pooler_given:
-            raise UserError(
-                f"{error}\nGive it as --pooler=NAME, or after the model's name: --model={name}:NAME."
-            ) from error
+            raise UserError(f"{error}\nGive it as --pooler=NAME, in Python as pooler=NAME.") from error
         own = ""
     return _Origin(
         kind="model folder" if Path(name).expanduser().is_dir() else "Hub model",

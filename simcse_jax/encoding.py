@@ -1,6 +1,6 @@
 """Model and texts to a float32 matrix: what training, evaluation and serving all call.
 
-Sentences are packed into rows of 32, 64, 128, 256 or 512 tokens and the rows into groups of a near-constant number of
+Sentences are packed into rows of 64, 128, 256 or 512 tokens and the rows into groups of a near-constant number of
 tokens, so that a model is compiled for a handful of shapes, whatever the texts.
 """
 
@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from simcse_jax.data.packing import Slots, fill
-from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.bert import Encoder, unstacked
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.errors import UserError
 from simcse_jax.group import Group
@@ -25,10 +25,10 @@ from simcse_jax.group import Group
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHORTEST_ROW = 32  # tokens of the shortest rows; longer ones are its doublings
+SHORTEST_ROW = 64  # tokens of the shortest rows: shorter ones pack worse and run no faster; longer are its doublings
 FULL_GROUP = 4096  # tokens of a group: enough to fill a chip, and 8 x 512 tokens' attention still fits anywhere
-SMALL_GROUP = 128  # tokens of a group when there is little to encode
-SMALL_CALLS = 16  # the most calls with small groups before a full one is cheaper
+FULL_GROUP_ON_CPU = 512  # what the feed-forward layers make of more no longer fits in a processor's caches
+SMALL_GROUP = 128  # tokens of a group when there is little to encode: less than half of a full one
 TOKENS_PER_SLOT = 8  # a group has one sentence slot for so many tokens
 BLOCK = 65536  # sentences that are tokenised, sorted and packed together
 CACHED_BLOCKS = 4  # repeated inputs that stay packed: training evaluates the same pairs again and again
@@ -67,13 +67,15 @@ class SentenceEncoder:
             )
         if pooler not in POOLERS:
             raise UserError(f"Unknown pooler {pooler!r}; known: {', '.join(POOLERS)}.")
-        self.model, self.tokenizer, self.mesh, self.pooler = model, tokenizer, mesh, pooler
+        # Unrolled: a loop would copy each layer's parameters out of the stack, for every group again.
+        self.model, self.tokenizer, self.mesh, self.pooler = model.clone(unroll=True), tokenizer, mesh, pooler
         self.max_length = limit if max_length is None else max_length
         self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._cache: dict[tuple[str, ...], list[_Call]] = {}
         # One host reads its devices' parts as they are; several need the whole on each.
         out = self._split if self._split.is_fully_addressable else self._whole
+        self._unstacked: Any = jax.jit(unstacked)
         self._apply: Any = jax.jit(self._encode_groups, out_shardings=out)
 
     def encode(self, params: Any, texts: Sequence[str], progress: bool = False) -> np.ndarray:
@@ -111,10 +113,12 @@ class SentenceEncoder:
             return jax.vmap(one)(groups)
 
     def placed(self, params: Any) -> Any:
-        """The params on the devices of the mesh, where `encode` takes them as they are.
+        """The params on the devices of the mesh, each layer's by themselves: `encode` takes these as they are.
 
         Always as NamedSharding, since another kind compiles anew.
         """
+        if "layers" not in params:
+            return params
         devices = self._whole.device_set
 
         def place(x: Any) -> jax.Array:
@@ -122,7 +126,7 @@ class SentenceEncoder:
                 return x
             return jax.make_array_from_callback(x.shape, self._whole, np.asarray(x).__getitem__)
 
-        return jax.tree.map(place, params)
+        return self._unstacked(jax.tree.map(place, params))
 
     def _results(self, params: Any, texts: tuple[str, ...]) -> Iterator[tuple[list[np.ndarray], jax.Array]]:
         """Pairs (for each group its sentences, float32[G, N, D]), each handed out when the next is under way."""
@@ -157,8 +161,9 @@ class SentenceEncoder:
     def _cut(self, tokens: list[np.ndarray], rows: list[list[int]], row_length: int) -> Iterator[_Call]:
         """The calls that hold these rows; all have one shape."""
         devices = self.mesh.size
-        small = max(SMALL_GROUP // row_length, 1)
-        height = small if len(rows) <= SMALL_CALLS * devices * small else max(FULL_GROUP // row_length, 1)
+        full = FULL_GROUP_ON_CPU if self.mesh.devices.flat[0].platform == "cpu" else FULL_GROUP
+        tokens_of_a_group = SMALL_GROUP if len(rows) * row_length <= devices * full // 2 else full
+        height = max(tokens_of_a_group // row_length, 1)
         for start in range(0, len(rows), height * devices):
             heights = [rows[at : at + height] for at in range(start, start + height * devices, height)]
             groups = [_group(tokens, part, (height, row_length)) for part in heights]
@@ -195,7 +200,7 @@ def _strings(texts: Sequence[str]) -> list[str]:
 
 
 def row_lengths(max_length: int) -> tuple[int, ...]:
-    """The row lengths for sentences of at most `max_length` tokens: 32, 64, ... up to the first that holds them."""
+    """The row lengths for sentences of at most `max_length` tokens: 64, 128, ... up to the first that holds them."""
     lengths = [SHORTEST_ROW]
     while lengths[-1] < max_length:
         lengths.append(2 * lengths[-1])

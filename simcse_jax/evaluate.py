@@ -52,6 +52,7 @@ def main() -> int:
     """Evaluate as the flags say; 1 when a task failed."""
     from rich.console import Console
 
+    from simcse_jax.compiled import keep_compiled
     from simcse_jax.evaluation.graded_pairs import load_graded_pairs
     from simcse_jax.evaluation.judge import GEOMETRY, Exam, choose_tasks, passed
     from simcse_jax.evaluation.senteval import senteval_folder
@@ -63,6 +64,7 @@ def main() -> int:
     require_writable(out)
     own_only = bool(_PAIRS.value) and not _DATA.value
     tasks = choose_tasks(_TASKS.value or (GEOMETRY if own_only else f"sts,{GEOMETRY}"), _SPLIT.value)
+    keep_compiled()
     models = iter([_opened(given) for given in names])
     for source in _PAIRS.value:
         load_graded_pairs(source)  # a file that cannot be used is a wrong command, and is found before the work

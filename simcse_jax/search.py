@@ -18,6 +18,7 @@ from simcse_jax.errors import UserError
 
 if TYPE_CHECKING:
     from simcse_jax.serving.model import SimCSE
+    from simcse_jax.serving.web.settings import Settings
 
 _MODEL = flags.DEFINE_string("model", "", "A run folder, an exported or Hugging Face folder, or a Hub name.")
 _CORPUS = flags.DEFINE_list(
@@ -48,6 +49,9 @@ _SERVE = flags.DEFINE_bool(
     "serve", False, "Serve a JSON API and a page (needs the extra [web]). --corpus may be absent."
 )
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "With --serve: the address to listen on; 0.0.0.0 for all.")
+_ALLOWED = flags.DEFINE_list(
+    "allowed_hosts", [], "With --serve on this machine alone: further names that clients call it by, as behind a proxy."
+)
 _PORT = flags.DEFINE_integer("port", 8000, "With --serve: the port.", 0, 65535)
 
 
@@ -61,8 +65,10 @@ def main() -> None:
             "--corpus is needed: a file of sentences, or a saved index.\nFor example: --corpus=sentences.txt"
         )
 
+    from simcse_jax.compiled import keep_compiled
     from simcse_jax.serving.model import SimCSE
 
+    keep_compiled()
     model = SimCSE(_MODEL.value, _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value)
     if _CORPUS.value:
         _fill(model)
@@ -71,13 +77,8 @@ def main() -> None:
         return
     if _SERVE.value:
         from simcse_jax.serving.web.launch import serve
-        from simcse_jax.serving.web.settings import Settings
 
-        key = os.environ.get("SIMCSE_API_KEY") or None
-        serve(
-            model,
-            Settings(name=Path(_MODEL.value).name or _MODEL.value, host=_HOST.value, port=_PORT.value, api_key=key),
-        )
+        serve(model, _settings())
         return
     queries = _QUERY.value if _QUERY.value or _SAVE.value else _asked()
     for query in queries:
@@ -94,28 +95,48 @@ def _refuse_early() -> None:
     """UserError for what could only fail once everything is encoded."""
     from simcse_jax.serving.index.folder import require_ours
     from simcse_jax.serving.mining import require_window
-    from simcse_jax.serving.training_file import require_csv
+    from simcse_jax.serving.training_file import open_pairs, require_csv
 
     if bool(_MINE.value) != bool(_PAIRS.value):
         raise UserError("--mine-negatives=OUT.csv and --pairs=TRAINING_FILE belong together; give both or neither.")
     if _MINE.value:
-        require_csv(Path(_MINE.value))
+        if _SERVE.value or _QUERY.value:
+            other = "--serve" if _SERVE.value else "--query"
+            raise UserError(f"--mine-negatives and {other} exclude each other. Leave one of them out.")
+        require_csv(Path(_MINE.value).expanduser())
         require_window(_ranks())
         if Path(_MINE.value).resolve() in [Path(name).resolve() for name in (*_PAIRS.value, *_CORPUS.value)]:
             raise UserError(f"--mine-negatives={_MINE.value} would replace what is read. Give another file.")
+        open_pairs(_PAIRS.value)
     if _SAVE.value:
         require_ours(Path(_SAVE.value).expanduser())
     if _SERVE.value:
-        from simcse_jax.serving.web.launch import require_web
+        from simcse_jax.serving.web.launch import require_port, require_web
 
         require_web()
         if _QUERY.value:
             raise UserError("--query and --serve exclude each other: the server's page and /search take queries.")
+        require_port(_settings())
     given = [name for name in ("kind", "storage", "column") if flags.FLAGS[name].present]
+    unused = [*given, *(["save_index"] if _SAVE.value else [])]
+    if unused and not _CORPUS.value:
+        raise UserError(f"--{unused[0]} is about the index of --corpus, and there is none. Give one, or leave it out.")
     if given and _is_index():
         raise UserError(
             f"--{given[0]} is for a new index, and --corpus={_CORPUS.value[0]} is a saved one. Leave it out."
         )
+
+
+def _settings() -> Settings:
+    from simcse_jax.serving.web.settings import Settings
+
+    return Settings(
+        name=Path(_MODEL.value).name or _MODEL.value,
+        host=_HOST.value,
+        port=_PORT.value,
+        api_key=os.environ.get("SIMCSE_API_KEY"),  # an empty one is a mistake, not none
+        hosts=tuple(_ALLOWED.value),
+    )
 
 
 def _ranks() -> tuple[int, int]:

@@ -44,6 +44,9 @@ _PLAN = flags.DEFINE_bool(
     False,
     "Train nothing: print shapes, memory, arithmetic, what devices send, and the largest batch that fits.",
 )
+_PROFILE = flags.DEFINE_bool(
+    "profile", False, "Trace five steps, from the 11th on, into WORKDIR/profile, for Perfetto and TensorBoard."
+)
 _SEARCH = flags.DEFINE_bool("search", True, "With --plan: compile other batch sizes too, for the largest that fits.")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "With --plan: a TPU topology such as v5e:4x4 instead of what is here.")
 
@@ -79,12 +82,14 @@ def main() -> int:
 
     import jax
 
+    from simcse_jax.compiled import keep_compiled
     from simcse_jax.config import resolve
     from simcse_jax.hosts.agreement import is_first, processes, together
     from simcse_jax.training.description import describe
     from simcse_jax.training.loop import summary, train
     from simcse_jax.training.run import prepare
 
+    keep_compiled()
     with together():
         overridden = config_flags.get_override_values(flags.FLAGS["config"])
         x64 = jax.dtypes.canonicalize_dtype("float64") == "float64"
@@ -93,7 +98,7 @@ def main() -> int:
     if is_first():
         print("\n".join(describe(run)), flush=True)
     started = time.monotonic()
-    outcome = train(run, workdir)
+    outcome = train(run, workdir, _PROFILE.value)
     if is_first():
         print(summary(outcome, time.monotonic() - started))
     if outcome.signal is not None:

@@ -7,6 +7,7 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a user's own stays out of it; tests of the cache have theirs
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said aloud, or a fork later on makes tokenizers warn
 
 import hashlib

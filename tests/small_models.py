@@ -37,7 +37,7 @@ def export_small(folder: Path, seed: int = 0, pooler: str = "avg") -> Path:
     return folder / "model"
 
 
-def train_small(workdir: Path, cache: Path, **changes: Any) -> Path:
+def train_small(workdir: Path, cache: Path, profile: bool = False, **changes: Any) -> Path:
     """A finished run of a few steps on the demo's sentences; changes: keys of the recipe, "__" for ".". Its folder."""
     recipe = base.get_config()
     values: dict[str, Any] = {
@@ -57,5 +57,5 @@ def train_small(workdir: Path, cache: Path, **changes: Any) -> Path:
         "mesh.data": 1,
     }
     recipe.update_from_flattened_dict(values | {key.replace("__", "."): value for key, value in changes.items()})
-    train(prepare(resolve(recipe, (), jax.device_count()), workdir), workdir)
+    train(prepare(resolve(recipe, (), jax.device_count()), workdir), workdir, profile)
     return workdir

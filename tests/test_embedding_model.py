@@ -144,9 +144,9 @@ def test_hub_model(hub_server: HubServer, folder: Path) -> None:
 def test_what_cannot_be_opened_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no folder nowhere/at/all in"):
         open_model("nowhere/at/all")
-    with pytest.raises(UserError, match=r"--pooler=mean is unknown\. Known: cls, "):
+    with pytest.raises(UserError, match=r"pooler=mean is unknown\. Known: cls, "):
         open_model(str(folder), pooler="mean")
-    with pytest.raises(UserError, match="--dtype=float16 is unknown"):
+    with pytest.raises(UserError, match="dtype=float16 is unknown"):
         open_model(str(folder), dtype="float16")
     with pytest.raises(UserError, match="max_length is 65; this model takes 3 to 64 tokens"):
         open_model(str(folder), max_length=65)
@@ -154,7 +154,7 @@ def test_what_cannot_be_opened_is_named(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, silent)
     (silent / "simcse_jax.json").unlink()
     (silent / "modules.json").unlink()
-    with pytest.raises(UserError, match=r"does not say how(.|\n)*Give it as --pooler=NAME, or after the model"):
+    with pytest.raises(UserError, match=r"does not say how(.|\n)*Give it as --pooler=NAME, in Python as pooler=NAME"):
         open_model(str(silent))
     assert open_model(str(silent), pooler="avg").protocol()["pooler from"].endswith("none that we have")
     (tmp_path / "odd" / "checkpoints").mkdir(parents=True)

@@ -47,9 +47,15 @@ def environment(devices: int = 1) -> dict[str, str]:
     }
 
 
+def keeping(workdir: Path, devices: int = 1) -> dict[str, str]:
+    """An environment in which resumed runs take their compiled step from those that came before."""
+    cache = {"JAX_ENABLE_COMPILATION_CACHE": "true", "SIMCSE_CACHE": str(workdir.parent / "cache")}
+    return environment(devices) | cache
+
+
 def finish(workdir: Path, devices: int = 1) -> None:
     done = subprocess.run(
-        command(workdir), cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=300
+        command(workdir), cwd=ROOT, env=keeping(workdir, devices), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "What to do next" in done.stdout
@@ -57,7 +63,7 @@ def finish(workdir: Path, devices: int = 1) -> None:
 
 def kill_after(workdir: Path, step: int) -> None:
     """Start the run and kill -9 it once the figures of a step are written."""
-    process = subprocess.Popen(command(workdir), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(workdir), cwd=ROOT, env=keeping(workdir), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while max([line["step"] for line in read_metrics(workdir)], default=0) < step:
         assert process.poll() is None, "the run ended before it was killed"

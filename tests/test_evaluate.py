@@ -219,7 +219,7 @@ def test_broken_weights_fail_their_model_alone(place: Path, tmp_path: Path) -> N
         (["--model={place}/a", "--tasks=STS12", "--split=dev"], ["a test split only: STS12", "SICKRelatedness"]),
         (["--model={place}/a", "--data=/nowhere"], ["--data=/nowhere", "no such folder"]),
         (["--model={place}/a", "--data={place}/a"], ["holds none of STS"]),
-        (["--model={place}/a", "--data={place}/senteval", "--pooler=mean"], ["--pooler=mean is unknown", "avg_top2"]),
+        (["--model={place}/a", "--data={place}/senteval", "--pooler=mean"], ["pooler=mean is unknown", "avg_top2"]),
         (["--model={place}/a"], ["senteval.tar", "HF_HUB_OFFLINE", "local path"]),
         (["--model={place}/a", "--pairs=demo:test", "--out=/proc/x"], ["--out=/proc/x cannot be written"]),
     ],

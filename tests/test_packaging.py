@@ -31,6 +31,7 @@ OPTIONAL = {
     "pydantic",
     "pydantic-core",
     "uvicorn",
+    "h11",  # what uvicorn speaks through
     "onnx",
     "onnxruntime",
 }

@@ -59,13 +59,15 @@ def run(words: list[str], place: Path) -> "subprocess.CompletedProcess[str]":
 def test_the_python_of_the_page_runs(page: str, place: Path) -> None:
     blocks = python_of(page)
     assert blocks
-    for block in blocks:
-        done = run(["-c", block], place)
+    embed = ["-m", *commands_of(USE)[0]]  # writes the file that a block reads
+    for words in (embed, *(["-c", block] for block in blocks)):
+        done = run(words, place)
         assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 def test_the_commands_of_the_page_run(place: Path) -> None:
+    (place / "vectors.parquet").unlink(missing_ok=True)
     commands = commands_of(USE)
     assert {words[0] for words in commands} == {"simcse_jax.embed", "simcse_jax.search", "simcse_jax.export"}
     said = []

@@ -128,8 +128,10 @@ def _demo_table(entry: str) -> Table:
     return Table(entry, columns, (), rows, lambda: f"demo:{hashlib.sha256(repr(data).encode()).hexdigest()}")
 
 
-def choose_columns(tables: Sequence[Table], columns: Sequence[str] = ()) -> list[tuple[str, ...]]:
-    """The columns to read of each table, as many everywhere.
+def choose_columns(
+    tables: Sequence[Table], columns: Sequence[str] = (), flag: str = "--config.data.columns"
+) -> list[tuple[str, ...]]:
+    """The columns to read of each table, as many everywhere; flag: what to tell users to name them with.
 
     `columns` if given; else the first table's again where a table has them all; else sent0, sent1 and hard_neg* where
     there is a sent0; else every column of text.
@@ -154,7 +156,7 @@ def choose_columns(tables: Sequence[Table], columns: Sequence[str] = ()) -> list
         )
         raise UserError(
             f"All files of one run need the same number of columns:{listing}\n"
-            "Choose some that every file has: --config.data.columns=sent0,sent1"
+            f"Choose some that every file has: {flag}=sent0,sent1"
         )
     return chosen
 

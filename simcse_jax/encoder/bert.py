@@ -1,13 +1,16 @@
 """The encoder of the BERT and RoBERTa families: one group of packed sentences to one vector a sentence.
 
 `Encoder.apply({"params": params}, group, pooler, key, train)` is a pure function, and the only use made of Linen.
-Parameters are stored stacked over layers, [L, ...]; whether the layers then run as a loop or unrolled, recomputed or
-kept, is layout and changes no number.
+Parameters are stored stacked over layers, [L, ...]; whether the layers then run as a loop over the stack or one after
+the other, each with its own (`unstacked`), recomputed or kept, is layout and changes no number.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +20,10 @@ import jax.numpy as jnp
 
 from simcse_jax.encoder import dropout as drop
 from simcse_jax.encoder import pooling
+from simcse_jax.encoder.activations import ACTIVATIONS
 
 if TYPE_CHECKING:
     from simcse_jax.group import Group
-
-# Hugging Face's names for `hidden_act`. BERT and RoBERTa use the exact (erf) GELU.
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-    "tanh": jnp.tanh,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +64,15 @@ class _Dropout:
             raise ValueError("Encoder: train=True with dropout > 0 needs a dropout key (uint32[2]); got None.")
         self.key, self.group, self.max_positions = key, group, config.max_position_embeddings
 
+    def of_first_tokens(self) -> _Dropout:
+        """The dropout of arrays [1, N, D] that hold each sentence's first token alone."""
+        first = copy.copy(self)
+        first.group = self.group._replace(
+            sentences=_first_tokens(self.group.sentences, self.group),
+            positions=_first_tokens(self.group.positions, self.group),
+        )
+        return first
+
     def _token_keys(self, layer: int | jax.Array, site: int) -> jax.Array:
         assert self.key is not None  # guarded in __init__
         return drop.token_keys(drop.site_key(self.key, layer, site), self.group.sentences, self.group.positions)
@@ -109,15 +111,30 @@ class _Module(nn.Module):
             name=name,
         )
 
-    def dense(self, features: int | tuple[int, ...], name: str, axis: int | tuple[int, ...] = -1) -> nn.DenseGeneral:
-        return nn.DenseGeneral(
-            features,
-            axis=axis,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=nn.initializers.normal(self.config.initializer_range),
-            name=name,
-        )
+    def dense(self, name: str, outer: tuple[int, ...], inner: tuple[int, ...] | None = None) -> _Dense:
+        inner = inner or (self.config.hidden_size,)
+        return _Dense(inner, outer, self.config.initializer_range, self.dtype, self.param_dtype, name=name)
+
+
+class _Dense(nn.Module):
+    """x [..., I] to [..., O]: one flat product, whatever axes the parameters have, which is the fastest on all devices.
+
+    Parameters: kernel [*inner, *outer], bias [*outer]; I and O are the products of `inner` and `outer`.
+    """
+
+    inner: tuple[int, ...]
+    outer: tuple[int, ...]
+    deviation: float
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.normal(self.deviation)
+        kernel = self.param("kernel", init, (*self.inner, *self.outer), self.param_dtype).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, self.outer, self.param_dtype).astype(self.dtype)
+        product = x @ kernel.reshape(math.prod(self.inner), math.prod(self.outer))
+        return product + jnp.broadcast_to(bias.reshape(-1), product.shape)
 
 
 class Layer(_Module):
@@ -125,33 +142,48 @@ class Layer(_Module):
 
     train: bool = False
     collect: str | None = None  # None, "mean" (per-sentence means [N, D]) or "hidden" (the hidden state itself)
+    first_only: bool = False  # the hidden state out is that of the sentences' first tokens alone, [1, N, D]
 
     @nn.compact
     def __call__(
         self, x: jax.Array, layer: jax.Array, group: Group, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None]:
         dropout = _Dropout(self.config, group, key, self.train)
-        attended = Attention(self.config, self.dtype, self.param_dtype, name="attention")(x, layer, group, dropout)
-        x = FeedForward(self.config, self.dtype, self.param_dtype, name="ffn")(attended, layer, dropout)
+        shared = self.config, self.dtype, self.param_dtype
+        after = dropout.of_first_tokens() if self.first_only else dropout
+        x = Attention(*shared, first_only=self.first_only, name="attention")(x, layer, group, dropout, after)
+        x = FeedForward(*shared, name="ffn")(x, layer, after)
         return x, _collected(x, group, self.collect)
 
 
 class Attention(_Module):
     """x [R, T, D] after self-attention within each packed sentence, residual and norm."""
 
+    first_only: bool = False  # of the sentences' first tokens alone, [1, N, D]; `after` is then the dropout of these
+
     @nn.compact
-    def __call__(self, x: jax.Array, layer: jax.Array, group: Group, dropout: _Dropout) -> jax.Array:
+    def __call__(self, x: jax.Array, layer: jax.Array, group: Group, dropout: _Dropout, after: _Dropout) -> jax.Array:
         heads = self.config.num_attention_heads
         size = self.config.hidden_size // heads
-        q, k, v = jnp.moveaxis(self.dense((3, heads, size), "qkv")(x), -3, 0)
-        scores = jnp.einsum("rthd,rshd->rhts", q * jnp.asarray(size**-0.5, q.dtype), k)
+        qkv = jnp.split(self.dense("qkv", (3, heads, size))(x), 3, axis=-1)
+        q, k, v = (part.reshape(*part.shape[:-1], heads, size) for part in qkv)
+        scores = jnp.einsum("rthd,rshd->rhts", q, k)
         # Padding is segment 0 and sees only padding, so no row of the softmax is empty.
         same = group.segments[:, None, :, None] == group.segments[:, None, None, :]
-        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-        weights = jax.nn.softmax(jnp.where(same, scores, jnp.finfo(scores.dtype).min), axis=-1)
-        weights = dropout.attention(weights.astype(x.dtype), layer)
-        out = self.dense(self.config.hidden_size, "out", axis=(-2, -1))(jnp.einsum("rhts,rshd->rthd", weights, v))
-        return self.norm("norm")(x + dropout.hidden(out, layer, drop.ATTENTION_OUTPUT))
+        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) * size**-0.5
+        scores = jnp.where(same, scores, jnp.finfo(scores.dtype).min)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+        total = weights.sum(-1, keepdims=True)
+        # In full precision the softmax's division comes last, where there is less to divide and where XLA fuses it
+        # well; in half, before anything is rounded, since the two terms of its gradient have to cancel.
+        last = x.dtype == scores.dtype
+        weights = weights if last else (weights / total).astype(x.dtype)
+        context = jnp.einsum("rhts,rshd->rthd", dropout.attention(weights, layer), v)
+        context = (context / jnp.moveaxis(total, 1, 2) if last else context).reshape(x.shape)
+        if self.first_only:
+            x, context = _first_tokens(x, group), _first_tokens(context, group)
+        out = self.dense("out", (self.config.hidden_size,), (heads, size))(context)
+        return self.norm("norm")(x + after.hidden(out, layer, drop.ATTENTION_OUTPUT))
 
 
 class FeedForward(_Module):
@@ -159,8 +191,9 @@ class FeedForward(_Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, layer: jax.Array, dropout: _Dropout) -> jax.Array:
-        up = ACTIVATIONS[self.config.hidden_act](self.dense(self.config.intermediate_size, "up")(x))
-        out = self.dense(self.config.hidden_size, "down")(up)
+        hidden, between = (self.config.hidden_size,), (self.config.intermediate_size,)
+        up = ACTIVATIONS[self.config.hidden_act](self.dense("up", between)(x))
+        out = self.dense("down", hidden, between)(up)
         return self.norm("norm")(x + dropout.hidden(out, layer, drop.FFN_OUTPUT))
 
 
@@ -182,6 +215,11 @@ class Embeddings(_Module):
         return self.norm("norm")(x)
 
 
+def _first_tokens(x: jax.Array, group: Group) -> jax.Array:
+    """[1, N, ...]: what x [R, T, ...] holds of each sentence's first token."""
+    return x.reshape(-1, *x.shape[2:])[group.first_tokens][None]
+
+
 def _collected(x: jax.Array, group: Group, collect: str | None) -> jax.Array | None:
     if collect == "mean":
         return pooling.mean(x, group.first_tokens, group.lengths)
@@ -192,7 +230,8 @@ class Encoder(_Module):
     """BERT or RoBERTa on one group, and a pooler on top.
 
     Fields: `has_head`: a dense + tanh head sits on the first token (Hugging Face's `pooler`, SimCSE's MLP);
-    `unroll`: layers as straight-line code instead of a loop; `remat`: recompute each layer in the backward pass;
+    `unroll`: layers as straight-line code, their parameters as `unstacked` gives them, instead of a loop over a stack;
+    `remat`: recompute each layer in the backward pass;
     `gather`: makes a layer's parameters out of what the device holds of them, when they are split over devices.
     """
 
@@ -228,18 +267,20 @@ class Encoder(_Module):
         x = _Dropout(self.config, group, key, train).hidden(x, 0, drop.EMBEDDINGS)
         first = _collected(x, group, collect)
         numbers = jnp.arange(1, self.config.num_hidden_layers + 1, dtype=jnp.uint32)
-        x, of_layers = self._layers(train, collect)(x, numbers, group, key)
+        # An unrolled last layer leaves out what a pooler of first tokens never looks at: about 3/4 of its arithmetic.
+        first_only = self.unroll and collect is None and not averaged
+        x, of_layers = self._layers(train, collect, first_only)(x, numbers, group, key)
         if first is not None:
             states = jnp.concatenate([first[None], of_layers])
             return states if collect == "hidden" else states[jnp.array(averaged)].mean(0)
         if averaged:
             return pooling.mean(x, group.first_tokens, group.lengths)
-        z = pooling.first_token(x, group.first_tokens)
+        z = x[0] if first_only else pooling.first_token(x, group.first_tokens)
         if pooler == "cls":
-            z = jnp.tanh(self.dense(self.config.hidden_size, "head")(z))
+            z = jnp.tanh(self.dense("head", (self.config.hidden_size,))(z))
         return z
 
-    def _layers(self, train: bool, collect: str | None) -> Callable:
+    def _layers(self, train: bool, collect: str | None, first_only: bool) -> Callable:
         layers, one, gather = self.config.num_hidden_layers, Layer, self.gather
         if gather is not None:
             one = nn.map_variables(one, "params", trans_in_fn=lambda held: {"params": gather(held["params"])})
@@ -248,22 +289,47 @@ class Encoder(_Module):
             policy = None if self.remat else jax.checkpoint_policies.dots_saveable
             # prevent_cse guards against merging the recomputation away, which a loop's body cannot suffer.
             one = nn.remat(one, prevent_cse=self.unroll, policy=policy)
+        make = functools.partial(one, self.config, self.dtype, self.param_dtype, train=train, collect=collect)
+        if self.unroll:
+            last = functools.partial(make, first_only=first_only)
+            made = [(last if n == layers - 1 else make)(name=f"layer_{n}") for n in range(layers)]
+            return functools.partial(_one_by_one, made)
         stacked = nn.scan(
             one,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=layers,
-            unroll=layers if self.unroll else 1,
         )
         return stacked(self.config, self.dtype, self.param_dtype, train=train, collect=collect, name="layers")
+
+
+def _one_by_one(
+    layers: list[Layer], x: jax.Array, numbers: jax.Array, group: Group, key: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """What the scanned layers give, (x, what they collected, stacked), from layers that are called in turn."""
+    collected = []
+    for layer, number in zip(layers, numbers, strict=True):
+        x, of_layer = layer(x, number, group, key)
+        collected.append(of_layer)
+    return x, None if collected[0] is None else jnp.stack(collected)
+
+
+def unstacked(params: Any) -> Any:
+    """The parameters of an encoder with `unroll`: each layer's by themselves, from those stacked over layers."""
+    layers, structure = jax.tree.flatten(params["layers"])
+    split = zip(*map(jnp.unstack, layers), strict=True)
+    each = {f"layer_{n}": jax.tree.unflatten(structure, layer) for n, layer in enumerate(split)}
+    return {name: params[name] for name in params if name != "layers"} | each
 
 
 def embeddings(encoder: Encoder, params: Any, group: Group, pooler: str, key: jax.Array | None = None) -> jax.Array:
     """float32[N, D] of one group: the pure function that the rest of the house calls.
 
-    key: uint32[2] turns dropout on, as in training; None leaves it off.
+    params: stacked over layers, also where the encoder has `unroll`. key: uint32[2] turns dropout on, as in training;
+    None leaves it off.
     """
+    params = unstacked(params) if encoder.unroll else params
     out = encoder.apply({"params": params}, group, pooler, key, key is not None)
     assert isinstance(out, jax.Array)  # Linen returns a pair only when collections are mutable
     return out

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simcse_jax.encoder.bert import ACTIVATIONS, EncoderConfig
+from simcse_jax.encoder.activations import ACTIVATIONS
+from simcse_jax.encoder.bert import EncoderConfig
 from simcse_jax.errors import UserError
 
 CONFIG = "config.json"

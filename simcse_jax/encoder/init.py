@@ -14,14 +14,14 @@ from simcse_jax.group import Group
 def init_params(encoder: Encoder, seed: int) -> Any:
     """The parameter tree, drawn as BERT's: normal(0, initializer_range) kernels and tables, zero biases.
 
-    A pure function of the seed: jit it, with out_shardings to have it land sharded, or take a part of the result and
-    only that part is computed.
+    Stacked over layers, also where the encoder has `unroll`. A pure function of the seed: jit it, with out_shardings
+    to have it land sharded, or take a part of the result and only that part is computed.
     """
     one = jnp.zeros((1, 1), jnp.int32)
     group = Group(one, one, one, one, one[0], one[0])
     pooler = "cls" if encoder.has_head else "cls_before_pooler"
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), 0)
-    return encoder.init(key, group, pooler)["params"]
+    return encoder.clone(unroll=False).init(key, group, pooler)["params"]
 
 
 def parameter_shapes(encoder: Encoder) -> Any:

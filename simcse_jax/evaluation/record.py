@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from simcse_jax.evaluation.compare import average, averages_of, spread
 from simcse_jax.evaluation.results import Entry, Results, Score, Space, Verdict
+from simcse_jax.whole_file import write_whole_text
 
 SCORES = "scores.json"
 _DIGITS = 6
@@ -17,9 +17,8 @@ _DIGITS = 6
 
 def write_scores(results: Results, out: Path) -> Path:
     """Write `out/scores.json`, whole or not at all, and return its path."""
-    path, partial = out / SCORES, out / f".{SCORES}.partial"
-    partial.write_text(json.dumps(_rounded(record(results)), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    path = out / SCORES
+    write_whole_text(path, json.dumps(_rounded(record(results)), indent=2, allow_nan=False) + "\n")
     return path
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from simcse_jax.errors import UserError
 from simcse_jax.evaluation.graded_pairs import GradedPairs, load_graded_pairs, parse_score
@@ -156,6 +155,8 @@ def correlations(cosines: np.ndarray, gold: np.ndarray) -> dict[str, float]:
     """{"spearman", "pearson"} times 100. Ties share their mean rank; what is all equal orders nothing: 0."""
     if np.ptp(cosines) == 0 or np.ptp(gold) == 0:
         return {"spearman": 0.0, "pearson": 0.0}
+    from scipy import stats  # takes a second, and every start of a training would wait for it
+
     spearman: Any = stats.spearmanr(cosines, gold)
     return {"spearman": 100 * float(spearman.statistic), "pearson": 100 * float(np.corrcoef(cosines, gold)[0, 1])}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import importlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from simcse_jax.encoder.pretrained import load_params, read_config
 from simcse_jax.encoder.st_modules import OURS, read_pooler
 from simcse_jax.errors import UserError
 from simcse_jax.onnx.graph import encoder_graph
+from simcse_jax.whole_file import write_whole
 
 if TYPE_CHECKING:
     import onnx
@@ -36,7 +36,7 @@ def require_onnx() -> None:
             importlib.import_module(module)
         except ImportError:
             raise UserError(
-                f"--onnx needs {module}, which is not installed.\nInstall both: pip install 'simcse_jax[onnx]'"
+                f"--onnx needs {module}, which is not installed.\nInstall both: pip install onnx onnxruntime"
             ) from None
 
 
@@ -44,9 +44,9 @@ def write_onnx(folder: str | Path, int8: bool = False) -> list[Path]:
     """Write model.onnx into an exported folder, each file whole or not at all, and return the paths written.
 
     folder: as `model_folder.export_model` leaves it; a later export there replaces these files too. The model is
-    `onnx_graph.encoder_graph`'s, with the folder's pooler. int8: also model_int8.onnx, whose products and tables are
-    in 8 bits (ONNX Runtime's dynamic quantisation): a quarter of the size, and for all-MiniLM-L6-v2 81.98 instead of
-    82.03 on STS-B test and 86.49 instead of 86.72 on dev (Spearman x 100, see benchmarks/onnx_quality.py). A missing
+    `onnx.graph.encoder_graph`'s, with the folder's pooler. int8: also model_int8.onnx, whose products and tables are
+    in 8 bits (ONNX Runtime's dynamic quantisation): a quarter of the size, and for all-MiniLM-L6-v2 82.02 instead of
+    82.03 on STS-B test and 86.55 instead of 86.72 on dev (Spearman x 100, see benchmarks/onnx_quality.py). A missing
     tokenizer.json is added. UserError without the extra [onnx], when the folder does not say how it pools, or when the
     model is too large for one file.
     """
@@ -90,15 +90,11 @@ def _quantise(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _placed(folder: Path, name: str, write: Any) -> Path:
-    """The path of a new file, written beside its place and then renamed into it."""
-    partial = folder / f".{name}.partial"
+    """The path of a new file, which is there whole or not at all."""
     try:
-        write(partial)
-        os.replace(partial, folder / name)
+        write_whole(folder / name, write)
     except OSError as error:
         raise UserError(f"{folder / name} cannot be written: {error.strerror or error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return folder / name
 
 

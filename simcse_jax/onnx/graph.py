@@ -167,7 +167,7 @@ def _layer_output(graph: _Graph, x: str, name: str, params: Mapping[str, Any], c
 
 
 def _activated(graph: _Graph, x: str, activation: str) -> str:
-    """The name of an activation's result; the names are those of `encoder.bert.ACTIVATIONS`."""
+    """The name of an activation's result; the names are those of `encoder.activations.ACTIVATIONS`."""
     if activation in ("relu", "tanh"):
         return graph.op({"relu": "Relu", "tanh": "Tanh"}[activation], x)
     if activation in ("silu", "swish"):

@@ -31,7 +31,7 @@ class CorpusTexts:
 def corpus_texts(files: Sequence[str], column: str = "") -> CorpusTexts:
     """The texts of these files; `column`: where they have several. UserError if they cannot be read or told apart."""
     tables = open_tables(files)
-    columns = choose_columns(tables, [column] if column else ())
+    columns = choose_columns(tables, [column] if column else (), "--column")
     several = next((names for names in columns if len(names) > 1), None)
     if several:
         raise UserError(

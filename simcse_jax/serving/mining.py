@@ -53,7 +53,7 @@ def paraphrases(
     `sentences` (of an index to which they alone were added, in order); by default every pair is looked at, block by
     block, in memory that does not grow with N x N. UserError for a threshold or top_k that is out of range.
     """
-    _require_cosine("threshold", threshold, 0.85)
+    require_cosine("threshold", threshold, 0.85)
     _require_positive("top_k", top_k, 100)
     _require_unit(vectors, len(sentences))
     first_place: dict[str, int] = {}
@@ -105,7 +105,7 @@ def hard_negatives(
     low, high = ranks
     if not 0 <= margin <= 2:
         raise UserError(f"margin is {margin:g}; it is a difference of cosines from 0 to 2, for example 0.05.")
-    _require_cosine("ceiling", ceiling, 0.9)
+    require_cosine("ceiling", ceiling, 0.9)
     _require_unit(anchors, len(pairs))
     _require_unit(positives, len(pairs))
     same: dict[str, set[str]] = {}
@@ -193,7 +193,8 @@ def exact_nearest(vectors: np.ndarray) -> Nearest:
     return nearest
 
 
-def _require_cosine(name: str, value: float, example: float) -> None:
+def require_cosine(name: str, value: float, example: float) -> None:
+    """UserError unless the value is one."""
     if not -1 <= value <= 1:
         raise UserError(f"{name} is {value:g}; it is a cosine, from -1 to 1, for example {example:g}.")
 

@@ -14,7 +14,7 @@ from simcse_jax.errors import UserError
 from simcse_jax.serving.blocks import blocks
 from simcse_jax.serving.corpus_texts import corpus_texts
 from simcse_jax.serving.index.sentence_index import Hit, SentenceIndex, open_index
-from simcse_jax.serving.mining import Pair, paraphrases
+from simcse_jax.serving.mining import Pair, paraphrases, require_cosine
 
 BATCH = 16384  # sentences that are tokenised, sorted and packed together
 
@@ -50,7 +50,7 @@ class SimCSE:
         show_progress: bool = False,
         return_numpy: bool = True,
     ) -> Any:
-        """float32[D] of a string; float32[N, D] of a list, in its order; an iterator over blocks of anything longer.
+        """float32[D] of a string; float32[N, D] of a list, in its order; an iterator over blocks of a stream.
 
         A generator, or the `Path` of a file of sentences, is streamed: it gives an iterator of float32[n, D], n =
         `batch_size` but for the last, and no more than a block is held. The file may be of any format that training
@@ -140,8 +140,10 @@ class SimCSE:
         hits = self._indexed().search(np.atleast_2d(vectors), top_k, threshold)
         return hits[0] if vectors.ndim == 1 else hits
 
-    def paraphrases(self, sentences: Sequence[str], threshold: float = 0.85) -> list[Pair]:
+    def paraphrases(self, sentences: Iterable[str], threshold: float = 0.85) -> list[Pair]:
         """Pairs of sentences at least that similar, best first; see `serving.mining.paraphrases`."""
+        require_cosine("threshold", threshold, 0.85)
+        sentences = list(sentences)
         return paraphrases(sentences, self.encode(sentences), threshold)
 
     def _indexed(self) -> SentenceIndex:

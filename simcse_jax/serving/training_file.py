@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simcse_jax.data.sources import RowCounts, choose_columns, open_tables, read_rows
 from simcse_jax.errors import UserError
+from simcse_jax.whole_file import write_whole
 
 if TYPE_CHECKING:
+    from simcse_jax.data.readers import Table
     from simcse_jax.serving.mining import Triplet
 
 COLUMNS = ("sent0", "sent1", "hard_neg")
@@ -22,6 +23,12 @@ def read_pairs(files: Sequence[str], columns: Sequence[str] = ()) -> list[tuple[
 
     files, columns: as training takes them; see `data.sources`. UserError for files of one column.
     """
+    tables, chosen = open_pairs(files, columns)
+    return [(sentence, positive) for _, (sentence, positive) in read_rows(tables, chosen, RowCounts())]
+
+
+def open_pairs(files: Sequence[str], columns: Sequence[str] = ()) -> tuple[list[Table], list[tuple[str, ...]]]:
+    """The tables, and the two columns of each that `read_pairs` reads; only headers are read here."""
     tables = open_tables(files)
     chosen = choose_columns(tables, columns)
     if len(chosen[0]) < 2:
@@ -29,14 +36,15 @@ def read_pairs(files: Sequence[str], columns: Sequence[str] = ()) -> list[tuple[
             f"{tables[0].name} has one column, {', '.join(chosen[0])}. Hard negatives are found for pairs: give a "
             ".csv, .tsv, .jsonl or .parquet with the columns sent0 (sentence) and sent1 (positive)."
         )
-    rows = read_rows(tables, [names[:2] for names in chosen], RowCounts())
-    return [(sentence, positive) for _, (sentence, positive) in rows]
+    return tables, [names[:2] for names in chosen]
 
 
 def require_csv(out: Path) -> None:
     """UserError for a path that `write_negatives` does not take."""
     if out.suffix.lower() != ".csv":
         raise UserError(f"The file of hard negatives is {out}; it has to end in .csv, for example {out.stem}.csv.")
+    if not out.parent.is_dir():
+        raise UserError(f"{out} cannot be written: there is no folder {out.parent}.\nMake it, or give another path.")
 
 
 def write_negatives(out: str | Path, triplets: Iterable[Triplet]) -> int:
@@ -47,9 +55,10 @@ def write_negatives(out: str | Path, triplets: Iterable[Triplet]) -> int:
     """
     out = Path(out).expanduser()
     require_csv(out)
-    partial = out.with_name(f".{out.name}.partial")
     count = 0
-    try:
+
+    def write(partial: Path) -> None:
+        nonlocal count
         with open(partial, "w", encoding="utf-8", newline="") as file:
             # All quoted: else a lone carriage return within a sentence would not read back.
             writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
@@ -63,9 +72,9 @@ def write_negatives(out: str | Path, triplets: Iterable[Triplet]) -> int:
                 "positive's score less the margin and the ceiling.\nWiden the ranks, lower the margin, raise the "
                 "ceiling, or give a larger corpus."
             )
-        os.replace(partial, out)
+
+    try:
+        write_whole(out, write)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}.\nGive another path.") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return count

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,15 @@ import numpy as np
 
 from simcse_jax.errors import UserError
 from simcse_jax.serving.blocks import blocks
+from simcse_jax.whole_file import write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-STORAGES = ("float32", "float16")
+STORAGES = ("float32", "float16")  # an index also has int8, whose scales other readers would not know of
 PART = 16384  # texts of a part, and of a row group of the file
 _WHAT = "what.json"
+_LOCK = ".lock"
 _KEY = b"simcse_jax"  # of the file's metadata: which model made the vectors, from which texts
 
 Encode = Callable[[list[str]], np.ndarray]
@@ -48,6 +50,42 @@ def write_vectors(
     if storage not in STORAGES:
         raise UserError(f"--storage={storage} is unknown. Known: {', '.join(STORAGES)}.")
     about = {**about, "storage": storage}
+    with _alone(out):
+        return _write_vectors(out, texts, encode, width, about, storage, progress)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """One command at a time writes a file: two would take away each other's parts."""
+    from filelock import FileLock, Timeout
+
+    folder = _parts_of(out)
+    lock = FileLock(folder / _LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"Another command writes {out} just now. Wait for it, or give another --out.") from None
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror or error}.\nGive another --out.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        (folder / _LOCK).unlink(missing_ok=True)
+        with suppress(OSError):  # it holds parts
+            folder.rmdir()
+
+
+def _write_vectors(
+    out: Path,
+    texts: Iterable[str],
+    encode: Encode,
+    width: int,
+    about: dict[str, Any],
+    storage: str,
+    progress: Callable[[int], None],
+) -> int:
     done = complete(out, about)
     parts = _parts(out, about)
     if done is not None:
@@ -89,13 +127,13 @@ def complete(out: Path, about: dict[str, Any]) -> int | None:
     return rows
 
 
+def _parts_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.parts")
+
+
 def _parts(out: Path, about: dict[str, Any]) -> Path:
     """The folder of the parts, which belongs to this content."""
-    folder = out.with_name(f"{out.name}.parts")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made: {error.strerror or error}.\nGive another --out.") from error
+    folder = _parts_of(out)
     what = folder / _WHAT
     if what.is_file():
         found = json.loads(what.read_text(encoding="utf-8"))
@@ -105,9 +143,10 @@ def _parts(out: Path, about: dict[str, Any]) -> Path:
                 "Give another --out, or remove that folder."
             )
         return folder
-    if any(folder.iterdir()):
+    # A kill may have left what was being written.
+    if any(path.name != _LOCK and not path.name.endswith(".partial") for path in folder.iterdir()):
         raise UserError(f"{folder} is no folder of ours, and not empty.\nGive another --out.")
-    _replace(what, lambda path: path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8"))
+    _write(what, lambda path: path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8"))
     return folder
 
 
@@ -134,7 +173,7 @@ def _write_part(path: Path, texts: list[str], vectors: np.ndarray, width: int, s
         {"text": pa.array(texts, pa.string()), "vector": pa.FixedSizeListArray.from_arrays(flat, width)},
         schema=_schema(width, storage),
     )
-    _replace(path, lambda partial: pq.write_table(table, partial, **_LAYOUT))
+    _write(path, lambda partial: pq.write_table(table, partial, **_LAYOUT))
 
 
 # Vectors are as good as random: a dictionary or statistics of them are only in the way.
@@ -161,7 +200,7 @@ def _join(out: Path, parts: Path, about: dict[str, Any]) -> None:
             for table in itertools.chain([first], tables):
                 file.write_table(table.replace_schema_metadata(schema.metadata), row_group_size=PART)
 
-    _replace(out, write)
+    _write(out, write)
 
 
 def _tables(parts: Path) -> Iterator[pa.Table]:
@@ -173,26 +212,11 @@ def _tables(parts: Path) -> Iterator[pa.Table]:
         yield pq.read_table(path)
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Have a file written, whole or not at all, also where the machine loses its power."""
-    partial = path.with_name(f".{path.name}.partial")
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
     try:
-        write(partial)
-        _to_disk(partial)
-        os.replace(partial, path)
-        _to_disk(path.parent)
+        write_whole(path, write)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
-
-
-def _to_disk(path: Path) -> None:
-    """Have the system write what it still holds back of a file, or of a folder's names."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _same(found: Any, about: dict[str, Any]) -> bool:

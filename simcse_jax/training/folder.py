@@ -21,6 +21,7 @@ from simcse_jax.config import Config, differences
 from simcse_jax.errors import UserError
 from simcse_jax.hosts.agreement import first_says, is_first, processes, together
 from simcse_jax.training.manifest import complete_steps
+from simcse_jax.whole_file import write_whole_text
 
 TOKENIZER = "tokenizer"
 # How long a network file system may take to show one host what another has written.
@@ -119,9 +120,7 @@ def _refuse(workdir: Path, changed: dict[str, tuple[Any, Any]]) -> None:
 
 def write_run_info(workdir: Path, info: dict[str, Any]) -> None:
     """Write config.json, whole or not at all: recipe, encoder, poolers, data of the run."""
-    temporary = workdir / ".config.json.partial"
-    temporary.write_text(json.dumps(info, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, workdir / "config.json")
+    write_whole_text(workdir / "config.json", json.dumps(info, indent=2, sort_keys=True) + "\n")
 
 
 def read_run_info(workdir: Path) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ from simcse_jax.training.compilation import Compilations
 from simcse_jax.training.display import Display, duration
 from simcse_jax.training.feeding import feed
 from simcse_jax.training.metrics import FLOAT32_DIGITS, FLOAT64_DIGITS, MetricsWriter, NoMetrics
+from simcse_jax.training.profile import Profile
 from simcse_jax.training.program import batch_shapes
 from simcse_jax.training.run import Run
 from simcse_jax.training.signals import stop_signals
@@ -49,11 +50,11 @@ class Outcome:
     shapes_compiled: int
 
 
-def train(run: Run, workdir: Path) -> Outcome:
+def train(run: Run, workdir: Path, profile: bool = False) -> Outcome:
     """Train until the end, the patience's end or a signal; goes on from `workdir` if that holds a part of this run.
 
-    Raises UserError when the loss is not finite; `last` is then still good. That workdir holds no other run, `prepare`
-    has made sure.
+    profile: trace some steps into `workdir/profile`. Raises UserError when the loss is not finite; `last` is then still
+    good. That workdir holds no other run, `prepare` has made sure.
     """
     first = is_first()
     with Display(run.total_steps, quiet=not first) as display, Checkpoints(workdir, display.say) as checkpoints:
@@ -74,7 +75,8 @@ def train(run: Run, workdir: Path) -> Outcome:
                     display.say(f"resumed from step {start} in {workdir}")
                     if progress.history:
                         display.dev(progress.history[-1][1])
-                return loop.steps(state, start)
+                with Profile(workdir / "profile" if profile and first else None, display.say) as traced:
+                    return loop.steps(state, start, traced)
         except OSError as error:
             raise _unwritable(error, workdir, checkpoints.latest_step()) from error
 
@@ -98,7 +100,7 @@ class _Loop:
         self.compiled = Compilations(run.program, self._shapes)
         self.clock = Clock(run.config.train.batch_size * len(run.corpus.columns))
 
-    def steps(self, state: TrainState, start: int) -> Outcome:
+    def steps(self, state: TrainState, start: int, profile: Profile) -> Outcome:
         """Run the steps after `start`. The figures of a step are fetched while the next one runs."""
         run, every, checkpoints = self.run, self.run.config, self.checkpoints
         waiting: tuple[int, Any] | None = None  # the step whose figures are still on the device
@@ -112,7 +114,10 @@ class _Loop:
                     self.display.say(
                         f"warning: a batch of {rows} rows a group, should one come, cannot run: {short(error)}"
                     )
-                state, figures = self._step(state, batch)
+                with profile.step(step):
+                    state, figures = self._step(state, batch)
+                if profile.dispatched(figures):
+                    self.clock.skip()
                 if waiting:
                     self._settle(*waiting)
                 waiting = step, figures

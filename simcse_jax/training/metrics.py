@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from simcse_jax.whole_file import write_whole_text
 
 # Significant digits of a figure: what the numbers hold.
 FLOAT32_DIGITS, FLOAT64_DIGITS = 7, 16
@@ -85,9 +86,7 @@ def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in _parsed(path.read_text(encoding="utf-8")) if line["step"] <= step]
-    temporary = path.with_name(".metrics.jsonl.partial")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _rounded(value: float, digits: int) -> float | None:

@@ -15,6 +15,7 @@ from simcse_jax.config import Config
 from simcse_jax.data.batches import Batches
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.pooling import AVERAGED_LAYERS
 from simcse_jax.training.collectives import collectives
 from simcse_jax.training.devices import Chips
 from simcse_jax.training.mesh import make_mesh
@@ -86,7 +87,7 @@ class Planner:
         counted: Counter[tuple[str, str]] = Counter()
         weighed: Counter[tuple[str, str]] = Counter()
         for sent in collectives(compiled.as_text()) if self.mesh.size > 1 else ():
-            # A TPU's compiler does not say how often a loop runs.
+            # How often a loop runs may not be in the text.
             place = ", in each turn of a loop" if sent.times is None else ", within a loop" if sent.in_loop else ""
             counted[sent.kind, place] += sent.times or 1
             weighed[sent.kind, place] += sent.bytes * (sent.times or 1)
@@ -108,6 +109,10 @@ class Planner:
         layer = 2 * (4 * width * width + 2 * width * config.intermediate_size) + 4 * length * width
         again = bool(self.config.train.groups_at_once) + self.config.model.remat
         encoder = (3 + again) * tokens * config.num_hidden_layers * layer
+        if self.encoder.unroll and self.config.model.train_pooler not in AVERAGED_LAYERS:
+            # The last layer's later products are of the sentences' first tokens alone.
+            skipped = tokens - self.views * groups * len(self.corpus.columns) * layout.group_size
+            encoder -= (3 + again) * skipped * 2 * (width * width + 2 * width * config.intermediate_size)
         candidates = max(len(self.corpus.columns), 2) - 1
         share = batch_size // self.mesh.size
         return encoder + 4 * 2 * share * candidates * batch_size * width  # forward, again, and two products backward

@@ -76,12 +76,14 @@ def make_loss(embed_group: EmbedGroup, objective: Objective, mesh: Mesh, groups_
         specs = jax.tree.map(lambda sharding: sharding.spec, meshes.state_shardings(mesh, params))
 
         def local(params: Any, groups: Group, keys: jax.Array) -> jax.Array:
-            return encode(jax.tree.map(_own, params, specs), groups, keys)
+            with jax.named_scope("encoder"):
+                return encode(jax.tree.map(_own, params, specs), groups, keys)
 
         spread = P(meshes.AXES)
         everywhere = jax.shard_map(local, mesh=mesh, in_specs=(specs, spread, P()), out_specs=P(None, meshes.AXES))
         z = everywhere(params, batch.groups, keys)
-        return objective(z[0], z[1:], batch.texts)
+        with jax.named_scope("loss"):
+            return objective(z[0], z[1:], batch.texts)
 
     return loss
 
@@ -98,8 +100,9 @@ def make_train_step(loss: Loss, optimizer: optax.GradientTransformation, views: 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         keys = jnp.stack([step_key(state, view) for view in range(views)])
         (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch, keys)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": value,
             **metrics,

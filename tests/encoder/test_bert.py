@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from simcse_jax.data.packing import pack
-from simcse_jax.encoder.bert import ACTIVATIONS, Encoder, EncoderConfig
+from simcse_jax.encoder.bert import Encoder, EncoderConfig, embeddings, unstacked
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.group import Group
 
@@ -78,7 +78,7 @@ def _loss_and_gradient(model: Encoder, params: Any, group: Group) -> tuple[float
     @jax.jit
     @jax.value_and_grad
     def run(params: Any) -> jax.Array:
-        views = jax.vmap(lambda key: model.apply({"params": params}, group, "cls", key, train=True))
+        views = jax.vmap(lambda key: embeddings(model, params, group, "cls", key))
         a, b = views(jnp.stack([KEY, KEY + 1]))
         return jnp.sum(weights * a) + jnp.mean(a * b)
 
@@ -225,8 +225,36 @@ def test_misuse_raises(params: Any, packed: Group) -> None:
     apply(Encoder(dataclasses.replace(CONFIG, dropout=0.0), has_head=True), "cls", train=True)  # nothing to drop
 
 
-def test_activations_match_their_definitions() -> None:
-    x = np.linspace(-3, 3, 13).astype(np.float32)
-    assert float(ACTIVATIONS["gelu"](jnp.float32(1))) == pytest.approx(0.8413447, abs=1e-6)
-    assert float(ACTIVATIONS["gelu_new"](jnp.float32(1))) == pytest.approx(0.8411920, abs=1e-6)
-    np.testing.assert_allclose(np.asarray(ACTIVATIONS["silu"](jnp.asarray(x))), x / (1 + np.exp(-x)), rtol=1e-5)
+@pytest.mark.parametrize("pooler", POOLERS)
+def test_unrolled_layers_give_every_pooler(params: Any, packed: Group, pooler: str) -> None:
+    unrolled = MODEL.clone(unroll=True)
+    expected = jax.jit(lambda: embeddings(MODEL, params, packed, pooler))()
+    np.testing.assert_allclose(
+        jax.jit(lambda: embeddings(unrolled, params, packed, pooler))(), expected, rtol=1e-5, atol=2e-6
+    )
+    own = unstacked(params)
+    assert sorted(own) == ["embeddings", "head", "layer_0", "layer_1", "layer_2"]
+    np.testing.assert_array_equal(own["layer_2"]["ffn"]["up"]["bias"], params["layers"]["ffn"]["up"]["bias"][2])
+
+
+def test_an_unrolled_last_layer_computes_only_what_first_tokens_need(params: Any, packed: Group) -> None:
+    def operations(encoder: Encoder, pooler: str) -> float:
+        compiled = jax.jit(lambda params: embeddings(encoder, params, packed, pooler)).lower(params).compile()
+        costs = compiled.cost_analysis()
+        assert costs is not None
+        return costs["flops"]
+
+    unrolled = MODEL.clone(unroll=True)
+    assert operations(unrolled, "cls") < 0.9 * operations(unrolled, "avg")
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+def test_gradients_in_bfloat16_are_near_those_in_float32(params: Any, packed: Group, unroll: bool) -> None:
+    def gradient(dtype: Any) -> np.ndarray:
+        model = Encoder(CONFIG, dtype, has_head=True, unroll=unroll)
+        weights = np.random.default_rng(2).normal(size=(COUNT, CONFIG.hidden_size)).astype(np.float32)
+        found = jax.jit(jax.grad(lambda params: jnp.sum(weights * embeddings(model, params, packed, "cls"))))(params)
+        return np.asarray(found["layers"]["attention"]["qkv"]["kernel"]).ravel()
+
+    exact, rounded = gradient(jnp.float32), gradient(jnp.bfloat16)
+    assert np.linalg.norm(rounded - exact) < 0.05 * np.linalg.norm(exact)

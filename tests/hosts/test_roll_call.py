@@ -67,20 +67,24 @@ def test_two_of_one_number(address: str) -> None:
         assert "Two processes call themselves process 1" in said
 
 
-def test_one_that_dies_and_is_started_again_is_no_second_one(address: str) -> None:
+def knock(address: str) -> socket.socket:
+    """A connection to process 0, once it listens."""
     host, port = address.split(":")
+    for _ in range(100):
+        try:
+            return socket.create_connection((host, int(port)), timeout=1)
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError("nobody opened")
+
+
+def test_one_that_dies_and_is_started_again_is_no_second_one(address: str) -> None:
+    card = {"process": 1, "processes": 3, "host": "a", "pid": 1, "version": __version__}
 
     def dies() -> None:
-        card = {"process": 1, "processes": 3, "host": "a", "pid": 1, "version": __version__}
-        for _ in range(100):
-            try:
-                with socket.create_connection((host, int(port)), timeout=1) as connection:
-                    connection.sendall(json.dumps(card).encode() + b"\n")
-                    time.sleep(0.1)
-                    return
-            except OSError:
-                time.sleep(0.05)
-        raise AssertionError("nobody opened")
+        with knock(address) as connection:
+            connection.sendall(json.dumps(card).encode() + b"\n")
+            time.sleep(0.1)
 
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(roll_call, Cluster(address, 3, 0), 20)
@@ -91,17 +95,9 @@ def test_one_that_dies_and_is_started_again_is_no_second_one(address: str) -> No
 
 
 def test_strangers_at_the_door_do_not_matter(address: str) -> None:
-    host, port = address.split(":")
-
     def stranger() -> None:
-        for _ in range(100):
-            try:
-                with socket.create_connection((host, int(port)), timeout=1) as connection:
-                    connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
-                    return
-            except OSError:
-                time.sleep(0.05)
-        raise AssertionError("nobody opened")
+        with knock(address) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(roll_call, Cluster(address, 2, 0), 20)

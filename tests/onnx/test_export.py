@@ -151,7 +151,7 @@ def test_a_failed_write_leaves_the_earlier_file(folder: Path, monkeypatch: pytes
         replace(source, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr(onnx_export.os, "replace", fail)
+        patched.setattr(os, "replace", fail)
         with pytest.raises(UserError, match="cannot be written: No space left"):
             write_onnx(folder)
     assert (folder / MODEL).read_bytes() == before
@@ -164,7 +164,7 @@ def test_without_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for module in ("onnx", "onnxruntime"):
         with monkeypatch.context() as patched:
             patched.setitem(sys.modules, module, None)
-            with pytest.raises(UserError, match=rf"needs {module}, which[\s\S]*pip install 'simcse_jax\[onnx\]'"):
+            with pytest.raises(UserError, match=rf"needs {module}, which[\s\S]*pip install onnx onnxruntime"):
                 require_onnx()
             with pytest.raises(UserError, match="is not installed"):
                 write_onnx(folder)

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from simcse_jax.encoder.bert import ACTIVATIONS
+from simcse_jax.encoder.activations import ACTIVATIONS
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.encoder.pretrained import load_params, read_config
 from simcse_jax.onnx.graph import OPSET, encoder_graph

@@ -173,3 +173,15 @@ def test_memory_does_not_grow_with_the_texts(tmp_path: Path) -> None:
     few, many = peak(200), peak(2000)
     tracemalloc.stop()
     assert many < few + 800_000  # all vectors would be 8,000,000 bytes
+
+
+def test_one_command_at_a_time(tmp_path: Path) -> None:
+    out = tmp_path / "vectors.parquet"
+
+    def encode(texts: list[str]) -> np.ndarray:
+        with pytest.raises(UserError, match=r"Another command writes .*vectors\.parquet just now"):
+            write_vectors(out, ["b"], encode, 2, {})
+        return np.zeros((len(texts), 2), np.float32)
+
+    assert write_vectors(out, ["a"], encode, 2, {}) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["vectors.parquet"]

@@ -104,6 +104,7 @@ def test_a_topology_without_a_plan_or_that_nobody_knows(tmp_path: Path) -> None:
         ("unsup", "wiki/wiki1m_for_simcse.part.txt", "v5e:2x4", 512, 8),
         ("unsup", "wiki/wiki1m_for_simcse.part.txt", "v5e:16x16", 8192, 256),
         ("sup", "nli/nli_triplets.csv", "v5e:2x4", 512, 8),
+        ("sup", "nli/nli_triplets.csv", "v5e:16x16", 8192, 256),
     ],
 )
 def test_the_default_recipes_compile_for_tpus_that_are_not_there(

@@ -40,7 +40,7 @@ def load_faiss() -> Any:
     except ImportError as error:
         raise UserError(
             f"The index kinds {' and '.join(KINDS)} need faiss, which is not installed ({error}).\n"
-            "pip install 'simcse_jax[faiss]', or take kind=\"exact\", which needs nothing."
+            'pip install faiss-cpu, or take kind="exact", which needs nothing.'
         ) from error
     return faiss
 
@@ -65,7 +65,11 @@ class ApproximateSearch:
         if np.count_nonzero(alive) < WORTHWHILE:
             return False
         held = _alive_at(self._places, alive)
-        if self._index is None or self._outgrown() or 2 * np.count_nonzero(held) < len(held):
+        if (
+            self._index is None
+            or self._outgrown(int(np.count_nonzero(alive)))
+            or 2 * np.count_nonzero(held) < len(held)
+        ):
             self._index, self._places, self._seen = self._new(alive), np.zeros(0, np.int64), 0
         new = self._seen + np.flatnonzero(alive[self._seen :])
         for at in range(0, len(new), BLOCK):
@@ -78,9 +82,9 @@ class ApproximateSearch:
         self._chosen = None if held.all() else self._faiss.IDSelectorBitmap(self._bits)
         return True
 
-    def _outgrown(self) -> bool:
+    def _outgrown(self, living: int) -> bool:
         """Whether there are too many rows for the number of lists, which is the square root of those at training."""
-        return self._kind == "ivfpq" and len(self._vectors) > OUTGROWN * (self._index.nlist + 1) ** 2
+        return self._kind == "ivfpq" and living > OUTGROWN * (self._index.nlist + 1) ** 2
 
     def _new(self, alive: np.ndarray) -> Any:
         """An empty index, trained on a sample of the rows if it is of the kind that learns."""

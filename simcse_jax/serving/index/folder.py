@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from simcse_jax.errors import UserError
+from simcse_jax.whole_file import names_to_disk, to_disk
 
 RECORD = "index.json"
 FORMAT = 1
@@ -73,14 +74,13 @@ def _write_folder(folder: Path, settings: Mapping[str, Any], write_files: Callab
         write_files(data)
         files = {path.name: path.stat().st_size for path in sorted(data.iterdir())}
         for name in files:
-            _to_disk(data / name)
-        _to_disk(data)
+            to_disk(data / name)
+        to_disk(data)
         record = {"format": FORMAT, **settings, "data": data.name, "files": files}
         draft = data / RECORD
         draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        _to_disk(draft)
+        to_disk(draft)
         os.replace(draft, folder / RECORD)
-        _to_disk(folder)
     except OSError as error:
         shutil.rmtree(data, ignore_errors=True)
         raise UserError(
@@ -90,6 +90,7 @@ def _write_folder(folder: Path, settings: Mapping[str, Any], write_files: Callab
     except BaseException:
         shutil.rmtree(data, ignore_errors=True)
         raise
+    names_to_disk(folder)
     for path in folder.iterdir():
         if _DATA.fullmatch(path.name) and path != data:
             shutil.rmtree(path, ignore_errors=True)
@@ -149,12 +150,3 @@ def require_whole(folder: Path, record: Mapping[str, Any]) -> Path:
 
 
 BUILD_ANEW = "Restore it from a copy, or build the index again with build_index(sentences) and save it to a new folder."
-
-
-def _to_disk(path: Path) -> None:
-    """Have the system write this file or folder out, so that the rename does not outlive it in a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -50,7 +50,7 @@ class SentenceIndex:
     def _hold(self, vectors: Vectors, texts: Texts, ids: np.ndarray, next_id: int) -> None:
         self._vectors, self._texts = vectors, texts
         self._ids, self._next_id = ids, next_id  # int64[N], ascending, as the rows are
-        self._alive = np.ones(len(ids), bool)  # removed rows stay until the index is saved
+        self._alive = np.ones(len(ids), bool)  # removed rows stay until it is saved and opened again
         self._exact = ExactSearch(vectors)
         self._approximate = ApproximateSearch(self.kind, vectors) if self.kind in APPROXIMATE else None
         self._changed, self._ready = True, False  # since the approximate search was prepared; whether it can be asked
@@ -214,6 +214,16 @@ def open_index(folder: Path, fingerprint: str) -> SentenceIndex:
     """
     folder = Path(folder).expanduser()
     record = read_record(folder)
+    try:
+        return _opened(folder, record, fingerprint)
+    except UserError:
+        newer = read_record(folder)
+        if newer["data"] == record["data"]:
+            raise
+        return _opened(folder, newer, fingerprint)  # another process has saved it meanwhile
+
+
+def _opened(folder: Path, record: dict[str, Any], fingerprint: str) -> SentenceIndex:
     if record["fingerprint"] != fingerprint:
         raise UserError(
             f"The index in {folder} was made with another model, pooler or max_length: its fingerprint is "

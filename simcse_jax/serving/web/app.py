@@ -125,7 +125,7 @@ def _json_routes(desk: Desk) -> APIRouter:
     return router
 
 
-_NO_BODY = (400, 401, 415, 422, 503, 504)  # what cannot happen where nothing is sent and no model asked
+_NO_BODY = (400, 401, 415, 422, 504)  # what cannot happen where nothing is sent and no model asked
 
 
 def _openai_routes(desk: Desk) -> APIRouter:

@@ -47,6 +47,7 @@ class Guard:
     def __init__(self, app: Any, settings: Settings):
         self._app, self._settings = app, settings
         self._key = settings.api_key.encode() if settings.api_key else None
+        self._at_once = 0  # requests that are being served
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -54,6 +55,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         answer = _Answer(send)
+        self._at_once += 1
         try:
             taken = self._refused(scope) or await self._body(scope, receive)
             if isinstance(taken, Response):
@@ -67,10 +69,14 @@ class Guard:
             if not answer.started:
                 words = "The server failed at this; its log says why."
                 await failure(scope["path"], 500, words)(scope, receive, answer.send)
+        finally:
+            self._at_once -= 1
 
     def _refused(self, scope: Scope) -> Response | None:
-        """Why this may not pass, from its headers alone; None when it may."""
+        """Why this may not pass, from its headers and the number of others; None when it may."""
         path = scope["path"]
+        if self._at_once > self._settings.max_requests:
+            return failure(path, 503, "The server has too many requests at once already; come again in a second.")
         headers = {name.lower(): value for name, value in scope["headers"]}
         known = self._settings.known_hosts
         host = _host_name(headers.get(b"host", b""))

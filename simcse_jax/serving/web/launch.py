@@ -5,10 +5,15 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from simcse_jax.errors import UserError
 from simcse_jax.serving.web.settings import LOOPBACK, Settings
 
 if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
     from simcse_jax.serving.web.desk import Model
 
 BACKLOG = 2048  # connections that the system holds for us when many come at once
@@ -28,20 +33,30 @@ def serve(model: Model, settings: Settings) -> None:
         app = make_app(model, settings)
         print("Compiling for texts of the usual lengths", flush=True)
         warm_up(model)
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # nothing here asks where a client is
-            lifespan="on",
-            ws="none",
-            backlog=BACKLOG,
-            limit_concurrency=settings.max_connections,
-            timeout_graceful_shutdown=int(settings.time_limit_s) + 5,
-        )
         print(_greeting(model, settings, listening.getsockname()[1]), flush=True)
-        uvicorn.Server(config).run(sockets=[listening])
+        uvicorn.Server(configured(app, settings)).run(sockets=[listening])
+
+
+def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn is to run the app."""
+    import uvicorn
+
+    from simcse_jax.serving.web.connections import limited
+
+    return uvicorn.Config(
+        app,
+        http=limited(settings.time_limit_s),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # nothing here asks where a client is
+        lifespan="on",
+        ws="none",
+        backlog=BACKLOG,
+        # The last resort, which counts idle connections too: its 503 is bare, so the guard refuses far before.
+        limit_concurrency=2 * settings.max_requests,
+        timeout_graceful_shutdown=3 * int(settings.time_limit_s) + 5,  # all that a request may take
+    )
 
 
 def require_web() -> None:
@@ -50,14 +65,23 @@ def require_web() -> None:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise UserError(f"Serving needs FastAPI and uvicorn ({error}): pip install 'simcse-jax[web]'") from error
+        raise UserError(f"Serving needs FastAPI and uvicorn ({error}): pip install fastapi uvicorn") from error
+
+
+def require_port(settings: Settings) -> None:
+    """UserError where the port cannot be had."""
+    _listening(settings).close()
 
 
 def warm_up(model: Model) -> None:
-    """Encode some texts, few and many, short and long, so that no client waits for the shapes that come most."""
-    for words in (20, 45, 100):  # what goes into rows of 32, 64 and 128 tokens
+    """Encode and search some texts, few and many, short and long, so that no client waits for the usual shapes."""
+    vectors = np.zeros((0, model.width), np.float32)
+    for words in (20, 100):  # what goes into rows of 64 and 128 tokens
         for count in (1, 100):
-            model.encode([" ".join([str(n), *["word"] * words]) for n in range(count)])
+            vectors = model.encode([" ".join([str(n), *["word"] * words]) for n in range(count)])
+    if model.index is not None:
+        for count in (1, 4, 8, 16, 32):  # queries that come together; an exact index is compiled for each of these
+            model.index.search(vectors[:count], 10)
 
 
 def _listening(settings: Settings) -> socket.socket:

@@ -65,7 +65,7 @@ def _routes(description: dict[str, Any]) -> list[dict[str, Any]]:
                     "path": path,
                     "summary": route["summary"],
                     "words": route.get("description", ""),
-                    "example": json.dumps(schema["examples"][0], ensure_ascii=False) if schema else "",
+                    "example": _example(schema) if schema else "",
                     "fields": [
                         {
                             "name": name,
@@ -79,6 +79,12 @@ def _routes(description: dict[str, Any]) -> list[dict[str, Any]]:
                 }
             )
     return routes
+
+
+def _example(schema: dict[str, Any]) -> str:
+    """A request as JSON, in the order of its fields; FastAPI sorts them by name."""
+    example = schema["examples"][0]
+    return json.dumps({name: example[name] for name in schema["properties"] if name in example}, ensure_ascii=False)
 
 
 def _kind(schema: dict[str, Any]) -> str:

@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, WithJsonSchema, model_validator
 
 from simcse_jax.serving.web.settings import Settings
 
 # "5" is no number and a misspelt key no key: better said than guessed.
 STRICT = ConfigDict(strict=True, extra="forbid")
+MOST_KEYS = 100  # of one object; no route knows more than a handful
 
 
 def _shown(**example: Any) -> ConfigDict:
@@ -42,9 +43,9 @@ def _text_or_list() -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"type": "string"}, several]})
 
 
-Texts = Annotated[
-    list[str], Field(min_length=1), BeforeValidator(_listed), _text_or_list()
-]  # one text counts as a list of it
+# The first wrong text ends the check: there may be millions, and each would be described at length.
+TextList = Annotated[list[str], FailFast(), Field(min_length=1)]
+Texts = Annotated[TextList, BeforeValidator(_listed), _text_or_list()]  # one text counts as a list of it
 
 
 class EncodeRequest(BaseModel):
@@ -89,7 +90,7 @@ class SearchRequest(BaseModel):
 
     model_config = STRICT | {"json_schema_extra": _one_of_two}
     query: str = ""
-    queries: list[str] = Field(default=[], min_length=1)
+    queries: TextList = []
     top_k: Number = Field(default=5, description="The most hits for a query.")
     threshold: float | None = Field(default=None, ge=-1, le=1, allow_inf_nan=False, description="The lowest score.")
 
@@ -127,7 +128,7 @@ class Health(BaseModel):
     model: str
     width: int
     sentences: int | None  # in the index; null: there is none
-    waiting: int  # what waits for the model, in texts
+    waiting: int  # what waits for the model, in texts; a long one counts for several
     needs_key: bool
 
 
@@ -135,7 +136,7 @@ class EmbeddingsRequest(BaseModel):
     """What OpenAI's clients send; keys that mean nothing here are passed over."""
 
     model_config = ConfigDict(strict=True) | _shown(input=["A man is playing guitar."], model="simcse")
-    input: Annotated[list[str], Field(min_length=1), BeforeValidator(_no_tokens), _text_or_list()]
+    input: Annotated[TextList, BeforeValidator(_no_tokens), _text_or_list()]
     model: str = Field(default="", description="Any name: the server has one model, and says which.")
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Number | None = Field(default=None, description="If given, the model's own width.")
@@ -171,14 +172,15 @@ def check_texts(texts: list[str], settings: Settings) -> None:
         raise HTTPException(422, f"{len(texts):,} texts in one request; the limit is {settings.max_texts:,}.")
     for number, text in enumerate(texts):
         if len(text) > settings.max_characters:
-            words = f"Text {number} has {len(text):,} characters; the limit is {settings.max_characters:,}."
+            which = f"Text {number}" if len(texts) > 1 else "The text"
+            words = f"{which} has {len(text):,} characters; the limit is {settings.max_characters:,}."
             raise HTTPException(422, words)
 
 
 def read_json(body: bytes) -> Any:
-    """The value that the body holds; HTTPException 400 for what is no JSON, or holds half a character."""
+    """The value that the body holds; HTTPException 400 for what is no JSON, half a character or too many keys."""
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_twins)
         if b"\\u" in body:
             # A lone surrogate, half of a character, is no text: no tokenizer takes it, nor can it be sent back.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -191,6 +193,17 @@ def read_json(body: bytes) -> Any:
     except ValueError as error:
         raise HTTPException(400, f"The body is no JSON: {error!s:.200}.") from error
     return value
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MOST_KEYS:
+        raise HTTPException(400, f"An object has {len(pairs):,} keys; the limit is {MOST_KEYS}.")
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key:.60} is there twice")
+        found[key] = value
+    return found
 
 
 def _no_constant(name: str) -> None:

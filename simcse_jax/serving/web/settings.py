@@ -25,8 +25,10 @@ class Settings:
     max_hits: int = 20_000  # hits of one request, all its queries together
     max_waiting: int = 4096  # texts that wait for the model, of all clients; above that, 503
     max_together: int = 256  # texts of several clients that are encoded in one call; more would only make all wait
-    max_connections: int = 1000
-    time_limit_s: float = 30.0  # for a request to arrive, and for the model to answer it
+    max_requests: int = 1000  # at once; above that, 503
+    time_limit_s: float = (
+        30.0  # for a request to arrive; then for its texts to be encoded; then for them to be searched
+    )
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -43,6 +45,8 @@ class Settings:
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
             # A key that headers cannot carry would lock everybody out; an empty one would let everybody in.
             raise UserError("The API key is empty or holds characters that a header cannot carry; use ASCII letters.")
+        if self.api_key is not None and self.api_key != self.api_key.strip():
+            raise UserError("The API key begins or ends with a space, which headers lose; leave it out.")
 
     @property
     def known_hosts(self) -> tuple[str, ...]:
@@ -51,4 +55,4 @@ class Settings:
         Only where it listens to this machine alone: a web page could otherwise point its own name at 127.0.0.1 and
         read the answers in the browser of someone who visits it. Elsewhere, names are the network's business.
         """
-        return (*LOOPBACK, *self.hosts) if self.host in LOOPBACK else ()
+        return (*LOOPBACK, *map(str.lower, self.hosts)) if self.host in LOOPBACK else ()

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from simcse_jax import whole_file
 from simcse_jax.errors import UserError
 from simcse_jax.serving.index import folder as index_folder
+from simcse_jax.serving.index import sentence_index
 from simcse_jax.serving.index.sentence_index import SentenceIndex, open_index
 from simcse_jax.serving.index.vectors import BLOCK, STORAGES
 
@@ -223,3 +225,32 @@ def test_whenever_it_is_killed_the_index_is_whole(tmp_path: Path) -> None:
     assert counts[-1] > 3000
     index.save(tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_whose_names_cannot_be_synced_is_saved_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems refuse it; and by then the new index is in place."""
+    made(5).save(tmp_path)
+
+    def refuse(path: Path) -> None:
+        if path == tmp_path:
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(whole_file, "to_disk", refuse)
+    made(9).save(tmp_path)
+    assert len(open_index(tmp_path, "abc")) == 9
+
+
+def test_a_save_while_it_is_opened_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(5).save(tmp_path)
+    read = sentence_index.read_record
+
+    def read_and_saved_over(folder: Path) -> dict[str, Any]:
+        record = read(folder)
+        monkeypatch.setattr(sentence_index, "read_record", read)
+        made(9).save(folder)
+        return record
+
+    monkeypatch.setattr(sentence_index, "read_record", read_and_saved_over)
+    assert len(open_index(tmp_path, "abc")) == 9

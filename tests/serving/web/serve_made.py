@@ -1,4 +1,4 @@
-"""A process that serves the made model: `python -m tests.serving.web.serve_made SECONDS_A_CALL`; for tests."""
+"""A process that serves the made model: `python -m tests.serving.web.serve_made SECONDS_A_CALL [TIME_LIMIT_S]`."""
 
 import sys
 import time
@@ -20,4 +20,5 @@ class SlowModel(MadeModel):
 
 
 if __name__ == "__main__":
-    serve(SlowModel(MadeIndex()), Settings(name="made", port=0))
+    time_limit_s = float(sys.argv[2]) if len(sys.argv) > 2 else 30.0
+    serve(SlowModel(MadeIndex()), Settings(name="made", port=0, time_limit_s=time_limit_s))

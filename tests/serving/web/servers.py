@@ -1,15 +1,21 @@
-"""Servers for tests: the app with a made model, on a port of this machine, in a thread of this process."""
+"""Servers for tests, on a port of this machine: in a thread of this process, or in a process of their own."""
 
 import contextlib
+import http.client
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from simcse_jax.serving.web.app import make_app
+from simcse_jax.serving.web.launch import configured
 from simcse_jax.serving.web.settings import Settings
 
 
@@ -17,8 +23,10 @@ from simcse_jax.serving.web.settings import Settings
 def served(model: Any, settings: Settings | None = None) -> Iterator[str]:
     """The address of a running server for the model; it is stopped in the end, having finished what it has."""
     listening = socket.create_server(("127.0.0.1", 0))
-    app = make_app(model, settings or Settings(name="made"))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=5))
+    settings = settings or Settings(name="made")
+    config = configured(make_app(model, settings), settings)
+    config.timeout_graceful_shutdown = 5
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
@@ -32,3 +40,30 @@ def served(model: Any, settings: Settings | None = None) -> Iterator[str]:
         server.should_exit = True
         thread.join()
         listening.close()
+
+
+@contextlib.contextmanager
+def process(*command: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """A Python process of `-m command` that serves, and the address that it says; it is gone in the end."""
+    words = [sys.executable, "-m", *command]
+    root = Path(__file__).parents[3]
+    with subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as started:
+        try:
+            assert started.stdout
+            said = []
+            for line in started.stdout:
+                said.append(line)
+                if found := re.search(r"http://\S+", line):
+                    yield started, found.group()
+                    return
+            raise AssertionError("it never served:\n" + "".join(said))
+        finally:
+            started.kill()
+
+
+def answered(connection: socket.socket) -> int:
+    """The status of the next answer on a connection, which is read to its end."""
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    answer.read()
+    return answer.status

@@ -1,29 +1,35 @@
 """The page in a browser: search, heat map, keyboard alone, a phone, and errors in words."""
 
+import contextlib
 import re
+import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from simcse_jax.serving.web.settings import Settings
-from tests.serving.web.browser import CHROMIUM, Browser, browser
 from tests.serving.web.made_model import CAPTIONS, MadeIndex, MadeModel
 from tests.serving.web.servers import served
 
+# Playwright's own builds of browsers are a download of their own; any Chromium that is there will do.
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium"),
 ]
-CTRL, SHIFT = 2, 8
-SEARCHED = "!at('hits').hidden && !at('hits').classList.contains('busy')"
-COMPARED = "!at('matrix').hidden && !at('matrix').classList.contains('busy')"
+WAIT_MS = 30_000
+QUERY = "a man is playing guitar"
 
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("browser")) as found:
-        yield found
+def chromium() -> Iterator[Browser]:
+    expect.set_options(timeout=WAIT_MS)
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-dev-shm-usage"]  # as containers need it
+        with playwright.chromium.launch(executable_path=CHROMIUM, args=options) as browser:
+            yield browser
 
 
 @pytest.fixture(scope="module")
@@ -32,164 +38,243 @@ def url() -> Iterator[str]:
         yield url
 
 
+@contextlib.contextmanager
+def opened(chromium: Browser, address: str, told: str = "status of 422", **look: Any) -> Iterator[Page]:
+    """The page at the address in a browser of its own; it must load nothing from elsewhere, and complain of nothing.
+
+    told: what browsers say of answers that are refusals. look: of the context, such as its colours.
+    """
+    requested, complaints = [], []
+    with chromium.new_context(**{"viewport": {"width": 1100, "height": 900}, **look}) as context:
+        context.set_default_timeout(WAIT_MS)
+        page = context.new_page()
+        page.on("request", lambda request: requested.append(request.url))
+        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(address)
+        yield page
+    assert {re.sub(r"^(https?://[^/]*/).*", r"\1", asked) for asked in requested} == {re.sub("[^/]*$", "", address)}
+    assert [words for words in complaints if told not in words] == []
+
+
 @pytest.fixture
-def page(tab: Browser, url: str) -> Iterator[Browser]:
-    """The page, just opened, of middling size; it must load nothing from elsewhere and complain of nothing."""
-    tab.events.clear()
-    tab.look()
-    tab.open(f"{url}/")
-    yield tab
-    assert {re.sub(r"^(https?://[^/]*).*", r"\1", asked) for asked in tab.requested()} == {url}
-    complaints = [words for words in tab.complaints() if "status of 422" not in words]  # a refusal is told as well
-    assert not complaints
+def page(chromium: Browser, url: str) -> Iterator[Page]:
+    """The page, just opened, of middling size."""
+    with opened(chromium, f"{url}/") as page:
+        expect(page.locator("#served")).to_have_text(f"made · {len(CAPTIONS)} sentences")
+        yield page
 
 
-def hits(page: Browser) -> list[str]:
-    return page.run("[...document.querySelectorAll('#hits li p')].map((p) => p.textContent)")
+def searched(page: Page, count: int = len(CAPTIONS)) -> None:
+    """Wait for so many hits."""
+    expect(page.locator("#hits:not(.busy) li")).to_have_count(count)
+    expect(page.locator("#hits")).to_be_visible()
 
 
-def test_hits_come_while_one_types(page: Browser) -> None:
-    assert page.run("document.activeElement.id") == "query"
-    assert page.run("at('served').textContent") == f"made · {len(CAPTIONS)} sentences"
-    page.type("a man is playing guitar")
-    page.wait(SEARCHED)
-    assert hits(page)[0] == CAPTIONS[0]
-    assert set(hits(page)) == set(CAPTIONS)  # what looks like HTML is text
-    scores = page.run("[...document.querySelectorAll('#hits b')].map((b) => b.textContent)")
+def compared(page: Page) -> None:
+    """Wait for the heat map."""
+    expect(page.locator("#matrix:not(.busy)")).to_be_visible()
+
+
+def widths(page: Page, selector: str) -> list[float]:
+    return [box["width"] for element in page.locator(selector).all() if (box := element.bounding_box())]
+
+
+def width_of_all(page: Page) -> int:
+    return page.evaluate("document.documentElement.scrollWidth")
+
+
+def test_hits_come_while_one_types(page: Page) -> None:
+    expect(page.locator("#query")).to_be_focused()
+    page.keyboard.insert_text(QUERY)
+    searched(page)
+    texts = page.locator("#hits li p").all_text_contents()
+    assert texts[0] == CAPTIONS[0]
+    assert set(texts) == set(CAPTIONS)  # what looks like HTML is text
+    scores = page.locator("#hits b").all_text_contents()
     assert scores[0] == "1.000"
     assert not any(score.startswith("-") for score in scores)
-    bars = page.run("[...document.querySelectorAll('.bar i')].map((i) => i.getBoundingClientRect().width)")
+    bars = widths(page, ".bar i")
     assert bars == sorted(bars, reverse=True)
     assert bars[0] > 300
-    assert re.fullmatch(r"8 hits in \d+ ms", page.run("at('search-status').textContent"))
-    assert page.run("at('search-status').getAttribute('aria-live')") == "polite"
+    expect(page.locator("#search-status")).to_have_text(re.compile(r"^8 hits in \d+ ms$"))
+    expect(page.locator("#search-status")).to_have_attribute("aria-live", "polite")
 
 
-def test_enter_the_lowest_score_and_the_number_of_hits(page: Browser) -> None:
-    page.type("a man is playing guitar")
-    page.press("Enter")
-    page.wait(SEARCHED)
-    page.run("at('top').value = '5', at('top').dispatchEvent(new Event('change'))")
-    page.wait("document.querySelectorAll('#hits li').length === 5")
-    page.run("at('lowest').focus()")
-    page.type("0.5")
-    page.press("Enter")
-    page.wait("document.querySelectorAll('#hits li').length === 2")
-    page.run("at('lowest').value = 3, at('search-form').requestSubmit()")
-    page.run("at('search-form').noValidate = true, at('search-form').requestSubmit()")
-    page.wait("!at('search-wrong').hidden")
-    assert "The lowest score is a number" in page.run("at('search-wrong').textContent")
+def test_enter_the_lowest_score_and_the_number_of_hits(page: Page) -> None:
+    page.keyboard.insert_text(QUERY)
+    page.keyboard.press("Enter")
+    searched(page)
+    page.locator("#top").select_option("5")
+    searched(page, 5)
+    page.locator("#lowest").fill("0.5")
+    page.keyboard.press("Enter")
+    searched(page, 2)
+    page.locator("#lowest").fill("3")
+    page.evaluate("document.getElementById('search-form').noValidate = true")  # or the browser says it, in its words
+    page.keyboard.press("Enter")
+    expect(page.locator("#search-wrong")).to_contain_text("The lowest score is a number")
 
 
-def test_empty_and_very_long_input_are_answered_in_words(page: Browser) -> None:
-    page.press("Enter")
-    page.wait("at('search-status').textContent.startsWith('Type a sentence')")
-    page.type("long " * 2000)
-    page.wait("!at('search-wrong').hidden")
-    assert page.run("at('search-wrong').textContent") == "Text 0 has 9,999 characters; the limit is 5,000."
-    assert page.run("at('search-wrong').getAttribute('role')") == "alert"
-    assert page.run("document.documentElement.scrollWidth <= innerWidth")
-    page.run("at('query').value = ''")
-    page.type("guitar")
-    page.wait(SEARCHED)
-    assert page.run("at('search-wrong').hidden")
+def test_searching_by_keyboard_alone(page: Page) -> None:
+    page.keyboard.type(QUERY)
+    page.keyboard.press("Enter")
+    searched(page)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Search", exact=True)).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.locator("#top")).to_be_focused()
+    page.keyboard.press("ArrowUp")
+    searched(page, 5)
+    page.keyboard.press("Tab")
+    expect(page.locator("#lowest")).to_be_focused()
+    page.keyboard.type("0.5")
+    page.keyboard.press("Enter")
+    searched(page, 2)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="The routes of this server")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_be_visible()
+    assert page.url.endswith("/docs")
 
 
-def test_the_heat_map_by_keyboard_alone(page: Browser) -> None:
-    page.press("Tab", SHIFT)
-    assert page.run("document.activeElement.id") == "tab-search"
-    page.press("ArrowRight")
-    assert page.run("[document.activeElement.id, at('search').hidden, at('compare').hidden]") == [
-        "tab-compare",
-        True,
-        False,
-    ]
-    page.press("Tab")
-    assert page.run("document.activeElement.id") == "rows"
-    page.type("A man is playing guitar.\n\n It rains. ")
-    page.press("Tab")
-    page.type("It rains.\nA man is playing guitar.\nSnow.")
-    page.press("Enter", CTRL)
-    page.wait(COMPARED)
-    cells = page.run(
-        "[...document.querySelectorAll('#table tbody tr')].map((tr) => [...tr.cells].map((c) => c.textContent))"
-    )
+def test_empty_and_very_long_input_are_answered_in_words(page: Page) -> None:
+    wrong = page.locator("#search-wrong")
+    page.keyboard.press("Enter")
+    expect(page.locator("#search-status")).to_have_text("Type a sentence to search for.")
+    page.keyboard.type("   ")
+    page.keyboard.press("Enter")
+    expect(page.locator("#search-status")).to_have_text("Type a sentence to search for.")
+    page.keyboard.insert_text("long " * 2000)
+    expect(wrong).to_have_text("The text has 9,999 characters; the limit is 5,000.")
+    expect(wrong).to_have_attribute("role", "alert")
+    expect(page.locator("#search-status")).to_be_empty()
+    page.keyboard.press("ControlOrMeta+A")
+    page.keyboard.insert_text("x" * 5000)  # one word, as long as may be
+    searched(page)
+    expect(wrong).to_be_hidden()
+    assert width_of_all(page) <= 1100
+
+
+def test_empty_and_very_long_lists_are_answered_in_words(page: Page) -> None:
+    rows, columns, button = page.locator("#rows"), page.locator("#columns"), page.get_by_role("button", name="Compare")
+    wrong = page.locator("#compare-wrong")
+    page.get_by_role("tab", name="Compare").click()
+    button.click()
+    expect(page.locator("#compare-status")).to_have_text("Put at least one sentence into each list.")
+    rows.fill("a")
+    columns.fill(" \n\n ")
+    button.click()
+    expect(page.locator("#compare-status")).to_have_text("Put at least one sentence into each list.")
+    rows.fill("a\n" * 60)
+    columns.fill("a\n" * 60)
+    button.click()
+    expect(wrong).to_contain_text("60 times 60 cells")
+    rows.fill("x" * 5001)
+    columns.fill("a")
+    button.click()
+    expect(wrong).to_have_text("Text 0 has 5,001 characters; the limit is 5,000.")
+    rows.fill("x" * 5000)
+    button.click()
+    compared(page)
+    expect(wrong).to_be_hidden()
+    assert width_of_all(page) <= 1100
+
+
+def test_the_heat_map_by_keyboard_alone(page: Page) -> None:
+    page.keyboard.press("Shift+Tab")
+    expect(page.get_by_role("tab", name="Search")).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("tab", name="Compare")).to_be_focused()
+    expect(page.locator("#search")).to_be_hidden()
+    expect(page.locator("#compare")).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(page.locator("#rows")).to_be_focused()
+    page.keyboard.insert_text("A man is playing guitar.\n\n It rains. ")
+    page.keyboard.press("Tab")
+    page.keyboard.insert_text("It rains.\nA man is playing guitar.\nSnow.")
+    page.keyboard.press("Control+Enter")
+    compared(page)
+    cells = [row.locator("th, td").all_text_contents() for row in page.locator("#table tbody tr").all()]
     assert [row[0] for row in cells] == ["A man is playing guitar.", "It rains."]
     assert [cells[0][2], cells[1][1]] == ["1.00", "1.00"]
     assert all(re.fullmatch(r"\u2212?[01]\.\d\d", cell) for row in cells for cell in row[1:])
-    heads = page.run("[...document.querySelectorAll('#table th')].map((th) => th.scope)")
+    heads = page.locator("#table th").evaluate_all("all => all.map((th) => th.scope)")
     assert heads == ["col"] * 3 + ["row"] * 2
-    colours = page.run(
-        "[...document.querySelectorAll('tbody tr:first-child td')].map((c) => getComputedStyle(c).backgroundColor)"
-    )
-    assert len(set(colours)) == 3
-    page.press("Tab")  # the button, and then the map itself, which arrow keys scroll
-    page.press("Tab")
-    assert page.run("document.activeElement.className") == "scroll"
+    shown = "all => all.map((cell) => getComputedStyle(cell).backgroundColor)"
+    assert len(set(page.locator("tbody tr:first-child td").evaluate_all(shown))) == 3
+    page.keyboard.press("Tab")  # the button, and then the map itself, which arrow keys scroll
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("region", name="Cosine similarity")).to_be_focused()
 
 
-def test_too_many_cells_and_empty_lists(page: Browser) -> None:
-    page.run("at('tab-compare').click(), at('compare-form').requestSubmit()")
-    page.wait("at('compare-status').textContent.startsWith('Put at least one')")
-    page.run("at('rows').value = at('columns').value = 'a\\n'.repeat(60), at('compare-form').requestSubmit()")
-    page.wait("!at('compare-wrong').hidden")
-    assert "60 times 60 cells" in page.run("at('compare-wrong').textContent")
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_a_phone(chromium: Browser, url: str, colours: Any) -> None:
+    size = {"width": 360, "height": 740}
+    with opened(chromium, f"{url}/", viewport=size, color_scheme=colours, is_mobile=True, has_touch=True) as page:
+        page.locator("#query").fill(QUERY)
+        searched(page)
+        assert width_of_all(page) == 360
+        lightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+        assert (max(lightness) < 60) == (colours == "dark")
+        page.get_by_role("tab", name="Compare").tap()
+        page.locator("#rows").fill("\n".join(CAPTIONS))
+        page.locator("#columns").fill("\n".join(CAPTIONS))
+        page.get_by_role("button", name="Compare").tap()
+        compared(page)
+        assert width_of_all(page) == 360
+        assert page.locator(".scroll").evaluate("map => map.scrollWidth") > 360  # the map scrolls by itself
+        controls = page.locator("button:visible, select:visible, input:visible, textarea:visible")
+        assert min(controls.evaluate_all("all => all.map((one) => one.offsetHeight)")) >= 36  # enough for a finger
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_a_phone(page: Browser, dark: bool) -> None:
-    page.look(360, 740, dark)
-    page.type("a man is playing guitar")
-    page.wait(SEARCHED)
-    assert page.run("document.documentElement.scrollWidth") == 360
-    lightness = page.run("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
-    assert (max(lightness) < 60) == dark
-    page.run("at('tab-compare').click(), at('rows').value = at('columns').value = " + repr("\n".join(CAPTIONS)))
-    page.run("at('compare-form').requestSubmit()")
-    page.wait(COMPARED)
-    assert page.run("document.documentElement.scrollWidth") == 360
-    assert page.run("document.querySelector('.scroll').scrollWidth") > 360  # the map scrolls by itself
-    controls = "[...document.querySelectorAll('button, select, input, textarea')]"
-    heights = page.run(f"{controls}.map((e) => e.offsetHeight).filter(Boolean)")
-    assert min(heights) >= 36  # large enough for a finger
+def test_without_an_index_comparing_is_left(chromium: Browser) -> None:
+    with served(MadeModel()) as url, opened(chromium, f"{url}/") as page:
+        expect(page.locator("#compare")).to_be_visible()
+        expect(page.locator("#search-status")).to_contain_text("nothing to search")
+        expect(page.locator("#query")).to_be_disabled()
 
 
-def test_without_an_index_comparing_is_left(tab: Browser) -> None:
-    with served(MadeModel()) as url:
-        tab.open(f"{url}/")
-        tab.wait("!at('compare').hidden")
-        assert "nothing to search" in tab.run("at('search-status').textContent")
-        assert tab.run("at('query').disabled")
+def test_the_key_is_asked_for_and_remembered(chromium: Browser) -> None:
+    secret = Settings(name="made", api_key="secret")
+    with (
+        served(MadeModel(MadeIndex()), secret) as url,
+        opened(chromium, f"{url}/", told="status of 401") as page,
+    ):
+        expect(page.locator("#key-form")).to_be_visible()
+        page.locator("#query").fill("guitar")
+        page.keyboard.press("Enter")
+        expect(page.locator("#search-wrong")).to_contain_text("asks for its API key")
+        expect(page.locator("#key")).to_be_focused()
+        page.keyboard.type("secret")
+        page.keyboard.press("Enter")
+        searched(page)
+        page.reload()
+        expect(page.locator("#served")).to_contain_text("made")
+        expect(page.locator("#key-form")).to_be_hidden()
 
 
-def test_the_key_is_asked_for_and_remembered(tab: Browser) -> None:
-    with served(MadeModel(MadeIndex()), Settings(api_key="secret")) as url:
-        tab.open(f"{url}/")
-        tab.wait("!at('key-form').hidden")
-        tab.run("at('query').value = 'guitar', at('search-form').requestSubmit()")
-        tab.wait("!at('search-wrong').hidden")
-        assert "asks for its API key" in tab.run("at('search-wrong').textContent")
-        assert tab.run("document.activeElement.id") == "key"
-        tab.type("secret")
-        tab.press("Enter")
-        tab.wait(SEARCHED)
-        tab.open(f"{url}/")
-        assert tab.run("at('key-form').hidden")
+def test_an_empty_index_is_said(chromium: Browser) -> None:
+    with served(MadeModel(MadeIndex(()))) as url, opened(chromium, f"{url}/") as page:
+        expect(page.locator("#served")).to_contain_text("0 sentences")
+        page.keyboard.insert_text("guitar")
+        page.keyboard.press("Enter")
+        expect(page.locator("#search-status")).to_contain_text("The index is empty")
 
 
-def test_a_server_that_is_gone_is_said(tab: Browser) -> None:
-    with served(MadeModel(MadeIndex())) as url:
-        tab.open(f"{url}/")
-    tab.type("guitar")
-    tab.press("Enter")
-    tab.wait("!at('search-wrong').hidden")
-    assert tab.run("at('search-wrong').textContent") == "The server cannot be reached. Is it still running?"
+def test_a_server_that_is_gone_is_said(chromium: Browser) -> None:
+    with contextlib.ExitStack() as server:
+        url = server.enter_context(served(MadeModel(MadeIndex())))
+        with opened(chromium, f"{url}/", told="ERR_CONNECTION_REFUSED") as page:
+            expect(page.locator("#served")).to_contain_text("made")
+            server.close()
+            page.keyboard.insert_text("guitar")
+            page.keyboard.press("Enter")
+            gone = "The server cannot be reached. Is it still running?"
+            expect(page.locator("#search-wrong")).to_have_text(gone)
 
 
-def test_the_docs_page(tab: Browser, url: str, tmp_path: Path) -> None:
-    tab.events.clear()
-    tab.look(360, 740)
-    tab.call("Page.navigate", url=f"{url}/docs")
-    tab.wait("document.readyState === 'complete' && document.querySelectorAll('section').length === 5")
-    assert tab.run("document.documentElement.scrollWidth") == 360
-    assert not tab.complaints()
+def test_the_docs_page(chromium: Browser, url: str) -> None:
+    with opened(chromium, f"{url}/docs", viewport={"width": 360, "height": 740}) as page:
+        expect(page.locator("section")).to_have_count(5)
+        assert width_of_all(page) == 360

@@ -1,6 +1,10 @@
-"""The server with a model of ours: the same answers over HTTP as in Python."""
+"""The server with a model of ours: the same answers over HTTP as in Python, also after it was killed."""
 
+import contextlib
+import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,15 +14,20 @@ import pytest
 from simcse_jax import SimCSE
 from simcse_jax.data import demo
 from simcse_jax.serving.web.settings import Settings
-from tests.serving.web.servers import served
+from tests.serving.web.servers import process, served
 from tests.small_models import export_small
 
 TEXTS = demo.sentences(count=40)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    made = SimCSE(export_small(tmp_path_factory.mktemp("model")))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_small(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Any:
+    made = SimCSE(folder)
     made.build_index(TEXTS)
     return made
 
@@ -44,3 +53,30 @@ def test_the_same_answers_as_in_python(model: Any, client: httpx.Client) -> None
 def test_tokens_are_counted_as_the_model_reads_them(client: httpx.Client) -> None:
     count = client.post("/v1/embeddings", json={"input": ["", "a man " * 500]}).json()["usage"]["prompt_tokens"]
     assert count == 2 + 64  # the special ones alone, and cut at what this model takes
+
+
+@pytest.mark.slow
+def test_a_killed_server_leaves_the_index_whole(model: Any, folder: Path, tmp_path: Path) -> None:
+    sentences, index = tmp_path / "sentences.txt", tmp_path / "index"
+    sentences.write_text("\n".join(TEXTS))
+    query, expected = {"queries": TEXTS[:4], "top_k": 7}, model.search(TEXTS[:4], 7)
+    kept: list[dict[str, bytes]] = []
+    for corpus in ([f"--corpus={sentences}", f"--save_index={index}"], [f"--corpus={index}"]):
+        with process("simcse_jax.search", f"--model={folder}", *corpus, "--serve", "--port=0") as (server, url):
+            hits = httpx.post(f"{url}/search", json=query, timeout=60).raise_for_status().json()["hits"]
+            assert [[hit["id"] for hit in one] for one in hits] == [[hit.id for hit in one] for one in expected]
+            assert [[hit["text"] for hit in one] for one in hits] == [[hit.text for hit in one] for one in expected]
+            asking = threading.Thread(target=_ask_until_it_is_gone, args=(url, query))
+            asking.start()
+            time.sleep(0.5)
+            server.kill()
+            asking.join()
+        kept.append({str(file): file.read_bytes() for file in index.rglob("*") if file.is_file()})
+    assert kept[0]
+    assert kept[0] == kept[1]
+
+
+def _ask_until_it_is_gone(url: str, query: dict[str, Any]) -> None:
+    with contextlib.suppress(httpx.TransportError), httpx.Client(timeout=60) as client:
+        while True:
+            client.post(f"{url}/search", json=query).raise_for_status()

@@ -1,0 +1,119 @@
+"""From the command to the first step: the real command, timed by the lines that it prints.
+
+    python -m benchmarks.start_up --files=sentences.txt --model_folder=DIR --json=FILE
+
+Each shape is started from random weights with an empty cache (`cold`: the data is tokenised, the step compiled), then
+with what that start left there (`warm`), and ended after its first step. Stages: `parts` (imports, tokenizer, data,
+what the step is made of), `weights` (the state before the first step), `compile`, `step`; seconds by the clock, and
+of processor time in brackets, which other programs on the machine disturb less.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from benchmarks.sizes import SIZES
+from simcse_jax import cli
+from simcse_jax.errors import UserError
+
+FLAGS = flags.FLAGS
+
+ROOT = Path(__file__).resolve().parent.parent
+# The line that ends each stage begins so.
+STAGES = {"parts": "model: ", "weights": "compiling a batch", "compile": "compiled in", "step": "step 1/"}
+
+Seconds = tuple[float, float]  # by the clock, of processor time
+
+
+def start(shape: str, files: str, model_folder: str, cache: Path) -> dict[str, Seconds]:
+    """Start a run of that shape in a folder of its own; seconds of each stage and in all. RuntimeError if it fails."""
+    with tempfile.TemporaryDirectory() as workdir:
+        command = [
+            *(sys.executable, "-m", "simcse_jax.train", "--config=configs/unsup.py", f"--workdir={workdir}/run"),
+            *(f"--config.data.files={Path(files).resolve()}", f"--config.model.name={Path(model_folder).resolve()}"),
+            *("--config.model.init=random", "--config.eval.data=", "--config.train.steps=1"),
+            *(f"--config.model.{name}={size}" for name, size in dataclasses.asdict(SIZES[shape]).items()),
+        ]
+        environment = os.environ | {"SIMCSE_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
+        begun = time.monotonic()
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        ends: dict[str, Seconds] = {}
+        for line in process.stdout:
+            ended = [stage for stage, words in STAGES.items() if line.startswith(words)]
+            ends |= {stage: (time.monotonic() - begun, _processor_time(process.pid)) for stage in ended}
+            if "step" in ends:
+                break
+        process.kill()
+        process.wait()
+    if "step" not in ends:
+        raise RuntimeError(f"{' '.join(command)} ended before its first step")
+    stages, before = {}, (0.0, 0.0)
+    for stage in STAGES:
+        stages[stage] = (ends[stage][0] - before[0], ends[stage][1] - before[1])
+        before = ends[stage]
+    return stages | {"total": ends["step"]}
+
+
+def _processor_time(pid: int) -> float:
+    """Seconds of processor time that a process has used, in all its threads (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def table(results: list[dict[str, Any]]) -> list[str]:
+    """The results as Markdown: a line a start, a column a stage."""
+    names = [*STAGES, "total"]
+    return [
+        f"| model | start | {' | '.join(names)} |",
+        "|---|---|" + "---:|" * len(names),
+        *(
+            f"| {result['model']} | {result['start']} | "
+            + " | ".join("{:.1f} ({:.1f})".format(*result[name]) for name in names)
+            + " |"
+            for result in results
+        ),
+    ]
+
+
+def define_flags() -> None:
+    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    flags.DEFINE_list("models", ["minilm", "bert-base"], f"Some of {', '.join(SIZES)}.")
+    flags.DEFINE_string("files", "", "Sentences to train on, as data.files takes them.")
+    flags.DEFINE_string("model_folder", "", "A folder with BERT's tokenizer and config.json.")
+    flags.DEFINE_integer("warm", 1, "How many warm starts follow the cold one.", lower_bound=1)
+    flags.DEFINE_string("json", "", "Write the figures there as well.")
+
+
+def main() -> None:
+    """Measure as the flags say."""
+    if not FLAGS.files or not FLAGS.model_folder:
+        raise UserError("--files and --model_folder are needed: sentences, and a folder with BERT's tokenizer.")
+    unknown = [model for model in FLAGS.models if model not in SIZES]
+    if unknown:
+        raise UserError(f"--models: {unknown[0]!r} is unknown.\nUse some of {','.join(SIZES)}.")
+    results = []
+    for model in FLAGS.models:
+        with tempfile.TemporaryDirectory() as cache:
+            for name in ["cold"] + ["warm"] * FLAGS.warm:
+                stages = start(model, FLAGS.files, FLAGS.model_folder, Path(cache))
+                results.append({"model": model, "start": name, **stages})
+                print(f"{model}, {name}: {stages['total'][0]:.1f} s", flush=True)
+    print("\n".join(["", *table(results)]))
+    if FLAGS.json:
+        Path(FLAGS.json).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,105 @@
+"""PyTorch's side of `benchmarks.train_speed`: SimCSE's step as its users write it, with what PyTorch has to be fast.
+
+transformers' BertModel with PyTorch's own attention kernels, the batch padded to its longest sentence, both views in
+one pass, fused AdamW; bfloat16 by autocast.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import BertModel
+from transformers.utils.logging import disable_progress_bar
+
+from benchmarks import process_memory
+from benchmarks.train_work import CLIP_NORM, LEARNING_RATE, TEMPERATURE, VIEWS, Work
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class Side:
+    """A model in training, and where it stands. attention: as transformers calls it, "sdpa" or "eager"."""
+
+    def __init__(self, work: Work, compiled: bool = False, attention: str = "sdpa"):
+        self.work = work
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(0)
+        self.model = _first_model(work, attention).to(self.device).train()
+        self.parameters = list(self.model.parameters())
+        self.loss = torch.compile(self._loss) if compiled else self._loss
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: max(1 - step / work.steps, 0.0))
+        self.seen: set[torch.Size] = set()
+
+    def about(self) -> str:
+        name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
+        return f"torch {torch.__version__}, {name}"
+
+    def losses(self, steps: int) -> list[tuple[float, float]]:
+        """(loss, gradient's norm before clipping) of the first steps."""
+        figures = [self._step(batch) for batch in self._batches(0, steps)]
+        return [(float(loss), float(norm)) for loss, norm in figures]
+
+    def first_step(self) -> float:
+        """Seconds of step 0, compilation included."""
+        (batch,) = self._batches(0, 1)
+        self.seen.add(batch[0].shape)
+        return self._seconds([batch])
+
+    def steps(self, first: int, last: int) -> float:
+        """Seconds of steps first <= step < last. Their batches lie on the device, and their shapes were met before."""
+        batches = self._batches(first, last)
+        for batch in batches:
+            if batch[0].shape not in self.seen:
+                self.seen.add(batch[0].shape)
+                self._step(batch)
+        return self._seconds(batches)
+
+    def peak_memory(self) -> int:
+        """Bytes: the device's, or those of the process where that is the device."""
+        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else process_memory.peak()
+
+    def _batches(self, first: int, last: int) -> list[Batch]:
+        padded = [self.work.padded(step) for step in range(first, last)]
+        return [(torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)) for ids, mask in padded]
+
+    def _seconds(self, batches: list[Batch]) -> float:
+        self._wait()
+        start = time.perf_counter()
+        for batch in batches:
+            self._step(batch)
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _loss(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.work.dtype == "bfloat16"):
+            z = self.model(input_ids=ids, attention_mask=mask).pooler_output
+        anchors, positives = functional.normalize(z.float(), dim=-1).chunk(VIEWS)
+        cosines = anchors @ positives.T
+        return functional.cross_entropy(cosines / TEMPERATURE, torch.arange(len(cosines), device=self.device))
+
+    def _step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(*batch)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, CLIP_NORM)
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.detach(), norm
+
+
+def _first_model(work: Work, attention: str) -> Any:
+    disable_progress_bar()
+    return BertModel.from_pretrained(
+        work.model,
+        attn_implementation=attention,
+        hidden_dropout_prob=work.dropout,
+        attention_probs_dropout_prob=work.dropout,
+    )

@@ -1,0 +1,81 @@
+"""What every side of `benchmarks.train_speed` trains on, and what that takes: batches, first weights, FLOPs.
+
+Our side writes it into a folder, the others read it there. Light to import: each side is measured with its own
+libraries in memory and no other's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.scaling_model import Model
+from benchmarks.sizes import Sizes
+
+VIEWS = 2
+TEMPERATURE = 0.05
+LEARNING_RATE = 3e-5
+CLIP_NORM = 1.0
+DROPOUT = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Unsupervised SimCSE of a BERT with random weights: AdamW, linear decay to 0 over `steps` steps, clipping.
+
+    dtype: what the encoder computes in, "float32" or "bfloat16"; parameters are float32.
+    """
+
+    folder: Path  # where the sides share what follows
+    data: str
+    tokenizer: str
+    sizes: Sizes
+    batch_size: int
+    max_length: int
+    dtype: str
+    steps: int
+    dropout: float = DROPOUT
+    unroll: bool = False  # our side's model.unroll
+
+    @property
+    def model(self) -> Path:
+        """A folder with the first weights, as transformers and sentence-transformers read it."""
+        return self.folder / "model"
+
+    def write_batches(self, ids: np.ndarray, lengths: np.ndarray, texts: list[list[str]]) -> None:
+        """Keep the batches of all steps: ids int32[steps, B, max_length], lengths int32[steps, B], texts alike."""
+        np.save(self.folder / "ids.npy", ids)
+        np.save(self.folder / "lengths.npy", lengths)
+        (self.folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+
+    def lengths(self) -> np.ndarray:
+        """int32[steps, B]: tokens of each sentence, the special ones included."""
+        return np.load(self.folder / "lengths.npy")
+
+    def padded(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(token ids, mask), int64[2 B, longest of the batch]: both views, one after the other."""
+        lengths = np.tile(np.load(self.folder / "lengths.npy", mmap_mode="r")[step], VIEWS)
+        ids = np.load(self.folder / "ids.npy", mmap_mode="r")[step, :, : lengths.max()]
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        return np.tile(ids, (VIEWS, 1)).astype(np.int64), mask.astype(np.int64)
+
+    def texts(self, first: int, last: int) -> list[str]:
+        """The sentences of steps first <= step < last, in their order."""
+        return [text for batch in json.loads((self.folder / "texts.json").read_text())[first:last] for text in batch]
+
+    def flops(self, lengths: np.ndarray) -> float:
+        """FLOPs that one step needs on average, lengths [steps, B]: real tokens only, forward and twice that backward.
+
+        Products with the matrices, attention of each token to those of its sentence, the head on the first tokens, and
+        the cosines. Optimizer, norms and dropout multiply next to nothing.
+        """
+        sizes, tokens = self.sizes, lengths.astype(np.float64)
+        model = Model(sizes.num_hidden_layers, sizes.hidden_size, sizes.intermediate_size)
+        matrices = 2 * model.matrices * tokens.sum(1)
+        attention = 4 * model.layers * model.width * (tokens**2).sum(1)
+        head = 2 * model.width**2 * lengths.shape[1]
+        cosines = 2 * model.width * lengths.shape[1] ** 2
+        return float(3 * (VIEWS * (matrices + attention + head) + cosines).mean())

@@ -1,0 +1,62 @@
+"""Compiled programs, kept from one start to the next: JAX's persistent cache, in a folder of ours."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from simcse_jax.data.cache import cache_folder
+from simcse_jax.errors import UserError
+
+LARGEST_BYTES = 2 * 2**30  # of all programs together; those that were not used for longest go first
+SHORTEST_COMPILATION_S = 0.2  # what compiles faster is not kept
+LOCK_TIMEOUT_S = 10
+
+
+def keep_compiled() -> None:
+    """From now on, take programs that were compiled before from the cache, and keep those that are compiled.
+
+    JAX's own settings go first: JAX_ENABLE_COMPILATION_CACHE=false for none, JAX_COMPILATION_CACHE_DIR for a folder
+    that JAX then uses as it is told. Without a folder that can be written, nothing is kept. Nor is it by one of several
+    processes: only the first would write, and where the others do not see its folder, they compile while it does not,
+    and compilers that work together wait for it. Nor on CPUs that XLA tunes with `+prefer-no-gather`.
+    """
+    config: Any = jax.config
+    if not config.jax_enable_compilation_cache or config.jax_compilation_cache_dir or jax.process_count() > 1:
+        return
+    name = "compiled"
+    if jax.default_backend() == "cpu":
+        made = _cpu_code()
+        # XLA refuses its own programs where it tuned them so, with a screen of text each (openxla/xla#44565).
+        if b"+prefer-no-gather" in made:
+            return
+        # A home folder may be shared by machines with other instructions.
+        name += "-cpu-" + hashlib.blake2b(made, digest_size=8).hexdigest()
+    from filelock import Timeout
+
+    with suppress(UserError, OSError, Timeout):
+        folder = cache_folder(name)
+        _remove_torn(folder)
+        config.update("jax_compilation_cache_dir", str(folder))
+        config.update("jax_compilation_cache_max_size", LARGEST_BYTES)
+        config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_COMPILATION_S)
+
+
+def _cpu_code() -> bytes:
+    """A small program as it would be kept; it holds the list of the machine's instructions, and JAX's version."""
+    program: Any = jax.jit(lambda x: x + 1).lower(0.0).compile().runtime_executable()
+    return program.serialize()
+
+
+def _remove_torn(folder: Path) -> None:
+    """Remove programs that a killed process left half-written: the time of use is written after the program."""
+    from filelock import FileLock
+
+    with FileLock(folder / ".lockfile", timeout=LOCK_TIMEOUT_S):
+        for program in folder.glob("*-cache"):
+            if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
+                program.unlink()

@@ -1,0 +1,58 @@
+"""Programs kept between starts, in processes of their own, as JAX opens its cache once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PROGRAM = """
+import jax, jax.numpy as jnp
+from simcse_jax import compiled
+compiled.SHORTEST_COMPILATION_S = 0
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name) if name.endswith("/cache_hits") else None)
+compiled.keep_compiled()
+print(jax.jit(lambda x: jnp.tanh(x @ x).sum())(jnp.ones((3, 3))), len(hits), jax.config.jax_compilation_cache_dir)
+"""
+
+
+def start(cache: Path, **variables: str) -> tuple[str, int, str, str]:
+    """(result, programs taken from the cache, its folder, stderr) of one process."""
+    environment = os.environ | {"SIMCSE_CACHE": str(cache), "JAX_ENABLE_COMPILATION_CACHE": "true"} | variables
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    result, hits, folder = done.stdout.split()
+    return result, int(hits), folder, done.stderr
+
+
+def test_a_second_start_takes_what_the_first_one_compiled(tmp_path: Path) -> None:
+    first, hits, folder, _ = start(tmp_path)
+    assert hits == 0
+    assert Path(folder).parent == tmp_path
+    again, hits, _, errors = start(tmp_path)
+    assert hits > 0
+    assert again == first
+    assert not errors
+
+
+def test_what_a_killed_process_left_is_removed_and_damage_is_compiled_anew(tmp_path: Path) -> None:
+    first, _, folder, _ = start(tmp_path)
+    for program in Path(folder).glob("*-cache"):
+        program.write_bytes(program.read_bytes()[:40])
+    damaged, hits, _, errors = start(tmp_path)
+    assert (damaged, hits) == (first, 0)
+    assert "Error reading persistent compilation cache entry" in errors
+    for used in Path(folder).glob("*-atime"):
+        used.unlink()
+    mended, hits, _, errors = start(tmp_path)
+    assert (mended, hits, errors) == (first, 0, "")
+    assert start(tmp_path)[1] > 0
+
+
+def test_the_settings_of_jax_go_first_and_a_cache_that_cannot_be_written_is_none(tmp_path: Path) -> None:
+    assert start(tmp_path, JAX_ENABLE_COMPILATION_CACHE="false")[2] == "None"
+    assert start(tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"))[2] == str(tmp_path / "own")
+    (tmp_path / "file").write_text("")
+    assert start(tmp_path / "file")[2] == "None"
