@@ -29,6 +29,7 @@ from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.errors import UserError
 from simcse_jax.evaluation.results import OWN
 from simcse_jax.hub import model_folder
+from simcse_jax.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -107,7 +108,9 @@ class EmbeddingModel:
             digest.update(np.ascontiguousarray(array, np.float32).tobytes())
         return digest.hexdigest()
 
-    def encode(self, texts: Sequence[str], progress: bool = False, normalize: bool | None = None) -> np.ndarray:
+    def encode(
+        self, texts: Sequence[str], progress: Progress | None = None, normalize: bool | None = None
+    ) -> np.ndarray:
         """float32[N, D]: one vector for each text; see `SentenceEncoder.encode`.
 
         normalize: True for vectors of length 1, False for vectors as pooled, None for what the model asks. UserError

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from simcse_jax.data.packing import Slots, fill
 from simcse_jax.encoder.bert import Encoder, unstacked
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.errors import UserError
 from simcse_jax.group import Group
+from simcse_jax.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,23 +78,25 @@ class SentenceEncoder:
         self._unstacked: Any = jax.jit(unstacked)
         self._apply: Any = jax.jit(self._encode_groups, out_shardings=out)
 
-    def encode(self, params: Any, texts: Sequence[str], progress: bool = False) -> np.ndarray:
+    def encode(self, params: Any, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
         """float32[N, D] on the host: one vector for each text, in the order of the texts.
 
         params: the model's, on the devices of the mesh as the caller placed them; what is elsewhere is copied to every
         device. Equal texts are encoded once. An empty text is its special tokens. The result depends on the number
-        of devices and on the other texts by rounding only. Raises TypeError for a text that is no string.
+        of devices and on the other texts by rounding only. progress: told how many texts more are done, as they are.
+        Raises TypeError for a text that is no string.
         """
         texts = _strings(texts)
         index: dict[str, int] = {}
         places = np.fromiter((index.setdefault(text, len(index)) for text in texts), np.int64, len(texts))
         vectors = np.zeros((len(index), self.model.config.hidden_size), np.float32)
-        with tqdm(total=len(index), unit="sentence", desc="encoding", leave=False, disable=not progress) as bar:
-            for members, result in self._results(self.placed(params), tuple(index)):
-                host = np.asarray(result)
-                for group, sentences in enumerate(members):
-                    vectors[sentences] = host[group, : len(sentences)]
-                bar.update(sum(len(sentences) for sentences in members))
+        repeated = np.bincount(places, minlength=len(index))
+        for members, result in self._results(self.placed(params), tuple(index)):
+            host = np.asarray(result)
+            for group, sentences in enumerate(members):
+                vectors[sentences] = host[group, : len(sentences)]
+            if progress:
+                progress(sum(int(repeated[sentences].sum()) for sentences in members))
         return vectors if len(index) == len(texts) else vectors[places]
 
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:

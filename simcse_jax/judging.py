@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from simcse_jax import __version__
 from simcse_jax.embedding_model import EmbeddingModel, open_model
@@ -14,6 +16,7 @@ from simcse_jax.evaluation.judge import GEOMETRY, Exam, Subject, judge
 from simcse_jax.evaluation.record import write_scores
 from simcse_jax.evaluation.report import write_report
 from simcse_jax.evaluation.results import Results
+from simcse_jax.progress import progress_bar
 from simcse_jax.training.metrics import read_metrics
 
 
@@ -48,10 +51,14 @@ def judge_models(models: Iterable[EmbeddingModel], exam: Exam, say: Callable[[st
 
 
 def _subject(model: EmbeddingModel, progress: bool, with_curves: bool) -> Subject:
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        with progress_bar(len(texts), progress) as bar:
+            # As pooled: cosines do not see lengths, and SentEval's classifiers were always fed with them.
+            return model.encode(texts, bar.update, normalize=False)
+
     return Subject(
         name=model.name,
-        # As pooled: cosines do not see lengths, and SentEval's classifiers were always fed with them.
-        encode=lambda texts: model.encode(texts, progress, normalize=False),
+        encode=encode,
         protocol=model.protocol,
         before=model.before_training,
         curves=read_metrics(model.workdir) if model.workdir and with_curves else [],

@@ -16,6 +16,7 @@ import numpy as np
 
 from simcse_jax.embedding_model import open_model
 from simcse_jax.errors import UserError
+from simcse_jax.progress import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -56,7 +57,8 @@ class MtebEncoder:
         and all texts are packed together.
         """
         texts = [text for batch in inputs for text in batch["text"]]
-        return self.model.encode(texts, progress=show_progress_bar)
+        with progress_bar(len(texts), show_progress_bar) as bar:
+            return self.model.encode(texts, bar.update)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
         """float32[N, M]: the cosine of each row of one with each row of the other."""

@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said aloud, or a fork
 import hashlib
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -104,26 +105,33 @@ def point_hub_at(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path, offline
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
 
 
-@pytest.fixture
-def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A running Hub that huggingface_hub talks to, empty, with an empty cache."""
-    hub = HubServer(tmp_path / "hub_root")
+@contextmanager
+def serve_hub(root: Path) -> Iterator[HubServer]:
+    """A running Hub, empty."""
+    hub = HubServer(root)
     hub.root.mkdir()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    point_hub_at(monkeypatch, hub.url, tmp_path / "hf_home")
     try:
         yield hub
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
-        from huggingface_hub import close_session
 
-        close_session()  # its kept-alive connections would otherwise be collected as unclosed sockets
+
+@pytest.fixture
+def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A running Hub that huggingface_hub talks to, empty, with an empty cache."""
+    with serve_hub(tmp_path / "hub_root") as hub:
+        point_hub_at(monkeypatch, hub.url, tmp_path / "hf_home")
+        yield hub
+    from huggingface_hub import close_session
+
+    close_session()  # its kept-alive connections would otherwise be collected as unclosed sockets
 
 
 @pytest.fixture

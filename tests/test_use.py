@@ -1,4 +1,4 @@
-"""docs/use.md and the README word for word: their Python and their commands, in a folder as a user has it."""
+"""docs/use.md word for word: its Python and its commands, in a folder as a user has it."""
 
 import csv
 import os
@@ -19,7 +19,7 @@ from simcse_jax.model_folder import export_run
 from tests.small_models import train_small
 
 ROOT = Path(__file__).parent.parent
-USE, README = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/use.md", "README.md"))
+USE = (ROOT / "docs/use.md").read_text(encoding="utf-8")
 
 
 def python_of(page: str) -> list[str]:
@@ -29,7 +29,7 @@ def python_of(page: str) -> list[str]:
 
 def commands_of(page: str) -> list[list[str]]:
     """The commands that end by themselves, without the interpreter."""
-    lines = re.findall(r"^(?:\.venv/bin/)?python -m (simcse_jax\.(?:embed|search|export) .*)$", page, re.MULTILINE)
+    lines = re.findall(r"^python -m (simcse_jax\.(?:embed|search|export) .*)$", page, re.MULTILINE)
     return [shlex.split(line.partition(" #")[0]) for line in lines if "--serve" not in line]
 
 
@@ -55,9 +55,8 @@ def run(words: list[str], place: Path) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [USE, README], ids=["docs/use.md", "README.md"])
-def test_the_python_of_the_page_runs(page: str, place: Path) -> None:
-    blocks = python_of(page)
+def test_the_python_of_the_page_runs(place: Path) -> None:
+    blocks = python_of(USE)
     assert blocks
     embed = ["-m", *commands_of(USE)[0]]  # writes the file that a block reads
     for words in (embed, *(["-c", block] for block in blocks)):
@@ -85,16 +84,6 @@ def test_the_commands_of_the_page_run(place: Path) -> None:
         rows = list(csv.reader(file))
     assert rows[0] == ["sent0", "sent1", "hard_neg"]
     assert len(rows) > 1
-
-
-@pytest.mark.slow
-def test_the_readmes_commands_run(place: Path) -> None:
-    (place / "vectors.parquet").unlink(missing_ok=True)
-    commands = commands_of(README)
-    assert {words[0] for words in commands} == {"simcse_jax.embed", "simcse_jax.search"}
-    for words in commands:
-        done = run(["-m", *words], place)
-        assert done.returncode == 0, (words, done.stdout, done.stderr)
 
 
 @pytest.mark.slow

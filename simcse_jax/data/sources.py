@@ -31,7 +31,7 @@ def open_tables(files: Sequence[str]) -> list[Table]:
         raise TypeError("files is a sequence of names, not one string")
     tables = [table for entry in files if entry.strip() for table in _open_entry(entry.strip())]
     if not tables:
-        raise UserError("data.files is empty. Give a file: --config.data.files=sentences.txt, or demo:sentences.")
+        raise UserError("No file is named (training: --config.data.files). Give one: sentences.txt, or demo:sentences.")
     return tables
 
 
@@ -175,7 +175,7 @@ def _require_columns(table: Table, columns: Sequence[str]) -> None:
         if name not in table.columns:
             raise UserError(f"{table.name} has no column {name!r}. It has {_listed(table.columns)}.")
     if len(set(columns)) < len(columns):
-        raise UserError(f"data.columns names a column twice: {', '.join(columns)}.")
+        raise UserError(f"The list of columns names one twice: {', '.join(columns)}.")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -228,5 +228,8 @@ def read_rows(
                 raise UserError(f"{table.name} holds nothing but blank lines ({total}).")
             if count == 0:
                 left = ",".join(other for other in names if other != name)
-                advice = f"Leave it out: --config.data.columns={left}" if left else "Give another column or file."
-                raise UserError(f"{table.name}: the column {name!r} is blank in all {total} rows. {advice}")
+                advice = f"leave it out (training: --config.data.columns={left}), or " if left else ""
+                raise UserError(
+                    f"{table.name}: the column {name!r} is blank in all {total} rows.\n"
+                    f"Fill it, {advice}give another file."
+                )

@@ -1,7 +1,6 @@
 """Mining with a model's vectors: sentences that say the same, and hard negatives for training pairs.
 
-Both ask a `Nearest` function, which `SentenceIndex.nearest` is and `exact_nearest` makes of a matrix. Vectors have
-length 1, so that products are cosines.
+Both ask a `Nearest` function, such as `SentenceIndex.nearest`. Vectors have length 1, so that products are cosines.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from simcse_jax.errors import UserError
+from simcse_jax.serving.index.sentence_index import SentenceIndex
 
 # (float32[Q, D], k) -> (float32[Q, k] scores, descending; int64[Q, k] ids, -1 where fewer were found)
 Nearest = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 QUERIES = 1024  # at once
-COLUMNS = 16384  # vectors that QUERIES meet at once: 64 MiB of products
 
 
 class Pair(NamedTuple):
@@ -64,7 +63,9 @@ def paraphrases(
     sentence_of = places  # of what `nearest` finds, the place of its first repetition
     if nearest is None:
         # Without the repetitions, which would take up the nearest of each other.
-        nearest, sentence_of = exact_nearest(vectors[kept]), kept
+        index = SentenceIndex(vectors.shape[1], "paraphrases")
+        index.add([""] * len(kept), vectors[kept])
+        nearest, sentence_of = index.nearest, kept
     keys, found = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
     for start in range(0, len(kept), QUERIES):
         asked = kept[start : start + QUERIES]
@@ -165,32 +166,6 @@ def _first_below(
         if rank >= ranks[0] and score <= limit:
             return candidate, score
     return _NONE if rank == ranks[1] else _NOT_YET
-
-
-def exact_nearest(vectors: np.ndarray) -> Nearest:
-    """A `Nearest` over the rows of a matrix, float32[N, D]; ids are rows.
-
-    It holds Q x COLUMNS products at a time, and k results a query.
-    """
-
-    def nearest(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        k = min(k, len(vectors))
-        scores = np.full((len(queries), k), -np.inf, np.float32)
-        ids = np.full((len(queries), k), -1, np.int64)
-        for start in range(0, len(vectors), COLUMNS):
-            part = queries @ vectors[start : start + COLUMNS].T
-            if part.shape[1] > k:
-                at = np.argpartition(-part, k - 1, axis=1)[:, :k]
-                part = np.take_along_axis(part, at, axis=1)
-            else:
-                at = np.broadcast_to(np.arange(part.shape[1]), part.shape)
-            scores = np.concatenate([scores, part], axis=1)
-            ids = np.concatenate([ids, at + start], axis=1)
-            order = np.lexsort((ids, -scores), axis=1)[:, :k]
-            scores, ids = np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
-        return scores, ids
-
-    return nearest
 
 
 def require_cosine(name: str, value: float, example: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, overload
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from simcse_jax.embedding_model import open_model
 from simcse_jax.errors import UserError
+from simcse_jax.progress import progress_bar
 from simcse_jax.serving.blocks import blocks
 from simcse_jax.serving.corpus_texts import corpus_texts
 from simcse_jax.serving.index.sentence_index import Hit, SentenceIndex, open_index
@@ -61,20 +62,22 @@ class SimCSE:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it is a number of sentences, 1 at least.")
 
-        def matrix(texts: Sequence[str]) -> Any:
-            vectors = self.encoder.encode(texts, show_progress, normalize)
-            return vectors if return_numpy else jnp.asarray(vectors)
+        if isinstance(sentences, Path):
+            sentences = iter(corpus_texts([str(sentences)]))
+        texts = [sentences] if isinstance(sentences, str) else sentences
+
+        def parts() -> Iterator[Any]:
+            with progress_bar(_count(texts), show_progress) as bar:
+                for block in blocks(texts, batch_size):
+                    vectors = self.encoder.encode(block, bar.update, normalize)
+                    yield vectors if return_numpy else jnp.asarray(vectors)
 
         if isinstance(sentences, str):
-            return matrix([sentences])[0]
-        if isinstance(sentences, Path):
-            return map(matrix, blocks(corpus_texts([str(sentences)]), batch_size))
+            return next(parts())[0]
         if isinstance(sentences, Iterator):
-            return map(matrix, blocks(sentences, batch_size))
-        parts = [matrix(texts) for texts in blocks(sentences, batch_size)]
-        if not parts:
-            return matrix([])
-        return parts[0] if len(parts) == 1 else (np if return_numpy else jnp).concatenate(parts)
+            return parts()
+        whole = list(parts()) or [np.zeros((0, self.width), np.float32)]
+        return whole[0] if len(whole) == 1 and return_numpy else (np if return_numpy else jnp).concatenate(whole)
 
     def count_tokens(self, sentences: Sequence[str]) -> np.ndarray:
         """int64[N]: how many tokens of each sentence are encoded, special ones included."""
@@ -155,9 +158,10 @@ class SimCSE:
         if isinstance(sentences, str):
             raise TypeError("An index takes a list of sentences, or the Path of a file of them; got one str.")
         texts = corpus_texts([str(sentences)]) if isinstance(sentences, Path) else sentences
-        added = [
-            index.add(part, self.encoder.encode(part, show_progress, normalize=True)) for part in blocks(texts, BATCH)
-        ]
+        with progress_bar(_count(texts), show_progress) as bar:
+            added = [
+                index.add(part, self.encoder.encode(part, bar.update, normalize=True)) for part in blocks(texts, BATCH)
+            ]
         return np.concatenate(added) if added else np.zeros(0, np.int64)
 
     def _unit(self, of: Any) -> np.ndarray:
@@ -170,3 +174,8 @@ class SimCSE:
                 f"Vectors of this model are [{self.width}] or [N, {self.width}]; got {list(vectors.shape)}."
             )
         return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def _count(texts: Iterable[str]) -> int | None:
+    """How many there are; None where that is known at the end only."""
+    return len(texts) if isinstance(texts, Sized) else None

@@ -30,10 +30,12 @@ def read_pairs(files: Sequence[str], columns: Sequence[str] = ()) -> list[tuple[
 def open_pairs(files: Sequence[str], columns: Sequence[str] = ()) -> tuple[list[Table], list[tuple[str, ...]]]:
     """The tables, and the two columns of each that `read_pairs` reads; only headers are read here."""
     tables = open_tables(files)
-    chosen = choose_columns(tables, columns)
-    if len(chosen[0]) < 2:
+    # Each by itself: only two columns are read, however many the others have.
+    chosen = [choose_columns([table], columns)[0] for table in tables]
+    single = next((n for n, names in enumerate(chosen) if len(names) < 2), None)
+    if single is not None:
         raise UserError(
-            f"{tables[0].name} has one column, {', '.join(chosen[0])}. Hard negatives are found for pairs: give a "
+            f"{tables[single].name} has one column, {chosen[single][0]}. Hard negatives are found for pairs: give a "
             ".csv, .tsv, .jsonl or .parquet with the columns sent0 (sentence) and sent1 (positive)."
         )
     return tables, [names[:2] for names in chosen]

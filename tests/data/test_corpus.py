@@ -134,7 +134,7 @@ def test_columns(load, tmp_path):
     assert load(write(tmp_path / "b.csv", "premise,claim\na,b\n")).columns == ("premise", "claim")
     with pytest.raises(UserError, match=r"a\.csv has no column 'text'. It has id, hard_neg1"):
         load(path, columns=["text"])
-    with pytest.raises(UserError, match="names a column twice"):
+    with pytest.raises(UserError, match="names one twice"):
         load(path, columns=["sent0", "sent0"])
 
 

@@ -15,60 +15,10 @@ from simcse_jax.evaluation import transfer
 from simcse_jax.evaluation.labelled import load_labelled
 from simcse_jax.evaluation.results import Encode, Score
 from simcse_jax.evaluation.transfer import TASKS, evaluate_transfer
+from tests.small_transfer import MRPC_HEAD, NESTED, TREC_NAMES, Rows, Splits, made_task, write_file, write_task
 
-NESTED = {
-    "MR": ("MR/rt-polarity.pos", "MR/rt-polarity.neg"),
-    "CR": ("CR/custrev.pos", "CR/custrev.neg"),
-    "SUBJ": ("SUBJ/subj.objective", "SUBJ/subj.subjective"),
-    "MPQA": ("MPQA/mpqa.pos", "MPQA/mpqa.neg"),
-}
-MRPC_HEAD = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
-TREC_NAMES = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
 WIDTH = 6
-
-Rows = list[tuple[tuple[str, ...], int]]  # texts and label
-Splits = dict[str, Rows]
-
-
-def _write(path: Path, content: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def _write_task(folder: Path, task: str, splits: Splits) -> None:
-    """SentEval's files of a task; of the nested ones `splits` has but "", with the examples of label 1 first."""
-    if task in NESTED:
-        for name, label in zip(NESTED[task], (1, 0), strict=True):
-            _write(folder / name, "".join(f"{texts[0]}\n" for texts, own in splits[""] if own == label))
-    for split, rows in splits.items() if task not in NESTED else ():
-        if task == "SST2":
-            lines = [f"{texts[0]} \t{label}\n" for texts, label in rows]
-            _write(folder / f"SST/binary/sentiment-{split}", "".join(lines))
-        elif task == "TREC":
-            lines = [f"{TREC_NAMES[label]}:fine {texts[0]}\n" for texts, label in rows]
-            _write(folder / "TREC" / {"train": "train_5500.label", "test": "TREC_10.label"}[split], "".join(lines))
-        else:
-            lines = [f"{label}\t1\t2\t{texts[0]}\t{texts[1]}\r\n" for texts, label in rows]
-            _write(folder / f"MRPC/msr_paraphrase_{split}.txt", MRPC_HEAD + "".join(lines))
-
-
-def _made(task: str, counts: tuple[int, ...] = (46, 40)) -> Splits:
-    """Examples with texts of one to seven words; for each class but the last `counts[0]`, of the last `counts[1]`."""
-    classes = 6 if task == "TREC" else 2
-    splits = {"": 1, "train": 1, "dev": 1, "test": 1}
-    wanted = {"SST2": ("train", "dev", "test"), "TREC": ("train", "test"), "MRPC": ("train", "test")}.get(task, ("",))
-    made: Splits = {}
-    for split in (name for name in splits if name in wanted):
-        rows: Rows = []
-        for label in reversed(range(classes)):
-            for n in range(counts[1] if label == 0 else counts[0]):
-                name = f"{task}{split}{label}-{n}"
-                sides = [" ".join([name + side] * (1 + n % 7)) for side in ("a", "b")]
-                rows.append((tuple(sides if task == "MRPC" else sides[:1]), label))
-        made[split] = rows
-    return made
 
 
 def _vectors(splits: Splits, signal: float) -> dict[str, np.ndarray]:
@@ -160,9 +110,9 @@ def _reference(task: str, splits: Splits, vectors: dict[str, np.ndarray], folds:
 @pytest.mark.parametrize(("task", "fast"), [*((task, False) for task in ("CR", "SST2", "TREC", "MRPC")), ("MR", True)])
 def test_protocol_is_that_of_plain_loops(tmp_path: Path, task: str, fast: bool) -> None:
     """The same folds, fits from zero, no threads, no centring."""
-    splits = _made(task, (20, 17))
+    splits = made_task(task, (20, 17))
     vectors = _vectors(splits, signal=0.4)
-    _write_task(tmp_path, task, splits)
+    write_task(tmp_path, task, splits)
     score = evaluate_transfer(_encoder(vectors), tmp_path, task, fast)
     values, outcome, decays = _reference(task, splits, vectors, 5 if fast else 10)
     assert score.values == pytest.approx(values, abs=0.01)  # the reference rounds dev accuracies as SentEval does
@@ -207,9 +157,9 @@ def _same(a: Score, b: Score) -> bool:
 
 @pytest.mark.parametrize("task", ["MPQA", "TREC"])
 def test_number_of_workers_changes_nothing(tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    splits = _made(task, (14, 15))
+    splits = made_task(task, (14, 15))
     encode = _encoder(_vectors(splits, signal=0.3))
-    _write_task(tmp_path, task, splits)
+    write_task(tmp_path, task, splits)
     scores = []
     for workers in (1, 2, 7):
         monkeypatch.setattr("joblib.cpu_count", lambda workers=workers: workers)
@@ -220,8 +170,8 @@ def test_number_of_workers_changes_nothing(tmp_path: Path, task: str, monkeypatc
 
 @pytest.mark.parametrize("task", TASKS)
 def test_separable_is_100_and_noise_is_chance(tmp_path: Path, task: str) -> None:
-    splits = _made(task, (30, 30))
-    _write_task(tmp_path, task, splits)
+    splits = made_task(task, (30, 30))
+    write_task(tmp_path, task, splits)
     score = evaluate_transfer(_encoder(_vectors(splits, signal=100)), tmp_path, task, fast=True)
     assert score.values == pytest.approx(dict.fromkeys(score.values, 100.0))
     noise = evaluate_transfer(_encoder(_vectors(splits, signal=0)), tmp_path, task, fast=True)
@@ -231,8 +181,8 @@ def test_separable_is_100_and_noise_is_chance(tmp_path: Path, task: str) -> None
 
 def test_collapsed_and_outsized_vectors_are_scored(tmp_path: Path) -> None:
     """Vectors that are all the same know no class but the larger; no size of vectors makes a solver complain."""
-    splits = _made("MR", (30, 20))
-    _write_task(tmp_path, "MR", splits)
+    splits = made_task("MR", (30, 20))
+    write_task(tmp_path, "MR", splits)
     vectors = _vectors(splits, signal=0.5)
     score = evaluate_transfer(lambda texts: np.ones((len(texts), 4), np.float32), tmp_path, "MR", fast=True)
     assert score.value == pytest.approx(60)
@@ -242,8 +192,8 @@ def test_collapsed_and_outsized_vectors_are_scored(tmp_path: Path) -> None:
 
 
 def test_a_fit_that_stops_short_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    splits = _made("SST2")
-    _write_task(tmp_path, "SST2", splits)
+    splits = made_task("SST2")
+    write_task(tmp_path, "SST2", splits)
     monkeypatch.setattr(transfer, "_ITERATIONS", 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -252,8 +202,8 @@ def test_a_fit_that_stops_short_is_counted(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_progress_is_of_the_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    splits = _made("MRPC", (12, 12))
-    _write_task(tmp_path, "MRPC", splits)
+    splits = made_task("MRPC", (12, 12))
+    write_task(tmp_path, "MRPC", splits)
     encode = _encoder(_vectors(splits, signal=1))
     evaluate_transfer(encode, tmp_path, "MRPC", fast=True)
     assert capsys.readouterr() == ("", "")
@@ -263,28 +213,28 @@ def test_progress_is_of_the_fits(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_data_hash_is_of_content_and_labels(tmp_path: Path) -> None:
-    splits = _made("SST2", (12, 12))
+    splits = made_task("SST2", (12, 12))
     other = {name: [(texts, 1 - label) if n == 3 else (texts, label) for n, (texts, label) in enumerate(rows)]
              for name, rows in splits.items()}  # fmt: skip
     found = []
     for place, content in (("a", splits), ("b", splits), ("c", other)):
-        _write_task(tmp_path / place, "SST2", content)
+        write_task(tmp_path / place, "SST2", content)
         found.append({name: part.fingerprint for name, part in load_labelled(tmp_path / place, "SST2").items()})
     assert found[0] == found[1]
     assert not set(found[0].values()) & set(found[2].values())
 
 
 def test_texts_are_read_as_senteval_reads_them(tmp_path: Path) -> None:
-    _write(tmp_path / "CR/custrev.pos", "It 's  GOOD . \n\ncaf\xe9 \"x\n".encode("latin-1"))
-    _write(tmp_path / "CR/custrev.neg", "bad\r\n")
+    write_file(tmp_path / "CR/custrev.pos", "It 's  GOOD . \n\ncaf\xe9 \"x\n".encode("latin-1"))
+    write_file(tmp_path / "CR/custrev.neg", "bad\r\n")
     part = load_labelled(tmp_path, "CR")[""]
     assert part.texts == (["It 's GOOD .", "", 'caf\xe9 "x', "bad"],)
     assert part.labels.tolist() == [1, 1, 1, 0]
     assert part.classes == ("custrev.neg", "custrev.pos")
 
     lines = "".join(f"{name}:x What 's : {n} ?\n" for n, name in enumerate(TREC_NAMES))
-    _write(tmp_path / "TREC/TREC_10.label", "NUM:date When ?\n")
-    _write(tmp_path / "TREC/train_5500.label", (lines + "HUM:gr Who is  Jos\xe9 ?\n").encode("latin-1"))
+    write_file(tmp_path / "TREC/TREC_10.label", "NUM:date When ?\n")
+    write_file(tmp_path / "TREC/train_5500.label", (lines + "HUM:gr Who is  Jos\xe9 ?\n").encode("latin-1"))
     train, test = load_labelled(tmp_path, "TREC").values()
     assert train.labels.tolist() == [0, 1, 2, 3, 4, 5, 3]
     assert train.texts[0][0] == "What 's : 0 ?"
@@ -292,12 +242,12 @@ def test_texts_are_read_as_senteval_reads_them(tmp_path: Path) -> None:
     assert (test.texts, test.labels.tolist()) == ((["When ?"],), [5])
 
     for split in ("train", "dev", "test"):
-        _write(tmp_path / f"SST/binary/sentiment-{split}", f"caf\xe9 {split} \t1\nNone\t0\n")
+        write_file(tmp_path / f"SST/binary/sentiment-{split}", f"caf\xe9 {split} \t1\nNone\t0\n")
     dev = load_labelled(tmp_path, "SST2")["dev"]
     assert (dev.texts, dev.labels.tolist()) == ((["caf\xe9 dev", "None"],), [1, 0])
 
     for split in ("train", "test"):
-        _write(tmp_path / f"MRPC/msr_paraphrase_{split}.txt", MRPC_HEAD + '1\t7\t8\t"A" b .\tNA\n0\t7\t9\tc\t"d\n')
+        write_file(tmp_path / f"MRPC/msr_paraphrase_{split}.txt", MRPC_HEAD + '1\t7\t8\t"A" b .\tNA\n0\t7\t9\tc\t"d\n')
     train = load_labelled(tmp_path, "MRPC")["train"]
     assert train.texts == (['"A" b .', "c"], ["NA", '"d'])
     assert train.labels.tolist() == [1, 0]
@@ -348,10 +298,10 @@ FOLDERS = {"MR": "MR", "SST": "SST2", "TREC": "TREC", "MRPC": "MRPC"}
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     for good, lines in GOOD.items():
-        _write(tmp_path / good, lines)
+        write_file(tmp_path / good, lines)
     task = FOLDERS[name.partition("/")[0]]
     load_labelled(tmp_path, task)
-    _write(tmp_path / name, content)
+    write_file(tmp_path / name, content)
     with pytest.raises(UserError, match=message) as raised:
         load_labelled(tmp_path, task)
     assert str(tmp_path / name) in str(raised.value)
@@ -377,15 +327,15 @@ def _never(texts: list[str]) -> np.ndarray:
     ],
 )
 def test_too_few_examples_for_the_folds(tmp_path: Path, task: str, counts: tuple[int, int], message: str) -> None:
-    _write_task(tmp_path, task, _made(task, counts))
+    write_task(tmp_path, task, made_task(task, counts))
     with pytest.raises(UserError, match=message):
         evaluate_transfer(_never, tmp_path, task)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_broken_vectors_are_an_error(tmp_path: Path, value: float) -> None:
-    splits = _made("MRPC")
-    _write_task(tmp_path, "MRPC", splits)
+    splits = made_task("MRPC")
+    write_task(tmp_path, "MRPC", splits)
     vectors = _vectors(splits, signal=1)
     broken = splits["test"][5][0][1]
     vectors[broken][2] = value
@@ -395,7 +345,7 @@ def test_broken_vectors_are_an_error(tmp_path: Path, value: float) -> None:
 
 @pytest.mark.parametrize("shape", [(5, 3), (86,), (86, 2, 2)])
 def test_vectors_of_another_shape_are_an_error(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    _write_task(tmp_path, "MR", _made("MR"))
+    write_task(tmp_path, "MR", made_task("MR"))
     with pytest.raises(ValueError, match=r"encode gave shape .* for 86 texts; expected \(86, D\)"):
         evaluate_transfer(lambda texts: np.ones(shape), tmp_path, "MR")
 

@@ -12,7 +12,8 @@ from simcse_jax.data.corpus import load_corpus
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.errors import UserError
 from simcse_jax.serving import mining
-from simcse_jax.serving.mining import Triplet, exact_nearest, hard_negatives, paraphrases
+from simcse_jax.serving.index.sentence_index import SentenceIndex
+from simcse_jax.serving.mining import Nearest, Triplet, hard_negatives, paraphrases
 from simcse_jax.serving.training_file import read_pairs, write_negatives
 
 
@@ -24,6 +25,12 @@ def some_vectors(count: int, width: int = 6, seed: int = 0) -> np.ndarray:
     return unit(np.random.default_rng(seed).standard_normal((count, width)))
 
 
+def nearest_of(vectors: np.ndarray) -> Nearest:
+    index = SentenceIndex(vectors.shape[1], "made")
+    index.add(names(len(vectors)), vectors)
+    return index.nearest
+
+
 def names(count: int) -> list[str]:
     return [f"sentence {n}" for n in range(count)]
 
@@ -32,21 +39,6 @@ def names(count: int) -> list[str]:
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "many blocks":
         monkeypatch.setattr(mining, "QUERIES", 7)
-        monkeypatch.setattr(mining, "COLUMNS", 11)
-
-
-# Nearest --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("blocks")
-@pytest.mark.parametrize("k", [1, 5, 11, 60, 99])
-def test_exact_nearest(k: int) -> None:
-    vectors, queries = some_vectors(60), some_vectors(9, seed=1)
-    scores, ids = exact_nearest(vectors)(queries, k)
-    cosines = queries @ vectors.T
-    assert ids.shape == scores.shape == (9, min(k, 60))
-    np.testing.assert_array_equal(ids, np.argsort(-cosines, axis=1)[:, :k])
-    np.testing.assert_allclose(scores, -np.sort(-cosines, axis=1)[:, :k], rtol=0, atol=1e-6)
 
 
 # Paraphrases ----------------------------------------------------------------------------------------------------------
@@ -80,7 +72,7 @@ def test_repeated_texts_are_one_sentence() -> None:
     expected = {(0, 1), (0, 3), (1, 3)}
     assert {pair[:2] for pair in paraphrases(texts, repeated, -1.0)} == expected
     # An index that holds the repetitions gives the same, if it is asked for enough.
-    assert {pair[:2] for pair in paraphrases(texts, repeated, -1.0, nearest=exact_nearest(repeated))} == expected
+    assert {pair[:2] for pair in paraphrases(texts, repeated, -1.0, nearest=nearest_of(repeated))} == expected
 
 
 @pytest.mark.usefixtures("blocks")
@@ -95,7 +87,7 @@ def test_top_k_counts_from_either_side() -> None:
 
 def test_an_index_that_finds_few() -> None:
     vectors = some_vectors(5)
-    exact = exact_nearest(vectors)
+    exact = nearest_of(vectors)
 
     def lossy(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         scores, ids = exact(queries, k)
@@ -141,7 +133,7 @@ def mined(
     places = {name: n for n, name in enumerate(CORPUS)}
     anchors, positives = (vectors[[places[pair[side]] for pair in pairs]] for side in (0, 1))
     settings = {"ranks": (1, 50), "margin": 0.0, "ceiling": 1.0} | settings
-    triplets = list(hard_negatives(pairs, anchors, positives, exact_nearest(vectors), text, **settings))
+    triplets = list(hard_negatives(pairs, anchors, positives, nearest_of(vectors), text, **settings))
     return {triplet.anchor: triplet for triplet in triplets}
 
 
@@ -202,7 +194,7 @@ def test_equal_texts_of_the_corpus_count_once() -> None:
     def negative(rank: int) -> str:
         settings = {"ranks": (rank, rank), "margin": 0.0, "ceiling": 1.0}
         # As its own positive, so that no score is above the positive's.
-        return next(hard_negatives(pair, vector, vector, exact_nearest(vectors), text, **settings)).negative
+        return next(hard_negatives(pair, vector, vector, nearest_of(vectors), text, **settings)).negative
 
     assert [negative(rank) for rank in (1, 2, 3)] == ["twice", CORPUS[near[3]], CORPUS[near[4]]]
 
