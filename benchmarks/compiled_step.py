@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from benchmarks.sizes import SIZES
 from configs import base
 from simcse_jax.config import resolve
-from simcse_jax.encoder.bert import Encoder, EncoderConfig
+from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.training.program import batch_shapes, make_program
 
 ENCODERS = {name: EncoderConfig("bert", 30522, **dataclasses.asdict(sizes)) for name, sizes in SIZES.items()}

@@ -18,6 +18,7 @@ from configs import base
 from simcse_jax.config import resolve
 from simcse_jax.data.batches import Batch
 from simcse_jax.data.corpus import read_sentences
+from simcse_jax.host_memory import keep_freed_memory
 from simcse_jax.model_folder import export_model
 from simcse_jax.training.compilation import Compilations
 from simcse_jax.training.feeding import feed
@@ -31,6 +32,7 @@ class Side:
     """A run of ours on one device, and where it stands."""
 
     def __init__(self, work: Work):
+        keep_freed_memory()  # as train does
         recipe = base.get_config()
         recipe.update_from_flattened_dict(
             {

@@ -20,7 +20,8 @@ from jax.sharding import Mesh
 
 from simcse_jax.config import differences
 from simcse_jax.data.tokenizer import load_tokenizer
-from simcse_jax.encoder.bert import Encoder, EncoderConfig
+from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.encoder.pretrained import load_params, read_config

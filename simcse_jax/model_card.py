@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simcse_jax import __version__
-from simcse_jax.encoder.bert import EncoderConfig
+from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

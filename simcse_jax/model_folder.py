@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from simcse_jax import __version__
-from simcse_jax.encoder.bert import EncoderConfig
+from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.pretrained import hugging_face_config, to_hugging_face
 from simcse_jax.encoder.st_modules import (
     OURS,

@@ -84,11 +84,13 @@ def main() -> int:
 
     from simcse_jax.compiled import keep_compiled
     from simcse_jax.config import resolve
+    from simcse_jax.host_memory import keep_freed_memory
     from simcse_jax.hosts.agreement import is_first, processes, together
     from simcse_jax.training.description import describe
     from simcse_jax.training.loop import summary, train
     from simcse_jax.training.run import prepare
 
+    keep_freed_memory()
     keep_compiled()
     with together():
         overridden = config_flags.get_override_values(flags.FLAGS["config"])

@@ -9,7 +9,8 @@ from configs import base
 from simcse_jax.config import resolve
 from simcse_jax.data import demo
 from simcse_jax.data.tokenizer import train_wordpiece
-from simcse_jax.encoder.bert import Encoder, EncoderConfig
+from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.init import init_params
 from simcse_jax.model_folder import export_model
 from simcse_jax.training.loop import train

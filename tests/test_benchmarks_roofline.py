@@ -17,7 +17,7 @@ from benchmarks.chips import CHIPS
 from benchmarks.compiled_step import ENCODERS
 from benchmarks.hlo_costs import Part, group_of, parts
 from benchmarks.scaling_model import UNSUPERVISED, Model, encoder_flops, loss_flops
-from simcse_jax.encoder.bert import EncoderConfig
+from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.training.collectives import Collective
 from simcse_jax.training.devices import topology_chips
 from simcse_jax.training.mesh import make_mesh

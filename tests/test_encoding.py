@@ -10,7 +10,8 @@ from jax.sharding import AxisType, Mesh
 
 from simcse_jax.data.packing import pack
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
-from simcse_jax.encoder.bert import Encoder, EncoderConfig
+from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoding import SMALL_GROUP, SentenceEncoder, pack_rows, row_lengths
 from simcse_jax.errors import UserError
 from simcse_jax.training.mesh import state_shardings

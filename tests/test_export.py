@@ -20,7 +20,8 @@ from sentence_transformers import SentenceTransformer
 from simcse_jax import model_folder
 from simcse_jax.data.packing import pack
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
-from simcse_jax.encoder.bert import Encoder, EncoderConfig
+from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.encoder.pretrained import load_params, read_config
 from simcse_jax.encoder.st_modules import read_pooler

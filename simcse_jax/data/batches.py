@@ -119,8 +119,8 @@ class Batches:
     def _choose_row_counts(self) -> tuple[int, ...]:
         """The few row counts that batches are padded up to, so that a run compiles a handful of shapes.
 
-        From the first batches of the run's own order: the median, the largest, one with some room, and the worst
-        possible. A function of data, layout and seed, so a resumed run has the same.
+        From the first batches of the run's own order: what a third, two thirds and 19 of 20 stay within, the largest,
+        one with some room, and the worst possible. A function of data, layout and seed, so a resumed run has the same.
         """
         sentences = self.layout.group_size * self.examples.lengths.shape[1]
         if self.layout.one_per_row:
@@ -129,8 +129,8 @@ class Batches:
             max(slots.used for slots in self._slots(self.rows(step)))
             for step in range(min(SAMPLED_BATCHES, self.steps_per_epoch))
         ]
-        largest = max(sampled)
-        counts = {int(np.median(sampled)), largest, largest + largest // 8 + 1, sentences}
+        *common, largest = np.quantile(sampled, [1 / 3, 2 / 3, 0.95, 1], method="higher").tolist()
+        counts = {*common, largest, largest + largest // 8 + 1, sentences}
         return tuple(sorted(min(count, sentences) for count in counts))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from simcse_jax.encoder.activations import ACTIVATIONS
-from simcse_jax.encoder.bert import EncoderConfig
+from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.errors import UserError
 
 CONFIG = "config.json"

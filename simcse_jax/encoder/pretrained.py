@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from simcse_jax.encoder.bert import EncoderConfig
+from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.hf_config import hugging_face_config, read_config
 from simcse_jax.encoder.weight_files import read_weights
 from simcse_jax.errors import UserError

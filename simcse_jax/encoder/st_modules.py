@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from simcse_jax.encoder.bert import EncoderConfig
+from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS, POOLERS
 from simcse_jax.errors import UserError
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simcse_jax import __version__
-from simcse_jax.encoder.bert import EncoderConfig
+from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS, POOLERS
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ import numpy as np
 from simcse_jax.config import Config, ModelConfig
 from simcse_jax.data.corpus import read_sentences
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
-from simcse_jax.encoder.bert import Encoder, EncoderConfig
+from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.pretrained import load_params, read_config
 from simcse_jax.errors import UserError

@@ -26,7 +26,7 @@ from simcse_jax.training.step import (
     TrainStep,
     batch_shardings,
     compile_train_step,
-    make_embed_group,
+    make_embed_groups,
     make_loss,
     make_train_step,
 )
@@ -50,7 +50,7 @@ class Program:
 def make_program(config: Config, encoder: Encoder, mesh: Mesh, views: int, total_steps: int) -> Program:
     """The program of a run of `total_steps` steps on this mesh; views: how often each text is encoded."""
     objective = make_info_nce(mesh, **dataclasses.asdict(config.objective))
-    embed = make_embed_group(encoder, config.model.train_pooler, config.group_size, mesh)
+    embed = make_embed_groups(encoder, config.model.train_pooler, config.group_size, mesh)
     loss = make_loss(embed, objective, mesh, config.train.groups_at_once)
     optimizer = make_optimizer(config.optimizer, total_steps)
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, config.train.seed), parameter_shapes(encoder))

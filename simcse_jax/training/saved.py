@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from simcse_jax.encoder.bert import Encoder, EncoderConfig
+from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.errors import UserError
 from simcse_jax.training.folder import read_run_info

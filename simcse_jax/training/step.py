@@ -20,28 +20,29 @@ from simcse_jax.training import mesh as meshes
 from simcse_jax.training.mesh import split_axis
 from simcse_jax.training.state import TrainState, step_key
 
-EmbedGroup = Callable[[Any, Group, jax.Array], jax.Array]
+EmbedGroups = Callable[[Any, Group, jax.Array], jax.Array]
 Loss = Callable[[Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def make_embed_group(encoder: Encoder, pooler: str, group_size: int, mesh: Mesh) -> EmbedGroup:
-    """A function (params, group, keys uint32[views, 2]) -> [K + 1, n, D]: the anchors, positives, hard negatives.
+def make_embed_groups(encoder: Encoder, pooler: str, group_size: int, mesh: Mesh) -> EmbedGroups:
+    """A function (params, groups, keys uint32[views, 2]) -> [K + 1, G, n, D]: the anchors, positives, hard negatives.
 
-    One view: the group's V texts an example are these K + 1. Two views: the same sentences, encoded twice with
-    independent dropout keys. To be called within a shard_map over the mesh, with this device's parts of the parameters:
-    a layer's are gathered when the layer runs, and dropped after it (ZeRO-3).
+    One view: the V texts that an example has in its group are these K + 1. Two views: the same sentences, encoded twice
+    with independent dropout keys. To be called within a shard_map over the mesh, with this device's parts of the
+    parameters: a layer's are gathered when the layer runs, and dropped after it (ZeRO-3).
     """
     parts = mesh.shape["fsdp"]
     axes = jax.tree.map(lambda x: split_axis(x.shape, parts), parameter_shapes(encoder))
     if parts > 1:
         encoder = encoder.clone(gather=lambda layer: _whole(layer, axes["layers"], stacked=True))
 
-    def embed(params: Any, group: Group, keys: jax.Array) -> jax.Array:
+    def embed(params: Any, groups: Group, keys: jax.Array) -> jax.Array:
         around = {name: _whole(params[name], axes[name]) for name in params if name != "layers"}
         whole = around | {"layers": params["layers"]}
-        z = jax.vmap(lambda key: embeddings(encoder, whole, group, pooler, key))(keys)
-        return z.reshape(-1, group_size, z.shape[-1])
+        z = embeddings(encoder, whole, groups, pooler, keys)  # [views, G, N, D], N = texts an example * n
+        z = jnp.moveaxis(z.reshape(*z.shape[:2], -1, group_size, z.shape[-1]), 2, 1)
+        return z.reshape(-1, *z.shape[2:])
 
     return embed
 
@@ -55,14 +56,13 @@ def _whole(parts: Any, axes: Any, stacked: bool = False) -> Any:
     return jax.tree.map(gather, parts, axes)
 
 
-def make_loss(embed_group: EmbedGroup, objective: Objective, mesh: Mesh, groups_at_once: int = 0) -> Loss:
+def make_loss(embed: EmbedGroups, objective: Objective, mesh: Mesh, groups_at_once: int = 0) -> Loss:
     """A function (params, batch, keys) -> (loss, metrics).
 
     groups_at_once: how many groups each device encodes at a time; 0 = all of its groups. With fewer, activations are
     recomputed in the backward pass (GradCache), so memory holds those of `groups_at_once` groups and all embeddings.
     Each device sums the gradient of its own groups, and what it has is reduced once.
     """
-    embed = jax.vmap(embed_group, in_axes=(None, 0, None), out_axes=1)  # [K + 1, G, n, D]
 
     def encode(params: Any, groups: Group, keys: jax.Array) -> jax.Array:
         if not groups_at_once:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from simcse_jax.data.packing import pack
-from simcse_jax.encoder.bert import Encoder, EncoderConfig, embeddings, unstacked
+from simcse_jax.encoder.bert import Encoder, embeddings, unstacked
+from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.group import Group
 

@@ -13,7 +13,8 @@ import torch
 import transformers
 
 from simcse_jax.data.packing import pack
-from simcse_jax.encoder.bert import Encoder, EncoderConfig
+from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.encoder.pretrained import load_params, read_config, to_hugging_face
 from simcse_jax.group import Group

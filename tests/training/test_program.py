@@ -8,7 +8,8 @@ import pytest
 
 from configs import base
 from simcse_jax.config import resolve
-from simcse_jax.encoder.bert import Encoder, EncoderConfig
+from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.training.collectives import Collective, collectives
 from simcse_jax.training.mesh import make_mesh
 from simcse_jax.training.program import batch_shapes, make_program

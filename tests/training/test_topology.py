@@ -11,12 +11,13 @@ from jax.sharding import Mesh
 
 from simcse_jax.config import OptimizerConfig
 from simcse_jax.data.batches import Batches, Layout
-from simcse_jax.encoder.bert import Encoder, EncoderConfig
+from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.objective.contrastive import make_info_nce
 from simcse_jax.training.mesh import make_mesh, state_shardings
 from simcse_jax.training.optimizer import make_optimizer
 from simcse_jax.training.state import init_state
-from simcse_jax.training.step import compile_train_step, make_embed_group, make_loss, make_train_step
+from simcse_jax.training.step import compile_train_step, make_embed_groups, make_loss, make_train_step
 
 CONFIG = EncoderConfig("bert", 200, 32, 2, 4, 64, max_position_embeddings=32)
 BATCH, MAX_LENGTH, EXAMPLES = 32, 16, 200
@@ -73,7 +74,7 @@ def build(case: Case, columns: int, dtype: Any, **objective: Any) -> tuple[Mesh,
     one_group = jax.tree.map(lambda x: x[0], batches(0).groups)
     params = jax.jit(lambda: Encoder(CONFIG, dtype, dtype, has_head=True).init(jax.random.key(1), one_group, "cls"))()
     info_nce = make_info_nce(mesh, **objective, tile=case.tile)
-    loss = make_loss(make_embed_group(encoder, "cls", case.group, mesh), info_nce, mesh, case.groups_at_once)
+    loss = make_loss(make_embed_groups(encoder, "cls", case.group, mesh), info_nce, mesh, case.groups_at_once)
     return mesh, batches, loss, params["params"], 2 if columns == 1 else 1
 
 

@@ -1,0 +1,84 @@
+"""Attention within packed sentences, with dropout on its weights; the backward pass makes the weights again.
+
+Of the [B, H, T, T] arrays none is kept: at 32 to 512 tokens a row they are cheaper to compute than to write and read.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from simcse_jax.encoder import dropout as drop
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments: jax.Array,
+    keys: jax.Array | None,
+    pairs: jax.Array | None,
+    rate: float,
+) -> jax.Array:
+    """[B, T, H, D]: for each token of each row, the values of its sentence, weighted by softmax(q k / sqrt(D)).
+
+    q, k, v: [B, T, H, D], one dtype. segments: int32[B, T], a token sees those of its own number; padding is 0, and so
+    sees padding, and no softmax is empty. keys uint32[B, 1, T, 1], pairs uint32[B, H, 1, T]: what `dropout.dropout`
+    takes, of weights [B, H, T, T]; None where `rate` is 0. The softmax is in at least float32.
+    """
+    return _forward(q, k, v, segments, keys, pairs, rate)[0]
+
+
+def _forward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments: jax.Array,
+    keys: jax.Array | None,
+    pairs: jax.Array | None,
+    rate: float,
+) -> tuple[jax.Array, Any]:
+    scores = _scores(q, k, segments)
+    largest = scores.max(-1, keepdims=True)
+    weights = jnp.exp(scores - largest)
+    total = weights.sum(-1, keepdims=True)
+    # In full precision the softmax's division comes last, where there is less to divide and where XLA fuses it well; in
+    # half, before anything is rounded.
+    last = q.dtype == scores.dtype
+    weights = weights if last else (weights / total).astype(q.dtype)
+    context = jnp.einsum("bhts,bshd->bthd", _dropped(weights, keys, pairs, rate), v)
+    context = context / jnp.moveaxis(total, 1, 2) if last else context
+    return context, (q, k, v, segments, keys, pairs, largest + jnp.log(total))
+
+
+def _backward(rate: float, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
+    q, k, v, segments, keys, pairs, log_total = kept
+    # Or XLA would find the scores of the forward pass, and keep them after all.
+    q, k = jax.lax.optimization_barrier((q, k))
+    weights = jnp.exp(_scores(q, k, segments) - log_total)
+    of_v = jnp.einsum("bhts,bthd->bshd", _dropped(weights.astype(q.dtype), keys, pairs, rate), gradient)
+    of_weights = _dropped(jnp.einsum("bthd,bshd->bhts", gradient, v), keys, pairs, rate).astype(weights.dtype)
+    common = (weights * of_weights).sum(-1, keepdims=True)
+    of_scores = (weights * (of_weights - common) * q.shape[-1] ** -0.5).astype(q.dtype)
+    of_q = jnp.einsum("bhts,bshd->bthd", of_scores, k)
+    of_k = jnp.einsum("bhts,bthd->bshd", of_scores, q)
+    return of_q, of_k, of_v, None, None, None
+
+
+attend.defvjp(_forward, _backward)
+
+
+def _scores(q: jax.Array, k: jax.Array, segments: jax.Array) -> jax.Array:
+    """[B, H, T, T] of at least float32: scaled products within a sentence, elsewhere the least number."""
+    scores = jnp.einsum("bthd,bshd->bhts", q, k)
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) * q.shape[-1] ** -0.5
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    return jnp.where(same, scores, jnp.finfo(scores.dtype).min)
+
+
+def _dropped(weights: jax.Array, keys: jax.Array | None, pairs: jax.Array | None, rate: float) -> jax.Array:
+    return weights if keys is None or pairs is None else drop.dropout(weights, keys, pairs, rate)

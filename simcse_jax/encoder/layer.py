@@ -1,0 +1,191 @@
+"""One transformer layer of the BERT family, on rows of packed sentences.
+
+A hidden state is [B, T, D], B rows of T tokens: those of all groups one after the other, and all again for each view,
+so that every matrix product is one of two plain matrices. W counts the groups over views.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from simcse_jax.encoder import dropout as drop
+from simcse_jax.encoder import pooling
+from simcse_jax.encoder.activations import ACTIVATIONS
+from simcse_jax.encoder.attention import attend
+from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.norm import LayerNorm
+
+if TYPE_CHECKING:
+    from simcse_jax.group import Group
+
+
+class Rows(NamedTuple):
+    """Where the tokens and sentences of a hidden state are; see `group.Group`."""
+
+    segments: jax.Array  # int32[B, T]
+    positions: jax.Array  # int32[B, T]
+    sentences: jax.Array  # int32[B, T]
+    first_tokens: jax.Array  # int32[W, N], places among the tokens of the group
+    lengths: jax.Array  # int32[W, N]
+
+
+def rows_of(group: Group, views: int) -> Rows:
+    """The rows of one group, or of several stacked on a leading axis, `views` times."""
+
+    def again(x: Any) -> jax.Array:
+        return jnp.tile(jnp.reshape(x, (-1, x.shape[-1])), (views, 1))
+
+    return Rows(*(again(getattr(group, name)) for name in Rows._fields))
+
+
+def first_tokens(x: jax.Array, rows: Rows) -> jax.Array:
+    """[W, N, ...]: what x [B, T, ...] holds of each sentence's first token."""
+    tokens = x.reshape(len(rows.first_tokens), -1, *x.shape[2:])
+    return jax.vmap(lambda x, at: x.at[at].get(mode="promise_in_bounds"))(tokens, rows.first_tokens)
+
+
+def means(x: jax.Array, rows: Rows) -> jax.Array:
+    """[W, N, D]: the mean of x [B, T, D] over the tokens of each sentence."""
+    groups = x.reshape(len(rows.first_tokens), -1, *x.shape[1:])
+    return jax.vmap(pooling.mean)(groups, rows.first_tokens, rows.lengths)
+
+
+class Dropout:
+    """The dropout of one forward pass: holds the keys of the views and the rows' coordinates, knows the sites."""
+
+    def __init__(self, config: EncoderConfig, rows: Rows, keys: jax.Array | None, train: bool):
+        self.rate = config.dropout if train else 0.0
+        if self.rate and keys is None:
+            raise ValueError("Encoder: train=True with dropout > 0 needs a dropout key (uint32[2]); got None.")
+        self.keys, self.rows, self.max_positions = keys, rows, config.max_position_embeddings
+
+    def of_first_tokens(self) -> Dropout:
+        """The dropout of arrays [W, N, D] that hold each sentence's first token alone."""
+        first = copy.copy(self)
+        first.rows = self.rows._replace(
+            sentences=first_tokens(self.rows.sentences, self.rows),
+            positions=first_tokens(self.rows.positions, self.rows),
+        )
+        return first
+
+    def _token_keys(self, layer: int | jax.Array, site: int) -> jax.Array:
+        assert self.keys is not None  # guarded in __init__
+        of_views = jax.vmap(drop.site_key, (0, None, None))(self.keys, layer, site)
+        of_rows = jnp.repeat(of_views, len(self.rows.sentences) // len(self.keys), axis=0)
+        return jax.vmap(drop.token_keys)(of_rows, self.rows.sentences, self.rows.positions)
+
+    def hidden(self, x: jax.Array, layer: int | jax.Array, site: int) -> jax.Array:
+        """x [B, T, D] with dropout; the index within a token is the feature."""
+        if not self.rate:
+            return x
+        feature = jnp.arange(x.shape[-1], dtype=jnp.uint32)[None, None]
+        return drop.dropout(x, self._token_keys(layer, site)[:, :, None], feature, self.rate)
+
+    def attention(self, layer: int | jax.Array, heads: int) -> tuple[jax.Array | None, jax.Array | None]:
+        """The keys and pairs that `attend` takes; the index within a (query) token is (head, position of the key)."""
+        if not self.rate:
+            return None, None
+        head = jnp.arange(heads, dtype=jnp.uint32)[None, :, None, None]
+        pairs = head * jnp.uint32(self.max_positions) + self.rows.positions[:, None, None, :].astype(jnp.uint32)
+        return self._token_keys(layer, drop.ATTENTION_WEIGHTS)[:, None, :, None], pairs
+
+
+class Module(nn.Module):
+    """The fields and layer makers that every part of the encoder shares."""
+
+    config: EncoderConfig
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    def norm(self, name: str) -> LayerNorm:
+        return LayerNorm(self.config.layer_norm_eps, self.param_dtype, name=name)
+
+    def dense(self, name: str, outer: tuple[int, ...], inner: tuple[int, ...] | None = None) -> Dense:
+        inner = inner or (self.config.hidden_size,)
+        return Dense(inner, outer, self.config.initializer_range, self.dtype, self.param_dtype, name=name)
+
+
+class Dense(nn.Module):
+    """x [..., I] to [..., O]: one product of two flat matrices, whatever axes x and the parameters have.
+
+    Of several leading axes, XLA would transpose x for the gradient of the kernel. Parameters: kernel [*inner, *outer],
+    bias [*outer]; I and O are the products of `inner` and `outer`.
+    """
+
+    inner: tuple[int, ...]
+    outer: tuple[int, ...]
+    deviation: float
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.normal(self.deviation)
+        kernel = self.param("kernel", init, (*self.inner, *self.outer), self.param_dtype).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, self.outer, self.param_dtype).astype(self.dtype)
+        product = x.reshape(-1, x.shape[-1]) @ kernel.reshape(math.prod(self.inner), math.prod(self.outer))
+        product = product + jnp.broadcast_to(bias.reshape(-1), product.shape)
+        return product.reshape(*x.shape[:-1], -1)
+
+
+class Layer(Module):
+    """One transformer layer: hidden [B, T, D] in, (hidden, what `collect` asks for) out."""
+
+    train: bool = False
+    collect: str | None = None  # None, "mean" (per-sentence means [W, N, D]) or "hidden" (the hidden state itself)
+    first_only: bool = False  # the hidden state out is that of the sentences' first tokens alone, [W, N, D]
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, layer: jax.Array, rows: Rows, keys: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        dropout = Dropout(self.config, rows, keys, self.train)
+        shared = self.config, self.dtype, self.param_dtype
+        after = dropout.of_first_tokens() if self.first_only else dropout
+        x = Attention(*shared, first_only=self.first_only, name="attention")(x, layer, rows, dropout, after)
+        x = FeedForward(*shared, name="ffn")(x, layer, after)
+        return x, collected(x, rows, self.collect)
+
+
+class Attention(Module):
+    """x [B, T, D] after self-attention within each packed sentence, residual and norm."""
+
+    first_only: bool = False  # of the sentences' first tokens alone, [W, N, D]; `after` is then the dropout of these
+
+    @nn.compact
+    def __call__(self, x: jax.Array, layer: jax.Array, rows: Rows, dropout: Dropout, after: Dropout) -> jax.Array:
+        heads = self.config.num_attention_heads
+        size = self.config.hidden_size // heads
+        qkv = jnp.split(self.dense("qkv", (3, heads, size))(x), 3, axis=-1)
+        q, k, v = (part.reshape(*part.shape[:-1], heads, size) for part in qkv)
+        keys, pairs = dropout.attention(layer, heads)
+        context: jax.Array = attend(q, k, v, rows.segments, keys, pairs, dropout.rate)
+        context = context.reshape(x.shape)
+        if self.first_only:
+            x, context = first_tokens(x, rows), first_tokens(context, rows)
+        out = self.dense("out", (self.config.hidden_size,), (heads, size))(context)
+        return self.norm("norm")(x + after.hidden(out, layer, drop.ATTENTION_OUTPUT))
+
+
+class FeedForward(Module):
+    """x [B, T, D] after the two dense layers, residual and norm."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, layer: jax.Array, dropout: Dropout) -> jax.Array:
+        hidden, between = (self.config.hidden_size,), (self.config.intermediate_size,)
+        up = ACTIVATIONS[self.config.hidden_act](self.dense("up", between)(x))
+        out = self.dense("down", hidden, between)(up)
+        return self.norm("norm")(x + dropout.hidden(out, layer, drop.FFN_OUTPUT))
+
+
+def collected(x: jax.Array, rows: Rows, collect: str | None) -> jax.Array | None:
+    """What `Layer.collect` asks for of a hidden state."""
+    if collect == "mean":
+        return means(x, rows)
+    return x if collect == "hidden" else None
