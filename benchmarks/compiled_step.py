@@ -30,7 +30,9 @@ def lower(mesh: Mesh, sizes: EncoderConfig, batch_size: int, dtype: str, changes
     values: dict[str, Any] = {"data.files": "none", "train.batch_size": batch_size, "model.dtype": dtype}
     recipe.update_from_flattened_dict(values | changes)
     config = resolve(recipe, (), mesh.size)
-    encoder = Encoder(sizes, jnp.dtype(dtype), has_head=True, unroll=config.model.unroll, remat=config.model.remat)
+    encoder = Encoder(
+        sizes, jnp.dtype(dtype), has_head=True, unroll=config.model.unroll == "on", remat=config.model.remat
+    )
     program = make_program(config, encoder, mesh, views=2, total_steps=1000)
     rows = math.ceil(ROWS * config.group_size / GROUP)
     step: Any = program.train_step

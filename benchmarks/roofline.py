@@ -198,7 +198,7 @@ def measure(
     mesh: Mesh, shape: tuple[int, ...], model: str, dtype: str, batch: int, unroll: bool = False
 ) -> tuple[dict[str, Any], list[Part]]:
     """The figures of one step, ready for JSON, and its parts."""
-    compiled = lower(mesh, ENCODERS[model], batch, dtype, {"model.unroll": unroll}).compile()
+    compiled = lower(mesh, ENCODERS[model], batch, dtype, {"model.unroll": "on" if unroll else "off"}).compile()
     device = mesh.devices.flat[0]
     cost, is_tpu = compiled.cost_analysis() or {}, device.platform == "tpu"
     done = work(compiled.as_text(), cost, memory_of(compiled), is_tpu, mesh.size)

@@ -197,7 +197,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("batch", 64, "Sentences a step.", lower_bound=2)
     flags.DEFINE_integer("max_length", 32, "Tokens of the longest sentence.", lower_bound=3)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What the encoder computes in.")
-    flags.DEFINE_bool("unroll", False, "Our layers as straight-line code (model.unroll).")
+    flags.DEFINE_enum("unroll", "auto", ["auto", "on", "off"], "Our model.unroll.")
     flags.DEFINE_list("sides", [OURS, "torch", "torch-compile"], f"Some of {', '.join(SIDES)}; {OURS} is always one.")
     flags.DEFINE_integer("steps", 10, "Steps of each side in a round.", lower_bound=1)
     flags.DEFINE_integer("rounds", 7, "How often each side has its turn.", lower_bound=1)
@@ -227,9 +227,7 @@ def main() -> None:
             unroll=FLAGS.unroll,
         )
         figures = measure(work, FLAGS.sides, FLAGS.steps, FLAGS.rounds)
-    title = f"{FLAGS.model}, batch {FLAGS.batch}, {FLAGS.max_length} tokens, {FLAGS.dtype}" + (
-        ", our layers unrolled" if FLAGS.unroll else ""
-    )
+    title = f"{FLAGS.model}, batch {FLAGS.batch}, {FLAGS.max_length} tokens, {FLAGS.dtype}"
     for side, found in figures["sides"].items():
         print(f"{side}: {found['about']}")
     for what, difference in figures["differences without dropout"].items():

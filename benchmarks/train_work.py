@@ -38,7 +38,7 @@ class Work:
     dtype: str
     steps: int
     dropout: float = DROPOUT
-    unroll: bool = False  # our side's model.unroll
+    unroll: str = "auto"  # our side's model.unroll
 
     @property
     def model(self) -> Path:

@@ -55,7 +55,7 @@ class ModelConfig:
     train_pooler: str = "cls"
     dropout: float = 0.1
     dtype: str = "float32"
-    unroll: bool = False
+    unroll: str = "auto"
     remat: bool = False
 
     @property
@@ -231,6 +231,7 @@ def _check_model(config: Config) -> None:
             "trains.\nUse --config.model.train_pooler=cls, or another model.pooler."
         )
     dtypes = ("float32", "bfloat16", "float64")
+    _require(model.unroll in ("auto", "on", "off"), "model.unroll", model.unroll, "auto, on or off", "auto")
     _require(model.dtype in dtypes, "model.dtype", model.dtype, f"one of {', '.join(dtypes)}", "float32")
     if model.init == "pretrained":
         _require(bool(model.name), "model.name", model.name, "a folder or Hub name", "bert-base-uncased")

@@ -44,7 +44,7 @@ def write_tokenizer(model: ModelConfig, folder: Path | None, files: list[str], c
     load_tokenizer(source).save_pretrained(to)
 
 
-def make_encoder(config: Config, folder: Path | None, vocab_size: int) -> Encoder:
+def make_encoder(config: Config, folder: Path | None, vocab_size: int, platform: str) -> Encoder:
     """The encoder module: sizes from the model's folder, and from the recipe where weights are random.
 
     vocab_size: the tokenizer's. UserError when recipe, tokenizer and sizes do not belong together.
@@ -74,9 +74,8 @@ def make_encoder(config: Config, folder: Path | None, vocab_size: int) -> Encode
             f"Use --config.data.max_length={sizes.max_length} or less."
         )
     parameters = jnp.float64 if model.dtype == "float64" else jnp.float32
-    return Encoder(
-        sizes, jnp.dtype(model.dtype), parameters, has_head=model.has_head, unroll=model.unroll, remat=model.remat
-    )
+    unroll = model.unroll == "on" or (model.unroll == "auto" and platform == "cpu")
+    return Encoder(sizes, jnp.dtype(model.dtype), parameters, has_head=model.has_head, unroll=unroll, remat=model.remat)
 
 
 def first_params(config: Config, encoder: Encoder, folder: Path | None, resumes: bool) -> Callable[[], Any]:

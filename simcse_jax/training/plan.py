@@ -57,7 +57,7 @@ class Planner:
         with tempfile.TemporaryDirectory() as draft:
             write_tokenizer(config.model, folder, files, columns, Path(draft))
             tokenizer = load_tokenizer(draft)
-        self.encoder = make_encoder(config, folder, len(tokenizer))
+        self.encoder = make_encoder(config, folder, len(tokenizer), chips.devices[0].platform)
         self.corpus, self.views, self.batches = load_data(config, tokenizer)
         self.rows = self.batches.planned_rows
 

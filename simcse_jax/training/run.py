@@ -85,7 +85,7 @@ def _assemble(config: Config, workdir: Path) -> Run:
             write_tokenizer(config.model, folder, files, columns, tokenizer_draft(workdir))
     with together():
         tokenizer = load_tokenizer(current_tokenizer(workdir))
-        encoder = make_encoder(config, folder, len(tokenizer))
+        encoder = make_encoder(config, folder, len(tokenizer), mesh.devices.flat[0].platform)
         initial_params = first_params(config, encoder, folder, resumes)
         corpus, views, batches = load_data(config, tokenizer)
     contents = {"data.files": corpus.fingerprint, "eval.data": pairs.fingerprint if pairs else ""}

@@ -77,11 +77,13 @@ def make_loss(embed: EmbedGroups, objective: Objective, mesh: Mesh, groups_at_on
 
         def local(params: Any, groups: Group, keys: jax.Array) -> jax.Array:
             with jax.named_scope("encoder"):
-                return encode(jax.tree.map(_own, params, specs), groups, keys)
+                # Alone, a device would "reduce" its gradients by copying them.
+                own = params if mesh.size == 1 else jax.tree.map(_own, params, specs)
+                return encode(own, groups, keys)
 
         spread = P(meshes.AXES)
         everywhere = jax.shard_map(local, mesh=mesh, in_specs=(specs, spread, P()), out_specs=P(None, meshes.AXES))
-        z = everywhere(params, batch.groups, keys)
+        z = (local if mesh.size == 1 else everywhere)(params, batch.groups, keys)
         with jax.named_scope("loss"):
             return objective(z[0], z[1:], batch.texts)
 

@@ -52,7 +52,7 @@ def test_a_plan_says_what_the_step_needs_and_sends(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_arithmetic_is_that_of_the_compiled_step(tmp_path: Path) -> None:
     """Unrolled layers and one block of the loss, so that the compiler's count misses no loop."""
-    made = planner(tmp_path, 1, model__unroll=True, model__hidden_size=64, model__intermediate_size=256)
+    made = planner(tmp_path, 1, model__unroll="on", model__hidden_size=64, model__intermediate_size=256)
     plan = made.compile(64)
     assert plan.flops == pytest.approx(plan.xla_flops, rel=0.25)  # which counts more than products
     assert made.compile(128).flops == pytest.approx(2 * plan.flops, rel=0.01)

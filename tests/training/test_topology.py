@@ -61,6 +61,7 @@ LAYOUTS = (
     Case("1 device, a group at a time", groups_at_once=1),
     Case("2 devices, a group at a time, recomputed layers", devices=2, groups_at_once=1, remat=True),
     Case("4 x 2, fsdp", devices=8, fsdp=2),
+    Case("2 x 2, fsdp, unrolled, a group at a time", devices=4, fsdp=2, unroll=True, groups_at_once=1),
     Case("2 devices, tiles of at most 5", devices=2, tile=5),
 )
 
