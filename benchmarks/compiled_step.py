@@ -14,6 +14,7 @@ from configs import base
 from simcse_jax.config import resolve
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.training.model import unrolls
 from simcse_jax.training.program import batch_shapes, make_program
 
 ENCODERS = {name: EncoderConfig("bert", 30522, **dataclasses.asdict(sizes)) for name, sizes in SIZES.items()}
@@ -30,9 +31,8 @@ def lower(mesh: Mesh, sizes: EncoderConfig, batch_size: int, dtype: str, changes
     values: dict[str, Any] = {"data.files": "none", "train.batch_size": batch_size, "model.dtype": dtype}
     recipe.update_from_flattened_dict(values | changes)
     config = resolve(recipe, (), mesh.size)
-    encoder = Encoder(
-        sizes, jnp.dtype(dtype), has_head=True, unroll=config.model.unroll == "on", remat=config.model.remat
-    )
+    unroll = unrolls(config.model, mesh.devices.flat[0].platform)
+    encoder = Encoder(sizes, jnp.dtype(dtype), has_head=True, unroll=unroll, remat=config.model.remat)
     program = make_program(config, encoder, mesh, views=2, total_steps=1000)
     rows = math.ceil(ROWS * config.group_size / GROUP)
     step: Any = program.train_step

@@ -1,6 +1,6 @@
 """Model and texts to a float32 matrix: what training, evaluation and serving all call.
 
-Sentences are packed into rows of 64, 128, 256 or 512 tokens and the rows into groups of a near-constant number of
+Sentences are packed into rows of 64, 128, 256, 512 ... tokens and the rows into groups of a near-constant number of
 tokens, so that a model is compiled for a handful of shapes, whatever the texts.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SHORTEST_ROW = 64  # tokens of the shortest rows: shorter ones pack worse and run no faster; longer are its doublings
 FULL_GROUP = 4096  # tokens of a group: enough to fill a chip, and 8 x 512 tokens' attention still fits anywhere
 FULL_GROUP_ON_CPU = 512  # what the feed-forward layers make of more no longer fits in a processor's caches
-SMALL_GROUP = 128  # tokens of a group when there is little to encode: less than half of a full one
+SMALL_GROUP = 128  # tokens of a group when there is little to encode: half of what the devices take at once, or less
 TOKENS_PER_SLOT = 8  # a group has one sentence slot for so many tokens
 BLOCK = 65536  # sentences that are tokenised, sorted and packed together
 CACHED_BLOCKS = 4  # repeated inputs that stay packed: training evaluates the same pairs again and again
@@ -106,13 +106,11 @@ class SentenceEncoder:
 
     def _encode_groups(self, params: Any, groups: Group) -> jax.Array:
         """float32[G, N, D], from groups with leading axis [G]; jitted in __init__."""
-
-        def one(group: Group) -> Any:
-            return self.model.apply({"params": params}, group, self.pooler)
-
         exact = jnp.dtype(self.model.dtype).itemsize >= 4
         with jax.default_matmul_precision("highest" if exact else None):
-            return jax.vmap(one)(groups)
+            out = self.model.apply({"params": params}, groups, self.pooler)
+        assert isinstance(out, jax.Array)  # Linen returns a pair only when collections are mutable
+        return out
 
     def placed(self, params: Any) -> Any:
         """The params on the devices of the mesh, each layer's by themselves: `encode` takes these as they are.

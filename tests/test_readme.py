@@ -145,9 +145,9 @@ def test_from_files_to_vectors(place: Path, environment: dict[str, str]) -> None
         assert (place / "runs" / name / "model" / "model.safetensors").is_file()
     assert "memory" in run(plan, place, environment)
     ours, theirs = PYTHON
-    lines = run(f"python -c {shlex.quote(ours)}", place, environment).splitlines()
+    lines = run(f".venv/bin/python -c {shlex.quote(ours)}", place, environment).splitlines()
     assert [re.match(r"-?\d\.\d{3}  ", line) is not None for line in lines] == [True] * 3
-    run(f"python -c {shlex.quote(theirs)}", place, environment)
+    run(f".venv/bin/python -c {shlex.quote(theirs)}", place, environment)
 
     (embed,) = commands("embed")
     run(embed, place, environment)

@@ -48,10 +48,10 @@ def _forward(
     total = weights.sum(-1, keepdims=True)
     # In full precision the softmax's division comes last, where there is less to divide and where XLA fuses it well; in
     # half, before anything is rounded.
-    last = q.dtype == scores.dtype
-    weights = weights if last else (weights / total).astype(q.dtype)
+    divides_last = q.dtype == scores.dtype
+    weights = weights if divides_last else (weights / total).astype(q.dtype)
     context = jnp.einsum("bhts,bshd->bthd", _dropped(weights, keys, pairs, rate), v)
-    context = context / jnp.moveaxis(total, 1, 2) if last else context
+    context = context / jnp.moveaxis(total, 1, 2) if divides_last else context
     return context, (q, k, v, segments, keys, pairs, largest + jnp.log(total))
 
 
@@ -61,7 +61,7 @@ def _backward(rate: float, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
     q, k = jax.lax.optimization_barrier((q, k))
     weights = jnp.exp(_scores(q, k, segments) - log_total)
     of_v = jnp.einsum("bhts,bthd->bshd", _dropped(weights.astype(q.dtype), keys, pairs, rate), gradient)
-    of_weights = _dropped(jnp.einsum("bthd,bshd->bhts", gradient, v), keys, pairs, rate).astype(weights.dtype)
+    of_weights = _dropped(_products(gradient, v), keys, pairs, rate)
     common = (weights * of_weights).sum(-1, keepdims=True)
     of_scores = (weights * (of_weights - common) * q.shape[-1] ** -0.5).astype(q.dtype)
     of_q = jnp.einsum("bhts,bshd->bthd", of_scores, k)
@@ -74,10 +74,14 @@ attend.defvjp(_forward, _backward)
 
 def _scores(q: jax.Array, k: jax.Array, segments: jax.Array) -> jax.Array:
     """[B, H, T, T] of at least float32: scaled products within a sentence, elsewhere the least number."""
-    scores = jnp.einsum("bthd,bshd->bhts", q, k)
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) * q.shape[-1] ** -0.5
+    scores = _products(q, k) * q.shape[-1] ** -0.5
     same = segments[:, None, :, None] == segments[:, None, None, :]
     return jnp.where(same, scores, jnp.finfo(scores.dtype).min)
+
+
+def _products(a: jax.Array, b: jax.Array) -> jax.Array:
+    """[B, H, T, T] of at least float32, never rounded to less: both passes make the scores, and have to agree."""
+    return jnp.einsum("bthd,bshd->bhts", a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
 
 
 def _dropped(weights: jax.Array, keys: jax.Array | None, pairs: jax.Array | None, rate: float) -> jax.Array:

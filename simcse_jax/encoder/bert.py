@@ -17,14 +17,14 @@ import jax.numpy as jnp
 
 from simcse_jax.encoder import dropout as drop
 from simcse_jax.encoder import pooling
-from simcse_jax.encoder.layer import Dropout, Layer, Module, Rows, collected, first_tokens, means, rows_of
+from simcse_jax.encoder.layer import Dropout, Layer, Part, Rows, at_first_tokens, collected, means, rows_of
 
 if TYPE_CHECKING:
     from simcse_jax.group import Group
 
 
-class Embeddings(Module):
-    """[B, T, D]: word, position and (first) token type of each token, int32[B, T], summed and normalised."""
+class Embeddings(Part):
+    """[B, T, D] of ids and positions, int32[B, T]: word, position and (first) token type, summed and normalised."""
 
     @nn.compact
     def __call__(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
@@ -42,7 +42,7 @@ class Embeddings(Module):
         return self.norm("norm")(x)
 
 
-class Encoder(Module):
+class Encoder(Part):
     """BERT or RoBERTa on groups of packed sentences, and a pooler on top.
 
     Fields: `has_head`: a dense + tanh head sits on the first token (Hugging Face's `pooler`, SimCSE's MLP);
@@ -57,11 +57,11 @@ class Encoder(Module):
     gather: Callable[[Any], Any] | None = None
 
     def __call__(self, group: Group, pooler: str, key: jax.Array | None = None, train: bool = False) -> jax.Array:
-        """float32[N, D] (float64 when computing in float64): one vector for each sentence of the group.
+        """float32[N, D], [G, N, D] or [V, G, N, D] (float64 when computing in it): a vector for each sentence.
 
-        group: arrays int32[R, T] and int32[N]; or of G groups, stacked, for [G, N, D]. key: uint32[2], the dropout key
-        of this step and view; needed when `train` and the config's dropout is above 0 (ValueError without). Keys of V
-        views, uint32[V, 2], encode everything V times: [V, ...]. pooler: one of `pooling.POOLERS`; "cls" needs a head.
+        group: arrays int32[R, T] and int32[N]; or those of G groups, stacked. key: uint32[2], the dropout key of this
+        step and view, or uint32[V, 2], those of V views, each of which encodes everything; needed when `train` and the
+        config's dropout is above 0 (ValueError without). pooler: one of `pooling.POOLERS`; "cls" needs a head.
         """
         z = self._run(group, pooler, None if key is None else key.reshape(-1, 2), train)
         z = z.astype(jnp.promote_types(z.dtype, jnp.float32))  # [W, N, D]
@@ -87,19 +87,19 @@ class Encoder(Module):
         x = Embeddings(self.config, self.dtype, self.param_dtype, name="embeddings")(ids, positions)
         x = jnp.tile(x, (views, 1, 1))  # views differ from the first dropout on
         x = Dropout(self.config, rows, keys, train).hidden(x, 0, drop.EMBEDDINGS)
-        first = collected(x, rows, collect)
+        of_embeddings = collected(x, rows, collect)
         numbers = jnp.arange(1, self.config.num_hidden_layers + 1, dtype=jnp.uint32)
         # An unrolled last layer leaves out what a pooler of first tokens never looks at: about 3/4 of its arithmetic.
         first_only = self.unroll and collect is None and not averaged
         x, of_layers = self._layers(train, collect, first_only)(x, numbers, rows, keys)
-        if first is not None:
-            states = jnp.concatenate([first[None], of_layers])
+        if of_embeddings is not None:
+            states = jnp.concatenate([of_embeddings[None], of_layers])
             return states if collect == "hidden" else states[jnp.array(averaged)].mean(0)
         if averaged:
             return means(x, rows)
-        z = x if first_only else first_tokens(x, rows)
+        z = x if first_only else at_first_tokens(x, rows)
         if pooler == "cls":
-            z = jnp.tanh(self.dense("head", (self.config.hidden_size,))(z))
+            z = jnp.tanh(self.dense("head", (self.config.hidden_size,), (self.config.hidden_size,))(z))
         return z
 
     def _layers(self, train: bool, collect: str | None, first_only: bool) -> Callable:
@@ -107,8 +107,8 @@ class Encoder(Module):
         if gather is not None:
             one = nn.map_variables(one, "params", trans_in_fn=lambda held: {"params": gather(held["params"])})
         if self.remat or gather is not None:
-            # Products are kept and what was gathered is not: kept, it would be the whole model again.
-            policy = None if self.remat else jax.checkpoint_policies.dots_saveable
+            # Products with matrices are kept, and what was gathered is not: kept, it would be the whole model again.
+            policy = None if self.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             # prevent_cse guards against merging the recomputation away, which a loop's body cannot suffer.
             one = nn.remat(one, prevent_cse=self.unroll, policy=policy)
         make = functools.partial(one, self.config, self.dtype, self.param_dtype, train=train, collect=collect)
@@ -130,11 +130,11 @@ def _one_by_one(
     layers: list[Layer], x: jax.Array, numbers: jax.Array, rows: Rows, keys: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
     """What the scanned layers give, (x, what they collected, stacked), from layers that are called in turn."""
-    collected = []
+    found = []
     for layer, number in zip(layers, numbers, strict=True):
         x, of_layer = layer(x, number, rows, keys)
-        collected.append(of_layer)
-    return x, None if collected[0] is None else jnp.stack(collected)
+        found.append(of_layer)
+    return x, None if found[0] is None else jnp.stack(found)
 
 
 def unstacked(params: Any) -> Any:
@@ -146,10 +146,10 @@ def unstacked(params: Any) -> Any:
 
 
 def embeddings(encoder: Encoder, params: Any, group: Group, pooler: str, key: jax.Array | None = None) -> jax.Array:
-    """float32[N, D] of one group: the pure function that the rest of the house calls; see `Encoder` for more of them.
+    """float32[N, D], [G, N, D] or [V, G, N, D], as `Encoder` gives: the pure function that training calls.
 
-    params: stacked over layers, also where the encoder has `unroll`. key: uint32[2] turns dropout on, as in training;
-    None leaves it off.
+    params: stacked over layers, also where the encoder has `unroll`. key: uint32[2], or uint32[V, 2], turns dropout on,
+    as in training; None leaves it off.
     """
     params = unstacked(params) if encoder.unroll else params
     out = encoder.apply({"params": params}, group, pooler, key, key is not None)

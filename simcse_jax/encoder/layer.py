@@ -38,13 +38,13 @@ class Rows(NamedTuple):
 def rows_of(group: Group, views: int) -> Rows:
     """The rows of one group, or of several stacked on a leading axis, `views` times."""
 
-    def again(x: Any) -> jax.Array:
+    def for_each_view(x: Any) -> jax.Array:
         return jnp.tile(jnp.reshape(x, (-1, x.shape[-1])), (views, 1))
 
-    return Rows(*(again(getattr(group, name)) for name in Rows._fields))
+    return Rows(*(for_each_view(getattr(group, name)) for name in Rows._fields))
 
 
-def first_tokens(x: jax.Array, rows: Rows) -> jax.Array:
+def at_first_tokens(x: jax.Array, rows: Rows) -> jax.Array:
     """[W, N, ...]: what x [B, T, ...] holds of each sentence's first token."""
     tokens = x.reshape(len(rows.first_tokens), -1, *x.shape[2:])
     return jax.vmap(lambda x, at: x.at[at].get(mode="promise_in_bounds"))(tokens, rows.first_tokens)
@@ -69,8 +69,8 @@ class Dropout:
         """The dropout of arrays [W, N, D] that hold each sentence's first token alone."""
         first = copy.copy(self)
         first.rows = self.rows._replace(
-            sentences=first_tokens(self.rows.sentences, self.rows),
-            positions=first_tokens(self.rows.positions, self.rows),
+            sentences=at_first_tokens(self.rows.sentences, self.rows),
+            positions=at_first_tokens(self.rows.positions, self.rows),
         )
         return first
 
@@ -96,7 +96,7 @@ class Dropout:
         return self._token_keys(layer, drop.ATTENTION_WEIGHTS)[:, None, :, None], pairs
 
 
-class Module(nn.Module):
+class Part(nn.Module):
     """The fields and layer makers that every part of the encoder shares."""
 
     config: EncoderConfig
@@ -106,20 +106,19 @@ class Module(nn.Module):
     def norm(self, name: str) -> LayerNorm:
         return LayerNorm(self.config.layer_norm_eps, self.param_dtype, name=name)
 
-    def dense(self, name: str, outer: tuple[int, ...], inner: tuple[int, ...] | None = None) -> Dense:
-        inner = inner or (self.config.hidden_size,)
-        return Dense(inner, outer, self.config.initializer_range, self.dtype, self.param_dtype, name=name)
+    def dense(self, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Dense:
+        return Dense(inputs, outputs, self.config.initializer_range, self.dtype, self.param_dtype, name=name)
 
 
 class Dense(nn.Module):
     """x [..., I] to [..., O]: one product of two flat matrices, whatever axes x and the parameters have.
 
-    Of several leading axes, XLA would transpose x for the gradient of the kernel. Parameters: kernel [*inner, *outer],
-    bias [*outer]; I and O are the products of `inner` and `outer`.
+    With several leading axes, XLA would transpose x to make the kernel's gradient. Parameters: kernel [*inputs,
+    *outputs], bias [*outputs]; I and O are the products of `inputs` and `outputs`.
     """
 
-    inner: tuple[int, ...]
-    outer: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
     deviation: float
     dtype: Any
     param_dtype: Any
@@ -127,14 +126,14 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.initializers.normal(self.deviation)
-        kernel = self.param("kernel", init, (*self.inner, *self.outer), self.param_dtype).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, self.outer, self.param_dtype).astype(self.dtype)
-        product = x.reshape(-1, x.shape[-1]) @ kernel.reshape(math.prod(self.inner), math.prod(self.outer))
+        kernel = self.param("kernel", init, (*self.inputs, *self.outputs), self.param_dtype).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, self.outputs, self.param_dtype).astype(self.dtype)
+        product = x.reshape(-1, x.shape[-1]) @ kernel.reshape(math.prod(self.inputs), math.prod(self.outputs))
         product = product + jnp.broadcast_to(bias.reshape(-1), product.shape)
         return product.reshape(*x.shape[:-1], -1)
 
 
-class Layer(Module):
+class Layer(Part):
     """One transformer layer: hidden [B, T, D] in, (hidden, what `collect` asks for) out."""
 
     train: bool = False
@@ -153,7 +152,7 @@ class Layer(Module):
         return x, collected(x, rows, self.collect)
 
 
-class Attention(Module):
+class Attention(Part):
     """x [B, T, D] after self-attention within each packed sentence, residual and norm."""
 
     first_only: bool = False  # of the sentences' first tokens alone, [W, N, D]; `after` is then the dropout of these
@@ -162,25 +161,25 @@ class Attention(Module):
     def __call__(self, x: jax.Array, layer: jax.Array, rows: Rows, dropout: Dropout, after: Dropout) -> jax.Array:
         heads = self.config.num_attention_heads
         size = self.config.hidden_size // heads
-        qkv = jnp.split(self.dense("qkv", (3, heads, size))(x), 3, axis=-1)
+        qkv = jnp.split(self.dense("qkv", (self.config.hidden_size,), (3, heads, size))(x), 3, axis=-1)
         q, k, v = (part.reshape(*part.shape[:-1], heads, size) for part in qkv)
         keys, pairs = dropout.attention(layer, heads)
         context: jax.Array = attend(q, k, v, rows.segments, keys, pairs, dropout.rate)
         context = context.reshape(x.shape)
         if self.first_only:
-            x, context = first_tokens(x, rows), first_tokens(context, rows)
-        out = self.dense("out", (self.config.hidden_size,), (heads, size))(context)
+            x, context = at_first_tokens(x, rows), at_first_tokens(context, rows)
+        out = self.dense("out", (heads, size), (self.config.hidden_size,))(context)
         return self.norm("norm")(x + after.hidden(out, layer, drop.ATTENTION_OUTPUT))
 
 
-class FeedForward(Module):
+class FeedForward(Part):
     """x [B, T, D] after the two dense layers, residual and norm."""
 
     @nn.compact
     def __call__(self, x: jax.Array, layer: jax.Array, dropout: Dropout) -> jax.Array:
         hidden, between = (self.config.hidden_size,), (self.config.intermediate_size,)
-        up = ACTIVATIONS[self.config.hidden_act](self.dense("up", between)(x))
-        out = self.dense("down", hidden, between)(up)
+        up = ACTIVATIONS[self.config.hidden_act](self.dense("up", hidden, between)(x))
+        out = self.dense("down", between, hidden)(up)
         return self.norm("norm")(x + dropout.hidden(out, layer, drop.FFN_OUTPUT))
 
 

@@ -17,11 +17,6 @@ AVERAGED_LAYERS: dict[str, tuple[int, ...]] = {
 POOLERS: tuple[str, ...] = ("cls", "cls_before_pooler", *AVERAGED_LAYERS)
 
 
-def first_token(hidden: jax.Array, first_tokens: jax.Array) -> jax.Array:
-    """[N, D]: the hidden state of each sentence's first token ([CLS] or <s>), from hidden [R, T, D]."""
-    return hidden.reshape(-1, hidden.shape[-1])[first_tokens]
-
-
 def mean(hidden: jax.Array, first_tokens: jax.Array, lengths: jax.Array) -> jax.Array:
     """float32[N, D] (or wider): the mean over all tokens of each sentence, special tokens included.
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from simcse_jax.errors import UserError
-from simcse_jax.serving.index.sentence_index import SentenceIndex
+from simcse_jax.serving.index.exact import ExactSearch
+from simcse_jax.serving.index.vectors import Vectors
 
 # (float32[Q, D], k) -> (float32[Q, k] scores, descending; int64[Q, k] ids, -1 where fewer were found)
 Nearest = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
@@ -63,9 +64,7 @@ def paraphrases(
     sentence_of = places  # of what `nearest` finds, the place of its first repetition
     if nearest is None:
         # Without the repetitions, which would take up the nearest of each other.
-        index = SentenceIndex(vectors.shape[1], "paraphrases")
-        index.add([""] * len(kept), vectors[kept])
-        nearest, sentence_of = index.nearest, kept
+        nearest, sentence_of = _exact_nearest(vectors[kept]), kept
     keys, found = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
     for start in range(0, len(kept), QUERIES):
         asked = kept[start : start + QUERIES]
@@ -166,6 +165,14 @@ def _first_below(
         if rank >= ranks[0] and score <= limit:
             return candidate, score
     return _NONE if rank == ranks[1] else _NOT_YET
+
+
+def _exact_nearest(vectors: np.ndarray) -> Nearest:
+    """A `Nearest` over the rows of float32[N, D], on the accelerator; ids are rows."""
+    held, alive = Vectors(vectors.shape[1], "float32"), np.ones(len(vectors), bool)
+    held.append(vectors)
+    search = ExactSearch(held)
+    return lambda queries, k: search.nearest(queries, alive, min(k, len(alive)))
 
 
 def require_cosine(name: str, value: float, example: float) -> None:

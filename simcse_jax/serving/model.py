@@ -62,9 +62,9 @@ class SimCSE:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it is a number of sentences, 1 at least.")
 
-        if isinstance(sentences, Path):
-            sentences = iter(corpus_texts([str(sentences)]))
-        texts = [sentences] if isinstance(sentences, str) else sentences
+        if isinstance(sentences, str):
+            return self.encode([sentences], batch_size, normalize, show_progress, return_numpy)[0]
+        texts = iter(corpus_texts([str(sentences)])) if isinstance(sentences, Path) else sentences
 
         def parts() -> Iterator[Any]:
             with progress_bar(_count(texts), show_progress) as bar:
@@ -72,9 +72,7 @@ class SimCSE:
                     vectors = self.encoder.encode(block, bar.update, normalize)
                     yield vectors if return_numpy else jnp.asarray(vectors)
 
-        if isinstance(sentences, str):
-            return next(parts())[0]
-        if isinstance(sentences, Iterator):
+        if isinstance(texts, Iterator):
             return parts()
         whole = list(parts()) or [np.zeros((0, self.width), np.float32)]
         return whole[0] if len(whole) == 1 and return_numpy else (np if return_numpy else jnp).concatenate(whole)

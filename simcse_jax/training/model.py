@@ -74,8 +74,13 @@ def make_encoder(config: Config, folder: Path | None, vocab_size: int, platform:
             f"Use --config.data.max_length={sizes.max_length} or less."
         )
     parameters = jnp.float64 if model.dtype == "float64" else jnp.float32
-    unroll = model.unroll == "on" or (model.unroll == "auto" and platform == "cpu")
+    unroll = unrolls(model, platform)
     return Encoder(sizes, jnp.dtype(model.dtype), parameters, has_head=model.has_head, unroll=unroll, remat=model.remat)
+
+
+def unrolls(model: ModelConfig, platform: str) -> bool:
+    """Whether layers run as straight-line code on devices of this platform ("cpu", "gpu", "tpu")."""
+    return model.unroll == "on" or (model.unroll == "auto" and platform == "cpu")
 
 
 def first_params(config: Config, encoder: Encoder, folder: Path | None, resumes: bool) -> Callable[[], Any]:

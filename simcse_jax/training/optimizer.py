@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import optax
 
 from simcse_jax.config import OptimizerConfig
@@ -27,7 +30,17 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
         weight_decay=config.weight_decay,
         mask=_decayed if config.weight_decay else None,
     )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    return optax.chain(_clip(config.clip_norm), adamw) if config.clip_norm else adamw
+
+
+def _clip(norm: float) -> optax.GradientTransformation:
+    """Gradients scaled down to a global norm of at most `norm`; optax's divides, in a pass of its own over them all."""
+
+    def clipped(gradients: optax.Updates, params: Any) -> optax.Updates:
+        scale = norm / jnp.maximum(optax.tree.norm(gradients), norm)
+        return jax.tree.map(lambda x: x * scale.astype(x.dtype), gradients)
+
+    return optax.stateless(clipped)
 
 
 def _decayed(params: optax.Params) -> optax.Params:

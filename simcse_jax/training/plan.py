@@ -109,6 +109,7 @@ class Planner:
         layer = 2 * (4 * width * width + 2 * width * config.intermediate_size) + 4 * length * width
         again = bool(self.config.train.groups_at_once) + self.config.model.remat
         encoder = (3 + again) * tokens * config.num_hidden_layers * layer
+        encoder += tokens * config.num_hidden_layers * 2 * length * width  # backward, scores are made again
         if self.encoder.unroll and self.config.model.train_pooler not in AVERAGED_LAYERS:
             # The last layer's later products are of the sentences' first tokens alone.
             skipped = tokens - self.views * groups * len(self.corpus.columns) * layout.group_size

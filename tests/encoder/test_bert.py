@@ -79,8 +79,7 @@ def _loss_and_gradient(model: Encoder, params: Any, group: Group) -> tuple[float
     @jax.jit
     @jax.value_and_grad
     def run(params: Any) -> jax.Array:
-        views = jax.vmap(lambda key: embeddings(model, params, group, "cls", key))
-        a, b = views(jnp.stack([KEY, KEY + 1]))
+        a, b = embeddings(model, params, group, "cls", jnp.stack([KEY, KEY + 1]))
         return jnp.sum(weights * a) + jnp.mean(a * b)
 
     loss, gradient = run(params)
@@ -250,12 +249,33 @@ def test_an_unrolled_last_layer_computes_only_what_first_tokens_need(params: Any
 
 
 @pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("pooler", POOLERS)
+def test_stacked_groups_and_views_are_those_one_by_one(
+    params: Any, tokens: list[np.ndarray], pooler: str, unroll: bool
+) -> None:
+    model = MODEL.clone(unroll=unroll)
+    groups = [pack(some, ROW, rows=4) for some in (tokens[:4], tokens[4:8], tokens[6:])]
+    groups[1].lengths[3] = groups[1].first_tokens[3] = 0  # a slot that nobody has
+    keys = jnp.stack([KEY, KEY + 1])
+    stacked: Any = jax.tree.map(lambda *x: np.stack(x), *groups)
+    run = jax.jit(lambda group, key: embeddings(model, params, group, pooler, key))
+    found = run(stacked, keys)
+    assert found.shape == (2, 3, 4, CONFIG.hidden_size)
+    for v, g in np.ndindex(2, 3):
+        np.testing.assert_allclose(found[v, g], run(groups[g], keys[v]), rtol=1e-5, atol=3e-6)
+    assert np.abs(found[0] - found[1]).max() > 0.1
+    np.testing.assert_allclose(run(stacked, None)[1], run(groups[1], None), rtol=1e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize("unroll", [False, True])
 def test_gradients_in_bfloat16_are_near_those_in_float32(params: Any, packed: Group, unroll: bool) -> None:
-    def gradient(dtype: Any) -> np.ndarray:
+    def gradient(dtype: Any) -> Any:
         model = Encoder(CONFIG, dtype, has_head=True, unroll=unroll)
         weights = np.random.default_rng(2).normal(size=(COUNT, CONFIG.hidden_size)).astype(np.float32)
         found = jax.jit(jax.grad(lambda params: jnp.sum(weights * embeddings(model, params, packed, "cls"))))(params)
-        return np.asarray(found["layers"]["attention"]["qkv"]["kernel"]).ravel()
+        return jax.device_get(found)
 
     exact, rounded = gradient(jnp.float32), gradient(jnp.bfloat16)
-    assert np.linalg.norm(rounded - exact) < 0.05 * np.linalg.norm(exact)
+    for path, a in jax.tree_util.tree_leaves_with_path(exact):
+        b = functools.reduce(lambda tree, step: tree[step.key], path, rounded)
+        assert np.linalg.norm(b - a) <= 0.1 * np.linalg.norm(a), jax.tree_util.keystr(path)

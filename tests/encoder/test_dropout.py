@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from simcse_jax.encoder import dropout as drop
 
@@ -87,6 +88,38 @@ def test_counts_scatter_like_independent_draws(masks: dict, axis: int) -> None:
         # A binomial's excess kurtosis is small here, so the variance of n sums has standard error sqrt(2 / n).
         sigmas = (np.mean(sums**2) - 1) / np.sqrt(2 / sums.size)
         assert abs(sigmas) < SIGMAS, f"{name}, summed over axis {axis}: {sigmas:.1f} sigma"
+
+
+@pytest.mark.slow
+def test_a_hundred_million_draws_are_those_of_a_fair_coin() -> None:
+    """16 steps, 2 views, 4 sites: the share kept, chi-square of eight neighbours, correlation of all masks."""
+    names = list(itertools.product(range(16), range(2), [(0, 0), (1, 1), (1, 2), (12, 3)]))
+    draws = np.stack(
+        [
+            np.asarray(_kept(_step_key(step, view), np.uint32(layer), np.uint32(site)), np.uint8)
+            for step, view, (layer, site) in names
+        ]
+    )
+    assert draws.size > 10**8
+    share = draws.mean(dtype=np.float64)
+    assert abs(share - (1 - RATE)) * np.sqrt(draws.size / (RATE * (1 - RATE))) < SIGMAS
+    assert abs(share - (1 - RATE)) < 1e-4
+
+    ones = np.array([pattern.bit_count() for pattern in range(256)])
+    chances = (1 - RATE) ** ones * RATE ** (8 - ones)
+    for axis, neighbours in enumerate(("masks", "sentences", "positions", "features")):
+        eights = np.moveaxis(draws, axis, -1).reshape(-1, 8)
+        counts = np.bincount(np.packbits(eights, axis=1)[:, 0], minlength=256)
+        expected = chances * len(eights)
+        often = expected >= 10
+        observed = [*counts[often], counts[~often].sum()]
+        chance = stats.chisquare(observed, [*expected[often], expected[~often].sum()]).pvalue
+        assert chance > 1e-4, f"eight neighbouring {neighbours}: {chance:.1e}"
+
+    masks = (draws.reshape(len(draws), -1) - np.float32(1 - RATE)) / np.float32(np.sqrt(RATE * (1 - RATE)))
+    sigmas = (masks @ masks.T) / np.sqrt(masks.shape[1])
+    np.fill_diagonal(sigmas, 0)
+    assert np.abs(sigmas).max() < 5.5  # of 8,128 pairs
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,7 @@ def test_parameters_after_30_steps_are_equal_on_every_layout(columns: int) -> No
     with jax.enable_x64(True):
         losses, reference = parameters_after(Case("1 device"), 30, columns)
         assert losses[-1] < losses[0]
-        for case in (*LAYOUTS[1::2], LAYOUTS[-1]):
+        for case in (*LAYOUTS[1::2], *(case for case in LAYOUTS if "unrolled, a group" in case.name)):
             other, params = parameters_after(case, 30, columns)
             np.testing.assert_allclose(other, losses, atol=1e-9, err_msg=case.name)
             gap = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, reference)
