@@ -1,7 +1,7 @@
 """Memory that a CPU's programs free, kept for the next one instead of given back to the system.
 
-A training step takes its arrays anew from the system each time, gigabytes of them, and the system hands out each page
-by itself and full of zeros: a fifth of a step's time on two cores. GPUs and TPUs have allocators of their own.
+A training step takes gigabytes anew each time, and the system hands out every page by itself and full of zeros, which
+takes longer than much of the arithmetic (docs/performance.md). GPUs and TPUs have allocators of their own.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep what is freed, and XLA run its programs in the thread that calls them, whose heap can grow.
+    """Where the only device is a CPU: malloc keeps what is freed, and programs run in the thread that calls them.
 
-    To be called before JAX has looked for devices; does nothing to speak of where these are no CPUs, or where malloc is
-    not glibc's.
+    That thread's heap is the one that can grow to any size. The price: the process stays as large as it once was, and
+    the host does nothing else while a step runs. To be called before anything else makes JAX look for devices. Programs
+    of several CPU devices run in threads of their own as ever, and where malloc is not glibc's nothing changes.
     """
     config: Any = jax.config
     config.update("jax_cpu_enable_async_dispatch", False)

@@ -26,7 +26,8 @@ def write_task(folder: Path, task: str, splits: Splits) -> None:
     if task in NESTED:
         for name, label in zip(NESTED[task], (1, 0), strict=True):
             write_file(folder / name, "".join(f"{texts[0]}\n" for texts, own in splits[""] if own == label))
-    for split, rows in splits.items() if task not in NESTED else ():
+        return
+    for split, rows in splits.items():
         if task == "SST2":
             lines = [f"{texts[0]} \t{label}\n" for texts, label in rows]
             write_file(folder / f"SST/binary/sentiment-{split}", "".join(lines))

@@ -6,7 +6,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -16,10 +15,12 @@ import pytest
 
 from simcse_jax.data import demo
 from simcse_jax.model_folder import export_run
+from tests.serving.web.servers import process
 from tests.small_models import train_small
 
 ROOT = Path(__file__).parent.parent
 USE = (ROOT / "docs/use.md").read_text(encoding="utf-8")
+SERVER_NEEDS = ("--save-index=index", "--serve")
 
 
 def python_of(page: str) -> list[str]:
@@ -28,9 +29,9 @@ def python_of(page: str) -> list[str]:
 
 
 def commands_of(page: str) -> list[list[str]]:
-    """The commands that end by themselves, without the interpreter."""
+    """The commands on sentences and models, without the interpreter."""
     lines = re.findall(r"^python -m (simcse_jax\.(?:embed|search|export) .*)$", page, re.MULTILINE)
-    return [shlex.split(line.partition(" #")[0]) for line in lines if "--serve" not in line]
+    return [shlex.split(line.partition(" #")[0]) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +57,20 @@ def run(words: list[str], place: Path) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.slow
 def test_the_python_of_the_page_runs(place: Path) -> None:
-    blocks = python_of(USE)
-    assert blocks
-    embed = ["-m", *commands_of(USE)[0]]  # writes the file that a block reads
-    for words in (embed, *(["-c", block] for block in blocks)):
+    first, database = python_of(USE)
+    embed = ["-m", *commands_of(USE)[0]]  # writes the file that the second block reads
+    said = []
+    for words in (embed, ["-c", first], ["-c", database]):
         done = run(words, place)
         assert done.returncode == 0, done.stderr
+        said.append(done.stdout.splitlines())
+    assert len(said[2]) == 3  # what the database found
 
 
 @pytest.mark.slow
 def test_the_commands_of_the_page_run(place: Path) -> None:
     (place / "vectors.parquet").unlink(missing_ok=True)
-    commands = commands_of(USE)
+    commands = [words for words in commands_of(USE) if "--serve" not in words]
     assert {words[0] for words in commands} == {"simcse_jax.embed", "simcse_jax.search", "simcse_jax.export"}
     said = []
     for words in commands:
@@ -78,8 +81,8 @@ def test_the_commands_of_the_page_run(place: Path) -> None:
     table = pq.read_table(place / "vectors.parquet")
     assert table.num_rows == 300
     assert np.linalg.norm(table.column("vector")[0].as_py()) == pytest.approx(1, abs=1e-5)
-    assert len(re.findall(r"^  \d\.\d{4}  ", said[2], re.MULTILINE)) == 3
-    assert len(re.findall(r"^  \d\.\d{4}  ", said[3], re.MULTILINE)) == 5
+    assert len(re.findall(r"^  -?\d\.\d{4}  ", said[2], re.MULTILINE)) == 3
+    assert len(re.findall(r"^  -?\d\.\d{4}  ", said[3], re.MULTILINE)) == 5
     with (place / "triplets.csv").open(encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["sent0", "sent1", "hard_neg"]
@@ -87,24 +90,17 @@ def test_the_commands_of_the_page_run(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_server_answers_whom_it_should(place: Path) -> None:
-    words = ["-m", "simcse_jax.search", "--model=runs/unsup", "--corpus=sentences.txt", "--serve", "--port=0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "SIMCSE_API_KEY": "secret"}
-    with (place / "server.log").open("w") as log:
-        server = subprocess.Popen([sys.executable, *words], cwd=place, env=environment, stdout=log, stderr=log)
-    try:
-        while not (found := re.search(r"http://127\.0\.0\.1:\d+", (place / "server.log").read_text())):
-            assert server.poll() is None, (place / "server.log").read_text()
-            time.sleep(0.2)
-        with httpx.Client(base_url=found[0], timeout=60) as client:
-            question = {"query": "a dog", "top_k": 3}
-            assert client.get("/health").status_code == 200
-            assert client.post("/search", json=question).status_code == 401
-            answer = client.post("/search", json=question, headers={"Authorization": "Bearer secret"})
-            assert (answer.status_code, len(answer.json()["hits"])) == (200, 3)
-    finally:
-        server.terminate()
-        server.wait(timeout=60)
+def test_the_server_of_the_page_answers_whom_it_should(place: Path) -> None:
+    saves, serves = (next(words for words in commands_of(USE) if flag in words) for flag in SERVER_NEEDS)
+    if not (place / "index").exists():
+        assert run(["-m", *saves], place).returncode == 0
+    with process(*serves, "--port=0", cwd=place, SIMCSE_API_KEY="secret") as (_, url), httpx.Client() as client:
+        question = {"query": "a dog", "top_k": 3}
+        assert client.get(f"{url}/health", timeout=60).status_code == 200
+        assert client.post(f"{url}/search", json=question, timeout=60).status_code == 401
+        key = {"Authorization": "Bearer secret"}
+        answer = client.post(f"{url}/search", json=question, headers=key, timeout=60)
+        assert (answer.status_code, len(answer.json()["hits"])) == (200, 3)
 
 
 @pytest.mark.slow

@@ -30,8 +30,11 @@ def test_gelu_rounds_once_in_bfloat16() -> None:
     assert gelu(x).dtype == jnp.bfloat16
     # Half a unit in the last of 8 bits; the tail, where Phi is a small difference, to float32's precision.
     np.testing.assert_allclose(np.asarray(gelu(x), np.float64), exact, rtol=2**-8, atol=1e-6)
-    slope = jax.vmap(jax.grad(gelu))(x)
-    assert slope.dtype == jnp.bfloat16
+    slopes = jax.vmap(jax.grad(gelu))(x)
+    assert slopes.dtype == jnp.bfloat16
+    wide = torch.tensor(np.asarray(x, np.float64), requires_grad=True)
+    torch.nn.functional.gelu(wide).sum().backward()
+    np.testing.assert_allclose(np.asarray(slopes, np.float64), wide.grad.numpy(), rtol=2**-8, atol=1e-6)
 
 
 def test_gelu_keeps_one_array_for_the_backward_pass() -> None:

@@ -19,8 +19,9 @@ def test_values_and_gradients_are_pytorchs(dtype: Any, tolerance: float) -> None
     rng = np.random.default_rng(0)
     x, gradient = (jnp.asarray(3 + rng.normal(size=(*ROWS, WIDTH)), dtype) for _ in range(2))
     scale, bias = (jnp.asarray(rng.normal(size=WIDTH), jnp.float32) for _ in range(2))
-    out, backward = jax.vjp(lambda *given: layer_norm(*given, EPSILON), x, scale, bias)
-    found = out, *backward(gradient)
+    run: Any = lambda *given: layer_norm(*given, EPSILON)  # noqa: E731
+    out, backward = jax.vjp(run, x, scale, bias)
+    found: list[Any] = [out, *backward(gradient)]
     assert [each.dtype for each in found] == [dtype, dtype, jnp.float32, jnp.float32]
 
     given = [torch.tensor(np.asarray(each, np.float64), requires_grad=True) for each in (x, scale, bias)]

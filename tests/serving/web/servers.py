@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import os
 import re
 import socket
 import subprocess
@@ -17,6 +18,8 @@ import uvicorn
 from simcse_jax.serving.web.app import make_app
 from simcse_jax.serving.web.launch import configured
 from simcse_jax.serving.web.settings import Settings
+
+ROOT = Path(__file__).parents[3]
 
 
 @contextlib.contextmanager
@@ -43,11 +46,15 @@ def served(model: Any, settings: Settings | None = None) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def process(*command: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """A Python process of `-m command` that serves, and the address that it says; it is gone in the end."""
-    words = [sys.executable, "-m", *command]
-    root = Path(__file__).parents[3]
-    with subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as started:
+def process(*command: str, cwd: Path = ROOT, **variables: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """A Python process of `-m command` that serves, and the address that it says; it is gone in the end.
+
+    variables: of its environment, beside those of this process.
+    """
+    words, environment = [sys.executable, "-m", *command], os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    with subprocess.Popen(
+        words, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as started:
         try:
             assert started.stdout
             said = []
