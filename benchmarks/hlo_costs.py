@@ -30,7 +30,7 @@ _FREE_CALLS = ('"AllocateBuffer"', '"ConcatBitcast"')
 _TRANSPARENT = {"bitcast", "convert", "copy", "reshape", "transpose", "tuple"}
 _TAKES = {"slice", "dynamic-slice", "gather", "slice-start", "dynamic-slice-start"}
 _MOVES = {"copy", "copy-start", "copy-done"}
-_STACKS = {"dynamic_update_slice", "dynamic_slice", "squeeze", "broadcast_in_dim"}
+_STACKS = {"dynamic_update_slice", "dynamic_slice", "squeeze", "broadcast_in_dim", "stack", "unstack"}
 
 GROUPS = (
     *("embeddings", "attention", "ffn", "norm", "dropout", "head", "loss", "optimizer"),
@@ -272,7 +272,7 @@ def group_of(op_name: str) -> str:
     for group in ("dropout", "norm", "attention", "ffn", "embeddings", "head", "loss", "optimizer"):
         if group in scopes:
             return group
-    if "Encoder" in op_name or "encoder" in scopes:
+    if "encoder" in op_name.lower():
         return "stacks" if scopes[-1] in _STACKS else "other"
     if "jvp" in op_name and scopes[-1] != "shard_map":
         return "loss"

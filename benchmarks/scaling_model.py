@@ -88,13 +88,14 @@ def fill(groups: int) -> float:
 def encoder_flops(model: Model, recipe: Recipe, examples: int, groups: int) -> float:
     """FLOPs of one chip: forward 2 per parameter and position, attention 4 T D a layer and position, backward twice it.
 
-    Looking up word embeddings costs none. In chunks, the forward pass is made twice.
+    Backward, attention's scores are made again. Looking up word embeddings costs none. In chunks, the forward pass is
+    made twice.
     """
     sentences = examples * recipe.texts * recipe.views
     positions = sentences * recipe.tokens / fill(groups)
     attention = 4 * model.layers * model.width * recipe.row_length
     forward = positions * (2 * model.matrices + attention) + sentences * 2 * model.width**2
-    return forward * (3 if recipe.chunks == 1 else 4)
+    return forward * (3 if recipe.chunks == 1 else 4) + positions * attention / 2
 
 
 def loss_flops(model: Model, recipe: Recipe, examples: int, batch: int) -> float:

@@ -44,17 +44,20 @@ def test_parameters_are_the_published_ones(name: str, published: int) -> None:
 
 
 def test_flops_of_a_step() -> None:
-    """Six a parameter and position; attention adds 1.4 % at rows of 64; the loss grows with the square of the batch."""
+    """Six a parameter and position; attention adds 1.6 % at rows of 64; the loss grows with the square of the batch."""
     assert BASE.matrices == 84_934_656
     positions = 128 * 21.9 / fill(1)
     rest = encoder_flops(BASE, UNSUPERVISED, 64, 1) - 6 * BASE.matrices * positions
-    assert rest == pytest.approx(12 * 12 * 768 * 64 * positions + 6 * 768**2 * 128)
-    assert rest / (6 * BASE.matrices * positions) == pytest.approx(0.0142, abs=5e-4)
+    assert rest == pytest.approx(14 * 12 * 768 * 64 * positions + 6 * 768**2 * 128)
+    assert rest / (6 * BASE.matrices * positions) == pytest.approx(0.0165, abs=5e-4)
     assert loss_flops(BASE, UNSUPERVISED, 64, 64) == 8 * 64 * 64 * 768
     assert loss_flops(BASE, SUPERVISED, 8, 512) == 2 * 8 * 8 * 512 * 768
     assert loss_flops(BASE, UNSUPERVISED, 128, 256) == 4 * loss_flops(BASE, UNSUPERVISED, 64, 128)
     chunked = dataclasses.replace(UNSUPERVISED, chunks=4)
-    assert encoder_flops(BASE, chunked, 64, 1) == pytest.approx(4 / 3 * encoder_flops(BASE, UNSUPERVISED, 64, 1))
+    # All but the scores that the backward pass makes again is made a third more often.
+    assert encoder_flops(BASE, chunked, 64, 1) == pytest.approx(
+        4 / 3 * encoder_flops(BASE, UNSUPERVISED, 64, 1), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)

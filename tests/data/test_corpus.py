@@ -224,7 +224,7 @@ def test_a_bad_file_leaves_nothing_behind(load, tmp_path):
 
 
 BAD = {
-    "a,b\nx,\ny, \n": r"the column 'b' is blank in all 2 rows.*data\.columns=a",
+    "a,b\nx,\ny, \n": r"the column 'b' is blank in all 2 rows(?s:.*)data\.columns=a",
     "a,b\n,x\ny,\n": "no row is left",
     "a,b\n": "no rows, only a header",
     "a,b\n\u200b,x\n": "no row is left",
@@ -251,7 +251,7 @@ def test_missing_files(load, tmp_path, dead_hub):
         load(tmp_path)
     with pytest.raises(UserError, match=r"The file data/a\.txt does not exist"):
         load("data/a.txt")
-    with pytest.raises(UserError, match=r"data\.files is empty"):
+    with pytest.raises(UserError, match=r"No file is named .*data\.files"):
         load("")
     with pytest.raises(UserError, match="max_length=2 leaves no room"):
         load(tmp_path / "wiki_sentences.txt", max_length=2)
