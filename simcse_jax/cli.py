@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from simcse_jax.errors import UserError
 
 USER_ERROR_STATUS = 2
+INTERRUPTED = "nothing half-done counts, and the same command starts again"
 
 # For the TPU's library where there is no TPU: no metadata server, no lock on chips, and no complaint about either.
 NO_TPU = {
@@ -27,8 +28,11 @@ NO_TPU = {
 }
 
 
-def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> None:
-    """Parse the flags, call main, and exit with its status (None = 0), or 2 after a UserError or a wrong flag."""
+def run(main: Callable[[], int | None], argv: Sequence[str] | None = None, interrupted: str = INTERRUPTED) -> None:
+    """Parse the flags, call main, and exit with its status (None = 0), or 2 after a UserError or a wrong flag.
+
+    interrupted: what Ctrl-C leaves, in words.
+    """
     # XLA and the tokenizers' fork warning would otherwise write over the progress bar.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -48,7 +52,7 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None) -> No
                 os._exit(USER_ERROR_STATUS)  # as below
             return _left(USER_ERROR_STATUS)
         except KeyboardInterrupt:
-            print("\ninterrupted; nothing half-done counts, and the same command starts again", file=sys.stderr)
+            print(f"\ninterrupted; {interrupted}", file=sys.stderr)
             sys.stdout.flush()
             # Native threads may be compiling, and an orderly exit would pull the interpreter out from under them.
             os._exit(130)

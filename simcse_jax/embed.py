@@ -13,6 +13,7 @@ from absl import flags
 
 from simcse_jax import cli
 from simcse_jax.errors import UserError
+from simcse_jax.serving.vector_file import PART
 
 _MODEL = flags.DEFINE_string("model", "", "A run folder, an exported or Hugging Face folder, or a Hub name.")
 _INPUT = flags.DEFINE_list("input", [], "Files of sentences: .txt (a sentence a line), .csv, .tsv, .jsonl, .parquet.")
@@ -53,17 +54,25 @@ def main() -> None:
         "precision": _DTYPE.value,
         "texts": texts.key(),
     }
-    with tqdm(unit="sentence", desc="embedding", disable=not sys.stderr.isatty()) as bar:
+    began = None
+    with tqdm(unit=" sentences", desc="embedding", disable=not sys.stderr.isatty()) as bar:
 
         def progress(done: int) -> None:
+            nonlocal began
+            if began is None and done:
+                bar.write(f"{done:,} texts are there already; going on after them", file=sys.stderr)
+            elif began is not None and bar.disable:
+                print(f"{done:,} texts", file=sys.stderr, flush=True)  # a sign of life in a log
+            began = done if began is None else began
             bar.update(done - bar.n)
 
         def encode(part: list[str]) -> Any:
             return model.encode(part, normalize=_NORMALIZE.value)
 
         count = write_vectors(out, texts, encode, model.width, about, _STORAGE.value, progress)
-    print(f"written: {out} ({count:,} texts and vectors of width {model.width}, {_STORAGE.value})")
+    what = f"{out} ({count:,} texts and vectors of width {model.width}, {_STORAGE.value})"
+    print(f"nothing to do, it is whole: {what}" if began is None else f"written: {what}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, interrupted=f"finished parts of {PART:,} texts are kept, and the same command goes on after them")

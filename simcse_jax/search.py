@@ -110,6 +110,8 @@ def _refuse_early() -> None:
         open_pairs(_PAIRS.value)
     if _SAVE.value:
         require_ours(Path(_SAVE.value).expanduser())
+    if any(not query.strip() for query in _QUERY.value):
+        raise UserError("--query is blank. Give it a text, or leave it out to be asked.")
     if _SERVE.value:
         from simcse_jax.serving.web.launch import require_port, require_web
 
@@ -127,11 +129,17 @@ def _refuse_early() -> None:
         )
 
 
+def _name(model: str) -> str:
+    """What clients are told: the folder's or Hub repository's name, and of RUN/model the run's."""
+    path = Path(model)
+    return (path.parent.name if path.name == "model" else path.name) or model
+
+
 def _settings() -> Settings:
     from simcse_jax.serving.web.settings import Settings
 
     return Settings(
-        name=Path(_MODEL.value).name or _MODEL.value,
+        name=_name(_MODEL.value),
         host=_HOST.value,
         port=_PORT.value,
         api_key=os.environ.get("SIMCSE_API_KEY"),  # an empty one is a mistake, not none

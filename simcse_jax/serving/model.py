@@ -14,6 +14,7 @@ from simcse_jax.errors import UserError
 from simcse_jax.progress import progress_bar
 from simcse_jax.serving.blocks import blocks
 from simcse_jax.serving.corpus_texts import corpus_texts
+from simcse_jax.serving.fingerprint import fingerprint
 from simcse_jax.serving.index.sentence_index import Hit, SentenceIndex, open_index
 from simcse_jax.serving.mining import Pair, paraphrases, require_cosine
 
@@ -41,7 +42,12 @@ class SimCSE:
     @property
     def fingerprint(self) -> str:
         """Says which vectors belong together: weights, tokenizer, pooler and the length at which texts are cut."""
-        return f"{self.encoder.fingerprint}-{self.encoder.pooler}-{self.encoder.max_length}"
+        return fingerprint(self.encoder.fingerprint, self.encoder.pooler, self.encoder.max_length)
+
+    def __repr__(self) -> str:
+        index = f", {self.index!r}" if self.index is not None else ""
+        encoder = self.encoder
+        return f"SimCSE({encoder.name!r}, pooler={encoder.pooler!r}, max_length={encoder.max_length}{index})"
 
     def encode(
         self,
@@ -59,6 +65,9 @@ class SimCSE:
         too, but the result is whole. normalize: vectors of length 1; else as pooled. return_numpy: False gives JAX
         arrays. An empty text is its special tokens; a long one is cut. TypeError for what is no text.
         """
+        if isinstance(sentences, bytes) or not isinstance(sentences, Iterable | Path):
+            kind = type(sentences).__name__
+            raise TypeError(f"Text is a string, a list or generator of strings, or the Path of a file; got {kind}.")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it is a number of sentences, 1 at least.")
 
@@ -142,8 +151,13 @@ class SimCSE:
         return hits[0] if vectors.ndim == 1 else hits
 
     def paraphrases(self, sentences: Iterable[str], threshold: float = 0.85) -> list[Pair]:
-        """Pairs of sentences at least that similar, best first; see `serving.mining.paraphrases`."""
+        """Pairs with a cosine of `threshold` or more, best first: two places in the list, and the score.
+
+        See `serving.mining.paraphrases`.
+        """
         require_cosine("threshold", threshold, 0.85)
+        if isinstance(sentences, str):
+            raise TypeError("paraphrases takes a list of sentences; got one str.")
         sentences = list(sentences)
         return paraphrases(sentences, self.encode(sentences), threshold)
 
@@ -164,8 +178,8 @@ class SimCSE:
 
     def _unit(self, of: Any) -> np.ndarray:
         """float32[D] or float32[N, D] of length 1, of texts or vectors."""
-        if isinstance(of, str) or not hasattr(of, "ndim"):
-            return self.encode(of if isinstance(of, str) else list(of))
+        if not hasattr(of, "ndim"):
+            return self.encode(list(of) if isinstance(of, Iterator) else of)
         vectors = np.asarray(of, np.float32)
         if vectors.ndim not in (1, 2) or vectors.shape[-1] != self.width:
             raise ValueError(

@@ -18,6 +18,7 @@ import numpy as np
 
 from simcse_jax.errors import UserError
 from simcse_jax.serving.blocks import blocks
+from simcse_jax.serving.fingerprint import difference
 from simcse_jax.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -232,5 +233,9 @@ def _difference(found: Any, about: dict[str, Any]) -> str:
     """What a file holds that is not what was asked for."""
     if not isinstance(found, dict):
         return "something that this command did not write"
-    keys = [key for key in about if found.get(key) != about[key] and key != "model"]
-    return "; ".join(f"{key} {found.get(key)!r}, not {about[key]!r}" for key in keys) or "something else"
+    keys = [key for key in about if found.get(key) != about[key] and key not in ("model", "fingerprint")]
+    told = [f"{key} {found.get(key)!r}, not {about[key]!r}" for key in keys]
+    if found.get("fingerprint") != about.get("fingerprint"):
+        made = difference(str(found.get("fingerprint")), str(about.get("fingerprint")))
+        told.insert(0, f"vectors of {found.get('model')} with another {made}")
+    return "; ".join(told) or "something else"

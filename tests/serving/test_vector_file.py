@@ -124,7 +124,7 @@ def test_a_part_that_a_crash_has_torn_is_written_again(tmp_path: Path) -> None:
 def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "vectors.parquet"
     write_vectors(out, TEXTS[:5], encode, WIDTH, ABOUT)
-    with pytest.raises(UserError, match=r"is there already, and holds fingerprint 'f', not 'g'"):
+    with pytest.raises(UserError, match=r"is there already, and holds vectors of m .*fingerprint \(f, not g\)"):
         write_vectors(out, TEXTS, encode, WIDTH, {**ABOUT, "fingerprint": "g"})
     assert write_vectors(out, TEXTS, encode, WIDTH, {**ABOUT, "model": "./m"}) == 5  # the same by another name
     out.write_text("something")

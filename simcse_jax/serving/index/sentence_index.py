@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from simcse_jax.errors import UserError
+from simcse_jax.serving.fingerprint import difference
 from simcse_jax.serving.index.approximate import KINDS as APPROXIMATE
 from simcse_jax.serving.index.approximate import ApproximateSearch
 from simcse_jax.serving.index.exact import ExactSearch
@@ -54,6 +56,9 @@ class SentenceIndex:
         self._exact = ExactSearch(vectors)
         self._approximate = ApproximateSearch(self.kind, vectors) if self.kind in APPROXIMATE else None
         self._changed, self._ready = True, False  # since the approximate search was prepared; whether it can be asked
+
+    def __repr__(self) -> str:
+        return f"SentenceIndex({len(self):,} sentences, {self.kind}, {self.storage}, width {self.width})"
 
     def __len__(self) -> int:
         return int(np.count_nonzero(self._alive))
@@ -115,7 +120,9 @@ class SentenceIndex:
         near = np.minimum(places, len(self._ids) - 1)  # above the last: another id, so not there
         there = (self._ids[near] == wanted) & self._alive[near] if len(self._ids) else np.zeros(len(wanted), bool)
         if not there.all():
-            raise UserError(f"The text with the id {wanted[int(np.argmin(there))]} was removed: {self._known()}.")
+            raise UserError(
+                f"The text with the id {wanted[int(np.argmin(there))]} was removed before: {self._known()}."
+            )
         return places
 
     def _known(self) -> str:
@@ -151,8 +158,8 @@ class SentenceIndex:
 
     def search(self, queries: np.ndarray, top_k: int = 5, threshold: float | None = None) -> list[list[Hit]]:
         """For each of float32[Q, D], at most `top_k` hits, best first; with a threshold only those that reach it."""
-        if threshold is not None and not np.isfinite(threshold):
-            raise UserError(f"The threshold is {threshold}; it is a cosine, from -1 to 1, or None for all hits.")
+        if threshold is not None and not (isinstance(threshold, Real) and np.isfinite(float(threshold))):
+            raise UserError(f"The threshold is {threshold!r}; it is a cosine, from -1 to 1, or None for all hits.")
         scores, ids = self.nearest(queries, top_k)
         lowest = -np.inf if threshold is None else threshold
         places = np.searchsorted(self._ids, ids)
@@ -226,8 +233,7 @@ def open_index(folder: Path, fingerprint: str) -> SentenceIndex:
 def _opened(folder: Path, record: dict[str, Any], fingerprint: str) -> SentenceIndex:
     if record["fingerprint"] != fingerprint:
         raise UserError(
-            f"The index in {folder} was made with another model, pooler or max_length: its fingerprint is "
-            f"{record['fingerprint']}, this model's is {fingerprint}.\n"
+            f"The index in {folder} was made with another {difference(record['fingerprint'], fingerprint)}.\n"
             "Open it with the model that made it, or build it again with this one: build_index(sentences)."
         )
     data = require_whole(folder, record)

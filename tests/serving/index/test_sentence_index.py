@@ -211,7 +211,7 @@ def test_bad_input_is_named_and_changes_nothing() -> None:
             call()
     assert len(index) == 10
     index.remove([3])
-    with pytest.raises(UserError, match="The text with the id 3 was removed: the 9 ids"):
+    with pytest.raises(UserError, match="The text with the id 3 was removed before: the 9 ids"):
         index.text(3)
     with pytest.raises(UserError, match="The text with the id 3 was removed"):
         index.remove([4, 3])
