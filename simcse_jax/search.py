@@ -177,14 +177,23 @@ def _fill(model: SimCSE) -> None:
 def _mine(model: SimCSE) -> None:
     """Write the training file with hard negatives."""
     from simcse_jax.serving.mining import hard_negatives
-    from simcse_jax.serving.training_file import read_pairs, write_negatives
+    from simcse_jax.serving.training_file import open_pairs, read_pairs, write_negatives
 
     pairs = read_pairs(_PAIRS.value)
+    tables = zip(*open_pairs(_PAIRS.value), strict=True)
+    if left := {name for table, read in tables for name in (*table.columns, *table.other_columns) if name not in read}:
+        print(f"not read: {', '.join(sorted(left))}", file=sys.stderr)
     shown = sys.stderr.isatty()
     anchors, positives = (model.encode([pair[side] for pair in pairs], show_progress=shown) for side in (0, 1))
     index = model.index
     if index is None:
         index = model.build_index(dict.fromkeys(positive for _, positive in pairs), show_progress=shown)
+    if len(index) <= _ranks()[1]:
+        print(
+            f"note: --ranks={','.join(_RANKS.value)} takes in the whole corpus of {len(index):,} sentences; "
+            "more sentences (--corpus) make better negatives",
+            file=sys.stderr,
+        )
     found = hard_negatives(
         pairs, anchors, positives, index.nearest, index.text, _ranks(), _MARGIN.value, _CEILING.value
     )

@@ -43,8 +43,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "sentences.txt").write_text("\n".join(demo.sentences(count=300)) + "\n", encoding="utf-8")
     with (place / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(("sent0", "sent1"))
-        rows.writerows((a, b) for a, b, _ in demo.triplets(count=60))
+        rows.writerow(("sent0", "sent1", "source"))
+        rows.writerows((a, b, "demo") for a, b, _ in demo.triplets(count=60))
     return place
 
 
@@ -77,6 +77,9 @@ def test_the_commands_of_the_page_run(place: Path) -> None:
         done = run(["-m", *words], place)
         assert done.returncode == 0, (words, done.stdout, done.stderr)
         said.append(done.stdout)
+        if "--mine-negatives=triplets.csv" in words:
+            assert "not read: source" in done.stderr
+            assert "takes in the whole corpus" in done.stderr
     assert "300 texts and vectors of width 16" in said[0]
     table = pq.read_table(place / "vectors.parquet")
     assert table.num_rows == 300
