@@ -27,7 +27,7 @@ from simcse_jax.training.run import prepare
 FLAGS = flags.FLAGS
 
 SAMPLES = 20
-MAY_GROW = 64 * 2**20  # bytes: what an allocator's arenas still find to do
+MAY_GROW = 192 * 2**20  # bytes: what the arenas of allocators still find to do
 FLEETING = 20  # arrays: the batch of the next step, the figures of the last
 
 

@@ -15,6 +15,7 @@ from simcse_jax.errors import UserError
 LARGEST_BYTES = 2 * 2**30  # of all programs together; those that were not used for longest go first
 SHORTEST_COMPILATION_S = 0.2  # what compiles faster is not kept
 LOCK_TIMEOUT_S = 10
+REFUSED = b"+prefer-no-gather"  # in a CPU's programs that XLA does not take back
 
 
 def keep_compiled() -> None:
@@ -32,7 +33,7 @@ def keep_compiled() -> None:
     if jax.default_backend() == "cpu":
         made = _cpu_code()
         # XLA refuses its own programs where it tuned them so, with a screen of text each (openxla/xla#44565).
-        if b"+prefer-no-gather" in made:
+        if REFUSED in made:
             return
         # A home folder may be shared by machines with other instructions.
         name += "-cpu-" + hashlib.blake2b(made, digest_size=8).hexdigest()

@@ -22,7 +22,7 @@ def test_nothing_compiles_and_nothing_grows_after_the_warm_up(tmp_path: Path, mo
     monkeypatch.setattr(Compilations, "begin", begin_and_wait)
     samples = samples_of_a_run(tmp_path, 400)
     assert faults(samples) == []
-    assert 2 <= len(asked) <= 4
+    assert 2 <= len(asked) <= 6
     assert samples[-1]["compilations"] > len(asked)
     # What it would have said.
     assert faults([*samples, samples[-1] | {"compilations": 99}]) != []
