@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import faulthandler
 import glob
 import os
 import sys
@@ -41,6 +42,8 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None, inter
         os.environ.update({name: value for name, value in NO_TPU.items() if name not in os.environ})
 
     def guarded(_: Sequence[str]) -> int:
+        # absl has a crash report all threads; those that still run change under its hands, and it crashes itself.
+        faulthandler.enable(all_threads=False)
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # the libraries' own chatter; --verbosity=0 brings it back
         try:

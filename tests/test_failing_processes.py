@@ -60,6 +60,5 @@ def test_a_disk_that_is_full_for_one_process_ends_both(tmp_path: Path) -> None:
     (first, said), (second, _) = run_two(tmp_path, ["-c", FULL_DISK], {})
     assert first == 2, said
     assert "Free some space first" in said
-    # It may hear from JAX first that process 0 is gone; Python's report of that end may itself end badly.
-    assert second in (2, 134, -6, -11), second
+    assert second in (2, 134, -6), second  # it may hear from JAX first that process 0 is gone
     assert not list((tmp_path / "run" / "checkpoints" / "last").glob("*/files.json"))
