@@ -6,7 +6,7 @@ Of the [B, H, T, T] arrays none is kept: at 32 to 512 tokens a row they are chea
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,35 +14,25 @@ import jax.numpy as jnp
 from simcse_jax.encoder import dropout as drop
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segments: jax.Array,
-    keys: jax.Array | None,
-    pairs: jax.Array | None,
-    rate: float,
-) -> jax.Array:
+class Among(NamedTuple):
+    """Which tokens of a row see each other, and what is dropped of their weights."""
+
+    segments: jax.Array  # int32[B, T]: a token sees those of its own number; padding is 0, and so sees padding
+    keys: jax.Array | None  # uint32[B, 1, T, 1] and uint32[B, H, 1, T]: what `dropout.dropout` takes, of weights
+    pairs: jax.Array | None  # [B, H, T, T]; None where nothing is dropped
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, among: Among, rate: float) -> jax.Array:
     """[B, T, H, D]: for each token of each row, the values of its sentence, weighted by softmax(q k / sqrt(D)).
 
-    q, k, v: [B, T, H, D], one dtype. segments: int32[B, T], a token sees those of its own number; padding is 0, and so
-    sees padding, and no softmax is empty. keys uint32[B, 1, T, 1], pairs uint32[B, H, 1, T]: what `dropout.dropout`
-    takes, of weights [B, H, T, T]; None where `rate` is 0. The softmax is in at least float32.
+    q, k, v: [B, T, H, D], one dtype. rate: of dropout on the weights. The softmax is in at least float32.
     """
-    return _forward(q, k, v, segments, keys, pairs, rate)[0]
+    return _forward(q, k, v, among, rate)[0]
 
 
-def _forward(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segments: jax.Array,
-    keys: jax.Array | None,
-    pairs: jax.Array | None,
-    rate: float,
-) -> tuple[jax.Array, Any]:
-    scores = _scores(q, k, segments)
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, among: Among, rate: float) -> tuple[jax.Array, Any]:
+    scores = _scores(q, k, among.segments)
     largest = scores.max(-1, keepdims=True)
     weights = jnp.exp(scores - largest)
     total = weights.sum(-1, keepdims=True)
@@ -50,23 +40,23 @@ def _forward(
     # half, before anything is rounded.
     divides_last = q.dtype == scores.dtype
     weights = weights if divides_last else (weights / total).astype(q.dtype)
-    context = jnp.einsum("bhts,bshd->bthd", _dropped(weights, keys, pairs, rate), v)
+    context = jnp.einsum("bhts,bshd->bthd", _dropped(weights, among, rate), v)
     context = context / jnp.moveaxis(total, 1, 2) if divides_last else context
-    return context, (q, k, v, segments, keys, pairs, largest + jnp.log(total))
+    return context, (q, k, v, among, largest + jnp.log(total))
 
 
 def _backward(rate: float, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
-    q, k, v, segments, keys, pairs, log_total = kept
+    q, k, v, among, log_total = kept
     # Or XLA would find the scores of the forward pass, and keep them after all.
     q, k = jax.lax.optimization_barrier((q, k))
-    weights = jnp.exp(_scores(q, k, segments) - log_total)
-    of_v = jnp.einsum("bhts,bthd->bshd", _dropped(weights.astype(q.dtype), keys, pairs, rate), gradient)
-    of_weights = _dropped(_products(gradient, v), keys, pairs, rate)
+    weights = jnp.exp(_scores(q, k, among.segments) - log_total)
+    of_v = jnp.einsum("bhts,bthd->bshd", _dropped(weights.astype(q.dtype), among, rate), gradient)
+    of_weights = _dropped(_products(gradient, v), among, rate)
     common = (weights * of_weights).sum(-1, keepdims=True)
     of_scores = (weights * (of_weights - common) * q.shape[-1] ** -0.5).astype(q.dtype)
     of_q = jnp.einsum("bhts,bshd->bthd", of_scores, k)
     of_k = jnp.einsum("bhts,bthd->bshd", of_scores, q)
-    return of_q, of_k, of_v, None, None, None
+    return of_q, of_k, of_v, None
 
 
 attend.defvjp(_forward, _backward)
@@ -84,5 +74,7 @@ def _products(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum("bthd,bshd->bhts", a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
 
 
-def _dropped(weights: jax.Array, keys: jax.Array | None, pairs: jax.Array | None, rate: float) -> jax.Array:
-    return weights if keys is None or pairs is None else drop.dropout(weights, keys, pairs, rate)
+def _dropped(weights: jax.Array, among: Among, rate: float) -> jax.Array:
+    if among.keys is None or among.pairs is None:
+        return weights
+    return drop.dropout(weights, among.keys, among.pairs, rate)

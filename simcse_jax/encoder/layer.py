@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from simcse_jax.encoder import dropout as drop
 from simcse_jax.encoder import pooling
 from simcse_jax.encoder.activations import ACTIVATIONS
-from simcse_jax.encoder.attention import attend
+from simcse_jax.encoder.attention import Among, attend
 from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.norm import LayerNorm
 
@@ -88,7 +88,7 @@ class Dropout:
         return drop.dropout(x, self._token_keys(layer, site)[:, :, None], feature, self.rate)
 
     def attention(self, layer: int | jax.Array, heads: int) -> tuple[jax.Array | None, jax.Array | None]:
-        """The keys and pairs that `attend` takes; the index within a (query) token is (head, position of the key)."""
+        """The keys and pairs of `attention.Among`; the index within a (query) token is (head, position of the key)."""
         if not self.rate:
             return None, None
         head = jnp.arange(heads, dtype=jnp.uint32)[None, :, None, None]
@@ -163,8 +163,8 @@ class Attention(Part):
         size = self.config.hidden_size // heads
         qkv = jnp.split(self.dense("qkv", (self.config.hidden_size,), (3, heads, size))(x), 3, axis=-1)
         q, k, v = (part.reshape(*part.shape[:-1], heads, size) for part in qkv)
-        keys, pairs = dropout.attention(layer, heads)
-        context: jax.Array = attend(q, k, v, rows.segments, keys, pairs, dropout.rate)
+        among = Among(rows.segments, *dropout.attention(layer, heads))
+        context: jax.Array = attend(q, k, v, among, dropout.rate)
         context = context.reshape(x.shape)
         if self.first_only:
             x, context = at_first_tokens(x, rows), at_first_tokens(context, rows)

@@ -5,7 +5,8 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -195,42 +196,43 @@ def test_clients_are_encoded_together() -> None:
     assert [len(call) for call in model.calls] == [1, 20]
 
 
-def test_a_full_queue_is_503_with_retry_after() -> None:
+@contextmanager
+def busy(settings: Settings, texts: list[str], until: Callable[[str], bool]) -> Iterator[str]:
+    """A server that works on one request while a second one, of these texts, waits; both are answered in the end."""
     model, found = MadeModel(), []
-    with served(model, Settings(max_waiting=2)) as url:
+    with served(model, settings) as url:
         model.gate.clear()
         threads = [_post(url, ["first"], found)]
         assert model.entered.wait(10)
-        threads.append(_post(url, ["a", "b"], found))
-        wait_until(lambda: httpx.get(f"{url}/health").json()["waiting"] == 2)
+        threads.append(_post(url, texts, found))
+        wait_until(lambda: until(url))
+        try:
+            yield url
+        finally:
+            model.gate.set()
+        for thread in threads:
+            thread.join()
+        assert httpx.get(f"{url}/health").status_code == 200
+    assert [answer.status_code for answer in found] == [200, 200]
+
+
+def test_a_full_queue_is_503_with_retry_after() -> None:
+    settings = Settings(max_waiting=2)
+    with busy(settings, ["a", "b"], lambda url: httpx.get(f"{url}/health").json()["waiting"] == 2) as url:
         for path, body in (("/encode", {"texts": "c"}), ("/v1/embeddings", {"input": "c"})):
             answer = httpx.post(f"{url}{path}", json=body)
             assert answer.status_code == 503
             assert answer.headers["Retry-After"] == "1"
             assert "come again" in answer.text
-        model.gate.set()
-        for thread in threads:
-            thread.join()
-    assert [answer.status_code for answer in found] == [200, 200]
 
 
 def test_too_many_requests_at_once_are_503_with_retry_after() -> None:
-    model, found = MadeModel(), []
-    with served(model, Settings(max_requests=2)) as url:
-        model.gate.clear()
-        threads = [_post(url, ["first"], found)]
-        assert model.entered.wait(10)
-        threads.append(_post(url, ["second"], found))
-        wait_until(lambda: httpx.get(f"{url}/health").status_code == 503)
+    settings = Settings(max_requests=2)
+    with busy(settings, ["second"], lambda url: httpx.get(f"{url}/health").status_code == 503) as url:
         for path, body, shape in (("/encode", {"texts": "c"}, "detail"), ("/v1/embeddings", {"input": "c"}, "error")):
             answer = httpx.post(f"{url}{path}", json=body)
             assert (answer.status_code, answer.headers["Retry-After"], list(answer.json())) == (503, "1", [shape])
             assert "too many requests at once" in answer.text
-        model.gate.set()
-        for thread in threads:
-            thread.join()
-        assert httpx.get(f"{url}/health").status_code == 200
-    assert [answer.status_code for answer in found] == [200, 200]
 
 
 def test_the_time_limit_is_504_and_a_slow_body_408() -> None:
