@@ -143,6 +143,7 @@ def define_flags() -> None:
     flags.DEFINE_float("peak_share", Assumed.peak_share, "Assumed share of a chip's peak that is achieved.", 0.01, 1)
     flags.DEFINE_float("link_share", Assumed.link_share, "Assumed share of a link's bandwidth.", 0.01, 1)
     flags.DEFINE_integer("gradient_bytes", 4, "Of one element of the gradients, as they are sent.", 1)
+    flags.DEFINE_integer("kernel_bytes", 4, "Of one element of the kernels, as they are sent (model.dtype).", 1)
     flags.DEFINE_integer("chunks", 1, "In how many a chip's sentences are encoded (train.groups_at_once).", 1)
     flags.DEFINE_bool("fsdp", False, "Split parameters and optimizer over the slice or node.")
     flags.DEFINE_string("json", "", "Write every figure there as well.")
@@ -158,6 +159,7 @@ def main() -> None:
     assumed = dataclasses.replace(Assumed(), peak_share=FLAGS.peak_share, link_share=FLAGS.link_share)
     sending: dict[str, Any] = {
         "gradient_bytes": FLAGS.gradient_bytes,
+        "kernel_bytes": FLAGS.kernel_bytes,
         "chunks": FLAGS.chunks,
         "fsdp": FLAGS.fsdp,
     }

@@ -25,6 +25,7 @@ class Model:
     vocabulary: int = 30522
     positions: int = 512
     types: int = 2
+    head_size: int = 64
 
     @property
     def matrices(self) -> int:
@@ -48,6 +49,16 @@ class Model:
         """All of them."""
         return self.of_layers + self.around
 
+    def split(self, parts: int) -> tuple[int, int]:
+        """(kernels, tables): how many parameters of each kind are split over so many chips (training/mesh.py)."""
+        d, heads = self.width, self.head_size
+        in_eights = (d, 3 * d * d), (d, d * self.ffn), (self.ffn, d * self.ffn)
+        kernels = sum(self.layers * count for size, count in in_eights if size % (8 * parts) == 0)
+        kernels += self.layers * d * d if heads % (8 * parts) == 0 or d % (32 * parts) == 0 else 0
+        last = d % (32 * parts) == 0
+        tables = (self.vocabulary + self.positions + self.types) * d if last else 0
+        return (kernels + (d * d if last else 0), tables) if parts > 1 else (0, 0)
+
 
 BERT, ROBERTA = (30522, 512, 2), (50265, 514, 1)
 MODELS = {
@@ -67,6 +78,7 @@ class Recipe:
     tokens: float = 21.9  # a sentence's mean
     row_length: int = 64
     gradient_bytes: int = FLOAT32  # an element of the gradients, as they are sent
+    kernel_bytes: int = FLOAT32  # an element of the kernels, as they are sent: what the encoder computes in
     chunks: int = 1  # in how many a chip's groups are encoded (train.groups_at_once); 1 = all at once
     fsdp: bool = False  # parameters and optimizer split over the slice or node
 
@@ -107,16 +119,24 @@ def loss_flops(model: Model, recipe: Recipe, examples: int, batch: int) -> float
 
 
 def gradients_sent(chip: Chip, chips: int, model: Model, recipe: Recipe, assumed: Assumed) -> Sent:
-    """All of a step's exchange of gradients, and of parameters with fsdp. An all-reduce is a scatter and a gather.
+    """All of a step's exchange of gradients and parameters. An all-reduce is a scatter and a gather.
 
-    Without fsdp: one all-reduce after the backward pass, however many chunks. With fsdp over a slice or node: layer by
-    layer and chunk by chunk, parameters (float32) are gathered and gradients scattered within it; one all-reduce over
-    the others follows, of what is left.
+    Without fsdp, once a step, however many chunks: gradients of what is split over the chips are scattered and its
+    parameters gathered, in chunks as float32; gradients of the rest are all-reduced. With fsdp over a slice or node:
+    layer by layer and chunk by chunk, parameters (float32) are gathered and gradients scattered within it; one
+    all-reduce over the others follows, of what is left, or a scatter and a gather, which are the same bytes.
     """
     size = model.parameters * recipe.gradient_bytes
     reduced = gathered(chip, chips, size, assumed) * 2
     if not recipe.fsdp:
-        return reduced
+        kernels, tables = model.split(chips)
+        if not kernels + tables:
+            return reduced
+        scattered = (kernels + tables) * recipe.gradient_bytes
+        kernel_bytes = recipe.kernel_bytes if recipe.chunks == 1 else FLOAT32
+        parts = gathered(chip, chips, scattered, assumed)
+        whole = gathered(chip, chips, kernels * kernel_bytes + tables * FLOAT32, assumed)
+        return parts + whole + gathered(chip, chips, size - scattered, assumed) * 2
     within = min(chips, chip.inner_size)
     across = reduced + gathered(chip, within, size, assumed) * -2
     again = recipe.chunks > 1
@@ -127,6 +147,14 @@ def gradients_sent(chip: Chip, chips: int, model: Model, recipe: Recipe, assumed
     around = gathered(chip, within, FLOAT32 * model.around, assumed) * (1 + recipe.chunks * again)
     scattered = gathered(chip, within, size, assumed) + gathered(chip, within, 0, assumed) * model.layers
     return layers + around + scattered * recipe.chunks + across
+
+
+def updated(chip: Chip, chips: int, model: Model, recipe: Recipe) -> float:
+    """Parameters that one chip's optimizer updates."""
+    if recipe.fsdp:
+        return model.parameters / min(chips, chip.inner_size)
+    split = sum(model.split(chips))
+    return model.parameters - split + split / chips
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,10 +209,9 @@ def step(chip: Chip, chips: int, examples: int, model: Model, recipe: Recipe, as
     loss = loss_flops(model, recipe, examples, batch)
     of_encoder = encoder / (chip.peak * assumed.peak_share)
     compute = of_encoder + loss / (chip.float32_peak * assumed.peak_share)
-    split = min(chips, chip.inner_size) if recipe.fsdp else 1
     logits = FLOAT32 * examples * batch * recipe.candidates
     # AdamW reads parameter, gradient and two moments and writes all but the gradient.
-    moved = (16 + 12) * model.parameters / split + assumed.logit_passes * logits
+    moved = (16 + 12) * updated(chip, chips, model, recipe) + assumed.logit_passes * logits
     embeddings = gathered(chip, chips, batch * recipe.candidates * model.width * FLOAT32, assumed) * 2
     gradients = gradients_sent(chip, chips, model, recipe, assumed)
     # In chunks the forward pass is made again within the backward one.

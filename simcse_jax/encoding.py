@@ -75,16 +75,16 @@ class SentenceEncoder:
         self._cache: dict[tuple[str, ...], list[_Call]] = {}
         # One host reads its devices' parts as they are; several need the whole on each.
         out = self._split if self._split.is_fully_addressable else self._whole
-        self._unstacked: Any = jax.jit(unstacked)
+        self._unstacked: Any = jax.jit(unstacked, out_shardings=self._whole)
         self._apply: Any = jax.jit(self._encode_groups, out_shardings=out)
 
     def encode(self, params: Any, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
         """float32[N, D] on the host: one vector for each text, in the order of the texts.
 
-        params: the model's, on the devices of the mesh as the caller placed them; what is elsewhere is copied to every
-        device. Equal texts are encoded once. An empty text is its special tokens. The result depends on the number
-        of devices and on the other texts by rounding only. progress: told how many texts more are done, as they are.
-        Raises TypeError for a text that is no string.
+        params: the model's, split over the devices of the mesh or not, or elsewhere; each device gets them whole. Equal
+        texts are encoded once. An empty text is its special tokens. The result depends on the number of devices and on
+        the other texts by rounding only. progress: told how many texts more are done, as they are. Raises TypeError
+        for a text that is no string.
         """
         texts = _strings(texts)
         index: dict[str, int] = {}
@@ -113,7 +113,7 @@ class SentenceEncoder:
         return out
 
     def placed(self, params: Any) -> Any:
-        """The params on the devices of the mesh, each layer's by themselves: `encode` takes these as they are.
+        """The params on each device of the mesh, each layer's by themselves: `encode` takes these as they are.
 
         Always as NamedSharding, since another kind compiles anew.
         """

@@ -22,6 +22,7 @@ from benchmarks.scaling_model import (
     gradients_sent,
     loss_flops,
     step,
+    updated,
 )
 from simcse_jax.config import OptimizerConfig
 from simcse_jax.training.collectives import Collective, collectives
@@ -133,6 +134,24 @@ def test_chunks_send_no_more_unless_parameters_are_split() -> None:
     assert often.outer == pytest.approx(once.outer)
 
 
+def test_parameters_that_are_split() -> None:
+    """All matrices and tables of BERT-base over 8 chips; fewer the smaller the parts; over 256 none."""
+    vectors = 12 * (3 * 768 + 3072 + 6 * 768) + 3 * 768
+    kernels, tables = BASE.split(8)
+    assert (kernels, tables) == (BASE.matrices + 768**2, (30522 + 512 + 2) * 768)
+    assert kernels + tables == BASE.parameters - vectors
+    assert [sum(BASE.split(n)) for n in (1, 256, 4096)] == [0, 0, 0]
+    assert BASE.split(16) == (12 * (3 * 768**2 + 2 * 768 * 3072), 0)
+    plain, half = (
+        gradients_sent(CHIPS["v5e"], 8, BASE, dataclasses.replace(UNSUPERVISED, kernel_bytes=size), ASSUMED).inner
+        for size in (4, 2)
+    )
+    assert plain - half == 2 * kernels * 7 / 8
+    chunked = dataclasses.replace(UNSUPERVISED, kernel_bytes=2, chunks=4)
+    assert gradients_sent(CHIPS["v5e"], 8, BASE, chunked, ASSUMED).inner == plain
+    assert updated(CHIPS["v5e"], 8, BASE, UNSUPERVISED) == vectors + (BASE.parameters - vectors) / 8
+
+
 def test_smaller_gradients() -> None:
     once, half = (
         gradients_sent(CHIPS["v5e"], 512, BASE, dataclasses.replace(UNSUPERVISED, gradient_bytes=size), ASSUMED)
@@ -176,7 +195,7 @@ def test_the_command_prints_the_tables_of_the_chapter(tmp_path: Path) -> None:
     assert "'many' is not a whole number above 0" in wrong.stderr
 
 
-SMALL = Model(CONFIG.num_hidden_layers, CONFIG.hidden_size, CONFIG.intermediate_size, CONFIG.vocab_size, 32, 2)
+SMALL = Model(CONFIG.num_hidden_layers, CONFIG.hidden_size, CONFIG.intermediate_size, CONFIG.vocab_size, 32, 2, 8)
 
 
 def compiled_step(case: Case, columns: int) -> list[Collective]:
@@ -200,21 +219,22 @@ def total(found: list[Collective], kind: str) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("columns", [1, 3], ids=["dropout", "hard negatives"])
 def test_a_compiled_step_sends_what_the_model_says(columns: int) -> None:
-    """Embeddings gathered once and scattered once, every gradient reduced once: nothing else, and the same bytes."""
+    """Embeddings and what is split gathered once and scattered once, the rest reduced once: nothing else."""
     found = compiled_step(Case("8 devices", devices=8), columns)
     recipe = UNSUPERVISED if columns == 1 else SUPERVISED
     assert not any(c.in_loop for c in found)
-
-    (gather,) = (c for c in found if c.kind == "all-gather")
-    (scatter,) = (c for c in found if c.kind == "reduce-scatter")
-    assert gather.bytes == 8 * scatter.bytes == BATCH * recipe.candidates * SMALL.width * 4
-    sent = step(CHIPS["v5e"], 8, BATCH // 8, SMALL, recipe, ASSUMED)
-    assert sent.embeddings.inner == (gather.bytes + 8 * scatter.bytes) * 7 / 8
-
     assert {c.kind for c in found} == {"all-gather", "reduce-scatter", "all-reduce"}
-    reduced = total(found, "all-reduce")
+    embeddings = BATCH * recipe.candidates * SMALL.width * 4
+    sent = step(CHIPS["v5e"], 8, BATCH // 8, SMALL, recipe, ASSUMED)
+    assert sent.embeddings.inner == 2 * embeddings * 7 / 8
+
+    split = 4 * sum(SMALL.split(8))
+    assert 0 < split < 0.3 * 4 * SMALL.parameters  # of this small model, one kernel a layer is wide enough
+    assert total(found, "all-gather") == 8 * total(found, "reduce-scatter") == embeddings + split
     metrics = 4 * 7  # the loss and six sums go along
-    assert sent.gradients.inner == 2 * (reduced - metrics) * 7 / 8
+    norms = total(found, "all-reduce") - metrics - (4 * SMALL.parameters - split)
+    assert 0 <= norms <= 4 * 4  # of gradients and parameters that are split, sums over their parts
+    assert sent.gradients.inner == 2 * 4 * SMALL.parameters * 7 / 8
 
 
 @pytest.mark.slow
@@ -225,8 +245,9 @@ def test_a_compiled_step_with_fsdp_sends_what_the_model_says(chunks: int) -> Non
     found = compiled_step(case, 1)
     assert {c.kind for c in found} == {"all-gather", "reduce-scatter", "all-reduce"}
     embeddings = BATCH * SMALL.width * 4
-    gathered_bytes = total(found, "all-gather") - embeddings
-    scattered_bytes = 2 * (total(found, "reduce-scatter") - embeddings // 8)
+    halves = 4 * sum(SMALL.split(8)) // 2  # what is split over all eight is gathered over four first
+    gathered_bytes = total(found, "all-gather") - embeddings - halves
+    scattered_bytes = 2 * (total(found, "reduce-scatter") - embeddings // 8 - halves // 4)
     pairs = dataclasses.replace(CHIPS["h100"], inner_size=2)
     recipe = dataclasses.replace(UNSUPERVISED, fsdp=True, chunks=chunks)
     sent = gradients_sent(pairs, 8, SMALL, recipe, ASSUMED)
@@ -240,4 +261,5 @@ def test_a_compiled_step_with_fsdp_sends_what_the_model_says(chunks: int) -> Non
     reduced = [c for c in found if c.kind == "all-reduce"]
     assert not any(c.in_loop for c in reduced)
     # A few hundred bytes of metrics and squared norms go along.
-    assert sent.outer == pytest.approx(2 * sum(c.bytes for c in reduced) * 3 / 4, rel=0.01)
+    across = 2 * sum(c.bytes for c in reduced) + 2 * halves
+    assert sent.outer == pytest.approx(across * 3 / 4, rel=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp")
+VECTORS = ("bias", "scale")  # parameters that are not worth sending about
+# Parts over `data` are whole multiples of so many along the last axis, or any other: TPUs move tiles, and of smaller
+# parts their compiler reduces the whole on each chip, which sends more than there was to spare.
+SMALLEST_PARTS = {True: 32, False: 8}
 
 
 def make_mesh(data: int, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -20,6 +25,11 @@ def make_mesh(data: int, fsdp: int = 1, devices: Sequence[Any] | None = None) ->
     """
     first = (devices or jax.devices())[: data * fsdp]
     return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=first)
+
+
+def used_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The names of the axes that have more than one device."""
+    return tuple(name for name in AXES if mesh.shape[name] > 1)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -32,26 +42,44 @@ def over_groups(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(AXES))
 
 
-def split_axis(shape: Sequence[int], parts: int) -> int:
-    """The axis along which an array of this shape is split over `fsdp`; -1 = every device holds it whole.
-
-    The largest that divides, and never the first: parameters of layers are stacked along that one.
-    """
-    sizes = [size if axis and size % parts == 0 else 0 for axis, size in enumerate(shape)]
-    return int(np.argmax(sizes)) if parts > 1 and any(sizes) else -1
-
-
 def state_shardings(mesh: Mesh, state: Any) -> Any:
-    """The sharding of each array of a state: split over `fsdp` where it divides, else replicated.
+    """The sharding of each array of a state, or of parameters alone; moments are split like their parameters.
 
-    state: arrays or ShapeDtypeStructs. Optimizer moments have the shapes of their parameters, so they split alike.
+    state: arrays or ShapeDtypeStructs. Each device of `data` keeps and updates its part of the matrices and tables
+    (ZeRO-1), and each of `fsdp` its part of everything.
     """
 
-    def sharding(x: Any) -> NamedSharding:
-        axis = split_axis(x.shape, mesh.shape["fsdp"])
-        return replicated(mesh) if axis < 0 else NamedSharding(mesh, P(*[None] * axis, "fsdp"))
+    def sharding(path: Any, x: Any) -> NamedSharding:
+        small = getattr(path[-1], "key", "") in VECTORS
+        return NamedSharding(mesh, _split(x.shape, mesh, ("fsdp",) if small else ("fsdp", "data")))
 
-    return jax.tree.map(sharding, state)
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def _split(shape: Sequence[int], mesh: Mesh, names: Sequence[str]) -> P:
+    """Along one axis over all of the named mesh axes, or the first that it can be split over."""
+    for over in (tuple(names), *((name,) for name in names if len(names) > 1)):
+        parts = math.prod(mesh.shape[name] for name in over)
+        over = tuple(name for name in over if mesh.shape[name] > 1)
+        sizes = {axis: size for axis, size in enumerate(shape) if _divides(axis, shape, parts, "data" in over)}
+        if parts > 1 and sizes:
+            last = len(shape) - 1
+            axis = max(sizes, key=lambda axis: (axis < last, sizes[axis]))
+            return P(*[None] * axis, over[0] if len(over) == 1 else over)
+    return P()
+
+
+def _divides(axis: int, shape: Sequence[int], parts: int, in_tiles: bool) -> bool:
+    """Never along the first axis: parameters of layers are stacked along that one."""
+    smallest = SMALLEST_PARTS[axis == len(shape) - 1] if in_tiles else 1
+    return axis > 0 and shape[axis] % (parts * smallest) == 0
+
+
+def split_axis(spec: P, name: str) -> int:
+    """The axis along which an array of this spec is split over the mesh axis `name`; -1 = it is not."""
+    return next(
+        (n for n, names in enumerate(spec) if name in ((names,) if isinstance(names, str) else names or ())), -1
+    )
 
 
 def place(x: Any, sharding: Any) -> Any:

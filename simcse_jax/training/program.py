@@ -51,7 +51,7 @@ def make_program(config: Config, encoder: Encoder, mesh: Mesh, views: int, total
     """The program of a run of `total_steps` steps on this mesh; views: how often each text is encoded."""
     objective = make_info_nce(mesh, **dataclasses.asdict(config.objective))
     embed = make_embed_groups(encoder, config.model.train_pooler, config.group_size, mesh)
-    loss = make_loss(embed, objective, mesh, config.train.groups_at_once)
+    loss = make_loss(embed, objective, mesh, config.train.groups_at_once, encoder.dtype)
     optimizer = make_optimizer(config.optimizer, total_steps)
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, config.train.seed), parameter_shapes(encoder))
     shardings = state_shardings(mesh, shapes)

@@ -17,7 +17,7 @@ from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.group import Group
 from simcse_jax.objective.contrastive import Metrics, Objective
 from simcse_jax.training import mesh as meshes
-from simcse_jax.training.mesh import split_axis
+from simcse_jax.training.parts import part_specs, whole_over_data, whole_over_fsdp
 from simcse_jax.training.state import TrainState, step_key
 
 EmbedGroups = Callable[[Any, Group, jax.Array], jax.Array]
@@ -32,13 +32,12 @@ def make_embed_groups(encoder: Encoder, pooler: str, group_size: int, mesh: Mesh
     with independent dropout keys. To be called within a shard_map over the mesh, with this device's parts of the
     parameters: a layer's are gathered when the layer runs, and dropped after it (ZeRO-3).
     """
-    parts = mesh.shape["fsdp"]
-    axes = jax.tree.map(lambda x: split_axis(x.shape, parts), parameter_shapes(encoder))
-    if parts > 1:
-        encoder = encoder.clone(gather=lambda layer: _whole(layer, axes["layers"], stacked=True))
+    specs = part_specs(mesh, parameter_shapes(encoder))
+    if mesh.shape["fsdp"] > 1:
+        encoder = encoder.clone(gather=lambda layer: whole_over_fsdp(layer, specs["layers"], stacked=True))
 
     def embed(params: Any, groups: Group, keys: jax.Array) -> jax.Array:
-        around = {name: _whole(params[name], axes[name]) for name in params if name != "layers"}
+        around = {name: whole_over_fsdp(params[name], specs[name]) for name in params if name != "layers"}
         whole = around | {"layers": params["layers"]}
         z = embeddings(encoder, whole, groups, pooler, keys)  # [views, G, N, D], N = texts an example * n
         z = jnp.moveaxis(z.reshape(*z.shape[:2], -1, group_size, z.shape[-1]), 2, 1)
@@ -47,22 +46,20 @@ def make_embed_groups(encoder: Encoder, pooler: str, group_size: int, mesh: Mesh
     return embed
 
 
-def _whole(parts: Any, axes: Any, stacked: bool = False) -> Any:
-    """Whole arrays from this device's parts; axes: where each is split, before one layer was taken of a stack."""
-
-    def gather(x: jax.Array, axis: int) -> jax.Array:
-        return x if axis < 0 else jax.lax.all_gather(x, "fsdp", axis=axis - stacked, tiled=True)
-
-    return jax.tree.map(gather, parts, axes)
-
-
-def make_loss(embed: EmbedGroups, objective: Objective, mesh: Mesh, groups_at_once: int = 0) -> Loss:
+def make_loss(
+    embed: EmbedGroups, objective: Objective, mesh: Mesh, groups_at_once: int = 0, kernels_as: Any = None
+) -> Loss:
     """A function (params, batch, keys) -> (loss, metrics).
 
     groups_at_once: how many groups each device encodes at a time; 0 = all of its groups. With fewer, activations are
     recomputed in the backward pass (GradCache), so memory holds those of `groups_at_once` groups and all embeddings.
-    Each device sums the gradient of its own groups, and what it has is reduced once.
+    Each device sums the gradient of its own groups, and what it has is reduced once. kernels_as: the encoder's dtype,
+    in which kernels may then be sent.
     """
+    # Over an axis of one device, XLA would "reduce" gradients all the same, by copying them.
+    axes = meshes.used_axes(mesh)
+    # Over chunks, a kernel's gradients are summed in the dtype that the kernel came in.
+    sent_as = None if groups_at_once else kernels_as
 
     def encode(params: Any, groups: Group, keys: jax.Array) -> jax.Array:
         if not groups_at_once:
@@ -73,27 +70,19 @@ def make_loss(embed: EmbedGroups, objective: Objective, mesh: Mesh, groups_at_on
         return z.reshape(z.shape[0], -1, *z.shape[3:])
 
     def loss(params: Any, batch: Batch, keys: jax.Array) -> tuple[jax.Array, Metrics]:
-        specs = jax.tree.map(lambda sharding: sharding.spec, meshes.state_shardings(mesh, params))
+        specs = part_specs(mesh, params)
 
         def local(params: Any, groups: Group, keys: jax.Array) -> jax.Array:
             with jax.named_scope("encoder"):
-                # Alone, a device would "reduce" its gradients by copying them.
-                own = params if mesh.size == 1 else jax.tree.map(_own, params, specs)
+                own = params if not axes else whole_over_data(params, specs, axes, sent_as)
                 return encode(own, groups, keys)
 
-        spread = P(meshes.AXES)
-        everywhere = jax.shard_map(local, mesh=mesh, in_specs=(specs, spread, P()), out_specs=P(None, meshes.AXES))
-        z = (local if mesh.size == 1 else everywhere)(params, batch.groups, keys)
+        everywhere = jax.shard_map(local, mesh=mesh, in_specs=(specs, P(axes), P()), out_specs=P(None, axes))
+        z = (everywhere if axes else local)(params, batch.groups, keys)
         with jax.named_scope("loss"):
             return objective(z[0], z[1:], batch.texts)
 
     return loss
-
-
-def _own(x: jax.Array, spec: P) -> jax.Array:
-    """x as this device's own, so that its gradient is summed over devices here, once, and not where x is used."""
-    missing = tuple(axis for axis in meshes.AXES if axis not in spec)
-    return jax.lax.pcast(x, missing, to="varying")
 
 
 def make_train_step(loss: Loss, optimizer: optax.GradientTransformation, views: int) -> TrainStep:

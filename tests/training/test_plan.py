@@ -17,6 +17,7 @@ from simcse_jax.training.plan import DoesNotFit, Plan, Planner, _next, print_pla
 from tests.small_models import SMALL_ENCODER
 
 ROOT = Path(__file__).parent.parent.parent
+VECTORS_MIB = 0.4
 BERT_BASE_MIB = 109_482_240 * 4 / 2**20  # its parameters as float32
 
 
@@ -44,7 +45,7 @@ def test_a_plan_says_what_the_step_needs_and_sends(tmp_path: Path) -> None:
         "512 examples, 64 on each device: 1 groups of 64, 1 at once, in 64 rows of 32 tokens, encoded 2 times" in text
     )
     assert "8 x cpu" in text
-    assert "collective per device and step: 1 x all-gather, 0.03 MiB" in text  # 512 x 16 float32
+    assert "collective per device and step: 1 x all-gather, 0.03 MiB" in text  # 512 x 16 float32; parameters are small
     assert "1 x reduce-scatter" in text
     assert "largest batch that was compiled and fits" in text
 
@@ -126,11 +127,14 @@ def test_the_default_recipes_compile_for_tpus_that_are_not_there(
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1400)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"devices: {chips} x TPU v5 lite" in done.stdout
-    embeddings = (1 if recipe == "unsup" else 2) * batch * 768 * 4 / 2**20
-    assert f"1 x all-gather, {embeddings:,.2f} MiB" in done.stdout
-    assert "all-to-all" not in done.stdout
-    assert "collective-permute" not in done.stdout
+    sent = {kind: float(size) for kind, size in re.findall(r"x ([a-z-]+), ([\d.,]+) MiB", done.stdout)}
     assert "loop" not in "".join(line for line in done.stdout.splitlines() if line.startswith("collective"))
-    # Each gradient once, and where this compiler makes an all-reduce of the embeddings' scatter, these.
-    (reduced,) = (float(size) for size in re.findall(r"x all-reduce, ([\d.]+) MiB", done.stdout))
-    assert BERT_BASE_MIB - 0.1 < reduced < BERT_BASE_MIB + embeddings + 0.1
+    assert sent.keys() <= {"all-gather", "all-reduce", "reduce-scatter"}
+    embeddings = (1 if recipe == "unsup" else 2) * batch * 768 * 4 / 2**20
+    # Each gradient once, and the embeddings', as one of the two, whichever this compiler makes of it.
+    once = sent["all-reduce"] + chips * sent.get("reduce-scatter", 0.0)
+    assert BERT_BASE_MIB - 0.1 < once < BERT_BASE_MIB + embeddings + 0.1
+    # On 8 chips each keeps an eighth of matrices and tables, on 256 its part would be too small to be moved.
+    split = BERT_BASE_MIB - VECTORS_MIB if chips == 8 else 0.0
+    assert sent["all-gather"] <= embeddings + split + 0.1
+    assert sent["all-gather"] >= embeddings + split / 2 - 0.1  # what is multiplied in bfloat16 may be sent as such

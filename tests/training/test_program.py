@@ -10,18 +10,20 @@ from configs import base
 from simcse_jax.config import resolve
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.training.collectives import Collective, collectives
 from simcse_jax.training.mesh import make_mesh
+from simcse_jax.training.parts import part_specs
 from simcse_jax.training.program import batch_shapes, make_program
 
-WIDTH, BATCH = 64, 1024
+WIDTH, BATCH = 256, 1024
 METRICS = 7 * 4  # bytes: the loss and six sums
-CONFIG = EncoderConfig("bert", 1000, WIDTH, 3, 4, 128, max_position_embeddings=64)
+CONFIG = EncoderConfig("bert", 1000, WIDTH, 3, 4, 512, max_position_embeddings=64)
 
 
 @functools.cache
-def compiled(fsdp: int, groups_at_once: int) -> tuple[list[Collective], int, int]:
-    """Collectives of the step, bytes of its parameters, and bytes of a device's arguments."""
+def compiled(fsdp: int, groups_at_once: int) -> tuple[list[Collective], int]:
+    """Collectives of the step, and bytes of a device's arguments."""
     recipe = base.get_config()
     changes: dict[str, Any] = {"data.files": "none", "train.batch_size": BATCH, "mesh.fsdp": fsdp}
     recipe.update_from_flattened_dict(changes | {"train.groups_at_once": groups_at_once})
@@ -30,41 +32,65 @@ def compiled(fsdp: int, groups_at_once: int) -> tuple[list[Collective], int, int
     program = make_program(config, Encoder(CONFIG, has_head=True), mesh, views=2, total_steps=10)
     step: Any = program.train_step
     made = step.lower(program.shapes, batch_shapes(config, mesh, 1, 23, 64)).compile()
-    parameters = sum(x.size for x in jax.tree.leaves(program.shapes.params)) * 4
-    return collectives(made.as_text()), parameters, made.memory_analysis().argument_size_in_bytes
+    return collectives(made.as_text()), made.memory_analysis().argument_size_in_bytes
+
+
+PARAMETERS = parameter_shapes(Encoder(CONFIG, has_head=True))
+
+
+def size(params: Any, split_over: int = 0) -> int:
+    """Bytes of the parameters, or of those that are split over `data` on a mesh of so many x 1 devices."""
+    specs = part_specs(make_mesh(split_over or 1), params)
+    return sum(
+        4 * x.size
+        for x, spec in zip(jax.tree.leaves(params), jax.tree.leaves(specs), strict=True)
+        if not split_over or "data" in spec
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("groups_at_once", [0, 1])
-def test_embeddings_are_gathered_and_scattered_once_and_gradients_reduced_once(groups_at_once: int) -> None:
-    sent, parameters, _ = compiled(1, groups_at_once)
+def test_embeddings_and_parameters_are_gathered_once_and_gradients_scattered_once(groups_at_once: int) -> None:
+    sent, _ = compiled(1, groups_at_once)
     assert not [one for one in sent if one.in_loop]
-    of_kind = {kind: [one for one in sent if one.kind == kind] for kind in {one.kind for one in sent}}
-    assert of_kind.keys() == {"all-gather", "reduce-scatter", "all-reduce"}
-    assert [one.bytes for one in of_kind["all-gather"]] == [BATCH * WIDTH * 4]
-    assert [one.bytes for one in of_kind["reduce-scatter"]] == [BATCH // 8 * WIDTH * 4]
-    unused = WIDTH * 4  # the token type that no sentence has gets no gradient
-    assert sum(one.bytes for one in of_kind["all-reduce"]) in (parameters + METRICS, parameters + METRICS - unused)
+    total = {kind: sum(one.bytes for one in sent if one.kind == kind) for kind in {one.kind for one in sent}}
+    split, embeddings = size(PARAMETERS, 8), BATCH * WIDTH * 4
+    assert split > 0.95 * size(PARAMETERS)
+    unused = WIDTH * 4  # the token type that no sentence has gets no gradient, and is not read
+    assert total.keys() == {"all-gather", "reduce-scatter", "all-reduce"}
+    assert split + embeddings - total["all-gather"] in (0, unused)
+    assert (split + embeddings) // 8 - total["reduce-scatter"] in (0, unused // 8)
+    norms = 2 * 4 * len(jax.tree.leaves(PARAMETERS))  # bytes: of each gradient and parameter, a sum over its parts
+    assert 0 <= total["all-reduce"] - (size(PARAMETERS) - split + METRICS) <= norms
 
 
 @pytest.mark.slow
 def test_fsdp_gathers_a_layer_at_a_time_and_never_activations() -> None:
-    sent, parameters, arguments = compiled(2, 0)
-    layer = sum(x.size for x in jax.tree.leaves(compiled_shapes()["layers"])) * 4 // CONFIG.num_hidden_layers
+    sent, _ = compiled(2, 0)
+    layer = size(PARAMETERS["layers"]) // CONFIG.num_hidden_layers
     assert {one.kind for one in sent} == {"all-gather", "reduce-scatter", "all-reduce"}
     in_loop = [one for one in sent if one.in_loop]
     # A gather in the forward pass and one in the backward pass; what is scattered is the half that stays.
     assert 1.9 * layer < sum(one.bytes for one in in_loop if one.kind == "all-gather") <= 2 * layer
     assert 0.45 * layer < sum(one.bytes for one in in_loop if one.kind == "reduce-scatter") <= layer // 2
     assert all(one.times == CONFIG.num_hidden_layers for one in in_loop)
-    reduced = sum(one.bytes for one in sent if one.kind == "all-reduce" and one.bytes > METRICS * 30)
-    assert reduced <= parameters / 2 * 1.01
-    # Parameters and both moments are halved; the batch is the same.
-    whole = compiled(1, 0)[2]
-    assert whole - arguments == pytest.approx(3 * parameters / 2, rel=0.02)
+    # Over `data`, the halves are gathered once, and their gradients scattered once; vectors are reduced.
+    once = [one for one in sent if not one.in_loop]
+    embeddings, halves = BATCH * WIDTH * 4, size(PARAMETERS["layers"], 8) // 2
+    around = size({name: PARAMETERS[name] for name in PARAMETERS if name != "layers"}, 8)
+    assert sum(one.bytes for one in once if one.kind == "all-gather") == pytest.approx(
+        halves + around / 2 + around + embeddings, rel=0.01
+    )
+    assert sum(one.bytes for one in once if one.kind == "reduce-scatter") == pytest.approx(
+        halves / 4 + around / 8 + around / 2 + embeddings / 8, rel=0.01
+    )
+    assert sum(one.bytes for one in once if one.kind == "all-reduce") < 0.03 * size(PARAMETERS)
 
 
-def compiled_shapes() -> Any:
-    from simcse_jax.encoder.init import parameter_shapes
-
-    return parameter_shapes(Encoder(CONFIG, has_head=True))
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_a_device_keeps_its_part_of_parameters_and_moments(fsdp: int) -> None:
+    split = size(PARAMETERS, 8)
+    vectors = (size(PARAMETERS) - split) / fsdp
+    batch = 4 * (2 * 4 * 23 * 64 + 2 * 2 * 64) + 4 * 2 * BATCH  # groups' tokens and sentences, and text numbers
+    assert compiled(fsdp, 0)[1] == pytest.approx(3 * (split / 8 + vectors) + batch, rel=0.02)

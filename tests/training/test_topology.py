@@ -75,7 +75,7 @@ def build(case: Case, columns: int, dtype: Any, **objective: Any) -> tuple[Mesh,
     one_group = jax.tree.map(lambda x: x[0], batches(0).groups)
     params = jax.jit(lambda: Encoder(CONFIG, dtype, dtype, has_head=True).init(jax.random.key(1), one_group, "cls"))()
     info_nce = make_info_nce(mesh, **objective, tile=case.tile)
-    loss = make_loss(make_embed_groups(encoder, "cls", case.group, mesh), info_nce, mesh, case.groups_at_once)
+    loss = make_loss(make_embed_groups(encoder, "cls", case.group, mesh), info_nce, mesh, case.groups_at_once, dtype)
     return mesh, batches, loss, params["params"], 2 if columns == 1 else 1
 
 
