@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
     # Compute in "float32", "bfloat16" (parameters stay float32) or "float64" (needs JAX_ENABLE_X64=1).
     config.model.dtype = "float32"
     # Layout: layers as straight-line code ("on"; longer to compile) or as a loop ("off"). "auto": on for CPUs, where it
-    # is a fifth faster, off for chips, where it moves more bytes (docs/performance.md).
+    # is a fifth faster, off for chips, where it moves more bytes (docs/performance.md), and with remat.
     config.model.unroll = "auto"
     # Layout: recompute layers in the backward pass, for memory.
     config.model.remat = False

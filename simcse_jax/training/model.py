@@ -79,8 +79,11 @@ def make_encoder(config: Config, folder: Path | None, vocab_size: int, platform:
 
 
 def unrolls(model: ModelConfig, platform: str) -> bool:
-    """Whether layers run as straight-line code on devices of this platform ("cpu", "gpu", "tpu")."""
-    return model.unroll == "on" or (model.unroll == "auto" and platform == "cpu")
+    """Whether layers run as straight-line code on devices of this platform ("cpu", "gpu", "tpu").
+
+    With `remat` only where asked for: a CPU's scheduler makes everything again at once, where a loop has to take turns.
+    """
+    return model.unroll == "on" or (model.unroll == "auto" and platform == "cpu" and not model.remat)
 
 
 def first_params(config: Config, encoder: Encoder, folder: Path | None, resumes: bool) -> Callable[[], Any]:
