@@ -51,18 +51,18 @@ def samples_of_a_run(folder: Path, steps: int) -> list[dict[str, Any]]:
         }
     )
     run = prepare(resolve(recipe, (), jax.device_count()), folder / "run")
-    compiled, seen, score = [0], [], run.evaluate
-    assert score
+    compiled, seen, dev = [0], [], run.dev
+    assert dev
 
     def count(event: str, *_: Any, **__: Any) -> None:
         compiled[0] += event == "/jax/core/compile/backend_compile_duration"
 
     def watched(params: Any) -> dict[str, float]:
         seen.append({"step": len(seen) * every, **_look(), "compilations": compiled[0]})
-        return score(params)
+        return dev.evaluate(params)
 
     jax.monitoring.register_event_duration_secs_listener(count)
-    train(dataclasses.replace(run, evaluate=watched), folder / "run")
+    train(dataclasses.replace(run, dev=dev._replace(evaluate=watched)), folder / "run")
     return seen
 
 

@@ -145,7 +145,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("gradient_bytes", 4, "Of one element of the gradients, as they are sent.", 1)
     flags.DEFINE_integer("kernel_bytes", 4, "Of one element of the kernels, as they are sent (model.dtype).", 1)
     flags.DEFINE_integer("chunks", 1, "In how many a chip's sentences are encoded (train.groups_at_once).", 1)
-    flags.DEFINE_bool("fsdp", False, "Split parameters and optimizer over the slice or node.")
+    flags.DEFINE_bool("fsdp", False, "Gather parameters a layer at a time, within the slice or node.")
     flags.DEFINE_string("json", "", "Write every figure there as well.")
     flags.DEFINE_string("plot", "", "Draw communication's share against chips there (.png, .svg).")
 

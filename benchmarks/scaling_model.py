@@ -51,13 +51,13 @@ class Model:
 
     def split(self, parts: int) -> tuple[int, int]:
         """(kernels, tables): how many parameters of each kind are split over so many chips (training/mesh.py)."""
-        d, heads = self.width, self.head_size
-        in_eights = (d, 3 * d * d), (d, d * self.ffn), (self.ffn, d * self.ffn)
-        kernels = sum(self.layers * count for size, count in in_eights if size % (8 * parts) == 0)
-        kernels += self.layers * d * d if heads % (8 * parts) == 0 or d % (32 * parts) == 0 else 0
-        last = d % (32 * parts) == 0
-        tables = (self.vocabulary + self.positions + self.types) * d if last else 0
-        return (kernels + (d * d if last else 0), tables) if parts > 1 else (0, 0)
+        d = self.width
+        kernels_by_axis = (d, 3 * d * d), (d, d * self.ffn), (self.ffn, d * self.ffn)
+        kernels = sum(self.layers * count for size, count in kernels_by_axis if size % (8 * parts) == 0)
+        kernels += self.layers * d * d if self.head_size % (8 * parts) == 0 or d % (32 * parts) == 0 else 0
+        splits_width = d % (32 * parts) == 0
+        tables = (self.vocabulary + self.positions + self.types) * d if splits_width else 0
+        return (kernels + (d * d if splits_width else 0), tables) if parts > 1 else (0, 0)
 
 
 BERT, ROBERTA = (30522, 512, 2), (50265, 514, 1)
@@ -80,7 +80,7 @@ class Recipe:
     gradient_bytes: int = FLOAT32  # an element of the gradients, as they are sent
     kernel_bytes: int = FLOAT32  # an element of the kernels, as they are sent: what the encoder computes in
     chunks: int = 1  # in how many a chip's groups are encoded (train.groups_at_once); 1 = all at once
-    fsdp: bool = False  # parameters and optimizer split over the slice or node
+    fsdp: bool = False  # parameters and gradients split over the slice or node within the step too
 
 
 UNSUPERVISED = Recipe()
@@ -150,7 +150,7 @@ def gradients_sent(chip: Chip, chips: int, model: Model, recipe: Recipe, assumed
 
 
 def updated(chip: Chip, chips: int, model: Model, recipe: Recipe) -> float:
-    """Parameters that one chip's optimizer updates."""
+    """Parameters that one chip's optimizer updates; with fsdp beyond a slice or node at most so many."""
     if recipe.fsdp:
         return model.parameters / min(chips, chip.inner_size)
     split = sum(model.split(chips))
@@ -182,10 +182,11 @@ class Step:
 
     @property
     def shortest(self) -> float:
-        """Seconds if gradients travelled behind the backward pass. The embeddings cannot: all wait for them.
+        """Seconds if gradients and parameters travelled behind the passes, all counted against the backward one.
 
-        Without fsdp that is not what is compiled: the all-reduce follows the pass. Nor can the optimizer start
-        before the last gradient is there, as it clips by the norm of all of them.
+        The embeddings cannot: all wait for them. It is not what is compiled: without fsdp, parameters are gathered
+        before the forward pass, and gradients exchanged after the backward one. Nor can the optimizer start before
+        the last gradient is there, as it clips by the norm of all of them.
         """
         exposed = max(0.0, self.gradients.seconds - self.backward)
         return self.compute + self.hbm + self.embeddings.seconds + exposed

@@ -84,6 +84,8 @@ def get_config() -> ConfigDict:
     config.train.log_every_steps = 10
 
     config.objective = ConfigDict()
+    # "info_nce": the contrastive loss; "none": masked language modelling alone (mlm.weight above 0).
+    config.objective.loss = "info_nce"
     config.objective.temperature = 0.05
     # Weight of an anchor's own hard negatives in the denominator; 1 = none.
     config.objective.hard_negative_weight = 1.0
@@ -95,6 +97,18 @@ def get_config() -> ConfigDict:
     # a time, so memory grows with the batch and not with its square; 0 = all of a device's at once. Where that does
     # not divide the batch, smaller tiles of one size, padded.
     config.objective.tile = 1024
+
+    config.mlm = ConfigDict()
+    # Weight of a masked-language-modelling loss beside the contrastive one, on masked copies of the sentences; 0 =
+    # none. The paper's table 6 tries 0.01, 0.1 and 1. The head comes with the pretrained weights.
+    config.mlm.weight = 0.0
+    # Share of the tokens to predict; of them 80 % are masked, 10 % replaced by random tokens.
+    config.mlm.rate = 0.15
+    # Mask whole words instead of their pieces.
+    config.mlm.whole_word = False
+    # Held-out text, like data.files: its perplexity is logged with each evaluation, and decides which state is the
+    # best where there is no eval.data. "" = none.
+    config.mlm.validation = ""
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 3e-5
@@ -118,7 +132,8 @@ def get_config() -> ConfigDict:
     config.checkpoint.every_steps = 500
 
     config.mesh = ConfigDict()
-    # Devices = data x fsdp; -1 = all visible. fsdp > 1 splits parameters and optimizer state.
+    # Devices = data x fsdp; -1 = all visible. Both split parameters and optimizer state; with fsdp > 1 they are whole
+    # at no time: a layer is gathered when it runs.
     config.mesh.data = -1
     config.mesh.fsdp = 1
 

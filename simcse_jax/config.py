@@ -15,6 +15,7 @@ from simcse_jax.data.positives import POSITIVES
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.errors import UserError
 
+LOSSES = ("info_nce", "none")
 LARGEST_GROUP = 64
 LONGEST_ROW = 512
 DURATIONS = ("steps", "epochs", "examples")
@@ -32,6 +33,7 @@ LAYOUT_KEYS = frozenset(
         "train.log_every_steps",
         "objective.tile",
         "eval.data",
+        "mlm.validation",
         "eval.every_steps",
         "eval.patience",
         "checkpoint.every_steps",
@@ -95,11 +97,20 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
+    loss: str = "info_nce"
     temperature: float = 0.05
     hard_negative_weight: float = 1.0
     symmetric: bool = False
     mask_duplicates: bool = True
     tile: int = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class MlmConfig:
+    weight: float = 0.0
+    rate: float = 0.15
+    whole_word: bool = False
+    validation: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +154,7 @@ class Config:
     data: DataConfig
     train: TrainConfig
     objective: ObjectiveConfig
+    mlm: MlmConfig
     optimizer: OptimizerConfig
     eval: EvalConfig
     checkpoint: CheckpointConfig
@@ -175,7 +187,7 @@ def resolve(recipe: Any, overridden: Collection[str], devices: int, x64: bool = 
         if not field.metadata
     }
     config = Config(**sections)
-    for check in (_check_model, _check_ranges):
+    for check in (_check_model, _check_ranges, _check_losses):
         check(config)
     if config.model.dtype == "float64" and not x64:
         raise UserError("model.dtype = 'float64' needs JAX's 64-bit mode.\nSet JAX_ENABLE_X64=1, or use float32.")
@@ -294,10 +306,27 @@ def _check_ranges(config: Config) -> None:
         _require(0 < values[key] < float("inf"), key, values[key], "above 0 and finite", works)
     for key, works in {"model.dropout": 0.1, "optimizer.b1": 0.9, "optimizer.b2": 0.999}.items():
         _require(0 <= values[key] < 1, key, values[key], "in [0, 1)", works)
-    if config.model.dropout == 0 and config.data.positive == "dropout":
+    if config.model.dropout == 0 and config.data.positive == "dropout" and config.objective.loss != "none":
         raise UserError(
             "model.dropout = 0 with data.positive = 'dropout': both views of a sentence would be the same vector.\n"
             "Use --config.model.dropout=0.1, or pairs with --config.data.positive=columns."
+        )
+
+
+def _check_losses(config: Config) -> None:
+    loss, mlm = config.objective.loss, config.mlm
+    _require(loss in LOSSES, "objective.loss", loss, f"one of {', '.join(LOSSES)}", LOSSES[0])
+    _require(0 <= mlm.weight < float("inf"), "mlm.weight", mlm.weight, "0 or more, and finite", 0.1)
+    _require(0 < mlm.rate < 1, "mlm.rate", mlm.rate, "above 0 and below 1", 0.15)
+    if loss == "none" and not mlm.weight:
+        raise UserError(
+            "objective.loss = 'none' with mlm.weight = 0 leaves nothing to train.\n"
+            "Use --config.mlm.weight=1, or --config.objective.loss=info_nce."
+        )
+    if mlm.validation and not mlm.weight:
+        raise UserError(
+            f"mlm.validation = {mlm.validation!r} has no effect with mlm.weight = 0: no head predicts anything.\n"
+            "Leave it out, or give the loss a weight: --config.mlm.weight=0.1"
         )
 
 

@@ -81,7 +81,7 @@ class SentenceEncoder:
     def encode(self, params: Any, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
         """float32[N, D] on the host: one vector for each text, in the order of the texts.
 
-        params: the model's, split over the devices of the mesh or not, or elsewhere; each device gets them whole. Equal
+        params: the model's, wherever they are and however split; each device of the mesh gets them whole. Equal
         texts are encoded once. An empty text is its special tokens. The result depends on the number of devices and on
         the other texts by rounding only. progress: told how many texts more are done, as they are. Raises TypeError
         for a text that is no string.

@@ -1,4 +1,4 @@
-"""The one type that every room shares: a group of packed sentences."""
+"""The types that every room shares: a group of packed sentences, and its masked copy."""
 
 from __future__ import annotations
 
@@ -20,3 +20,14 @@ class Group(NamedTuple):
     sentences: Array  # int32[R, T]: place of the token's sentence in the global batch
     first_tokens: Array  # int32[N]: r * T + t of each sentence's first token
     lengths: Array  # int32[N]: tokens of each sentence
+
+
+class Masked(NamedTuple):
+    """The masked copy of a group, and what its encoder is to predict; more groups stack on leading axes.
+
+    An unused place has label -1.
+    """
+
+    ids: Array  # int32[R, T]: the group's token ids, some of them masked, replaced or kept to be predicted
+    places: Array  # int32[M]: r * T + t of each token to predict
+    labels: Array  # int32[M]: its id in the group

@@ -74,7 +74,7 @@ def export_model(
         raise UserError(f"{out} cannot be written: {error.strerror or error}.\nGive another folder.") from error
     _copy_tokenizer(Path(tokenizer_folder), partial, config.max_length)
     tensors = to_hugging_face(params, config)
-    _write_json(partial / "config.json", hugging_face_config(config))
+    _write_json(partial / "config.json", hugging_face_config(config, "mlm" in params))
     _write_tensors(partial / "model.safetensors", tensors)
     _write_modules(partial, pooler, config, tensors)
     text = model_card(out.name, config, pooler, train_pooler, "head" in params, card)

@@ -102,7 +102,7 @@ def main() -> int:
     started = time.monotonic()
     outcome = train(run, workdir, _PROFILE.value)
     if is_first():
-        print(summary(outcome, time.monotonic() - started))
+        print(summary(outcome, run.dev.measure if run.dev else None, time.monotonic() - started))
     if outcome.signal is not None:
         if is_first():
             name = signal.Signals(outcome.signal).name

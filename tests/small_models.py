@@ -14,7 +14,7 @@ from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.init import init_params
 from simcse_jax.model_folder import export_model
 from simcse_jax.training.loop import train
-from simcse_jax.training.run import prepare
+from simcse_jax.training.run import Run, prepare
 
 VOCABULARY = 400
 # Keys of a recipe for the smallest encoder that trains: random weights, a tokenizer of its own.
@@ -40,6 +40,12 @@ def export_small(folder: Path, seed: int = 0, pooler: str = "avg") -> Path:
 
 def train_small(workdir: Path, cache: Path, profile: bool = False, **changes: Any) -> Path:
     """A finished run of a few steps on the demo's sentences; changes: keys of the recipe, "__" for ".". Its folder."""
+    train(prepare_small(workdir, cache, **changes), workdir, profile)
+    return workdir
+
+
+def prepare_small(workdir: Path, cache: Path, **changes: Any) -> Run:
+    """The run that `train_small` trains."""
     recipe = base.get_config()
     values: dict[str, Any] = {
         **SMALL_ENCODER,
@@ -58,5 +64,4 @@ def train_small(workdir: Path, cache: Path, profile: bool = False, **changes: An
         "mesh.data": 1,
     }
     recipe.update_from_flattened_dict(values | {key.replace("__", "."): value for key, value in changes.items()})
-    train(prepare(resolve(recipe, (), jax.device_count()), workdir), workdir, profile)
-    return workdir
+    return prepare(resolve(recipe, (), jax.device_count()), workdir)

@@ -219,8 +219,11 @@ def test_the_step_for_chips_that_are_not_there(monkeypatch: pytest.MonkeyPatch) 
     assert done["unknown_loops"] == 0
     assert 0 < done["hbm"] < done["accessed"]
     assert done["hbm"] == sum(part.hbm * part.runs for part in found)
-    reduced = sum(one["bytes"] for one in done["sent"] if one["kind"] == "all-reduce")
-    assert reduced > 0.99 * 4 * model.parameters
+    # Each gradient once: reduced as a whole, or scattered into the parts of 4 chips; and the embeddings'.
+    times = {"all-reduce": 1, "reduce-scatter": 4}
+    once = sum(one["bytes"] * times.get(one["kind"], 0) for one in done["sent"])
+    embeddings = 256 * model.width * 4
+    assert 4 * model.parameters <= once <= 4 * model.parameters + embeddings + 1024
     assert case["bound"]["sentences"] == 256 / case["bound"]["seconds"]
 
 

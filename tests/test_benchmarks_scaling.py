@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 
 from benchmarks import scaling
 from benchmarks.chips import CHIPS, Assumed, fast_links, gathered, torus_shape
+from benchmarks.compiled_step import ENCODERS
 from benchmarks.scaling_model import (
     MODELS,
     SUPERVISED,
@@ -25,12 +27,15 @@ from benchmarks.scaling_model import (
     updated,
 )
 from simcse_jax.config import OptimizerConfig
+from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.training.collectives import Collective, collectives
-from simcse_jax.training.mesh import state_shardings
+from simcse_jax.training.mesh import AXES, state_shardings
 from simcse_jax.training.optimizer import make_optimizer
+from simcse_jax.training.parts import part_specs
 from simcse_jax.training.state import init_state
 from simcse_jax.training.step import compile_train_step, make_train_step
-from tests.training.test_topology import BATCH, CONFIG, Case, build
+from tests.training.test_topology import BATCH, CONFIG, Case, Kind, build
 
 ROOT = Path(__file__).parent.parent
 BASE, ASSUMED = MODELS["bert-base"], Assumed()
@@ -152,6 +157,19 @@ def test_parameters_that_are_split() -> None:
     assert updated(CHIPS["v5e"], 8, BASE, UNSUPERVISED) == vectors + (BASE.parameters - vectors) / 8
 
 
+@pytest.mark.parametrize("name", ["bert-base", "bert-large"])
+@pytest.mark.parametrize("chips", [2, 8, 16, 64, 256])
+def test_what_is_split_is_what_the_mesh_splits(name: str, chips: int) -> None:
+    params = parameter_shapes(Encoder(ENCODERS[name], has_head=True))
+    mesh: Any = jax.sharding.AbstractMesh((chips, 1), AXES)
+    sizes = {True: 0, False: 0}
+    for (path, x), spec in zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(part_specs(mesh, params)), strict=True
+    ):
+        sizes[path[-1].key == "kernel"] += x.size * ("data" in spec)
+    assert MODELS[name].split(chips) == (sizes[True], sizes[False])
+
+
 def test_smaller_gradients() -> None:
     once, half = (
         gradients_sent(CHIPS["v5e"], 512, BASE, dataclasses.replace(UNSUPERVISED, gradient_bytes=size), ASSUMED)
@@ -200,10 +218,11 @@ SMALL = Model(CONFIG.num_hidden_layers, CONFIG.hidden_size, CONFIG.intermediate_
 
 def compiled_step(case: Case, columns: int) -> list[Collective]:
     """The collectives of the real step on 8 devices, of the small model of the tests of topology."""
-    mesh, batches, loss, params, views = build(case, columns, jnp.float32)
+    kind = Kind(columns)
+    mesh, batches, loss, params = build(case, kind, jnp.float32)
     optimizer = make_optimizer(OptimizerConfig(), 10)
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, 5), params)
-    compiled = compile_train_step(make_train_step(loss, optimizer, views), mesh, state_shardings(mesh, shapes))
+    compiled = compile_train_step(make_train_step(loss, optimizer, kind.keys), mesh, state_shardings(mesh, shapes))
     text = compiled.lower(shapes, batches(0)).compile().as_text()  # pyright: ignore[reportFunctionMemberAccess]
     assert text
     assert SMALL.parameters == sum(p.size for p in jax.tree.leaves(params))

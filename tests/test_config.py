@@ -27,11 +27,13 @@ def test_every_key_of_the_base_recipe_is_a_field_and_the_other_way_round() -> No
     assert set(resolved().flat()) >= LAYOUT_KEYS
 
 
-@pytest.mark.parametrize("name", ["unsup", "sup", "demo"])
+@pytest.mark.parametrize("name", ["unsup", "sup", "demo", "pretrain"])
 def test_recipes_resolve_in_every_variant(name: str) -> None:
     module = importlib.import_module(f"configs.{name}")
     for variant in module.VARIANTS:
-        config = resolve(module.get_config(variant), (), 8)
+        made = module.get_config(variant)
+        made.data.files = made.data.files or "sentences.txt"
+        config = resolve(made, (), 8)
         assert config.train.batch_size % 8 == 0
     with pytest.raises(UserError, match="no variant 'bert-tiny'"):
         module.get_config("bert-tiny")
@@ -72,6 +74,12 @@ def test_one_duration_given_on_the_command_line_replaces_the_recipe_s() -> None:
         ({"model__pooler": "cls", "model__train_pooler": "avg"}, "never trains"),
         ({"model__dropout": 1.0}, r"model.dropout = 1.0: must be in \[0, 1\)"),
         ({"model__dropout": 0.0}, "the same vector"),
+        ({"objective__loss": "nce"}, "objective.loss = 'nce': must be one of info_nce, none"),
+        ({"objective__loss": "none"}, r"leaves nothing to train.\nUse --config.mlm.weight=1"),
+        ({"mlm__weight": -0.1}, "mlm.weight = -0.1: must be 0 or more"),
+        ({"mlm__rate": 0.0}, "mlm.rate = 0.0: must be above 0 and below 1"),
+        ({"mlm__rate": 1.0}, "mlm.rate = 1.0: must be above 0 and below 1"),
+        ({"mlm__validation": "held_out.txt"}, "has no effect with mlm.weight = 0"),
         ({"model__dtype": "float16"}, "float32, bfloat16, float64"),
         ({"model__dtype": "float64"}, "JAX_ENABLE_X64=1"),
         ({"model__hidden_size": 128}, "--config.model.init=random"),

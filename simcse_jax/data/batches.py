@@ -10,15 +10,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import grain.experimental
 import numpy as np
 
 from simcse_jax.data import packing
+from simcse_jax.data.masking import Masking
 from simcse_jax.errors import UserError
-from simcse_jax.group import Array, Group
+from simcse_jax.group import Array, Group, Masked
 
 # Batches looked at to choose the shapes of a run.
 SAMPLED_BATCHES = 32
@@ -33,6 +34,7 @@ class Batch(NamedTuple):
 
     groups: Group  # arrays int32[G, R, T] and int32[G, V * n]
     texts: Array  # int32[K + 1, B]: equal number = equal text; rows: anchors, positives, hard negatives
+    masked: Masked | None = None  # the groups' masked copies, int32[G, ...]; None without masking
 
 
 class Examples(Protocol):
@@ -57,9 +59,9 @@ class Layout:
 class Batches:
     """The batches of a run: `batches(step)` for any step, in any order, on any host."""
 
-    def __init__(self, examples: Examples, layout: Layout, seed: int):
-        """Raises UserError when there are fewer examples than one batch takes."""
-        self.examples, self.layout, self.seed = examples, layout, seed
+    def __init__(self, examples: Examples, layout: Layout, seed: int, masking: Masking | None = None):
+        """Raises UserError when there are fewer examples than one batch takes. masking: adds masked copies."""
+        self.examples, self.layout, self.seed, self.masking = examples, layout, seed, masking
         count = len(examples.lengths)
         self.steps_per_epoch = count // layout.batch_size
         if not self.steps_per_epoch:
@@ -91,7 +93,8 @@ class Batches:
             columns = range(self.examples.lengths.shape[1])
             places = np.concatenate([column * total + examples for column in columns])
             laid.append(packing.fill([t[column] for column in columns for t in tokens], slots[group], places, shape))
-        return Batch(Group(*map(np.stack, zip(*laid, strict=True))), self._texts(rows))
+        masked = [self.masking(group, step) for group in laid] if self.masking else None
+        return Batch(_stacked(laid), self._texts(rows), _stacked(masked) if masked else None)
 
     def stream(
         self, first_step: int, last_step: int, groups: Sequence[int] | None = None, depth: int = 4
@@ -132,6 +135,11 @@ class Batches:
         *common, largest = np.quantile(sampled, [1 / 3, 2 / 3, 0.95, 1], method="higher").tolist()
         counts = {*common, largest, largest + largest // 8 + 1, sentences}
         return tuple(sorted(min(count, sentences) for count in counts))
+
+
+def _stacked(tuples: list[Any]) -> Any:
+    """One named tuple of arrays with a leading axis, of many alike."""
+    return type(tuples[0])(*map(np.stack, zip(*tuples, strict=True)))
 
 
 def _power_below(count: int) -> int:

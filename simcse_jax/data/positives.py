@@ -12,7 +12,7 @@ POSITIVES = ("dropout", "columns")
 
 
 def views_of(positive: str, columns: tuple[str, ...]) -> int:
-    """How often each text is encoded: 2 for `dropout`, 1 for `columns`.
+    """How often each text is embedded: 2 for `dropout`, 1 for `columns`.
 
     Raises UserError when the data's text columns do not suit: `dropout` takes one column, `columns` two or more.
     """

@@ -46,12 +46,14 @@ class Encoder(Part):
     """BERT or RoBERTa on groups of packed sentences, and a pooler on top.
 
     Fields: `has_head`: a dense + tanh head sits on the first token (Hugging Face's `pooler`, SimCSE's MLP);
+    `has_mlm_head`: the parameters hold a head of masked language modelling too, which `encoder.mlm` runs;
     `unroll`: layers as straight-line code, their parameters as `unstacked` gives them, instead of a loop over a stack;
     `remat`: recompute each layer in the backward pass;
     `gather`: makes a layer's parameters out of what the device holds of them, when they are split over devices.
     """
 
     has_head: bool = False
+    has_mlm_head: bool = False
     unroll: bool = False
     remat: bool = False
     gather: Callable[[Any], Any] | None = None

@@ -59,13 +59,14 @@ def read_config(folder: str | Path, dropout: float = 0.1) -> EncoderConfig:
     return result
 
 
-def hugging_face_config(config: EncoderConfig) -> dict[str, Any]:
+def hugging_face_config(config: EncoderConfig, has_mlm_head: bool = False) -> dict[str, Any]:
     """The content of a config.json that transformers 4 and 5 read, and `read_config` too.
 
-    A model without token types gets one type (a table of zeros in the weights): transformers always adds type 0.
+    has_mlm_head: whether the weights are those of the class for masked language modelling. A model without token types
+    gets one type (a table of zeros in the weights): transformers always adds type 0.
     """
     return {
-        "architectures": [ARCHITECTURES[config.family]],
+        "architectures": [ARCHITECTURES[config.family].replace("Model", "ForMaskedLM" if has_mlm_head else "Model")],
         "attention_probs_dropout_prob": config.dropout,
         "hidden_act": config.hidden_act,
         "hidden_dropout_prob": config.dropout,

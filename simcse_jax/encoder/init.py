@@ -1,4 +1,4 @@
-"""Random parameters of an encoder, whole or only its head."""
+"""Random parameters of an encoder, whole or only its heads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.mlm import head_of
 from simcse_jax.group import Group
 
 
@@ -21,7 +22,12 @@ def init_params(encoder: Encoder, seed: int) -> Any:
     group = Group(one, one, one, one, one[0], one[0])
     pooler = "cls" if encoder.has_head else "cls_before_pooler"
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), 0)
-    return encoder.clone(unroll=False).init(key, group, pooler)["params"]
+    params = encoder.clone(unroll=False).init(key, group, pooler)["params"]
+    if encoder.has_mlm_head:
+        hidden = jnp.zeros((1, encoder.config.hidden_size), encoder.dtype)
+        head = head_of(encoder).init(jax.random.fold_in(key, 1), hidden, params["embeddings"]["word"])["params"]
+        params = {**params, "mlm": head}
+    return params
 
 
 def parameter_shapes(encoder: Encoder) -> Any:

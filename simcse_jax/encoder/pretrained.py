@@ -170,7 +170,8 @@ def load_mlm_head(folder: str | Path, config: EncoderConfig) -> Params:
 def to_hugging_face(params: Mapping[str, Any], config: EncoderConfig) -> dict[str, np.ndarray]:
     """The parameters under the names of BertModel's or RobertaModel's state dict, contiguous float32.
 
-    A head becomes pooler.dense.*. Also maps gradients, being linear.
+    A head becomes pooler.dense.*. With a head of masked language modelling, the names are those of BertForMaskedLM or
+    RobertaForMaskedLM, whose encoder's have a prefix. Also maps gradients, being linear.
     """
     tensors: dict[str, np.ndarray] = {}
     width = config.hidden_size
@@ -207,6 +208,12 @@ def to_hugging_face(params: Mapping[str, Any], config: EncoderConfig) -> dict[st
         norm(f"{name}.output.LayerNorm", ffn["norm"])
     if "head" in params:
         dense("pooler.dense", params["head"], width)
+    if "mlm" in params:
+        prefix, names = (_PREFIXES[0], _MLM_NAMES[0]) if config.family == "bert" else (_PREFIXES[1], _MLM_NAMES[1])
+        tensors = {prefix + name: tensor for name, tensor in tensors.items()}
+        dense(names[0], params["mlm"]["dense"], width)
+        norm(names[1], params["mlm"]["norm"])
+        put(f"{names[2]}.bias", params["mlm"]["bias"])
     return tensors
 
 

@@ -26,8 +26,20 @@ def describe(run: Run) -> list[str]:
         f"steps: {run.total_steps:,} of {run.batches.steps_per_epoch:,} an epoch; {run.batches.dropped:,} examples "
         "left out of each epoch's last, short batch",
         *run.corpus.report.lines(),
+        *_masking(run),
         *_notes(run),
     ]
+
+
+def _masking(run: Run) -> list[str]:
+    mlm = run.config.mlm
+    if not mlm.weight:
+        return []
+    what = (
+        "alone" if run.config.objective.loss == "none" else f"beside the contrastive loss, with weight {mlm.weight:g}"
+    )
+    words = " in whole words" if mlm.whole_word else ""
+    return [f"masked language modelling: {what}; {mlm.rate:.0%} of the tokens of each sentence{words}"]
 
 
 def _notes(run: Run) -> list[str]:

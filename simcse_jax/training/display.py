@@ -60,11 +60,11 @@ class Display:
         """Show a dev score in the bar."""
         self._bar.update(self._task, dev=f"{score:.2f}")
 
-    def score(self, step: int, score: float, best: bool) -> None:
-        """Show a dev score; said on a line of its own too, so that it stays on the screen."""
+    def score(self, step: int, words: str, score: float, best: bool) -> None:
+        """Show a dev score, called `words`; said on a line of its own too, so that it stays on the screen."""
         self.dev(score)
         note = "before training" if step == 0 else "best so far" if best else ""
-        self.say(f"step {step:>6}  dev Spearman {score:6.2f}  {note}".rstrip())
+        self.say(f"step {step:>6}  {words} {score:6.2f}  {note}".rstrip())
 
 
 def duration(seconds: float) -> str:

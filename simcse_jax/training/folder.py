@@ -27,7 +27,11 @@ TOKENIZER = "tokenizer"
 # How long a network file system may take to show one host what another has written.
 APPEARS_S = 30.0
 # What the differences between two runs are told by, beside the recipe: names in config.json.
-FINGERPRINTS = {"data": "the training data's content", "eval": "the evaluation data's content"}
+FINGERPRINTS = {
+    "data": "the training data's content",
+    "eval": "the evaluation data's content",
+    "validation": "the held-out text's content",
+}
 
 
 def holds_checkpoint(workdir: Path) -> bool:

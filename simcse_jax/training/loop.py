@@ -24,6 +24,7 @@ from simcse_jax.hosts.agreement import is_first, on_all
 from simcse_jax.training.checkpoint import Checkpoints, Progress
 from simcse_jax.training.clock import Clock
 from simcse_jax.training.compilation import Compilations
+from simcse_jax.training.dev import LOGGED, Measure
 from simcse_jax.training.display import Display, duration
 from simcse_jax.training.feeding import feed
 from simcse_jax.training.metrics import FLOAT32_DIGITS, FLOAT64_DIGITS, MetricsWriter, NoMetrics
@@ -73,8 +74,8 @@ def train(run: Run, workdir: Path, profile: bool = False) -> Outcome:
                     loop.evaluate(0, state.params)
                 else:
                     display.say(f"resumed from step {start} in {workdir}")
-                    if progress.history:
-                        display.dev(progress.history[-1][1])
+                    if progress.history and run.dev:
+                        display.dev(run.dev.measure.shown(progress.history[-1][1]))
                 with Profile(workdir / "profile" if profile and first else None, display.say) as traced:
                     return loop.steps(state, start, traced)
         except OSError as error:
@@ -122,13 +123,13 @@ class _Loop:
                     self._settle(*waiting)
                 waiting = step, figures
                 last, stop = step == run.total_steps, stopping(step)
-                evaluates = run.evaluate is not None and (last or step % every.eval.every_steps == 0)
+                evaluates = run.dev is not None and (last or step % every.eval.every_steps == 0)
                 due = step % every.checkpoint.every_steps == 0 or checkpoints.must_retry()
                 if last or evaluates or stop or due:
                     self._settle(*waiting)
                     waiting = None
                     patient = self.evaluate(step, state.params) if evaluates else True
-                    if last and run.evaluate is None:
+                    if last and run.dev is None:
                         checkpoints.save_best(step, state.params, {})
                     ends = last or stop or not patient
                     (checkpoints.finish if ends else checkpoints.save_last)(state, self.progress)
@@ -187,7 +188,7 @@ class _Loop:
                 f"Try a lower --config.optimizer.learning_rate than {self.run.config.optimizer.learning_rate:g}, or "
                 "float32 if you compute in bfloat16."
             )
-        if self.run.evaluate is not None:
+        if self.run.dev is not None:
             self.progress.losses.append(values["loss"])
         self.display.step(step)
         self.clock.step()
@@ -202,12 +203,12 @@ class _Loop:
             self.display.figures(step, values, left)
 
     def evaluate(self, step: int, params: Any) -> bool:
-        """Score the parameters on the dev pairs and keep them if best; False when patience is at its end."""
-        if self.run.evaluate is None:
+        """Judge the parameters and keep them if they are the best; False when patience is at its end."""
+        if self.run.dev is None:
             return True
-        scores, progress = self.run.evaluate(params), self.progress
-        score = scores["spearman"]
-        self.metrics.write(step, {f"dev/{name}": scores[name] for name in ("spearman", "pearson")})
+        measure, scores, progress = self.run.dev.measure, self.run.dev.evaluate(params), self.progress
+        score = measure.of(scores)
+        self.metrics.write(step, {f"dev/{name}": scores[name] for name in LOGGED if name in scores})
         best = score > progress.best_score
         if progress.losses:
             progress.history.append((step, score, sum(progress.losses) / len(progress.losses)))
@@ -216,7 +217,7 @@ class _Loop:
         if best:
             progress.best_step, progress.best_score = step, score
             self.checkpoints.save_best(step, params, {"data": self.run.config.eval.data, **scores})
-        self.display.score(step, score, best)
+        self.display.score(step, measure.words, measure.shown(score), best)
         if falling(progress.history):
             self.display.say(
                 f"warning: the dev score fell {FALLING_EVALUATIONS} times in a row while the loss fell: the model is "
@@ -250,10 +251,9 @@ def falling(history: list[tuple[int, float, float]]) -> bool:
     )
 
 
-def summary(outcome: Outcome, seconds: float) -> str:
-    """One line on how the run ended."""
-    best = outcome.progress
-    score = (
-        f"best dev Spearman {best.best_score:.2f} at step {best.best_step}" if best.best_step >= 0 else "no evaluation"
-    )
+def summary(outcome: Outcome, measure: Measure | None, seconds: float) -> str:
+    """One line on how the run ended; measure: what it was judged by."""
+    best, score = outcome.progress, "no evaluation"
+    if best.best_step >= 0 and measure:
+        score = f"best {measure.words} {measure.shown(best.best_score):.2f} at step {best.best_step}"
     return f"{outcome.step:,} steps in {duration(seconds)}, {outcome.shapes_compiled} shapes compiled; {score}"

@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp")
 VECTORS = ("bias", "scale")  # parameters that are not worth sending about
-# Parts over `data` are whole multiples of so many along the last axis, or any other: TPUs move tiles, and of smaller
-# parts their compiler reduces the whole on each chip, which sends more than there was to spare.
-SMALLEST_PARTS = {True: 32, False: 8}
+# Parts over `data` are multiples of so many along the last axis, or along another. Found by compiling for TPU v5e: of
+# smaller parts the compiler reduces the whole on each chip, and then gathers too: half again what an all-reduce sends.
+SMALLEST_LAST, SMALLEST_OTHER = 32, 8
 
 
 def make_mesh(data: int, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -57,11 +57,11 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
 
 def _split(shape: Sequence[int], mesh: Mesh, names: Sequence[str]) -> P:
-    """Along one axis over all of the named mesh axes, or the first that it can be split over."""
+    """The spec of an array of this shape: split along one axis over all of the named mesh axes, or the first it can."""
     for over in (tuple(names), *((name,) for name in names if len(names) > 1)):
         parts = math.prod(mesh.shape[name] for name in over)
         over = tuple(name for name in over if mesh.shape[name] > 1)
-        sizes = {axis: size for axis, size in enumerate(shape) if _divides(axis, shape, parts, "data" in over)}
+        sizes = {axis: size for axis, size in enumerate(shape) if _can_split(axis, shape, parts, "data" in over)}
         if parts > 1 and sizes:
             last = len(shape) - 1
             axis = max(sizes, key=lambda axis: (axis < last, sizes[axis]))
@@ -69,10 +69,10 @@ def _split(shape: Sequence[int], mesh: Mesh, names: Sequence[str]) -> P:
     return P()
 
 
-def _divides(axis: int, shape: Sequence[int], parts: int, in_tiles: bool) -> bool:
-    """Never along the first axis: parameters of layers are stacked along that one."""
-    smallest = SMALLEST_PARTS[axis == len(shape) - 1] if in_tiles else 1
-    return axis > 0 and shape[axis] % (parts * smallest) == 0
+def _can_split(axis: int, shape: Sequence[int], parts: int, over_data: bool) -> bool:
+    """Whether an array can be split along this axis into so many parts; parameters are stacked along the first."""
+    smallest = SMALLEST_LAST if axis == len(shape) - 1 else SMALLEST_OTHER
+    return axis > 0 and shape[axis] % (parts * (smallest if over_data else 1)) == 0
 
 
 def split_axis(spec: P, name: str) -> int:

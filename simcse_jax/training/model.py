@@ -18,7 +18,7 @@ from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.init import init_params
-from simcse_jax.encoder.pretrained import load_params, read_config
+from simcse_jax.encoder.pretrained import load_mlm_head, load_params, read_config
 from simcse_jax.errors import UserError
 from simcse_jax.hub import model_folder
 
@@ -75,7 +75,15 @@ def make_encoder(config: Config, folder: Path | None, vocab_size: int, platform:
         )
     parameters = jnp.float64 if model.dtype == "float64" else jnp.float32
     unroll = unrolls(model, platform)
-    return Encoder(sizes, jnp.dtype(model.dtype), parameters, has_head=model.has_head, unroll=unroll, remat=model.remat)
+    return Encoder(
+        sizes,
+        jnp.dtype(model.dtype),
+        parameters,
+        has_head=model.has_head,
+        has_mlm_head=config.mlm.weight > 0,
+        unroll=unroll,
+        remat=model.remat,
+    )
 
 
 def unrolls(model: ModelConfig, platform: str) -> bool:
@@ -96,7 +104,11 @@ def first_params(config: Config, encoder: Encoder, folder: Path | None, resumes:
     random = functools.partial(init_params, encoder, config.train.seed)
     if config.model.init == "random" or folder is None:
         return jax.jit(random)
-    load = functools.partial(load_params, folder, encoder.config, head="none")
+
+    def load() -> Any:
+        params = load_params(folder, encoder.config, head="none")
+        return params | {"mlm": load_mlm_head(folder, encoder.config)} if encoder.has_mlm_head else params
+
     held = [] if resumes else [load()]  # handed over, so that they do not stay in memory
 
     def initial() -> Any:

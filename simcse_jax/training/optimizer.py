@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from simcse_jax.config import OptimizerConfig
+from simcse_jax.training.mesh import VECTORS
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -45,5 +46,4 @@ def _clip(norm: float) -> optax.GradientTransformation:
 
 def _decayed(params: optax.Params) -> optax.Params:
     """True at kernels and embedding tables."""
-    spared = ("bias", "scale")
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in spared, params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in VECTORS, params)

@@ -28,15 +28,14 @@ def whole_over_data(params: Any, specs: Any, axes: tuple[str, ...], kernels_as: 
 
     The gradient with respect to `params` is summed over devices here, once, and not where the copy is used. axes:
     those of the mesh over which batches are spread. kernels_as: the dtype to which the encoder casts kernels before
-    it uses them: they are then sent as such.
+    it uses them: they are then gathered as such. What is done with the copy must then sum no gradients over devices.
     """
 
     def own(path: Any, x: jax.Array, spec: P) -> jax.Array:
+        x = jax.lax.pcast(x, tuple(name for name in axes if split_axis(spec, name) < 0), to="varying")
         axis = split_axis(spec, "data")
-        if axis >= 0:
-            x = _gathered(x, axis, kernels_as if kernels_as and path[-1].key == "kernel" else x.dtype)
-        missing = tuple(name for name in axes if split_axis(spec, name) < 0)
-        return jax.lax.pcast(x, missing, to="varying")
+        as_computed = kernels_as is not None and path[-1].key == "kernel"
+        return x if axis < 0 else _gathered(x, axis, kernels_as if as_computed else x.dtype)
 
     return jax.tree_util.tree_map_with_path(own, params, specs)
 

@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from simcse_jax.config import Config, row_length
 from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.corpus import Corpus, load_corpus
+from simcse_jax.data.masking import Masking
 from simcse_jax.data.positives import views_of
 from simcse_jax.data.tokenizer import load_tokenizer
+from simcse_jax.data.vocabulary import require_mask_token, vocabulary_of
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.errors import UserError
-from simcse_jax.evaluation.graded_pairs import GradedPairs, load_graded_pairs
-from simcse_jax.evaluation.sts import evaluate_pairs
+from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.hosts.agreement import first_says, is_first, require_equal, together
+from simcse_jax.training.dev import Dev, Scores, make_dev, make_perplexity
 from simcse_jax.training.folder import (
     TOKENIZER,
     claimed,
@@ -36,13 +39,11 @@ from simcse_jax.training.folder import (
 from simcse_jax.training.mesh import make_mesh, place
 from simcse_jax.training.model import first_params, local_model, make_encoder, write_tokenizer
 from simcse_jax.training.optimizer import make_schedule
-from simcse_jax.training.program import Program, make_program
+from simcse_jax.training.program import Program, make_encode, make_program
 from simcse_jax.training.state import TrainState, init_state
 
 # Keys that may differ between the hosts of one run: where the same content lies there.
-LOCAL_KEYS = ("data.files", "data.cache_dir", "eval.data")
-
-Evaluate = Callable[[Any], dict[str, float]]
+LOCAL_KEYS = ("data.files", "data.cache_dir", "eval.data", "mlm.validation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Run:
     total_steps: int
     learning_rate: Callable[[int], Any]
     initial_state: Callable[[], TrainState]
-    evaluate: Evaluate | None  # parameters -> dev scores; None without eval.data
+    dev: Dev | None  # how parameters are judged; None without eval.data and mlm.validation
 
 
 def prepare(config: Config, workdir: Path) -> Run:
@@ -88,7 +89,13 @@ def _assemble(config: Config, workdir: Path) -> Run:
         encoder = make_encoder(config, folder, len(tokenizer), mesh.devices.flat[0].platform)
         initial_params = first_params(config, encoder, folder, resumes)
         corpus, views, batches = load_data(config, tokenizer)
-    contents = {"data.files": corpus.fingerprint, "eval.data": pairs.fingerprint if pairs else ""}
+        with _about("mlm.validation", "held-out text, at least a batch of it"):
+            held_out = load_held_out(config, tokenizer) if config.mlm.validation else None
+    contents = {
+        "data.files": corpus.fingerprint,
+        "eval.data": pairs.fingerprint if pairs else "",
+        "mlm.validation": held_out[0].fingerprint if held_out else "",
+    }
     require_equal({f"the content of {key}": fingerprint for key, fingerprint in contents.items()})
     total_steps = config.train.total_steps(batches.steps_per_epoch)
     program = make_program(config, encoder, mesh, views, total_steps)
@@ -107,9 +114,13 @@ def _assemble(config: Config, workdir: Path) -> Run:
         total_steps=total_steps,
         learning_rate=make_schedule(config.optimizer, total_steps),
         initial_state=initial_state,
-        evaluate=_evaluation(pairs, SentenceEncoder(encoder, tokenizer, mesh, config.model.pooler)),
+        dev=make_dev(
+            pairs,
+            SentenceEncoder(encoder, tokenizer, mesh, config.model.pooler),
+            _perplexity(config, encoder, mesh, held_out[1]) if held_out else None,
+        ),
     )
-    info = run_info(run, pairs)
+    info = run_info(run, contents)
     with together():
         require_same_data(workdir, info)
     with together():
@@ -123,18 +134,49 @@ def load_data(config: Config, tokenizer: Any) -> tuple[Corpus, int, Batches]:
     """The tokenised data, how often each of its texts is encoded, and its batches."""
     files, columns = listed(config.data.files), listed(config.data.columns)
     corpus = load_corpus(files, tokenizer, config.data.max_length, columns, config.data.cache_dir or None)
-    views = views_of(config.data.positive, corpus.columns)
-    layout = Layout(config.train.batch_size, config.group_size, row_length(config.data), not config.data.packed)
-    return corpus, views, Batches(corpus, layout, config.train.seed)
+    views = views_of(config.data.positive, corpus.columns) if config.objective.loss != "none" else 0
+    return (
+        corpus,
+        views,
+        Batches(corpus, _layout(config), config.train.seed, _masking(config, tokenizer, config.train.seed)),
+    )
 
 
-def run_info(run: Run, pairs: GradedPairs | None) -> dict[str, Any]:
-    """What config.json of the run folder says: enough to tell one run from another, and to export its model."""
+def load_held_out(config: Config, tokenizer: Any) -> tuple[Corpus, Batches]:
+    """The tokenised text of mlm.validation, and its batches, which are the same whatever the run's seed."""
+    cache = config.data.cache_dir or None
+    corpus = load_corpus(listed(config.mlm.validation), tokenizer, config.data.max_length, cache_dir=cache)
+    return corpus, Batches(corpus, _layout(config), 0, _masking(config, tokenizer, seed=0))
+
+
+def _layout(config: Config) -> Layout:
+    return Layout(config.train.batch_size, config.group_size, row_length(config.data), not config.data.packed)
+
+
+def _masking(config: Config, tokenizer: Any, seed: int) -> Masking | None:
+    if not config.mlm.weight:
+        return None
+    vocabulary = vocabulary_of(tokenizer)
+    require_mask_token(vocabulary, f"mlm.weight = {config.mlm.weight}")
+    return Masking(vocabulary, config.mlm.rate, config.mlm.whole_word, seed)
+
+
+def _perplexity(config: Config, encoder: Encoder, mesh: Mesh, held_out: Batches) -> Callable[[Any], Scores]:
+    no_dropout = encoder.clone(config=dataclasses.replace(encoder.config, dropout=0.0))
+    return make_perplexity(make_encode(config, no_dropout, mesh), held_out, mesh)
+
+
+def run_info(run: Run, contents: dict[str, str]) -> dict[str, Any]:
+    """What config.json of the run folder says: enough to tell one run from another, and to export its model.
+
+    contents: fingerprints of what is evaluated on, by its key.
+    """
     model = run.config.model
     return {
         "recipe": run.config.flat(),
         "encoder": dataclasses.asdict(run.encoder.config),
         "has_head": run.encoder.has_head,
+        "has_mlm_head": run.encoder.has_mlm_head,
         "pooler": model.pooler,
         "train_pooler": model.train_pooler,
         "tokenizer": TOKENIZER,
@@ -144,7 +186,8 @@ def run_info(run: Run, pairs: GradedPairs | None) -> dict[str, Any]:
             "examples": run.corpus.report.examples,
             "fingerprint": run.corpus.fingerprint,
         },
-        "eval": {"data": run.config.eval.data, "fingerprint": pairs.fingerprint if pairs else ""},
+        "eval": {"data": run.config.eval.data, "fingerprint": contents["eval.data"]},
+        "validation": {"files": run.config.mlm.validation, "fingerprint": contents["mlm.validation"]},
         "total_steps": run.total_steps,
     }
 
@@ -161,19 +204,3 @@ def _about(key: str, takes: str) -> Iterator[None]:
 def listed(value: str) -> list[str]:
     """The parts of a comma-separated value."""
     return [part.strip() for part in value.split(",") if part.strip()]
-
-
-def _evaluation(pairs: GradedPairs | None, sentences: SentenceEncoder) -> Evaluate | None:
-    """A function from parameters to their scores on the dev pairs; None when there are none.
-
-    Encoding is shared by all processes. Each has the whole result and scores it; process 0's figures count, so that
-    all keep and stop alike even if their processors round differently.
-    """
-    if pairs is None:
-        return None
-
-    def evaluate(params: Any) -> dict[str, float]:
-        scores = evaluate_pairs(lambda texts: sentences.encode(params, texts), pairs)
-        return json.loads(first_says(json.dumps(scores)))
-
-    return evaluate

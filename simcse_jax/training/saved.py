@@ -59,7 +59,8 @@ def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
         require_intact(newest)
     except (OSError, ValueError) as error:
         raise UserError(f"{newest} is damaged: {error}.\nPut back a copy, or train again.") from error
-    params = _arrays(newest / "params", parameter_shapes(Encoder(config, dtype, dtype, has_head=info["has_head"])))
+    encoder = Encoder(config, dtype, dtype, has_head=info["has_head"], has_mlm_head=info["has_mlm_head"])
+    params = _arrays(newest / "params", parameter_shapes(encoder))
     return params, info | {"scores": _json(newest / "scores"), "step": max(steps)}
 
 

@@ -1,9 +1,11 @@
 """What the compiled step sends between 8 devices, keeps, and compiles."""
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import base
@@ -35,6 +37,37 @@ def compiled(fsdp: int, groups_at_once: int) -> tuple[list[Collective], int]:
     return collectives(made.as_text()), made.memory_analysis().argument_size_in_bytes
 
 
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a jaxpr, those of the jaxprs within it too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+@pytest.mark.parametrize(("fsdp", "groups_at_once"), [(1, 0), (1, 1), (2, 0), (8, 0)])
+def test_gradients_are_summed_in_full_whatever_the_encoder_computes_in(fsdp: int, groups_at_once: int) -> None:
+    recipe = base.get_config()
+    changes: dict[str, Any] = {"data.files": "none", "train.batch_size": BATCH, "mesh.fsdp": fsdp}
+    changes |= {"train.groups_at_once": groups_at_once, "model.dtype": "bfloat16"}
+    recipe.update_from_flattened_dict(changes)
+    config = resolve(recipe, (), 8)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    program = make_program(config, Encoder(CONFIG, jnp.bfloat16, has_head=True), mesh, views=2, total_steps=10)
+    traced = jax.make_jaxpr(program.train_step)(program.shapes, batch_shapes(config, mesh, 1, 23, 64))
+    found = list(equations(traced.jaxpr))
+    summed = {
+        x.aval.dtype for one in found if one.primitive.name.startswith(("reduce_scatter", "psum")) for x in one.invars
+    }
+    assert jnp.dtype(jnp.float32) in summed
+    assert jnp.dtype(jnp.bfloat16) not in summed
+    sent = {x.aval.dtype for one in found if one.primitive.name.startswith("all_gather") for x in one.invars}
+    # The negative case: alone over `data`, kernels are gathered in half.
+    assert (jnp.dtype(jnp.bfloat16) in sent) == (fsdp == 1 and not groups_at_once)
+
+
 PARAMETERS = parameter_shapes(Encoder(CONFIG, has_head=True))
 
 
@@ -60,7 +93,8 @@ def test_embeddings_and_parameters_are_gathered_once_and_gradients_scattered_onc
     assert total.keys() == {"all-gather", "reduce-scatter", "all-reduce"}
     assert split + embeddings - total["all-gather"] in (0, unused)
     assert (split + embeddings) // 8 - total["reduce-scatter"] in (0, unused // 8)
-    norms = 2 * 4 * len(jax.tree.leaves(PARAMETERS))  # bytes: of each gradient and parameter, a sum over its parts
+    # Bytes: of each of eight arrays that are split, sums over its parts, for clipping and for the norms in the log.
+    norms = 3 * 4 * 8
     assert 0 <= total["all-reduce"] - (size(PARAMETERS) - split + METRICS) <= norms
 
 

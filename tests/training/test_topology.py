@@ -11,13 +11,22 @@ from jax.sharding import Mesh
 
 from simcse_jax.config import OptimizerConfig
 from simcse_jax.data.batches import Batches, Layout
+from simcse_jax.data.masking import Masking
+from simcse_jax.data.vocabulary import Vocabulary
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.init import init_params
 from simcse_jax.objective.contrastive import make_info_nce
 from simcse_jax.training.mesh import make_mesh, state_shardings
 from simcse_jax.training.optimizer import make_optimizer
 from simcse_jax.training.state import init_state
-from simcse_jax.training.step import compile_train_step, make_embed_groups, make_loss, make_train_step
+from simcse_jax.training.step import (
+    compile_train_step,
+    make_encode_batch,
+    make_encode_groups,
+    make_loss,
+    make_train_step,
+)
 
 CONFIG = EncoderConfig("bert", 200, 32, 2, 4, 64, max_position_embeddings=32)
 BATCH, MAX_LENGTH, EXAMPLES = 32, 16, 200
@@ -66,34 +75,58 @@ LAYOUTS = (
 )
 
 
-def build(case: Case, columns: int, dtype: Any, **objective: Any) -> tuple[Mesh, Batches, Any, Any, int]:
-    """What a layout needs to run: mesh, batches, loss, initial parameters, views."""
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What is trained, whatever the layout."""
+
+    columns: int = 1
+    contrastive: bool = True
+    mlm: float = 0.0
+
+    @property
+    def keys(self) -> int:
+        """Dropout keys of a step."""
+        return self.contrastive * (2 if self.columns == 1 else 1) + (self.mlm > 0)
+
+
+KINDS = {
+    "dropout": Kind(),
+    "hard negatives": Kind(3),
+    "dropout and MLM": Kind(mlm=0.5),
+    "MLM": Kind(contrastive=False, mlm=1.0),
+}
+VOCABULARY = Vocabulary(np.arange(200) < 5, np.arange(200) > 150, mask_id=4)
+
+
+def build(case: Case, kind: Kind, dtype: Any, **objective: Any) -> tuple[Mesh, Batches, Any, Any]:
+    """What a layout needs to run: mesh, batches, loss, initial parameters."""
     mesh = make_mesh(case.devices // case.fsdp, case.fsdp)
     layout = Layout(BATCH, case.group, case.row_length, case.one_per_row)
-    batches = Batches(RandomExamples(columns), layout, seed=3)
-    encoder = Encoder(CONFIG, dtype, dtype, has_head=True, unroll=case.unroll, remat=case.remat)
-    one_group = jax.tree.map(lambda x: x[0], batches(0).groups)
-    params = jax.jit(lambda: Encoder(CONFIG, dtype, dtype, has_head=True).init(jax.random.key(1), one_group, "cls"))()
-    info_nce = make_info_nce(mesh, **objective, tile=case.tile)
-    loss = make_loss(make_embed_groups(encoder, "cls", case.group, mesh), info_nce, mesh, case.groups_at_once, dtype)
-    return mesh, batches, loss, params["params"], 2 if columns == 1 else 1
+    masking = Masking(VOCABULARY, 0.3, whole_word=True, seed=3) if kind.mlm else None
+    batches = Batches(RandomExamples(kind.columns), layout, 3, masking)
+    encoder = Encoder(CONFIG, dtype, dtype, has_head=True, has_mlm_head=kind.mlm > 0)
+    params = jax.jit(lambda: init_params(encoder, 1))()
+    info_nce = make_info_nce(mesh, **objective, tile=case.tile) if kind.contrastive else None
+    encode = make_encode_groups(encoder.clone(unroll=case.unroll, remat=case.remat), "cls", case.group, mesh)
+    loss = make_loss(make_encode_batch(encode, mesh, case.groups_at_once, dtype), info_nce, kind.mlm)
+    return mesh, batches, loss, params
 
 
-def gradients(case: Case, columns: int, **objective: Any) -> tuple[float, Any]:
-    mesh, batches, loss, params, views = build(case, columns, jnp.float32, **objective)
-    keys = jnp.arange(2 * views, dtype=jnp.uint32).reshape(views, 2) + jnp.uint32(7)
+def gradients(case: Case, kind: Kind, **objective: Any) -> tuple[float, Any]:
+    mesh, batches, loss, params = build(case, kind, jnp.float32, **objective)
+    keys = jnp.arange(2 * kind.keys, dtype=jnp.uint32).reshape(kind.keys, 2) + jnp.uint32(7)
     with jax.sharding.set_mesh(mesh):
         (value, _), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batches(2), keys)
     return float(value), jax.device_get(grads)
 
 
-def parameters_after(case: Case, steps: int, columns: int) -> tuple[list[float], Any]:
+def parameters_after(case: Case, steps: int, kind: Kind) -> tuple[list[float], Any]:
     """Losses and final parameters of a run in float64."""
-    mesh, batches, loss, params, views = build(case, columns, jnp.float64, hard_negative_weight=2.0)
+    mesh, batches, loss, params = build(case, kind, jnp.float64, hard_negative_weight=2.0)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), steps)
     shardings = state_shardings(mesh, jax.eval_shape(lambda p: init_state(p, optimizer, 5), params))
     state = jax.device_put(init_state(params, optimizer, 5), shardings)
-    step = compile_train_step(make_train_step(loss, optimizer, views), mesh, shardings)
+    step = compile_train_step(make_train_step(loss, optimizer, kind.keys), mesh, shardings, kind.mlm > 0)
     losses = []
     for n in range(steps):
         state, metrics = step(state, batches(n))
@@ -101,14 +134,15 @@ def parameters_after(case: Case, steps: int, columns: int) -> tuple[list[float],
     return losses, jax.device_get(state.params)
 
 
-@pytest.mark.parametrize("columns", [1, 3], ids=["dropout", "hard negatives"])
-def test_gradients_are_equal_on_every_layout(columns: int) -> None:
-    options: dict = {"hard_negative_weight": 2.0, "symmetric": True} if columns == 3 else {}
-    loss, reference = gradients(Case("1 device"), columns, **options)
+@pytest.mark.parametrize("name", ["dropout", "hard negatives", "dropout and MLM"])
+def test_gradients_are_equal_on_every_layout(name: str) -> None:
+    kind = KINDS[name]
+    options: dict = {"hard_negative_weight": 2.0, "symmetric": True} if kind.columns == 3 else {}
+    loss, reference = gradients(Case("1 device"), kind, **options)
     largest = max(float(np.abs(g).max()) for g in jax.tree.leaves(reference))
     assert largest > 1e-3
     for case in LAYOUTS:
-        other_loss, grads = gradients(case, columns, **options)
+        other_loss, grads = gradients(case, kind, **options)
         assert other_loss == pytest.approx(loss, abs=1e-5), case.name
         gap = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), grads, reference)
         assert max(jax.tree.leaves(gap)) < 1e-5 * largest, case.name
@@ -116,26 +150,21 @@ def test_gradients_are_equal_on_every_layout(columns: int) -> None:
 
 def test_another_dropout_key_gives_another_gradient() -> None:
     """The negative case: were dropout off, all layouts would agree for free."""
-    _, batches, loss, params, views = build(Case("1 device"), 1, jnp.float32)
-    values = [
-        float(
-            jax.jit(loss)(
-                params, batches(2), jnp.full((views, 2), n, jnp.uint32) + jnp.arange(2, dtype=jnp.uint32)[:, None]
-            )[0]
-        )
-        for n in (1, 2)
-    ]
+    _, batches, loss, params = build(Case("1 device"), Kind(), jnp.float32)
+    keys = jnp.arange(2, dtype=jnp.uint32)[:, None]
+    values = [float(jax.jit(loss)(params, batches(2), jnp.full((2, 2), n, jnp.uint32) + keys)[0]) for n in (1, 2)]
     assert abs(values[0] - values[1]) > 1e-4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("columns", [1, 3], ids=["dropout", "hard negatives"])
-def test_parameters_after_30_steps_are_equal_on_every_layout(columns: int) -> None:
+@pytest.mark.parametrize("name", KINDS)
+def test_parameters_after_30_steps_are_equal_on_every_layout(name: str) -> None:
+    kind = KINDS[name]
     with jax.enable_x64(True):
-        losses, reference = parameters_after(Case("1 device"), 30, columns)
+        losses, reference = parameters_after(Case("1 device"), 30, kind)
         assert losses[-1] < losses[0]
         for case in (*LAYOUTS[1::2], *(case for case in LAYOUTS if "unrolled, a group" in case.name)):
-            other, params = parameters_after(case, 30, columns)
+            other, params = parameters_after(case, 30, kind)
             np.testing.assert_allclose(other, losses, atol=1e-9, err_msg=case.name)
             gap = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, reference)
             assert max(jax.tree.leaves(gap)) < 1e-9, case.name

@@ -1,0 +1,92 @@
+"""Masked copies of sentences: BERT's masking (Devlin et al. 2019, section 3.1 and appendix A.1).
+
+What is masked is a function of (seed, step) and of the token's place in its sentence of the global batch, never of the
+group, row or host that happens to hold it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from simcse_jax.data.hashing import token_bits
+from simcse_jax.data.vocabulary import Vocabulary, require_mask_token
+from simcse_jax.group import Group, Masked
+
+# Of the tokens to predict, so many are replaced by the mask and by a random token; the rest stay what they are.
+MASKED, REPLACED = 0.8, 0.1
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How sentences are masked; call it on a group to have its masked copy.
+
+    rate: share of the tokens of text to predict, in (0, 1). whole_word: choose words, not their pieces.
+    """
+
+    vocabulary: Vocabulary
+    rate: float
+    whole_word: bool
+    seed: int
+
+    def __call__(self, group: Group, step: int) -> Masked:
+        """The masked copy of one group int32[R, T] at a step.
+
+        Of each sentence with n tokens of text, rate * n are chosen, rounded up or down by chance so that the share is
+        `rate` exactly; of whole words, as many as stay within that.
+        """
+        key = np.random.SeedSequence([self.seed, step, 0x6D6C6D]).generate_state(4)  # "mlm"
+        row_length = group.ids.shape[1]
+        at = np.flatnonzero(group.segments)  # places of tokens, sentence by sentence
+        ids, positions = group.ids.ravel()[at], group.positions.ravel()[at]
+        numbers = group.sentences.ravel()[at]
+        begins = positions == 0
+        sentence = np.cumsum(begins) - 1  # which of the group's, in the order of the rows
+        bits = [token_bits(key[n], numbers, positions) for n in range(3)]
+        chances = token_bits(key[3], numbers[begins], positions[begins]) / 2**32
+
+        text = ~self.vocabulary.special[ids]
+        wanted = np.floor(self.rate * np.bincount(sentence[text], minlength=len(chances)) + chances).astype(np.int64)
+        starts = self.vocabulary.word_starts(ids, begins) if self.whole_word else text
+        chosen = np.flatnonzero(_chosen(sentence, text, starts, bits[0], wanted))
+
+        mask_id, regular = require_mask_token(self.vocabulary, "mlm.weight"), self.vocabulary.regular
+        what = bits[1][chosen] / 2**32
+        random_ids = regular[bits[2][chosen] % len(regular)]
+        new = np.where(what < MASKED, mask_id, np.where(what < MASKED + REPLACED, random_ids, ids[chosen]))
+        masked = group.ids.copy()
+        masked.ravel()[at[chosen]] = new
+        sentences = group.first_tokens.shape[0]
+        places, labels = np.zeros((2, places_of(self.rate, len(group.ids), row_length, sentences)), np.int32)
+        places[: len(chosen)] = at[chosen]
+        labels[: len(chosen)], labels[len(chosen) :] = ids[chosen], -1
+        return Masked(masked, places, labels)
+
+
+def places_of(rate: float, rows: int, row_length: int, sentences: int) -> int:
+    """Places of a group int32[rows, row_length] of so many sentences: as many as it can ever need."""
+    return math.ceil(rate * rows * row_length) + sentences
+
+
+def _chosen(
+    sentence: np.ndarray, text: np.ndarray, starts: np.ndarray, bits: np.ndarray, wanted: np.ndarray
+) -> np.ndarray:
+    """bool[n]: the tokens of the words that are taken, in the order of their bits, as long as they fit.
+
+    sentence int[n], ascending; text, starts bool[n]: tokens of text, and those that begin a word; wanted int[S].
+    """
+    word = np.cumsum(starts) - 1
+    sizes = np.bincount(word[text], minlength=int(starts.sum()))
+    owner, draw = sentence[starts], bits[starts]
+    order = np.lexsort((draw, owner))
+    first = np.searchsorted(owner[order], np.arange(len(wanted) + 1))
+    rank = np.arange(len(order)) - first[owner[order]]
+    taken, free = np.zeros(len(sizes), bool), wanted.copy()
+    for turn in range(int(rank.max(initial=-1)) + 1):
+        words = order[rank == turn]
+        fits = words[sizes[words] <= free[owner[words]]]
+        taken[fits] = True
+        free[owner[fits]] -= sizes[fits]
+    return text & taken[word] if len(taken) else text & False

@@ -1,0 +1,52 @@
+"""The head of masked language modelling: hidden states to scores of the vocabulary, and the encoder with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from simcse_jax.encoder.activations import ACTIVATIONS
+from simcse_jax.encoder.bert import Encoder, embeddings
+from simcse_jax.encoder.layer import Part
+from simcse_jax.group import Group, Masked
+
+
+class MlmHead(Part):
+    """BERT's: dense, activation, norm, then the word embeddings, transposed, and a bias.
+
+    Parameters: dense, norm, bias [V].
+    """
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, words: jax.Array) -> jax.Array:
+        """Scores of at least float32 [..., V], of hidden [..., D] and the word embeddings [V, D]."""
+        width = (self.config.hidden_size,)
+        x = self.dense("dense", width, width)(hidden.astype(self.dtype))
+        x = self.norm("norm")(ACTIVATIONS[self.config.hidden_act](x))
+        bias = self.param("bias", nn.initializers.zeros, (self.config.vocab_size,), self.param_dtype)
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        flat = x.reshape(-1, x.shape[-1])
+        scores = jnp.einsum("nd,vd->nv", flat, words.astype(self.dtype), preferred_element_type=wide)
+        scores = scores + jnp.broadcast_to(bias.astype(wide), scores.shape)
+        return scores.reshape(*hidden.shape[:-1], -1)
+
+
+def head_of(encoder: Encoder) -> MlmHead:
+    """The head that goes with an encoder."""
+    return MlmHead(encoder.config, encoder.dtype, encoder.param_dtype)
+
+
+def mlm_scores(encoder: Encoder, params: Any, group: Group, masked: Masked, key: jax.Array | None = None) -> jax.Array:
+    """float32[G, M, V]: for each place of the masked copies, the scores of what stood there.
+
+    group, masked: of G groups, stacked. params: the encoder's, with the head's under "mlm". key: uint32[2], turns
+    dropout on. The head, and the last layer's later products, run at the places alone.
+    """
+    at_places = group._replace(ids=masked.ids, first_tokens=masked.places, lengths=jnp.ones_like(masked.places))
+    hidden = embeddings(encoder, params, at_places, "cls_before_pooler", key)
+    scores = head_of(encoder).apply({"params": params["mlm"]}, hidden, params["embeddings"]["word"])
+    assert isinstance(scores, jax.Array)  # Linen returns a pair only when collections are mutable
+    return scores

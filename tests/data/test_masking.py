@@ -1,0 +1,146 @@
+"""Masked copies: how much is hidden and by what, where words begin, and that layouts hide the same."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from simcse_jax.data.batches import Batches, Layout
+from simcse_jax.data.masking import Masking, places_of
+from simcse_jax.data.vocabulary import Vocabulary
+from simcse_jax.group import Group, Masked
+
+VOCAB, SPECIAL, MASK = 300, 5, 4
+CONTINUES = np.arange(VOCAB) >= 200  # a third of the words' tokens go on with the word before
+VOCABULARY = Vocabulary(np.arange(VOCAB) < SPECIAL, CONTINUES, MASK)
+
+
+class Sentences:
+    """E sentences of random tokens between [CLS] = 2 and [SEP] = 3."""
+
+    def __init__(self, examples: int, longest: int = 40):
+        rng = np.random.default_rng(0)
+        self.lengths = rng.integers(3, longest + 1, (examples, 1)).astype(np.int32)
+        self.hashes = np.arange(examples, dtype=np.uint64)[:, None]
+        self.tokens = rng.integers(SPECIAL, VOCAB, (examples, longest)).astype(np.int32)
+
+    def token_ids(self, rows: np.ndarray) -> list[list[np.ndarray]]:
+        return [[np.r_[2, self.tokens[r, : self.lengths[r, 0] - 2], 3].astype(np.int32)] for r in rows]
+
+
+def masking(rate: float = 0.15, whole_word: bool = False, seed: int = 0) -> Masking:
+    return Masking(VOCABULARY, rate, whole_word, seed)
+
+
+def made(
+    examples: int, how: Masking | None, group: int = 64, row_length: int = 64, step: int = 0, **layout: Any
+) -> Any:
+    return Batches(Sentences(examples), Layout(examples, group, row_length, **layout), 0, how)(step)
+
+
+def by_token(groups: Group, masked: Masked) -> dict[tuple[int, int], tuple[int, int]]:
+    """(sentence, position) -> (id in the masked copy, label), of every token to predict."""
+    found = {}
+    for g in range(len(groups.ids)):
+        used = masked.labels[g] >= 0
+        flat = [field[g].ravel()[masked.places[g][used]] for field in (groups.sentences, groups.positions, masked.ids)]
+        for sentence, position, new, label in zip(*flat, masked.labels[g][used], strict=True):
+            found[int(sentence), int(position)] = int(new), int(label)
+    return found
+
+
+@pytest.mark.parametrize("rate", [0.15, 0.4])
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_so_many_are_hidden_four_fifths_of_them_by_the_mask(rate: float, whole_word: bool) -> None:
+    batch = made(4096, masking(rate, whole_word))
+    used = batch.masked.labels >= 0
+    new = np.take_along_axis(batch.masked.ids.reshape(len(used), -1), batch.masked.places, 1)[used]
+    old = np.take_along_axis(batch.groups.ids.reshape(len(used), -1), batch.masked.places, 1)[used]
+    np.testing.assert_array_equal(old, batch.masked.labels[used])
+    assert old.min() >= SPECIAL
+    text = int((batch.groups.ids >= SPECIAL).sum())
+    share = used.sum() / text
+    if whole_word:
+        assert 0.8 * rate < share < rate  # words that no longer fit are passed over
+    else:
+        assert abs(share - rate) < 4 * 0.5 * np.sqrt(4096) / text + 1e-9  # each sentence is rounded by chance
+    kinds = [(new == MASK).sum(), ((new != MASK) & (new != old)).sum(), (new == old).sum()]
+    at_random = 0.1 * (1 - 1 / (VOCAB - SPECIAL))  # a random token may be the old one
+    expected = np.array([0.8, at_random, 0.2 - at_random]) * used.sum()
+    assert stats.chisquare(kinds, expected).pvalue > 1e-3
+    replaced = new[(new != MASK) & (new != old)]
+    assert stats.chisquare(np.bincount(replaced, minlength=VOCAB)[SPECIAL:]).pvalue > 1e-3
+
+
+def test_every_place_of_a_sentence_is_chosen_alike() -> None:
+    counts = np.zeros(40)
+    sentences = Sentences(512, 40)
+    sentences.lengths[:] = 40
+    batches = Batches(sentences, Layout(512, 64, 64), 0, masking())
+    for step in range(20):
+        batch = batches(step)
+        assert batch.masked
+        for _, position in by_token(batch.groups, batch.masked):
+            counts[position] += 1
+    assert counts[0] == counts[39] == 0  # [CLS], [SEP]
+    assert stats.chisquare(counts[1:39]).pvalue > 1e-3
+
+
+def test_nothing_else_changes_and_the_contrastive_inputs_hold_no_mask() -> None:
+    batch, plain = made(256, masking()), made(256, None)
+    assert plain.masked is None
+    for ours, theirs in zip(batch.groups, plain.groups, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert not (batch.groups.ids == MASK).any()
+    assert (batch.masked.ids == MASK).any()
+    hidden = np.zeros(batch.groups.ids.shape, bool).reshape(len(batch.groups.ids), -1)
+    for g, places in enumerate(batch.masked.places):
+        hidden[g, places[batch.masked.labels[g] >= 0]] = True
+    kept = ~hidden.reshape(batch.groups.ids.shape)
+    np.testing.assert_array_equal(batch.masked.ids[kept], batch.groups.ids[kept])
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_layouts_hide_the_same_and_steps_and_seeds_do_not(whole_word: bool) -> None:
+    how = masking(whole_word=whole_word)
+    first = made(256, how)
+    expected = by_token(first.groups, first.masked)
+    assert len(expected) > 500
+    for other in (made(256, how, group=16), made(256, how, 32, 40, one_per_row=True), made(256, how)):
+        assert by_token(other.groups, other.masked) == expected
+    group = Group(*(field[0] for field in first.groups))
+    again = how(group, 0)
+    assert by_token(Group(*(x[None] for x in group)), Masked(*(x[None] for x in again))).items() <= expected.items()
+    for other in (how(group, 1), dataclasses.replace(how, seed=1)(group, 0)):
+        assert not np.array_equal(other.ids, again.ids)
+
+
+def test_whole_words_are_taken_whole() -> None:
+    batch = made(1024, masking(0.3, whole_word=True))
+    hidden = by_token(batch.groups, batch.masked)
+    tokens = {}
+    for g in range(len(batch.groups.ids)):
+        at = np.flatnonzero(batch.groups.segments[g].ravel())
+        for s, p, i in zip(*(f[g].ravel()[at] for f in (*batch.groups[3:1:-1], batch.groups.ids)), strict=True):
+            tokens[int(s), int(p)] = int(i)
+    split = 0
+    for (sentence, position), token in tokens.items():
+        if token >= 200 and position > 1:  # goes on with the word of the token before
+            assert ((sentence, position) in hidden) == ((sentence, position - 1) in hidden)
+            split += (sentence, position) in hidden
+    assert split > 500
+    single = by_token(batch.groups, made(1024, masking(0.3)).masked)
+    assert any(
+        tokens[s, p] >= 200 and p > 1 and (s, p - 1) not in single for s, p in single
+    )  # without whole_word, pieces are
+
+
+def test_places_suffice_at_the_worst() -> None:
+    """Sentences of one word each, every one rounded up."""
+    group = made(64, masking(0.9)).groups
+    assert places_of(0.9, group.ids.shape[1], 64, 64) >= (group.ids >= SPECIAL).sum() * 0.9
+    nothing = Group(*(np.zeros_like(field[0]) for field in group))
+    empty = masking()(nothing, 0)
+    assert (empty.labels == -1).all()

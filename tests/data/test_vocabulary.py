@@ -1,0 +1,76 @@
+"""What is special, and where words begin, for each kind of tokenizer."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
+from simcse_jax.data.vocabulary import require_mask_token, vocabulary_of
+from simcse_jax.errors import UserError
+
+TEXTS = ["unbelievable stories", "a story"] * 30 + ["believable able un"] * 10
+
+
+@pytest.fixture(scope="module")
+def wordpiece(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("wordpiece")
+    train_wordpiece(TEXTS, 60, folder)
+    return load_tokenizer(folder)
+
+
+def starts(tokenizer: Any, text: str) -> list[str]:
+    """The words of a text, their pieces put together."""
+    vocabulary, ids = vocabulary_of(tokenizer), np.array(tokenizer(text)["input_ids"])
+    begins = np.arange(len(ids)) == 0
+    words: list[str] = []
+    for token, first in zip(tokenizer.convert_ids_to_tokens(ids), vocabulary.word_starts(ids, begins), strict=True):
+        if token in tokenizer.all_special_tokens:
+            continue
+        piece = token.removeprefix("##").removeprefix("\u0120")
+        if first:
+            words.append(piece)
+        else:
+            words[-1] += piece
+    return words
+
+
+def test_wordpiece(wordpiece: Any) -> None:
+    vocabulary = vocabulary_of(wordpiece)
+    assert vocabulary.special.sum() == 5
+    assert vocabulary.mask_id == wordpiece.mask_token_id
+    assert len(vocabulary.regular) == len(wordpiece) - 5
+    assert len(wordpiece.tokenize("unbelievable stable")) > 2
+    assert starts(wordpiece, "unbelievable stable story") == ["unbelievable", "stable", "story"]
+
+
+def test_byte_level_bpe() -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    marks = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    letters = [*"abcdefghijklmnopqrstuvwxyz", "\u0120"]
+    words = {token: n for n, token in enumerate([*marks, *letters, "st", "\u0120st"])}
+    backend = Tokenizer(models.BPE(words, [("s", "t"), ("\u0120", "st")], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    roles = ("cls_token", "pad_token", "sep_token", "unk_token", "mask_token")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **dict(zip(roles, marks, strict=True)))
+    vocabulary = vocabulary_of(tokenizer)
+    assert vocabulary.special[:5].all()
+    assert not vocabulary.special[5:].any()
+    # The first word has no mark of its own, and begins all the same; "o" goes on with " st".
+    assert starts(tokenizer, "ab sto")[0] == "ab"
+    assert starts(tokenizer, "sto sto") == ["sto", "sto"]
+
+
+def test_without_a_mask_token(wordpiece: Any) -> None:
+    vocabulary = vocabulary_of(wordpiece)
+    assert require_mask_token(vocabulary, "mlm.weight = 1") == wordpiece.mask_token_id
+    with pytest.raises(
+        UserError, match=r"mlm.weight = 1 needs a tokenizer with a mask token.*\n.*--config.mlm.weight=0"
+    ):
+        require_mask_token(dataclasses.replace(vocabulary, mask_id=None), "mlm.weight = 1")

@@ -1,0 +1,112 @@
+"""The head of masked language modelling against PyTorch's, and its way to Hugging Face's classes and back."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from simcse_jax.data.packing import pack
+from simcse_jax.data.tokenizer import train_wordpiece
+from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.init import init_params, parameter_shapes
+from simcse_jax.encoder.mlm import mlm_scores
+from simcse_jax.encoder.pretrained import load_mlm_head, load_params, read_config, to_hugging_face
+from simcse_jax.group import Masked
+from simcse_jax.model_folder import export_model
+from tests.torch_models import FAMILIES, pad, random_model
+
+LENGTHS = (7, 12, 3, 9)
+
+
+def loaded(folder: Path) -> tuple[Encoder, Any]:
+    config = read_config(folder, dropout=0.1)
+    encoder = Encoder(config, has_mlm_head=True)
+    return encoder, load_params(folder, config, "none") | {"mlm": load_mlm_head(folder, config)}
+
+
+def masked_group(rng: np.random.Generator) -> tuple[list[np.ndarray], Any, Masked, list[tuple[int, int]]]:
+    """Sentences, their group, a "masked" copy that is the group itself, and (sentence, position) of each place."""
+    tokens = [rng.integers(5, 120, length).astype(np.int32) for length in LENGTHS]
+    group = pack(tokens, 16)
+    at = [(sentence, position) for sentence, length in enumerate(LENGTHS) for position in range(1, length, 2)]
+    places = [int(group.first_tokens[sentence]) + position for sentence, position in at]
+    labels = [int(tokens[sentence][position]) for sentence, position in at]
+    spare = np.zeros(3, np.int32)
+    masked = Masked(group.ids, np.r_[places, spare].astype(np.int32), np.r_[labels, spare - 1].astype(np.int32))
+    return tokens, group, masked, at
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_are_those_of_pytorch(family: str, unroll: bool, tmp_path: Path) -> None:
+    model = random_model(family, "ForMaskedLM")
+    model.save_pretrained(tmp_path)
+    encoder, params = loaded(tmp_path)
+    tokens, group, masked, at = masked_group(np.random.default_rng(0))
+    ids, mask = pad(tokens, encoder.config.pad_token_id)
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=mask).logits.numpy()
+    stacked = jax.tree.map(lambda x: x[None], (group, masked))
+    run = jax.jit(lambda params: mlm_scores(encoder.clone(unroll=unroll), params, *stacked))
+    found = np.asarray(run(params))
+    assert found.shape == (1, len(masked.places), 120)
+    np.testing.assert_allclose(
+        found[0, : len(at)], [expected[sentence, position] for sentence, position in at], rtol=2e-4, atol=2e-4
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_round_trip_under_the_names_of_the_masked_language_model(family: str, tmp_path: Path) -> None:
+    model = random_model(family, "ForMaskedLM")
+    model.save_pretrained(tmp_path)
+    encoder, params = loaded(tmp_path)
+    tensors = to_hugging_face(params, encoder.config)
+    stored = {name: tensor.numpy() for name, tensor in model.state_dict().items() if "decoder" not in name}
+    stored.pop(next((name for name in stored if name.endswith("position_ids")), ""), None)
+    assert tensors.keys() == stored.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor, stored[name], err_msg=name)
+
+
+def test_an_export_is_a_masked_language_model_and_an_encoder(tmp_path: Path) -> None:
+    random_model("bert", "ForMaskedLM").save_pretrained(tmp_path / "source")
+    encoder, params = loaded(tmp_path / "source")
+    train_wordpiece(["a story of stories"] * 5, 40, tmp_path / "tokenizer")
+    export_model(tmp_path / "out", params, encoder.config, tmp_path / "tokenizer", "avg", card={})
+    for kind in (transformers.AutoModelForMaskedLM, transformers.AutoModel):
+        _, report = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
+        missing = [name for name in report["missing_keys"] if "pooler" not in name]
+        assert not missing, report
+    masked = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
+    assert type(masked).__name__ == "BertForMaskedLM"
+    original = random_model("bert", "ForMaskedLM")
+    ids = torch.arange(5, 20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(masked(input_ids=ids).logits, original(input_ids=ids).logits)
+    again, params_again = loaded(tmp_path / "out")
+    assert again.config == encoder.config
+    jax.tree.map(np.testing.assert_array_equal, params_again, params)
+
+
+def test_random_heads_and_dropout() -> None:
+    _, group, masked, _ = masked_group(np.random.default_rng(1))
+    config = read_config_of_small()
+    encoder = Encoder(config, has_mlm_head=True)
+    params = jax.jit(lambda: init_params(encoder, 0))()
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda x: x.shape, parameter_shapes(encoder))
+    assert "mlm" not in parameter_shapes(encoder.clone(has_mlm_head=False))
+    stacked = jax.tree.map(lambda x: x[None], (group, masked))
+    run = jax.jit(lambda key: mlm_scores(encoder, params, *stacked, key=key))
+    one, two = (np.asarray(run(jnp.array([7, n], jnp.uint32))) for n in (1, 2))
+    assert np.abs(one - two).max() > 1e-3
+
+
+def read_config_of_small() -> Any:
+    from simcse_jax.encoder.config import EncoderConfig
+
+    return EncoderConfig("bert", 120, 32, 2, 4, 48, max_position_embeddings=40)

@@ -1,0 +1,94 @@
+"""Masked language modelling alone, and what starts from it."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from simcse_jax.data import demo
+from simcse_jax.errors import UserError
+from simcse_jax.model_folder import export_run
+from simcse_jax.training.description import describe
+from simcse_jax.training.metrics import read_metrics
+from simcse_jax.training.saved import load_best
+from tests.small_models import VOCABULARY, export_small, prepare_small, train_small
+
+# A recipe that starts from a folder, where `train_small` starts from random weights.
+FROM_FOLDER = {
+    "model__init": "pretrained",
+    "model__num_hidden_layers": 0,
+    "model__hidden_size": 0,
+    "model__num_attention_heads": 0,
+    "model__intermediate_size": 0,
+    "model__tokenizer": "",
+    "model__vocab_size": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of masked language modelling on the demo's sentences, with its model exported."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    (folder / "held_out.txt").write_text("\n".join(demo.sentences(seed=9, count=64)) + "\n")
+    run = train_small(
+        folder / "run",
+        folder / "cache",
+        objective__loss="none",
+        mlm__weight=1.0,
+        mlm__rate=0.3,
+        mlm__validation=str(folder / "held_out.txt"),
+        eval__data="",
+        eval__every_steps=20,
+        train__steps=60,
+        optimizer__learning_rate=3e-2,
+    )
+    export_run(run, folder / "model")
+    return folder
+
+
+def test_perplexity_falls_and_the_lowest_is_the_best(pretrained: Path) -> None:
+    lines = read_metrics(pretrained / "run")
+    found = {line["step"]: line["dev/perplexity"] for line in lines if "dev/perplexity" in line}
+    assert found.keys() == {0, 20, 40, 60}
+    assert found[0] == pytest.approx(VOCABULARY, rel=0.3)
+    assert found[60] < found[40] < found[20] < 0.6 * found[0]
+    _, info = load_best(pretrained / "run")
+    assert info["step"] == min(found, key=lambda step: found[step])
+    assert info["scores"]["perplexity"] == pytest.approx(min(found.values()), rel=1e-6)
+    of_steps = [line for line in lines if "mlm_loss" in line]
+    assert of_steps[-1]["loss"] == of_steps[-1]["mlm_loss"] < math.log(VOCABULARY)
+    assert "positive_cosine" not in of_steps[-1]
+
+
+def test_simcse_starts_from_it_with_its_head(pretrained: Path, tmp_path: Path) -> None:
+    flags = {**FROM_FOLDER, "model__name": str(pretrained / "model"), "train__steps": 4}
+    both = train_small(tmp_path / "both", tmp_path / "cache", mlm__weight=0.1, mlm__rate=0.3, **flags)
+    (first, *_) = (line for line in read_metrics(both) if "mlm_loss" in line)
+    alone = [line for line in read_metrics(pretrained / "run") if "mlm_loss" in line]
+    assert first["mlm_loss"] < 0.9 * alone[0]["mlm_loss"]  # a fresh head would begin where that run did
+    assert first["loss"] > first["mlm_loss"] * 0.1
+    assert "positive_cosine" in first
+    plain = train_small(tmp_path / "plain", tmp_path / "cache", **flags)
+    (line, *_) = (line for line in read_metrics(plain) if "loss" in line)
+    # The same sentences through the same dropout: the auxiliary loss comes on top, and changes no contrastive input.
+    assert line["loss"] == pytest.approx(first["loss"] - 0.1 * first["mlm_loss"], rel=1e-5)
+
+
+def test_a_run_says_that_it_masks(pretrained: Path) -> None:
+    kept = {"objective__loss": "none", "mlm__weight": 1.0, "mlm__rate": 0.3}
+    run = prepare_small(pretrained / "said", pretrained / "cache", **kept, mlm__whole_word=True, eval__data="")
+    text = "\n".join(describe(run))
+    assert "masked language modelling: alone; 30% of the tokens of each sentence in whole words" in text
+    assert run.dev is None
+
+
+def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
+    model = export_small(tmp_path)
+    with pytest.raises(UserError, match="has no masked-language-model head"):
+        train_small(tmp_path / "run", tmp_path / "cache", mlm__weight=0.1, model__name=str(model), **FROM_FOLDER)
+
+
+def test_too_little_held_out_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("a story\n")
+    with pytest.raises(UserError, match=r"--config.mlm.validation"):
+        train_small(tmp_path / "run", tmp_path / "cache", mlm__weight=1.0, mlm__validation=str(tmp_path / "few.txt"))
