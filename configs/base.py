@@ -100,14 +100,14 @@ def get_config() -> ConfigDict:
 
     config.mlm = ConfigDict()
     # Weight of a masked-language-modelling loss beside the contrastive one, on masked copies of the sentences; 0 =
-    # none. The paper's table 6 tries 0.01, 0.1 and 1. The head comes with the pretrained weights.
+    # none. The paper's appendix D tries 0.01, 0.1 and 1. The head comes with the pretrained weights.
     config.mlm.weight = 0.0
     # Share of the tokens to predict; of them 80 % are masked, 10 % replaced by random tokens.
     config.mlm.rate = 0.15
     # Mask whole words instead of their pieces.
     config.mlm.whole_word = False
-    # Held-out text, like data.files: its perplexity is logged with each evaluation, and decides which state is the
-    # best where there is no eval.data. "" = none.
+    # Held-out text, like data.files and with its data.columns: the perplexity of its whole batches is logged with each
+    # evaluation, and decides which state is the best where there is no eval.data. "" = none.
     config.mlm.validation = ""
 
     config.optimizer = ConfigDict()

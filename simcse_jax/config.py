@@ -323,6 +323,11 @@ def _check_losses(config: Config) -> None:
             "objective.loss = 'none' with mlm.weight = 0 leaves nothing to train.\n"
             "Use --config.mlm.weight=1, or --config.objective.loss=info_nce."
         )
+    if loss == "none" and config.model.has_head:
+        raise UserError(
+            "objective.loss = 'none' never trains the head of the pooler 'cls'.\n"
+            "Use --config.model.pooler=avg --config.model.train_pooler=avg."
+        )
     if mlm.validation and not mlm.weight:
         raise UserError(
             f"mlm.validation = {mlm.validation!r} has no effect with mlm.weight = 0: no head predicts anything.\n"

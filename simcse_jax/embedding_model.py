@@ -182,7 +182,8 @@ class EmbeddingModel:
 
     def _used(self, params: Any) -> Any:
         """The part of the parameters that this pooler uses, as float32."""
-        used = {key: value for key, value in params.items() if key != "head" or self.pooler == "cls"}
+        names = ("embeddings", "layers", "head") if self.pooler == "cls" else ("embeddings", "layers")
+        used = {name: params[name] for name in params if name in names}
         return jax.tree.map(lambda x: np.asarray(x, np.float32), used)
 
 

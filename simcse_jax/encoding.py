@@ -126,7 +126,9 @@ class SentenceEncoder:
                 return x
             return jax.make_array_from_callback(x.shape, self._whole, np.asarray(x).__getitem__)
 
-        return self._unstacked(jax.tree.map(place, params))
+        # What predicts tokens in training encodes nothing.
+        used = {name: params[name] for name in params if name != "mlm"}
+        return self._unstacked(jax.tree.map(place, used))
 
     def _results(self, params: Any, texts: tuple[str, ...]) -> Iterator[tuple[list[np.ndarray], jax.Array]]:
         """Pairs (for each group its sentences, float32[G, N, D]), each handed out when the next is under way."""

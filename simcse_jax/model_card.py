@@ -39,8 +39,8 @@ def model_card(
     ]
     if scores:
         at = f" (step {card['step']})" if "step" in card else ""
-        text = "Correlations are times 100. One seed says little: SimCSE's scores vary by about a point between seeds."
-        sections.append(f"## Scores{at}\n\n{_table(scores)}\n\n{text}")
+        text = "\n\nCorrelations are times 100. One seed says little: SimCSE's vary by about a point between seeds."
+        sections.append(f"## Scores{at}\n\n{_table(scores)}{text if 'spearman' in scores else ''}")
     if data:
         sections.append("## Data\n\n" + (_table(data) if isinstance(data, Mapping) else str(data)))
     if recipe:

@@ -76,6 +76,7 @@ def test_one_duration_given_on_the_command_line_replaces_the_recipe_s() -> None:
         ({"model__dropout": 0.0}, "the same vector"),
         ({"objective__loss": "nce"}, "objective.loss = 'nce': must be one of info_nce, none"),
         ({"objective__loss": "none"}, r"leaves nothing to train.\nUse --config.mlm.weight=1"),
+        ({"objective__loss": "none", "mlm__weight": 1.0}, "never trains the head of the pooler 'cls'"),
         ({"mlm__weight": -0.1}, "mlm.weight = -0.1: must be 0 or more"),
         ({"mlm__rate": 0.0}, "mlm.rate = 0.0: must be above 0 and below 1"),
         ({"mlm__rate": 1.0}, "mlm.rate = 1.0: must be above 0 and below 1"),

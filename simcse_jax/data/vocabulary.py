@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,16 +13,15 @@ from simcse_jax.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# How the pieces of a word are told from its beginning: WordPiece marks those that go on, the others those that begin.
-WORDPIECE = "##"
-BEGINS = ("\u0120", "\u2581")  # byte-level BPE (RoBERTa), SentencePiece (XLM-R, CamemBERT)
+# How words are told apart by tokenizers that mark where one begins: byte-level BPE (RoBERTa), SentencePiece (XLM-R).
+BEGINS = ("\u0120", "\u2581")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """The tokens of a tokenizer, V of them."""
 
-    special: np.ndarray  # bool[V]: [CLS], [PAD] and the like, which are no text
+    special: np.ndarray  # bool[V]: [CLS], [PAD] and the like, which are no text, and ids that no token has
     continues: np.ndarray  # bool[V]: goes on with the word of the token before it
     mask_id: int | None  # None where the tokenizer has no mask token
 
@@ -42,14 +42,25 @@ class Vocabulary:
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     """The vocabulary of a Hugging Face fast tokenizer."""
     tokens = tokenizer.get_vocab()
-    size = max(tokens.values()) + 1
-    special, continues = np.zeros((2, size), bool)
+    size = id_count(tokenizer)
+    special, continues = np.ones(size, bool), np.zeros(size, bool)
+    special[[*tokens.values()]] = False
     special[[*tokenizer.all_special_ids]] = True
-    marks = [mark for mark in BEGINS if any(token.startswith(mark) for token in tokens)]
+    backend: Any = tokenizer.backend_tokenizer
+    model = json.loads(backend.to_str())["model"]
+    prefix = model.get("continuing_subword_prefix")
     for token, number in tokens.items():
-        continues[number] = not token.startswith(tuple(marks)) if marks else token.startswith(WORDPIECE)
+        if prefix:
+            continues[number] = token.startswith(prefix)
+        elif model["type"] in ("BPE", "Unigram"):
+            continues[number] = not token.startswith(BEGINS)
     mask_id = tokenizer.mask_token_id
     return Vocabulary(special, continues, mask_id if isinstance(mask_id, int) else None)
+
+
+def id_count(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The rows that a table of embeddings needs: one more than the largest id, whatever is missing below it."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def require_mask_token(vocabulary: Vocabulary, key: str) -> int:

@@ -49,7 +49,9 @@ def pooling_modules(pooler: str, config: EncoderConfig, tensors: Mapping[str, np
     if pooler == "cls":
         dense = {"in_features": width, "out_features": width, "bias": True}
         tanh = {"activation_function": "torch.nn.modules.activation.Tanh"}
-        head = {f"linear.{part}": tensors[f"pooler.dense.{part}"] for part in ("weight", "bias")}
+        # Its name has a prefix where there is a head of masked language modelling too.
+        found = {part: name for name in tensors for part in ("weight", "bias") if name.endswith(f"pooler.dense.{part}")}
+        head = {f"linear.{part}": tensors[name] for part, name in found.items()}
         modules.append(("Dense", dense | tanh, head))
     return modules
 

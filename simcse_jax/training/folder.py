@@ -26,6 +26,15 @@ from simcse_jax.whole_file import write_whole_text
 TOKENIZER = "tokenizer"
 # How long a network file system may take to show one host what another has written.
 APPEARS_S = 30.0
+# What run folders of before masked language modelling do not say.
+OLDER = {"has_mlm_head": False, "validation": {"files": "", "fingerprint": ""}}
+OLDER_RECIPE = {
+    "objective.loss": "info_nce",
+    "mlm.weight": 0.0,
+    "mlm.rate": 0.15,
+    "mlm.whole_word": False,
+    "mlm.validation": "",
+}
 # What the differences between two runs are told by, beside the recipe: names in config.json.
 FINGERPRINTS = {
     "data": "the training data's content",
@@ -134,8 +143,8 @@ def read_run_info(workdir: Path) -> dict[str, Any] | None:
         return None
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
-        if {"recipe", "encoder", "pooler", *FINGERPRINTS} <= info.keys():
-            return info
+        if {"recipe", "encoder", "pooler", "data", "eval"} <= info.keys():
+            return OLDER | info | {"recipe": OLDER_RECIPE | info["recipe"]}
     except (ValueError, AttributeError):
         pass
     raise UserError(f"{path} is not the config.json of a run of simcse_jax.\nGive another folder with --workdir=DIR.")

@@ -216,15 +216,16 @@ class _Loop:
         progress.stale_evaluations = 0 if best else progress.stale_evaluations + 1
         if best:
             progress.best_step, progress.best_score = step, score
-            self.checkpoints.save_best(step, params, {"data": self.run.config.eval.data, **scores})
+            data = self.run.config.eval.data or self.run.config.mlm.validation
+            self.checkpoints.save_best(step, params, {"data": data, **scores})
         self.display.score(step, measure.words, measure.shown(score), best)
         if falling(progress.history):
             self.display.say(
-                f"warning: the dev score fell {FALLING_EVALUATIONS} times in a row while the loss fell: the model is "
-                "fitting something else.\nThe best is kept; a lower learning rate or fewer steps usually help."
+                f"warning: {measure.words} got worse {FALLING_EVALUATIONS} times in a row while the loss fell: the "
+                "model is fitting something else.\nThe best is kept; a lower learning rate or fewer steps usually help."
             )
         if self._out_of_patience():
-            self.display.say(f"stopping: no better dev score in {progress.stale_evaluations} evaluations")
+            self.display.say(f"stopping: no better {measure.words} in {progress.stale_evaluations} evaluations")
             return False
         return True
 

@@ -13,7 +13,9 @@ import jax
 
 from simcse_jax.config import Config
 from simcse_jax.data.batches import Batches
+from simcse_jax.data.masking import places_of
 from simcse_jax.data.tokenizer import load_tokenizer
+from simcse_jax.data.vocabulary import id_count
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS
 from simcse_jax.training.collectives import collectives
@@ -57,7 +59,7 @@ class Planner:
         with tempfile.TemporaryDirectory() as draft:
             write_tokenizer(config.model, folder, files, columns, Path(draft))
             tokenizer = load_tokenizer(draft)
-        self.encoder = make_encoder(config, folder, len(tokenizer), chips.devices[0].platform)
+        self.encoder = make_encoder(config, folder, id_count(tokenizer), chips.devices[0].platform)
         self.corpus, self.views, self.batches = load_data(config, tokenizer)
         self.rows = self.batches.planned_rows
 
@@ -105,18 +107,30 @@ class Planner:
         config, layout = self.encoder.config, self.batches.layout
         width, length = config.hidden_size, layout.row_length
         groups = batch_size // layout.group_size // self.mesh.size
-        tokens = self.views * groups * self.rows * length
+        rows = groups * self.rows * length  # positions that one view encodes
+        sentences = groups * len(self.corpus.columns) * layout.group_size
+        mlm = self.config.mlm
+        places = groups * places_of(mlm.rate, self.rows, length, sentences // groups) if mlm.weight else 0
+        masked = mlm.weight > 0
+        tokens = (self.views + masked) * rows
         layer = 2 * (4 * width * width + 2 * width * config.intermediate_size) + 4 * length * width
         again = bool(self.config.train.groups_at_once) + self.config.model.remat
         encoder = (3 + again) * tokens * config.num_hidden_layers * layer
         encoder += tokens * config.num_hidden_layers * 2 * length * width  # backward, scores are made again
-        if self.encoder.unroll and self.config.model.train_pooler not in AVERAGED_LAYERS:
-            # The last layer's later products are of the sentences' first tokens alone.
-            skipped = tokens - self.views * groups * len(self.corpus.columns) * layout.group_size
+        if self.encoder.unroll:
+            # The last layer's later products are of the sentences' first tokens, or of the places to predict, alone.
+            skipped = masked * rows - places
+            if self.config.model.train_pooler not in AVERAGED_LAYERS:
+                skipped += self.views * (rows - sentences)
             encoder -= (3 + again) * skipped * 2 * (width * width + 2 * width * config.intermediate_size)
+        in_chunks = bool(self.config.train.groups_at_once)
+        head = (3 + in_chunks) * 2 * places * width * (width + config.vocab_size)
+        if self.config.objective.loss == "none":
+            return encoder + head
         candidates = max(len(self.corpus.columns), 2) - 1
         share = batch_size // self.mesh.size
-        return encoder + 4 * 2 * share * candidates * batch_size * width  # forward, again, and two products backward
+        # Of the loss: forward, again, and two products backward.
+        return encoder + head + 4 * 2 * share * candidates * batch_size * width
 
     def largest(self, plan: Plan | None, limit: int) -> Iterator[tuple[int, bool]]:
         """(batch size, whether it fits in `limit` bytes) of each that is compiled on the way to the largest that fits.
@@ -200,12 +214,19 @@ def shapes(config: Config, encoder: Encoder, batches: Batches, rows: int, views:
     groups = layout.batch_size // layout.group_size // devices
     sizes = encoder.config
     tile = min(config.objective.tile or layout.batch_size, layout.batch_size)
-    return [
+    masked = bool(config.mlm.weight)
+    times = [f"encoded {views} time{'s' * (views > 1)}"] * bool(views) + ["masked once"] * masked
+    lines = [
         f"model: {sizes.family}, {sizes.num_hidden_layers} layers, width {sizes.hidden_size}; "
         f"compute in {config.model.dtype}",
         f"batch: {layout.batch_size:,} examples, {layout.batch_size // devices:,} on each device: {groups} groups of "
         f"{layout.group_size}, {config.train.groups_at_once or groups} at once, in {rows} rows of {layout.row_length} "
-        f"tokens, encoded {views} time{'s' * (views > 1)}",
+        f"tokens, {' and '.join(times)}",
+    ]
+    if config.objective.loss == "none":
+        return [*lines, f"loss: of masked language modelling alone, over {sizes.vocab_size:,} tokens"]
+    return [
+        *lines,
         f"loss: {layout.batch_size // devices:,} anchors against candidates of {layout.batch_size:,} examples, in "
         f"tiles of at most {tile:,} x {tile:,}",
     ]

@@ -74,7 +74,8 @@ def make_encode(config: Config, encoder: Encoder, mesh: Mesh) -> EncodeBatch:
 def make_objective(config: ObjectiveConfig, mesh: Mesh) -> Objective | None:
     """The contrastive objective that the recipe names; None where it names none."""
     settings = dataclasses.asdict(config)
-    return make_info_nce(mesh, **settings) if settings.pop("loss") == "info_nce" else None
+    loss = settings.pop("loss")
+    return make_info_nce(mesh, **settings) if loss == "info_nce" else None
 
 
 def batch_shapes(config: Config, mesh: Mesh, columns: int, rows: int, row_length: int) -> Batch:

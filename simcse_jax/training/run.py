@@ -18,7 +18,7 @@ from simcse_jax.data.corpus import Corpus, load_corpus
 from simcse_jax.data.masking import Masking
 from simcse_jax.data.positives import views_of
 from simcse_jax.data.tokenizer import load_tokenizer
-from simcse_jax.data.vocabulary import require_mask_token, vocabulary_of
+from simcse_jax.data.vocabulary import id_count, require_mask_token, vocabulary_of
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.errors import UserError
@@ -86,10 +86,10 @@ def _assemble(config: Config, workdir: Path) -> Run:
             write_tokenizer(config.model, folder, files, columns, tokenizer_draft(workdir))
     with together():
         tokenizer = load_tokenizer(current_tokenizer(workdir))
-        encoder = make_encoder(config, folder, len(tokenizer), mesh.devices.flat[0].platform)
+        encoder = make_encoder(config, folder, id_count(tokenizer), mesh.devices.flat[0].platform)
         initial_params = first_params(config, encoder, folder, resumes)
         corpus, views, batches = load_data(config, tokenizer)
-        with _about("mlm.validation", "held-out text, at least a batch of it"):
+        with _about("mlm.validation", "files of text, with the columns of data.columns"):
             held_out = load_held_out(config, tokenizer) if config.mlm.validation else None
     contents = {
         "data.files": corpus.fingerprint,
@@ -144,8 +144,13 @@ def load_data(config: Config, tokenizer: Any) -> tuple[Corpus, int, Batches]:
 
 def load_held_out(config: Config, tokenizer: Any) -> tuple[Corpus, Batches]:
     """The tokenised text of mlm.validation, and its batches, which are the same whatever the run's seed."""
-    cache = config.data.cache_dir or None
-    corpus = load_corpus(listed(config.mlm.validation), tokenizer, config.data.max_length, cache_dir=cache)
+    files, columns = listed(config.mlm.validation), listed(config.data.columns)
+    corpus = load_corpus(files, tokenizer, config.data.max_length, columns, config.data.cache_dir or None)
+    if len(corpus) < config.train.batch_size:
+        raise UserError(
+            f"mlm.validation = {config.mlm.validation!r} holds {len(corpus)} examples, and perplexity is taken over "
+            f"whole batches of {config.train.batch_size}.\nGive more held-out text, or leave it out."
+        )
     return corpus, Batches(corpus, _layout(config), 0, _masking(config, tokenizer, seed=0))
 
 

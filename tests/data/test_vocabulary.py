@@ -1,6 +1,7 @@
 """What is special, and where words begin, for each kind of tokenizer."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
-from simcse_jax.data.vocabulary import require_mask_token, vocabulary_of
+from simcse_jax.data.vocabulary import id_count, require_mask_token, vocabulary_of
 from simcse_jax.errors import UserError
 
 TEXTS = ["unbelievable stories", "a story"] * 30 + ["believable able un"] * 10
@@ -44,6 +45,44 @@ def test_wordpiece(wordpiece: Any) -> None:
     assert len(vocabulary.regular) == len(wordpiece) - 5
     assert len(wordpiece.tokenize("unbelievable stable")) > 2
     assert starts(wordpiece, "unbelievable stable story") == ["unbelievable", "stable", "story"]
+
+
+def test_a_mark_of_another_kind_in_a_text_changes_nothing(tmp_path: Path) -> None:
+    train_wordpiece([*TEXTS, "a \u2581 b \u0120 c"] * 3, 80, tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    assert "\u2581" in tokenizer.get_vocab()
+    assert starts(tokenizer, "unbelievable \u2581 story") == ["unbelievable", "\u2581", "story"]
+
+
+def test_sentencepiece() -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    marks = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    pieces = [*((mark, 0.0) for mark in marks), ("\u2581st", -1.0), ("o", -2.0), ("ry", -2.0), ("\u2581", -3.0)]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=3))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    roles = ("cls_token", "pad_token", "sep_token", "unk_token", "mask_token")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **dict(zip(roles, marks, strict=True)))
+    assert [word.strip("\u2581") for word in starts(tokenizer, "story sto")] == ["story", "sto"]
+
+
+def test_ids_that_no_token_has_are_no_text(wordpiece: Any) -> None:
+    class Gapped:
+        """Token ids 0, 1 and 9 of a tokenizer's."""
+
+        all_special_ids = (0,)
+        mask_token_id = 0
+        backend_tokenizer = wordpiece.backend_tokenizer
+
+        def get_vocab(self) -> dict[str, int]:
+            return {"[MASK]": 0, "a": 1, "b": 9}
+
+    tokenizer: Any = Gapped()
+    assert vocabulary_of(tokenizer).regular.tolist() == [1, 9]
+    assert id_count(tokenizer) == 10
 
 
 def test_byte_level_bpe() -> None:

@@ -93,6 +93,20 @@ def test_an_export_is_a_masked_language_model_and_an_encoder(tmp_path: Path) -> 
     jax.tree.map(np.testing.assert_array_equal, params_again, params)
 
 
+def test_an_export_with_both_heads_encodes_alike_in_sentence_transformers(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    from simcse_jax import SimCSE
+
+    train_wordpiece(["a story of stories", "two stories"] * 5, 60, tmp_path / "tokenizer")
+    encoder = Encoder(read_config_of_small(), has_head=True, has_mlm_head=True)
+    params = jax.jit(lambda: init_params(encoder, 0))()
+    export_model(tmp_path / "out", params, encoder.config, tmp_path / "tokenizer", "cls", card={})
+    texts = ["a story", "two stories of a story"]
+    theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(texts, normalize_embeddings=True)
+    np.testing.assert_allclose(SimCSE(str(tmp_path / "out")).encode(texts), theirs, atol=1e-5)
+
+
 def test_random_heads_and_dropout() -> None:
     _, group, masked, _ = masked_group(np.random.default_rng(1))
     config = read_config_of_small()

@@ -13,7 +13,7 @@ from configs import base
 from simcse_jax.config import resolve
 from simcse_jax.errors import UserError
 from simcse_jax.training.devices import Chips, topology_chips
-from simcse_jax.training.plan import DoesNotFit, Plan, Planner, _next, print_plan
+from simcse_jax.training.plan import DoesNotFit, Plan, Planner, _next, print_plan, shapes
 from tests.small_models import SMALL_ENCODER
 
 ROOT = Path(__file__).parent.parent.parent
@@ -57,6 +57,20 @@ def test_arithmetic_is_that_of_the_compiled_step(tmp_path: Path) -> None:
     plan = made.compile(64)
     assert plan.flops == pytest.approx(plan.xla_flops, rel=0.25)  # which counts more than products
     assert made.compile(128).flops == pytest.approx(2 * plan.flops, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["none", "info_nce"])
+def test_arithmetic_of_masked_language_modelling(tmp_path: Path, loss: str) -> None:
+    sizes: Any = {"model__unroll": "on", "model__hidden_size": 64, "model__intermediate_size": 256}
+    poolers: Any = {"model__pooler": "avg", "model__train_pooler": "avg"}
+    made = planner(tmp_path, 1, objective__loss=loss, mlm__weight=1.0, **sizes, **poolers)
+    plan = made.compile(64)
+    assert plan.flops == pytest.approx(plan.xla_flops, rel=0.25)
+    said = "\n".join(shapes(made.config, made.encoder, made.batches, made.rows, made.views))
+    assert ("masked language modelling alone" in said) == (loss == "none")
+    assert ("encoded 2 times and masked once" in said) == (loss != "none")
+    assert "encoded 0" not in said
 
 
 @pytest.mark.slow

@@ -1,11 +1,15 @@
 """Masked language modelling alone, and what starts from it."""
 
+import json
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from simcse_jax.data import demo
+from simcse_jax.embedding_model import open_model
 from simcse_jax.errors import UserError
 from simcse_jax.model_folder import export_run
 from simcse_jax.training.description import describe
@@ -74,12 +78,34 @@ def test_simcse_starts_from_it_with_its_head(pretrained: Path, tmp_path: Path) -
     assert line["loss"] == pytest.approx(first["loss"] - 0.1 * first["mlm_loss"], rel=1e-5)
 
 
+def test_a_run_and_its_export_are_the_same_model_to_those_who_encode(pretrained: Path) -> None:
+    run, export = open_model(str(pretrained / "run")), open_model(str(pretrained / "model"))
+    assert run.fingerprint == export.fingerprint
+    assert run.parameter_count == export.parameter_count
+    texts = list(demo.sentences(seed=3, count=5))
+    np.testing.assert_allclose(run.encode(texts), export.encode(texts), atol=1e-6)
+
+
 def test_a_run_says_that_it_masks(pretrained: Path) -> None:
     kept = {"objective__loss": "none", "mlm__weight": 1.0, "mlm__rate": 0.3}
     run = prepare_small(pretrained / "said", pretrained / "cache", **kept, mlm__whole_word=True, eval__data="")
     text = "\n".join(describe(run))
     assert "masked language modelling: alone; 30% of the tokens of each sentence in whole words" in text
     assert run.dev is None
+
+
+def test_a_run_of_before_masked_language_modelling_goes_on_and_exports(tmp_path: Path) -> None:
+    flags: Any = {"train__steps": 4, "checkpoint__every_steps": 2}
+    run = train_small(tmp_path / "run", tmp_path / "cache", **flags)
+    told = json.loads((run / "config.json").read_text())
+    for key in ("has_mlm_head", "validation"):
+        del told[key]
+    told["recipe"] = {key: told["recipe"][key] for key in told["recipe"] if key[:4] != "mlm." and key[-5:] != ".loss"}
+    (run / "config.json").write_text(json.dumps(told))
+    train_small(run, tmp_path / "cache", **flags)
+    export_run(run, tmp_path / "model")
+    with pytest.raises(UserError, match=r"mlm.weight: 0.0 there, 0.1 now"):
+        train_small(run, tmp_path / "cache", mlm__weight=0.1, **flags)
 
 
 def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
@@ -90,5 +116,5 @@ def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
 
 def test_too_little_held_out_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "few.txt").write_text("a story\n")
-    with pytest.raises(UserError, match=r"--config.mlm.validation"):
+    with pytest.raises(UserError, match=r"holds 1 examples, and perplexity is taken over whole batches of 16"):
         train_small(tmp_path / "run", tmp_path / "cache", mlm__weight=1.0, mlm__validation=str(tmp_path / "few.txt"))

@@ -182,7 +182,9 @@ def _describe_curves(_: Results, entry: Entry) -> str:
     lines = [line for verdict in entry.verdicts for line in verdict.curves]
     scores = [line["dev/spearman"] for line in lines if line.get("dev/spearman") is not None]
     losses = [line["loss"] for line in lines if line.get("loss") is not None]
+    held_out = [line["dev/perplexity"] for line in lines if line.get("dev/perplexity") is not None]
     words = [f"best dev score {number(max(scores))}"] if scores else []
+    words += [f"lowest held-out perplexity {min(held_out):.2f}"] if held_out else []
     words += [f"loss from {losses[0]:.3g} to {losses[-1]:.3g}"] if losses else []
     return ", ".join(words)
 

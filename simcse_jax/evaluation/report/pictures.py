@@ -142,7 +142,11 @@ def _visible(space: Space, lowest: float) -> tuple[np.ndarray, np.ndarray]:
 
 def training_curves(results: Results) -> Figure | None:
     """Loss and dev score against steps; runs of one recipe in one colour, with their mean where they share steps."""
-    kinds = (("loss", "training loss"), ("dev/spearman", "dev Spearman x 100"))
+    kinds = (
+        ("loss", "training loss"),
+        ("dev/perplexity", "held-out perplexity"),
+        ("dev/spearman", "dev Spearman x 100"),
+    )
     found = [(key, label, curves) for key, label in kinds if (curves := _curves(results, key))]
     if not found:
         return None
@@ -151,7 +155,7 @@ def training_curves(results: Results) -> Figure | None:
     figure = drawing.new_figure(1.3 + height * len(found))
     several = any(len(runs) > 1 for _, _, curves in found for runs in curves.values())
     notes = ["Thin: each run. Thick: their mean."] if several else []
-    if found[-1][0] != "loss":
+    if found[-1][0] == "dev/spearman":
         notes.append("Marks, and figures on the right: best dev score" + (" (of runs: the mean)." if several else "."))
     drawing.caption(figure, "Training", " ".join(notes))
     drawing.room(figure, right=2.5)
@@ -159,9 +163,9 @@ def training_curves(results: Results) -> Figure | None:
     figure.subplots_adjust(hspace=0.14)
     for axes, (key, label, curves) in zip(grid, found, strict=True):
         drawing.quiet(axes, "step" if axes is grid[-1] else "", label)
-        ends = [_draw_runs(axes, place, runs, names[place], key != "loss") for place, runs in curves.items()]
+        ends = [_draw_runs(axes, place, runs, names[place], key == "dev/spearman") for place, runs in curves.items()]
         values = np.concatenate([run[:, 1] for runs in curves.values() for run in runs])
-        if key == "loss" and values.min() > 0 and values.max() > 30 * values.min():
+        if key != "dev/spearman" and values.min() > 0 and values.max() > 30 * values.min():
             axes.set_yscale("log")
             _plain_ticks(axes.yaxis)
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
