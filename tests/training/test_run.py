@@ -22,6 +22,7 @@ from simcse_jax.errors import UserError
 from simcse_jax.model_folder import export_run
 from simcse_jax.training.checkpoint import Checkpoints
 from simcse_jax.training.description import describe
+from simcse_jax.training.dev import SPEARMAN, Dev
 from simcse_jax.training.loop import Outcome, falling, train
 from simcse_jax.training.metrics import MetricsWriter, read_metrics
 from simcse_jax.training.run import Run, prepare
@@ -193,7 +194,8 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(files: Path, t
 def test_patience_stops_a_run_that_gets_no_better_and_stays_stopped(files: Path, tmp_path: Path) -> None:
     made = prepared(files, tmp_path, eval__patience=2, train__steps=40)
     scores = iter([50.0, 60.0, 59.0, 58.0, 99.0])
-    made = dataclasses.replace(made, evaluate=lambda _: {"spearman": next(scores), "pearson": 0.0, "pairs": 40})
+    dev = Dev(SPEARMAN, lambda _: {"spearman": next(scores), "pearson": 0.0, "pairs": 40})
+    made = dataclasses.replace(made, dev=dev)
     outcome = train(made, tmp_path)
     assert (outcome.step, outcome.progress.best_step, outcome.progress.best_score) == (12, 4, 60.0)
     again = run(files, tmp_path, eval__patience=2, train__steps=40)
@@ -301,7 +303,7 @@ def test_every_key_of_a_recipe_is_read(files: Path, tmp_path: Path, monkeypatch:
 
         monkeypatch.setattr(kind, "__getattribute__", look, raising=False)
 
-    config = resolved(files, **{"train.steps": 2})
+    config = resolved(files, **{"train.steps": 2, "mlm.weight": 0.1})
     monkeypatch.setattr(type(config), "flat", lambda _: {"model.dtype": "float32"})  # it reads all, and decides nothing
     for field in dataclasses.fields(config):
         if field.name != "group_size":
