@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from simcse_jax.data import demo
 from simcse_jax.training.metrics import read_metrics
 from simcse_jax.training.saved import load_best
 
@@ -28,6 +29,7 @@ SMALL = (
     "--config.model.hidden_size=64",  # wide enough for 8 devices to keep parts of kernels
     "--config.model.intermediate_size=128",
     "--config.model.vocab_size=300",
+    "--config.mlm.weight=0.1",
     "--config.train.batch_size=528",  # two groups on each of 8 devices, eleven on one
     f"--config.train.steps={STEPS}",
     "--config.train.log_every_steps=1",
@@ -36,7 +38,9 @@ SMALL = (
     "--config.checkpoint.every_steps=3",
 )
 # One shape to compile, and no evaluation.
-CHEAP = ("--config.data.packed=False", "--config.eval.data=")
+CHEAP = ("--config.data.packed=False", "--config.eval.data=", "--config.mlm.validation=")
+# What is compared of a run's figures.
+DEV = {"dev/spearman", "dev/perplexity"}
 
 
 class Folder:
@@ -44,11 +48,13 @@ class Folder:
 
     def __init__(self, path: Path):
         self.path = path
+        (path / "held_out.txt").write_text("\n".join(demo.sentences(seed=5, count=528)) + "\n")
 
     def start(self, name: str, processes: int, devices: int, *flags: str) -> subprocess.Popen[str]:
         """The launcher, with its output in `name.log`."""
         command = [str(ROOT / "launch" / "local.sh"), f"--processes={processes}", f"--devices_per_process={devices}"]
         command += ["--", *SMALL, f"--config.data.cache_dir={self.path / 'cache'}", f"--workdir={self.path / name}"]
+        command += [f"--config.mlm.validation={self.path / 'held_out.txt'}"]
         environment = os.environ | {"JAX_ENABLE_X64": "1", "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
         environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiles in half the time
         with (self.path / f"{name}.log").open("w") as log:
@@ -68,13 +74,10 @@ class Folder:
     def require_equal(self, name: str, other: str) -> None:
         """The same losses and parameters within 1e-9, and, where there are any, dev scores."""
         lines = [
-            [
-                {k: v for k, v in line.items() if k in ("step", "loss", "dev/spearman")}
-                for line in read_metrics(self.path / n)
-            ]
+            [{k: v for k, v in line.items() if k in {"step", "loss", *DEV}} for line in read_metrics(self.path / n)]
             for n in (name, other)
         ]
-        if not any("dev/spearman" in line for line in lines[0]):
+        if not any(line.keys() >= DEV for line in lines[0]):
             lines[1] = [line for line in lines[1] if "loss" in line]
         assert [line["step"] for line in lines[0] if "loss" in line] == list(range(1, STEPS + 1))
         for one, two in zip(*lines, strict=True):

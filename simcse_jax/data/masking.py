@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simcse_jax.data.hashing import token_bits
-from simcse_jax.data.vocabulary import Vocabulary, require_mask_token
+from simcse_jax.data.vocabulary import Vocabulary
 from simcse_jax.group import Group, Masked
+from simcse_jax.hashing import mix
 
 # Of the tokens to predict, so many are replaced by the mask and by a random token; the rest stay what they are.
 MASKED, REPLACED = 0.8, 0.1
@@ -44,15 +44,16 @@ class Masking:
         numbers = group.sentences.ravel()[at]
         begins = positions == 0
         sentence = np.cumsum(begins) - 1  # which of the group's, in the order of the rows
-        bits = [token_bits(key[n], numbers, positions) for n in range(3)]
-        chances = token_bits(key[3], numbers[begins], positions[begins]) / 2**32
+        bits = [_token_bits(key[n], numbers, positions) for n in range(3)]
+        chances = _token_bits(key[3], numbers[begins], positions[begins]) / 2**32
 
         text = ~self.vocabulary.special[ids]
         wanted = np.floor(self.rate * np.bincount(sentence[text], minlength=len(chances)) + chances).astype(np.int64)
         starts = self.vocabulary.word_starts(ids, begins) if self.whole_word else text
         chosen = np.flatnonzero(_chosen(sentence, text, starts, bits[0], wanted))
 
-        mask_id, regular = require_mask_token(self.vocabulary, "mlm.weight"), self.vocabulary.regular
+        mask_id, regular = self.vocabulary.mask_id, self.vocabulary.regular
+        assert mask_id is not None  # `require_mask_token` has seen to it
         what = bits[1][chosen] / 2**32
         random_ids = regular[bits[2][chosen] % len(regular)]
         new = np.where(what < MASKED, mask_id, np.where(what < MASKED + REPLACED, random_ids, ids[chosen]))
@@ -90,3 +91,10 @@ def _chosen(
         taken[fits] = True
         free[owner[fits]] -= sizes[fits]
     return text & taken[word] if len(taken) else text & False
+
+
+def _token_bits(key: int | np.integer, sentences: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """uint32[n]: random bits of the tokens at these places int[n] of these sentences int[n] of a global batch."""
+    key = np.uint32(key)
+    sentence = mix(sentences.astype(np.uint32) * np.uint32(0x85EBCA6B) + key)
+    return mix(mix(sentence + positions.astype(np.uint32) * np.uint32(0xC2B2AE35)) ^ key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ class Vocabulary:
     continues: np.ndarray  # bool[V]: goes on with the word of the token before it
     mask_id: int | None  # None where the tokenizer has no mask token
 
-    @property
+    @functools.cached_property
     def regular(self) -> np.ndarray:
         """int64: the ids of text."""
         return np.flatnonzero(~self.special)

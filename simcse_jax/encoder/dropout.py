@@ -10,16 +10,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from simcse_jax.hashing import mix
+
 # Fixed site numbers within one layer; the embeddings count as layer 0, the first encoder layer as layer 1.
 EMBEDDINGS, ATTENTION_WEIGHTS, ATTENTION_OUTPUT, FFN_OUTPUT = range(4)
 SITES = 4
-
-
-def mix(x: jax.Array) -> jax.Array:
-    """Hashed uint32 of the same shape: a finaliser in which every input bit reaches every output bit."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
 
 
 def site_key(key: jax.Array, layer: int | jax.Array, site: int) -> jax.Array:

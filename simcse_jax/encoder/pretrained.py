@@ -79,12 +79,15 @@ class _Weights:
             )
 
 
-def load_params(folder: str | Path, config: EncoderConfig, head: Literal["load", "fresh", "none"]) -> Params:
+def load_params(
+    folder: str | Path, config: EncoderConfig, head: Literal["load", "fresh", "none"], mlm_head: bool = False
+) -> Params:
     """The encoder's parameters from a Hugging Face folder: nested dicts of float32 NumPy arrays, layers stacked.
 
     head: "load" also takes the trained head (pooler.dense.*), and raises UserError if there is none; with "fresh" (the
-    caller initialises one) and "none" the result has no head. Heads of other tasks are passed over; any other weight
-    that is missing, left over or of another shape is a UserError that names it.
+    caller initialises one) and "none" the result has no head. mlm_head: also take `load_mlm_head`'s, as "mlm". Heads of
+    other tasks are passed over; any other weight that is missing, left over or of another shape is a UserError that
+    names it.
     """
     weights = _Weights(folder)
     width = config.hidden_size
@@ -108,6 +111,8 @@ def load_params(folder: str | Path, config: EncoderConfig, head: Literal["load",
                 "Use another pooler (cls_before_pooler or avg), or a folder with a head: those of SimCSE have one."
             )
         params["head"] = weights.dense(names[0], width, width)
+    if mlm_head:
+        params["mlm"] = _mlm_head(weights, config, embeddings["word"])
     weights.check(config)
     return params
 
@@ -141,30 +146,35 @@ def load_mlm_head(folder: str | Path, config: EncoderConfig) -> Params:
     a head.
     """
     weights = _Weights(folder)
+    head = _mlm_head(weights, config, weights.left.get(_WORDS))
+    weights.left.clear()  # the encoder's weights are not asked for here
+    weights.check(config)
+    return head
+
+
+def _mlm_head(weights: _Weights, config: EncoderConfig, words: np.ndarray | None) -> Params:
+    """See `load_mlm_head`; words: the word embedding table, None if there is none."""
     found = [names for names in _MLM_NAMES if f"{names[0]}.weight" in weights.left]
     if not found:
         raise UserError(
-            f"{folder} has no masked-language-model head ({' or '.join(names[0] for names in _MLM_NAMES)}).\n"
+            f"{weights.folder} has no masked-language-model head ({' or '.join(names[0] for names in _MLM_NAMES)}).\n"
             "Published BERT and RoBERTa models have one (BertForMaskedLM, RobertaForMaskedLM); SimCSE models do not."
         )
     dense, norm, output = found[0]
-    decoder, words = weights.left.get(f"{output}.decoder.weight"), weights.left.get(_WORDS)
+    decoder = weights.left.get(f"{output}.decoder.weight")
     if decoder is not None and words is not None and not np.array_equal(decoder, words):
         raise UserError(
-            f"{folder}: {output}.decoder.weight differs from {_WORDS}; only a decoder tied to the word embeddings "
-            "is supported.\nUse a model with tie_word_embeddings = true, as BERT and RoBERTa have it."
+            f"{weights.folder}: {output}.decoder.weight differs from {_WORDS}; only a decoder tied to the word "
+            "embeddings is supported.\nUse a model with tie_word_embeddings = true, as BERT and RoBERTa have it."
         )
     width, bias = config.hidden_size, f"{output}.bias"
     if bias not in weights.left:  # the two are one tensor, and a file may keep either name
         bias = f"{output}.decoder.bias"
-    head = {
+    return {
         "dense": weights.dense(dense, width, width),
         "norm": weights.norm(norm, width),
         "bias": weights.take(bias, (config.vocab_size,)),
     }
-    weights.left.clear()  # the encoder's weights are not asked for here
-    weights.check(config)
-    return head
 
 
 def to_hugging_face(params: Mapping[str, Any], config: EncoderConfig) -> dict[str, np.ndarray]:

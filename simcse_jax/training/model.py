@@ -18,7 +18,7 @@ from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.init import init_params
-from simcse_jax.encoder.pretrained import load_mlm_head, load_params, read_config
+from simcse_jax.encoder.pretrained import load_params, read_config
 from simcse_jax.errors import UserError
 from simcse_jax.hub import model_folder
 
@@ -104,11 +104,7 @@ def first_params(config: Config, encoder: Encoder, folder: Path | None, resumes:
     random = functools.partial(init_params, encoder, config.train.seed)
     if config.model.init == "random" or folder is None:
         return jax.jit(random)
-
-    def load() -> Any:
-        params = load_params(folder, encoder.config, head="none")
-        return params | {"mlm": load_mlm_head(folder, encoder.config)} if encoder.has_mlm_head else params
-
+    load = functools.partial(load_params, folder, encoder.config, head="none", mlm_head=encoder.has_mlm_head)
     held = [] if resumes else [load()]  # handed over, so that they do not stay in memory
 
     def initial() -> Any:

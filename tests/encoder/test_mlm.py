@@ -26,7 +26,9 @@ LENGTHS = (7, 12, 3, 9)
 def loaded(folder: Path) -> tuple[Encoder, Any]:
     config = read_config(folder, dropout=0.1)
     encoder = Encoder(config, has_mlm_head=True)
-    return encoder, load_params(folder, config, "none") | {"mlm": load_mlm_head(folder, config)}
+    params = load_params(folder, config, "none", mlm_head=True)
+    jax.tree.map(np.testing.assert_array_equal, params["mlm"], load_mlm_head(folder, config))
+    return encoder, params
 
 
 def masked_group(rng: np.random.Generator) -> tuple[list[np.ndarray], Any, Masked, list[tuple[int, int]]]:
