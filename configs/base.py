@@ -43,8 +43,20 @@ def get_config() -> ConfigDict:
     config.model.pooler = "cls_before_pooler"
     # The same in training: "cls" puts a fresh dense + tanh head on the first token (the paper's MLP).
     config.model.train_pooler = "cls"
+    # Who encodes positives and hard negatives. "none": the encoder itself; "copy": one with parameters of its own, the
+    # same at the start (dual encoder); "momentum": one that follows the first, by a share 1 - momentum a step (MoCo).
+    # Evaluated and exported is the first.
+    config.model.second_encoder = "none"
+    config.model.momentum = 0.999
     # Rate at every site, in [0, 1). The paper's table: 0.1 is best, 0 collapses.
     config.model.dropout = 0.1
+    # Both views of a sentence with the same dropout mask: the paper's collapse (its table "fixed 0.1"), for study.
+    config.model.same_mask = False
+    # Also zero parts of the input embeddings in training: "token" (whole tokens), "feature" (the same features of all
+    # tokens of a sentence) or "span" (a stretch of tokens), a share cutoff_rate of them; "" = none. With
+    # model.dropout = 0 it is the only noise.
+    config.model.cutoff = ""
+    config.model.cutoff_rate = 0.1
     # Compute in "float32", "bfloat16" (parameters stay float32) or "float64" (needs JAX_ENABLE_X64=1).
     config.model.dtype = "float32"
     # Layout: layers as straight-line code ("on"; longer to compile) or as a loop ("off"). "auto": on for CPUs, where it
@@ -60,8 +72,19 @@ def get_config() -> ConfigDict:
     # Comma-separated column names: sentence[,positive[,hard negative ...]]. "": sent0, sent1, hard_neg* where the
     # header has them, else all columns.
     config.data.columns = ""
-    # "dropout": the same sentence twice; "columns": pairs or triplets.
+    # What makes a positive. "dropout": the same sentence twice; "columns": pairs or triplets; "next_sentence": in .txt
+    # with a blank line between documents; or a changed copy: "crop" (words cut away at the ends), "word_deletion",
+    # "synonym", "mask" (tokens predicted by the pretrained masked language model), "repetition" (tokens, as ESimCSE).
     config.data.positive = "dropout"
+    # The share of the words (tokens) that a changed copy changes, in [0, 1). 0 with word_deletion and synonym: exactly
+    # one word.
+    config.data.rate = 0.1
+    # "next_sentence": the positive is one of so many following sentences of the document, 1 or 3.
+    config.data.window = 1
+    # "synonym": a file of lines like "big, large, huge" (docs/data.md); "" = the English one that comes along.
+    config.data.synonyms = ""
+    # "mask": the masked language model that predicts, as it is: a folder or Hub name; "" = model.name.
+    config.data.mask_model = ""
     # Tokens per sentence, special tokens included; longer ones are cut.
     config.data.max_length = 32
     # Layout: sentences share rows of row_length tokens (0 = twice max_length, at most 512); packed = False gives each
@@ -84,9 +107,23 @@ def get_config() -> ConfigDict:
     config.train.log_every_steps = 10
 
     config.objective = ConfigDict()
-    # "info_nce": the contrastive loss; "none": masked language modelling alone (mlm.weight above 0).
+    # "info_nce": the paper's; "triplet": FaceNet's, of squared distances on the unit sphere; "margin_ranking": of
+    # similarities; "sigmoid": SigLIP's; "none": masked language modelling alone (mlm.weight above 0).
     config.objective.loss = "info_nce"
     config.objective.temperature = 0.05
+    # Learn the temperature, and sigmoid's bias, from those on. SigLIP starts at 0.1 and -10.
+    config.objective.learned_temperature = False
+    config.objective.bias = -10.0
+    # "cosine" or "dot".
+    config.objective.similarity = "cosine"
+    # triplet (FaceNet: 0.2) and margin_ranking. Negatives of a triplet: "all", the "hardest", or "semi_hard": the
+    # closest of those farther away than the positive.
+    config.objective.margin = 0.2
+    config.objective.mining = "semi_hard"
+    # Matryoshka: the mean of the loss over the first 768, 256 and 64 features: "768,256,64". "" = all features only.
+    config.objective.widths = ""
+    # Earlier positives kept as further negatives, with second_encoder = "momentum"; 0 = none.
+    config.objective.queue = 0
     # Weight of an anchor's own hard negatives in the denominator; 1 = none.
     config.objective.hard_negative_weight = 1.0
     # Average with the loss of positives against anchors.

@@ -11,11 +11,15 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any, get_type_hints
 
-from simcse_jax.data.positives import POSITIVES
+from simcse_jax.data.positives import POSITIVES, WINDOWS, Positive
+from simcse_jax.encoder.config import CUTOFFS
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.errors import UserError
 
-LOSSES = ("info_nce", "none")
+LOSSES = ("info_nce", "triplet", "margin_ranking", "sigmoid", "none")
+SIMILARITIES = ("cosine", "dot")
+MINING = ("all", "semi_hard", "hardest")
+SECOND_ENCODERS = ("none", "copy", "momentum")
 LARGEST_GROUP = 64
 LONGEST_ROW = 512
 DURATIONS = ("steps", "epochs", "examples")
@@ -55,7 +59,12 @@ class ModelConfig:
     vocab_size: int = 0
     pooler: str = "cls_before_pooler"
     train_pooler: str = "cls"
+    second_encoder: str = "none"
+    momentum: float = 0.999
     dropout: float = 0.1
+    same_mask: bool = False
+    cutoff: str = ""
+    cutoff_rate: float = 0.1
     dtype: str = "float32"
     unroll: str = "auto"
     remat: bool = False
@@ -71,10 +80,19 @@ class DataConfig:
     files: str = ""
     columns: str = ""
     positive: str = "dropout"
+    rate: float = 0.1
+    window: int = 1
+    synonyms: str = ""
+    mask_model: str = ""
     max_length: int = 32
     packed: bool = True
     row_length: int = 0
     cache_dir: str = ""
+
+    @property
+    def how(self) -> Positive:
+        """How positives are made."""
+        return Positive(self.positive, self.rate, self.window, self.synonyms)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +118,21 @@ class ObjectiveConfig:
     loss: str = "info_nce"
     temperature: float = 0.05
     hard_negative_weight: float = 1.0
+    similarity: str = "cosine"
+    learned_temperature: bool = False
+    bias: float = -10.0
+    margin: float = 0.2
+    mining: str = "semi_hard"
+    widths: str = ""
+    queue: int = 0
     symmetric: bool = False
     mask_duplicates: bool = True
     tile: int = 1024
+
+    @property
+    def matryoshka_widths(self) -> tuple[int, ...]:
+        """The widths of a Matryoshka loss; empty without one."""
+        return tuple(int(width) for width in self.widths.split(",") if width.strip())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +198,12 @@ class Config:
         return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
 
 
+def defaults() -> dict[str, Any]:
+    """Every key at what a recipe of before that key meant."""
+    sections = get_type_hints(Config)
+    return Config(**{f.name: sections[f.name]() for f in dataclasses.fields(Config) if not f.metadata}).flat()
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Keys that change the mathematics and differ, with both values; arguments are from `Config.flat`."""
     keys = sorted((old.keys() | new.keys()) - LAYOUT_KEYS)
@@ -187,7 +223,7 @@ def resolve(recipe: Any, overridden: Collection[str], devices: int, x64: bool = 
         if not field.metadata
     }
     config = Config(**sections)
-    for check in (_check_model, _check_ranges, _check_losses):
+    for check in (_check_model, _check_ranges, _check_positives, _check_losses):
         check(config)
     if config.model.dtype == "float64" and not x64:
         raise UserError("model.dtype = 'float64' needs JAX's 64-bit mode.\nSet JAX_ENABLE_X64=1, or use float32.")
@@ -271,9 +307,6 @@ def _check_model(config: Config) -> None:
 
 def _check_ranges(config: Config) -> None:
     _require(bool(config.data.files), "data.files", config.data.files, "a file, glob or Hub name", "sentences.txt")
-    _require(
-        config.data.positive in POSITIVES, "data.positive", config.data.positive, " or ".join(POSITIVES), "dropout"
-    )
     at_least = {
         "data.max_length": 3,
         "data.row_length": 0,
@@ -306,10 +339,35 @@ def _check_ranges(config: Config) -> None:
         _require(0 < values[key] < float("inf"), key, values[key], "above 0 and finite", works)
     for key, works in {"model.dropout": 0.1, "optimizer.b1": 0.9, "optimizer.b2": 0.999}.items():
         _require(0 <= values[key] < 1, key, values[key], "in [0, 1)", works)
-    if config.model.dropout == 0 and config.data.positive == "dropout" and config.objective.loss != "none":
+
+
+def _check_positives(config: Config) -> None:
+    data, model = config.data, config.model
+    _require(data.positive in POSITIVES, "data.positive", data.positive, f"one of {', '.join(POSITIVES)}", "dropout")
+    _require(0 <= data.rate < 1, "data.rate", data.rate, "in [0, 1)", 0.1)
+    _require(data.window in WINDOWS, "data.window", data.window, "1 or 3", 1)
+    _require(
+        model.cutoff in CUTOFFS, "model.cutoff", model.cutoff, f"one of {', '.join(CUTOFFS[1:])}, or empty", "token"
+    )
+    _require(0 < model.cutoff_rate < 1, "model.cutoff_rate", model.cutoff_rate, "above 0 and below 1", 0.1)
+    twice = data.positive == "dropout" and config.objective.loss != "none"
+    if data.positive == "mask" and config.objective.loss != "none":
+        _require(data.rate > 0, "data.rate", data.rate, "above 0 with data.positive = 'mask'", 0.15)
+        if model.init == "random" and not data.mask_model:
+            raise UserError(
+                "data.positive = 'mask' lets the pretrained model predict tokens, and random weights predict nothing.\n"
+                "Start from a pretrained model, or name one with the same tokenizer: --config.data.mask_model=DIR."
+            )
+    if model.same_mask and not twice:
+        raise UserError(
+            f"model.same_mask = True is for data.positive = 'dropout', where two views could share a mask; with "
+            f"{data.positive!r} each text has one view.\nLeave it at False."
+        )
+    if twice and not (model.dropout or model.cutoff or model.same_mask):
         raise UserError(
             "model.dropout = 0 with data.positive = 'dropout': both views of a sentence would be the same vector.\n"
-            "Use --config.model.dropout=0.1, or pairs with --config.data.positive=columns."
+            "Use --config.model.dropout=0.1, pairs with --config.data.positive=columns, or, if this is what you want "
+            "to study, --config.model.same_mask=True."
         )
 
 
@@ -318,6 +376,7 @@ def _check_losses(config: Config) -> None:
     _require(loss in LOSSES, "objective.loss", loss, f"one of {', '.join(LOSSES)}", LOSSES[0])
     _require(0 <= mlm.weight < float("inf"), "mlm.weight", mlm.weight, "0 or more, and finite", 0.1)
     _require(0 < mlm.rate < 1, "mlm.rate", mlm.rate, "above 0 and below 1", 0.15)
+    _check_objective(config)
     if loss == "none" and not mlm.weight:
         raise UserError(
             "objective.loss = 'none' with mlm.weight = 0 leaves nothing to train.\n"
@@ -333,6 +392,50 @@ def _check_losses(config: Config) -> None:
             f"mlm.validation = {mlm.validation!r} has no effect with mlm.weight = 0: no head predicts anything.\n"
             "Leave it out, or give the loss a weight: --config.mlm.weight=0.1"
         )
+
+
+def _check_objective(config: Config) -> None:
+    objective, model = config.objective, config.model
+    for key, allowed in {"similarity": SIMILARITIES, "mining": MINING}.items():
+        value = getattr(objective, key)
+        _require(value in allowed, f"objective.{key}", value, f"one of {', '.join(allowed)}", allowed[0])
+    _require(
+        model.second_encoder in SECOND_ENCODERS,
+        "model.second_encoder",
+        model.second_encoder,
+        f"one of {', '.join(SECOND_ENCODERS)}",
+        "copy",
+    )
+    _require(0 <= model.momentum < 1, "model.momentum", model.momentum, "in [0, 1)", 0.999)
+    _require(0 < objective.margin < float("inf"), "objective.margin", objective.margin, "above 0 and finite", 0.2)
+    _require(abs(objective.bias) < float("inf"), "objective.bias", objective.bias, "finite", -10.0)
+    _require(objective.queue >= 0, "objective.queue", objective.queue, "0 (none) or more", 1024)
+    try:
+        widths = objective.matryoshka_widths
+    except ValueError:
+        widths = (0,)
+    _require(
+        all(width > 0 for width in widths) and len(set(widths)) == len(widths),
+        "objective.widths",
+        objective.widths,
+        "comma-separated numbers above 0, each once",
+        "768,256,64",
+    )
+    for asked, needed, why in (
+        (objective.similarity == "dot", objective.loss != "triplet", "objective.similarity = 'dot': the triplet loss "
+         "takes distances on the unit sphere.\nUse --config.objective.loss=margin_ranking for products"),
+        (objective.learned_temperature, objective.loss in ("info_nce", "sigmoid"), "objective.learned_temperature = "
+         f"True: objective.loss = {objective.loss!r} has no temperature.\nUse info_nce or sigmoid"),
+        (objective.hard_negative_weight != 1, objective.loss == "info_nce", "objective.hard_negative_weight = "
+         f"{objective.hard_negative_weight}: objective.loss = {objective.loss!r} has no such weight.\nUse info_nce"),
+        (objective.queue, objective.loss == "info_nce" and model.second_encoder == "momentum",
+         f"objective.queue = {objective.queue}: a queue holds what the second encoder made of earlier batches, and "
+         "serves info_nce.\nUse --config.model.second_encoder=momentum --config.objective.loss=info_nce"),
+        (model.second_encoder != "none", objective.loss != "none", f"model.second_encoder = {model.second_encoder!r}: "
+         "masked language modelling alone has no positives to encode.\nUse --config.model.second_encoder=none"),
+    ):  # fmt: skip
+        if asked and not needed:
+            raise UserError(f"{why}, or leave it out.")
 
 
 def _mesh(mesh: MeshConfig, visible: int, processes: int) -> MeshConfig:

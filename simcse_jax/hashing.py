@@ -12,3 +12,10 @@ def mix(x: Array) -> Array:
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
+
+
+def token_bits(key: int | np.integer, sentences: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """uint32[n]: random bits of the tokens at these places int[n] of these sentences int[n] of a global batch."""
+    key = np.uint32(key)
+    sentence = mix(sentences.astype(np.uint32) * np.uint32(0x85EBCA6B) + key)
+    return mix(mix(sentence + positions.astype(np.uint32) * np.uint32(0xC2B2AE35)) ^ key)

@@ -219,13 +219,15 @@ SMALL = Model(CONFIG.num_hidden_layers, CONFIG.hidden_size, CONFIG.intermediate_
 def compiled_step(case: Case, columns: int) -> list[Collective]:
     """The collectives of the real step on 8 devices, of the small model of the tests of topology."""
     kind = Kind(columns)
-    mesh, batches, loss, params = build(case, kind, jnp.float32)
+    made = build(case, kind, jnp.float32)
     optimizer = make_optimizer(OptimizerConfig(), 10)
-    shapes = jax.eval_shape(lambda p: init_state(p, optimizer, 5), params)
-    compiled = compile_train_step(make_train_step(loss, optimizer, kind.keys), mesh, state_shardings(mesh, shapes))
-    text = compiled.lower(shapes, batches(0)).compile().as_text()  # pyright: ignore[reportFunctionMemberAccess]
+    shapes = jax.eval_shape(lambda p: init_state(p, optimizer, 5), made.params)
+    compiled = compile_train_step(
+        make_train_step(made.loss, optimizer, range(kind.keys)), made.mesh, state_shardings(made.mesh, shapes)
+    )
+    text = compiled.lower(shapes, made.batches(0)).compile().as_text()  # pyright: ignore[reportFunctionMemberAccess]
     assert text
-    assert SMALL.parameters == sum(p.size for p in jax.tree.leaves(params))
+    assert SMALL.parameters == sum(p.size for p in jax.tree.leaves(made.params))
     return collectives(text)
 
 

@@ -77,6 +77,32 @@ def test_one_duration_given_on_the_command_line_replaces_the_recipe_s() -> None:
         ({"objective__loss": "nce"}, "objective.loss = 'nce': must be one of info_nce, none"),
         ({"objective__loss": "none"}, r"leaves nothing to train.\nUse --config.mlm.weight=1"),
         ({"objective__loss": "none", "mlm__weight": 1.0}, "never trains the head of the pooler 'cls'"),
+        ({"objective__loss": "triplet", "objective__similarity": "dot"}, "distances on the unit sphere"),
+        ({"objective__similarity": "l2"}, "must be one of cosine, dot"),
+        ({"objective__mining": "easy"}, "must be one of all, semi_hard, hardest"),
+        ({"objective__margin": 0.0}, "objective.margin = 0.0: must be above 0"),
+        ({"objective__widths": "64,x"}, r"objective.widths = '64,x': must be comma-separated numbers above 0"),
+        ({"objective__widths": "64,64"}, "each once"),
+        ({"objective__loss": "triplet", "objective__learned_temperature": True}, "has no temperature"),
+        ({"objective__loss": "sigmoid", "objective__hard_negative_weight": 2.0}, "has no such weight"),
+        ({"objective__queue": 64}, r"Use --config.model.second_encoder=momentum"),
+        ({"objective__queue": -1}, r"0 \(none\) or more"),
+        ({"model__second_encoder": "two"}, "must be one of none, copy, momentum"),
+        ({"model__momentum": 1.0}, r"model.momentum = 1.0: must be in \[0, 1\)"),
+        (
+            {
+                "model__second_encoder": "copy",
+                "objective__loss": "none",
+                "mlm__weight": 1.0,
+                "model__train_pooler": "avg",
+            },
+            "has no positives to encode",
+        ),
+        ({"data__positive": "mask", "data__rate": 0.0}, "above 0 with data.positive = 'mask'"),
+        (
+            {"data__positive": "mask", "model__init": "random", "model__name": "", "model__tokenizer": "folder"},
+            r"random weights predict nothing(.|\n)*--config.data.mask_model=DIR",
+        ),
         ({"mlm__weight": -0.1}, "mlm.weight = -0.1: must be 0 or more"),
         ({"mlm__rate": 0.0}, "mlm.rate = 0.0: must be above 0 and below 1"),
         ({"mlm__rate": 1.0}, "mlm.rate = 1.0: must be above 0 and below 1"),
@@ -88,7 +114,13 @@ def test_one_duration_given_on_the_command_line_replaces_the_recipe_s() -> None:
         ({"model__name": "", "model__init": "random"}, "no tokenizer"),
         ({"model__name": ""}, "model.name"),
         ({"data__files": ""}, "data.files"),
-        ({"data__positive": "magic"}, "dropout or columns"),
+        ({"data__positive": "magic"}, "must be one of dropout, columns, next_sentence, crop, "),
+        ({"data__rate": 1.0}, r"data.rate = 1.0: must be in \[0, 1\)"),
+        ({"data__rate": -0.1}, r"data.rate = -0.1: must be in \[0, 1\)"),
+        ({"data__window": 2}, "data.window = 2: must be 1 or 3"),
+        ({"model__cutoff": "row"}, "model.cutoff = 'row': must be one of token, feature, span"),
+        ({"model__cutoff_rate": 1.0}, "model.cutoff_rate = 1.0: must be above 0 and below 1"),
+        ({"model__same_mask": True, "data__positive": "crop"}, "each text has one view"),
         ({"data__max_length": 2}, "3 or more"),
         ({"data__row_length": 16}, "shorter than data.max_length = 32"),
         ({"objective__temperature": 0.0}, "above 0"),
@@ -106,6 +138,12 @@ def test_one_duration_given_on_the_command_line_replaces_the_recipe_s() -> None:
 def test_wrong_values_are_refused_with_a_way_out(values: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         resolved(**values)
+
+
+def test_without_dropout_something_else_must_tell_views_apart() -> None:
+    noises: list[dict[str, Any]] = [{"model__cutoff": "span"}, {"model__same_mask": True}, {"data__positive": "crop"}]
+    for noise in noises:
+        resolved(model__dropout=0.0, **noise)
 
 
 def test_a_batch_that_does_not_divide_names_its_neighbours() -> None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import grain
 import grain.experimental
 import numpy as np
 
 from simcse_jax.data import packing
+from simcse_jax.data.examples import Drawn, Examples
 from simcse_jax.data.masking import Masking
 from simcse_jax.errors import UserError
 from simcse_jax.group import Array, Group, Masked
@@ -35,15 +36,20 @@ class Batch(NamedTuple):
     groups: Group  # arrays int32[G, R, T] and int32[G, V * n]
     texts: Array  # int32[K + 1, B]: equal number = equal text; rows: anchors, positives, hard negatives
     masked: Masked | None = None  # the groups' masked copies, int32[G, ...]; None without masking
+    hidden: Masked | None = None  # the groups with what a predictor is to replace in positives masked; None without one
+
+    @property
+    def fed(self) -> Fed:
+        """What the encoder gets of it."""
+        return Fed(self.groups, self.masked, self.hidden)
 
 
-class Examples(Protocol):
-    """What batches need of a corpus: E examples of V texts."""
+class Fed(NamedTuple):
+    """What encoders get of a batch; see there."""
 
-    lengths: np.ndarray  # int32[E, V]
-    hashes: np.ndarray  # uint64[E, V]
-
-    def token_ids(self, rows: np.ndarray) -> list[list[np.ndarray]]: ...
+    groups: Group
+    masked: Masked | None = None
+    hidden: Masked | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +65,20 @@ class Layout:
 class Batches:
     """The batches of a run: `batches(step)` for any step, in any order, on any host."""
 
-    def __init__(self, examples: Examples, layout: Layout, seed: int, masking: Masking | None = None):
-        """Raises UserError when there are fewer examples than one batch takes. masking: adds masked copies."""
-        self.examples, self.layout, self.seed, self.masking = examples, layout, seed, masking
-        count = len(examples.lengths)
+    def __init__(
+        self,
+        examples: Examples,
+        layout: Layout,
+        seed: int,
+        masking: Masking | None = None,
+        hiding: Masking | None = None,
+    ):
+        """Raises UserError when there are fewer examples than one batch takes.
+
+        masking: adds masked copies. hiding: adds what a predictor is to replace.
+        """
+        self.examples, self.layout, self.seed, self.masking, self.hiding = examples, layout, seed, masking, hiding
+        count = len(examples)
         self.steps_per_epoch = count // layout.batch_size
         if not self.steps_per_epoch:
             raise UserError(
@@ -76,25 +92,26 @@ class Batches:
         """int64[B]: the examples of this step's batch. Each epoch is a permutation of its own."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
-        first, last = batch * self.layout.batch_size, len(self.examples.lengths) - 1
+        first, last = batch * self.layout.batch_size, len(self.examples) - 1
         shuffled = grain.experimental.index_shuffle
         return np.array([shuffled(first + i, last, seed, 4) for i in range(self.layout.batch_size)], np.int64)
 
     def __call__(self, step: int, groups: Sequence[int] | None = None) -> Batch:
         """The batch of a step; `groups`: those to materialise (None = all; shapes are those of the whole batch)."""
-        rows, size, total = self.rows(step), self.layout.group_size, self.layout.batch_size
-        slots = self._slots(rows)
+        size, total = self.layout.group_size, self.layout.batch_size
+        drawn = self._draw(step)
+        slots = self._slots(drawn)
         used = max(s.used for s in slots)
         shape = next(count for count in self.row_counts if count >= used), self.layout.row_length
         laid = []
         for group in range(total // size) if groups is None else groups:
             examples = np.arange(group * size, (group + 1) * size)
-            tokens = self.examples.token_ids(rows[examples])
-            columns = range(self.examples.lengths.shape[1])
+            tokens = drawn.token_ids(examples)
+            columns = range(self.examples.texts)
             places = np.concatenate([column * total + examples for column in columns])
             laid.append(packing.fill([t[column] for column in columns for t in tokens], slots[group], places, shape))
-        masked = [self.masking(group, step) for group in laid] if self.masking else None
-        return Batch(_stacked(laid), self._texts(rows), _stacked(masked) if masked else None)
+        copies = [_stacked([how(group, step) for group in laid]) if how else None for how in self._copies]
+        return Batch(_stacked(laid), self._texts(drawn), *copies)
 
     def stream(
         self, first_step: int, last_step: int, groups: Sequence[int] | None = None, depth: int = 4
@@ -108,14 +125,22 @@ class Batches:
         """The row count that memory is planned for: one that batches of this data hardly ever exceed."""
         return self.row_counts[-2:][0]
 
-    def _slots(self, rows: np.ndarray) -> list[packing.Slots]:
+    @property
+    def _copies(self) -> tuple[Masking | None, Masking | None]:
+        return self.masking, self.hiding
+
+    def _draw(self, step: int) -> Drawn:
+        return self.examples.draw(self.rows(step), step)
+
+    def _slots(self, drawn: Drawn) -> list[packing.Slots]:
         """Where each sentence of each group goes; the lengths of the batch are all that it needs."""
-        layout, columns = self.layout, self.examples.lengths.shape[1]
-        by_column = self.examples.lengths[rows].reshape(-1, layout.group_size, columns).swapaxes(1, 2)
+        layout = self.layout
+        by_column = drawn.lengths.reshape(-1, layout.group_size, self.examples.texts).swapaxes(1, 2)
         return packing.fit_groups(by_column.reshape(len(by_column), -1), layout.row_length, layout.one_per_row)
 
-    def _texts(self, rows: np.ndarray) -> np.ndarray:
-        hashes = self.examples.hashes[rows].T
+    @staticmethod
+    def _texts(drawn: Drawn) -> np.ndarray:
+        hashes = drawn.hashes.T
         numbers = np.unique(hashes, return_inverse=True)[1].reshape(hashes.shape).astype(np.int32)
         return np.concatenate([numbers, numbers]) if len(numbers) == 1 else numbers
 
@@ -125,11 +150,11 @@ class Batches:
         From the first batches of the run's own order: what a third, two thirds and 19 of 20 stay within, the largest,
         one with some room, and the worst possible. A function of data, layout and seed, so a resumed run has the same.
         """
-        sentences = self.layout.group_size * self.examples.lengths.shape[1]
+        sentences = self.layout.group_size * self.examples.texts
         if self.layout.one_per_row:
             return (sentences,)
         sampled = [
-            max(slots.used for slots in self._slots(self.rows(step)))
+            max(slots.used for slots in self._slots(self._draw(step)))
             for step in range(min(SAMPLED_BATCHES, self.steps_per_epoch))
         ]
         *common, largest = np.quantile(sampled, [1 / 3, 2 / 3, 0.95, 1], method="higher").tolist()

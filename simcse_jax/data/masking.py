@@ -13,7 +13,7 @@ import numpy as np
 
 from simcse_jax.data.vocabulary import Vocabulary
 from simcse_jax.group import Group, Masked
-from simcse_jax.hashing import mix
+from simcse_jax.hashing import token_bits
 
 # Of the tokens to predict, so many are replaced by the mask and by a random token; the rest stay what they are.
 MASKED, REPLACED = 0.8, 0.1
@@ -23,13 +23,15 @@ MASKED, REPLACED = 0.8, 0.1
 class Masking:
     """How sentences are masked; call it on a group to have its masked copy.
 
-    rate: share of the tokens of text to predict, in (0, 1). whole_word: choose words, not their pieces.
+    rate: share of the tokens of text to predict, in (0, 1). whole_word: choose words, not their pieces. all_masked: no
+    token to predict stays, or is replaced by another.
     """
 
     vocabulary: Vocabulary
     rate: float
     whole_word: bool
     seed: int
+    all_masked: bool = False
 
     def __call__(self, group: Group, step: int) -> Masked:
         """The masked copy of one group int32[R, T] at a step.
@@ -37,15 +39,15 @@ class Masking:
         Of each sentence with n tokens of text, rate * n are chosen, rounded up or down by chance so that the share is
         `rate` exactly; of whole words, as many as stay within that.
         """
-        key = np.random.SeedSequence([self.seed, step, 0x6D6C6D]).generate_state(4)  # "mlm"
+        key = np.random.SeedSequence([self.seed, step, 0x6D6C6D, self.all_masked]).generate_state(4)  # "mlm"
         row_length = group.ids.shape[1]
         at = np.flatnonzero(group.segments)  # places of tokens, sentence by sentence
         ids, positions = group.ids.ravel()[at], group.positions.ravel()[at]
         numbers = group.sentences.ravel()[at]
         begins = positions == 0
         sentence = np.cumsum(begins) - 1  # which of the group's, in the order of the rows
-        bits = [_token_bits(key[n], numbers, positions) for n in range(3)]
-        chances = _token_bits(key[3], numbers[begins], positions[begins]) / 2**32
+        bits = [token_bits(key[n], numbers, positions) for n in range(3)]
+        chances = token_bits(key[3], numbers[begins], positions[begins]) / 2**32
 
         text = ~self.vocabulary.special[ids]
         wanted = np.floor(self.rate * np.bincount(sentence[text], minlength=len(chances)) + chances).astype(np.int64)
@@ -54,7 +56,7 @@ class Masking:
 
         mask_id, regular = self.vocabulary.mask_id, self.vocabulary.regular
         assert mask_id is not None  # `require_mask_token` has seen to it
-        what = bits[1][chosen] / 2**32
+        what = bits[1][chosen] / 2**32 * (not self.all_masked)
         random_ids = regular[bits[2][chosen] % len(regular)]
         new = np.where(what < MASKED, mask_id, np.where(what < MASKED + REPLACED, random_ids, ids[chosen]))
         masked = group.ids.copy()
@@ -91,10 +93,3 @@ def _chosen(
         taken[fits] = True
         free[owner[fits]] -= sizes[fits]
     return text & taken[word] if len(taken) else text & False
-
-
-def _token_bits(key: int | np.integer, sentences: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """uint32[n]: random bits of the tokens at these places int[n] of these sentences int[n] of a global batch."""
-    key = np.uint32(key)
-    sentence = mix(sentences.astype(np.uint32) * np.uint32(0x85EBCA6B) + key)
-    return mix(mix(sentence + positions.astype(np.uint32) * np.uint32(0xC2B2AE35)) ^ key)

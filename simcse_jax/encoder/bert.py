@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from simcse_jax.encoder import dropout as drop
 from simcse_jax.encoder import pooling
+from simcse_jax.encoder.cutoff import cut
 from simcse_jax.encoder.layer import Dropout, Layer, Part, Rows, at_first_tokens, collected, means, rows_of
 
 if TYPE_CHECKING:
@@ -88,7 +89,10 @@ class Encoder(Part):
         ids, positions = (jnp.reshape(x, (-1, x.shape[-1])) for x in (group.ids, group.positions))
         x = Embeddings(self.config, self.dtype, self.param_dtype, name="embeddings")(ids, positions)
         x = jnp.tile(x, (views, 1, 1))  # views differ from the first dropout on
-        x = Dropout(self.config, rows, keys, train).hidden(x, 0, drop.EMBEDDINGS)
+        noise = Dropout(self.config, rows, keys, train)
+        if noise.cutoff:
+            x = cut(x, noise.cutoff, self.config.cutoff_rate, noise, rows)
+        x = noise.hidden(x, 0, drop.EMBEDDINGS)
         of_embeddings = collected(x, rows, collect)
         numbers = jnp.arange(1, self.config.num_hidden_layers + 1, dtype=jnp.uint32)
         # An unrolled last layer leaves out what a pooler of first tokens never looks at: about 3/4 of its arithmetic.

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+# What is zeroed of the input embeddings in training; "" = nothing.
+CUTOFFS = ("", "token", "feature", "span")
+
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
@@ -20,6 +23,8 @@ class EncoderConfig:
     pad_token_id: int = 0
     initializer_range: float = 0.02
     dropout: float = 0.1  # at every site: embeddings, attention weights, both residual branches
+    cutoff: str = ""  # one of CUTOFFS
+    cutoff_rate: float = 0.1
 
     @property
     def position_offset(self) -> int:

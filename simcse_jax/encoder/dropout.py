@@ -37,7 +37,8 @@ def token_keys(key: jax.Array, sentences: jax.Array, positions: jax.Array) -> ja
     return mix(sentence + positions.astype(jnp.uint32) * jnp.uint32(0xC2B2AE35) + key[1])
 
 
-def _keep(keys: jax.Array, index: jax.Array, rate: float) -> jax.Array:
+def keep(keys: jax.Array, index: jax.Array, rate: float) -> jax.Array:
+    """bool: False for a share `rate`; keys uint32 and index uint32 broadcast, with one rank."""
     bits = mix(mix(keys + index * jnp.uint32(0x9E3779B9)) ^ keys)
     return bits >= jnp.uint32(round(rate * 2**32))
 
@@ -51,7 +52,7 @@ def dropout(x: jax.Array, keys: jax.Array, index: jax.Array, rate: float) -> jax
     """
     # Scaled in at least float32: 1 / (1 - rate) rounded to bfloat16 would shrink every activation (0.16 % at 0.1).
     scaled = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) * (1 / (1 - rate))).astype(x.dtype)
-    return jnp.where(_keep(keys, index, rate), scaled, jnp.zeros((), x.dtype))
+    return jnp.where(keep(keys, index, rate), scaled, jnp.zeros((), x.dtype))
 
 
 def _forward(x: jax.Array, keys: jax.Array, index: jax.Array, rate: float) -> tuple[jax.Array, tuple]:

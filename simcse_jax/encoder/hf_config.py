@@ -24,8 +24,8 @@ _SIZES = (
 )
 
 
-def read_config(folder: str | Path, dropout: float = 0.1) -> EncoderConfig:
-    """The sizes of the model in a Hugging Face folder; `dropout` is the rate of every site, whatever the file says.
+def read_config(folder: str | Path) -> EncoderConfig:
+    """The sizes of the model in a Hugging Face folder; dropout is a matter of the training, whatever the file says.
 
     Raises UserError for a missing or malformed config.json, another architecture, an unknown activation, relative
     position embeddings, a decoder, and missing or impossible sizes.
@@ -34,7 +34,7 @@ def read_config(folder: str | Path, dropout: float = 0.1) -> EncoderConfig:
     config = _read_json(path)
     family = _family(config, path)
     _refuse_variants(config, path)
-    sizes = {key: _size(config, key, path) for key in _SIZES}
+    sizes: dict[str, Any] = {key: _size(config, key, path) for key in _SIZES}
     if sizes["hidden_size"] % sizes["num_attention_heads"]:
         raise UserError(
             f"{path}: hidden_size = {sizes['hidden_size']} does not divide over num_attention_heads = "
@@ -49,7 +49,6 @@ def read_config(folder: str | Path, dropout: float = 0.1) -> EncoderConfig:
         layer_norm_eps=_number(config, "layer_norm_eps", path, default=1e-12),
         pad_token_id=_size(config, "pad_token_id", path, default=0 if family == "bert" else 1, least=0),
         initializer_range=_number(config, "initializer_range", path, default=0.02),
-        dropout=dropout,
     )
     if result.max_length < 1:
         raise UserError(

@@ -61,8 +61,9 @@ class Dropout:
 
     def __init__(self, config: EncoderConfig, rows: Rows, keys: jax.Array | None, train: bool):
         self.rate = config.dropout if train else 0.0
-        if self.rate and keys is None:
-            raise ValueError("Encoder: train=True with dropout > 0 needs a dropout key (uint32[2]); got None.")
+        self.cutoff = config.cutoff if train else ""
+        if (self.rate or self.cutoff) and keys is None:
+            raise ValueError("Encoder: train=True with dropout or cutoff needs a dropout key (uint32[2]); got None.")
         self.keys, self.rows, self.max_positions = keys, rows, config.max_position_embeddings
 
     def of_first_tokens(self) -> Dropout:
@@ -74,18 +75,26 @@ class Dropout:
         )
         return first
 
-    def _token_keys(self, layer: int | jax.Array, site: int) -> jax.Array:
+    def token_keys(self, layer: int | jax.Array, site: int) -> jax.Array:
+        """uint32[B, T]: a key for each token at a site."""
+        return self._keys_at(layer, site, self.rows.positions)
+
+    def sentence_keys(self, layer: int | jax.Array, site: int) -> jax.Array:
+        """uint32[B, T]: the same for all tokens of a sentence."""
+        return self._keys_at(layer, site, jnp.zeros_like(self.rows.positions))
+
+    def _keys_at(self, layer: int | jax.Array, site: int, positions: jax.Array) -> jax.Array:
         assert self.keys is not None  # guarded in __init__
         of_views = jax.vmap(drop.site_key, (0, None, None))(self.keys, layer, site)
         of_rows = jnp.repeat(of_views, len(self.rows.sentences) // len(self.keys), axis=0)
-        return jax.vmap(drop.token_keys)(of_rows, self.rows.sentences, self.rows.positions)
+        return jax.vmap(drop.token_keys)(of_rows, self.rows.sentences, positions)
 
     def hidden(self, x: jax.Array, layer: int | jax.Array, site: int) -> jax.Array:
         """x [B, T, D] with dropout; the index within a token is the feature."""
         if not self.rate:
             return x
         feature = jnp.arange(x.shape[-1], dtype=jnp.uint32)[None, None]
-        return drop.dropout(x, self._token_keys(layer, site)[:, :, None], feature, self.rate)
+        return drop.dropout(x, self.token_keys(layer, site)[:, :, None], feature, self.rate)
 
     def attention(self, layer: int | jax.Array, heads: int) -> tuple[jax.Array | None, jax.Array | None]:
         """The keys and pairs of `attention.Among`; the index within a (query) token is (head, position of the key)."""
@@ -93,7 +102,7 @@ class Dropout:
             return None, None
         head = jnp.arange(heads, dtype=jnp.uint32)[None, :, None, None]
         pairs = head * jnp.uint32(self.max_positions) + self.rows.positions[:, None, None, :].astype(jnp.uint32)
-        return self._token_keys(layer, drop.ATTENTION_WEIGHTS)[:, None, :, None], pairs
+        return self.token_keys(layer, drop.ATTENTION_WEIGHTS)[:, None, :, None], pairs
 
 
 class Part(nn.Module):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from simcse_jax.encoder.activations import ACTIVATIONS
 from simcse_jax.encoder.bert import Encoder, embeddings
@@ -34,6 +36,13 @@ class MlmHead(Part):
         return scores.reshape(*hidden.shape[:-1], -1)
 
 
+class Predictor(NamedTuple):
+    """A model that replaces tokens by others that might stand there."""
+
+    encoder: Encoder
+    special: np.ndarray  # bool[V]: tokens that it never writes
+
+
 def head_of(encoder: Encoder) -> MlmHead:
     """The head that goes with an encoder."""
     return MlmHead(encoder.config, encoder.dtype, encoder.param_dtype)
@@ -43,10 +52,26 @@ def mlm_scores(encoder: Encoder, params: Any, group: Group, masked: Masked, key:
     """float32[G, M, V]: for each place of the masked copies, the scores of what stood there.
 
     group, masked: of G groups, stacked. params: the encoder's, with the head's under "mlm". key: uint32[2], turns
-    dropout on. The head, and the last layer's later products, run at the places alone.
+    dropout on. The head, and the last layer's later products, run at the places alone. Nothing is cut off: what is
+    hidden, the masks hide.
     """
+    encoder = encoder.clone(config=dataclasses.replace(encoder.config, cutoff=""))
     at_places = group._replace(ids=masked.ids, first_tokens=masked.places, lengths=jnp.ones_like(masked.places))
     hidden = embeddings(encoder, params, at_places, "cls_before_pooler", key)
     scores = head_of(encoder).apply({"params": params["mlm"]}, hidden, params["embeddings"]["word"])
     assert isinstance(scores, jax.Array)  # Linen returns a pair only when collections are mutable
     return scores
+
+
+def replaced(predictor: Predictor, params: Any, group: Group, hidden: Masked) -> jax.Array:
+    """int32[G, R, T]: the group's tokens, those that are hidden replaced by the likeliest others.
+
+    group, hidden: of G groups, stacked. No gradient flows through them, and nothing is dropped.
+    """
+    scores = jax.lax.stop_gradient(mlm_scores(predictor.encoder, params, group, hidden))
+    never = jnp.asarray(predictor.special)[None, None] | jax.nn.one_hot(hidden.labels, scores.shape[-1], dtype=bool)
+    likeliest = jnp.where(never, -jnp.inf, scores).argmax(-1).astype(jnp.int32)
+    ids = jnp.reshape(group.ids, (len(group.ids), -1))
+    nowhere = jnp.where(hidden.labels >= 0, hidden.places, ids.shape[1])
+    ids = jax.vmap(lambda ids, at, new: ids.at[at].set(new, mode="drop"))(ids, nowhere, likeliest)
+    return ids.reshape(group.ids.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 
 from simcse_jax.config import LARGEST_GROUP
+from simcse_jax.data.positives import CHANGES
 from simcse_jax.training.run import Run
 
 
@@ -26,9 +27,38 @@ def describe(run: Run) -> list[str]:
         f"steps: {run.total_steps:,} of {run.batches.steps_per_epoch:,} an epoch; {run.batches.dropped:,} examples "
         "left out of each epoch's last, short batch",
         *run.corpus.report.lines(),
+        *_studies(run),
         *_masking(run),
         *_notes(run),
     ]
+
+
+def _studies(run: Run) -> list[str]:
+    """What differs from plain SimCSE."""
+    config, lines = run.config, []
+    data, model, objective = config.data, config.model, config.objective
+    if objective.loss == "none":
+        return []
+    if data.positive in CHANGES or data.positive == "mask":
+        share = f"{data.rate:.0%} of each" if data.rate else "one word of each"
+        lines.append(f"positives: changed copies ({data.positive}), {share}")
+    if data.positive == "next_sentence":
+        count = "the next sentence" if data.window == 1 else f"one of the next {data.window} sentences"
+        lines.append(f"positives: {count} of the document; {len(run.batches.examples):,} sentences have one")
+    if model.same_mask:
+        lines.append("dropout: the same mask for both views")
+    if model.cutoff:
+        lines.append(f"cutoff: {model.cutoff}, {model.cutoff_rate:.0%} of the input embeddings")
+    if model.second_encoder != "none":
+        what = (
+            "parameters of its own" if model.second_encoder == "copy" else f"follows by {1 - model.momentum:g} a step"
+        )
+        queue = f"; a queue of {objective.queue:,} negatives" if objective.queue else ""
+        lines.append(f"second encoder, of all but the anchors: {what}{queue}")
+    if objective.loss != "info_nce" or objective.widths:
+        widths = f", mean over widths {objective.widths}" if objective.widths else ""
+        lines.append(f"loss: {objective.loss}{widths}")
+    return lines
 
 
 def _masking(run: Run) -> list[str]:

@@ -39,8 +39,5 @@ def placed(batch: Batch, own: list[int], groups: int, mesh: Mesh) -> Batch:
 
         return jax.make_array_from_callback((groups, *x.shape[1:]), sharding, part)
 
-    return batch._replace(
-        groups=jax.tree.map(spread, batch.groups),
-        texts=place(batch.texts, replicated(mesh)),
-        masked=jax.tree.map(spread, batch.masked),
-    )
+    texts = place(batch.texts, replicated(mesh))
+    return jax.tree.map(spread, batch._replace(texts=None))._replace(texts=texts)

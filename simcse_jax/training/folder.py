@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from simcse_jax.config import Config, differences
+from simcse_jax.config import Config, defaults, differences
 from simcse_jax.errors import UserError
 from simcse_jax.hosts.agreement import first_says, is_first, processes, together
 from simcse_jax.training.manifest import complete_steps
@@ -28,13 +28,6 @@ TOKENIZER = "tokenizer"
 APPEARS_S = 30.0
 # What run folders of before masked language modelling do not say.
 OLDER = {"has_mlm_head": False, "validation": {"files": "", "fingerprint": ""}}
-OLDER_RECIPE = {
-    "objective.loss": "info_nce",
-    "mlm.weight": 0.0,
-    "mlm.rate": 0.15,
-    "mlm.whole_word": False,
-    "mlm.validation": "",
-}
 # What the differences between two runs are told by, beside the recipe: names in config.json.
 FINGERPRINTS = {
     "data": "the training data's content",
@@ -144,7 +137,7 @@ def read_run_info(workdir: Path) -> dict[str, Any] | None:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         if {"recipe", "encoder", "pooler", "data", "eval"} <= info.keys():
-            return OLDER | info | {"recipe": OLDER_RECIPE | info["recipe"]}
+            return OLDER | info | {"recipe": defaults() | info["recipe"]}
     except (ValueError, AttributeError):
         pass
     raise UserError(f"{path} is not the config.json of a run of simcse_jax.\nGive another folder with --workdir=DIR.")

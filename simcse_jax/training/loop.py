@@ -28,6 +28,7 @@ from simcse_jax.training.dev import LOGGED, Measure
 from simcse_jax.training.display import Display, duration
 from simcse_jax.training.feeding import feed
 from simcse_jax.training.metrics import FLOAT32_DIGITS, FLOAT64_DIGITS, MetricsWriter, NoMetrics
+from simcse_jax.training.parameters import encoder_params
 from simcse_jax.training.profile import Profile
 from simcse_jax.training.program import batch_shapes
 from simcse_jax.training.run import Run
@@ -71,7 +72,7 @@ def train(run: Run, workdir: Path, profile: bool = False) -> Outcome:
             with MetricsWriter(workdir, start if restored else None, digits) if first else NoMetrics() as metrics:
                 loop = _Loop(run, checkpoints, metrics, display, progress)
                 if restored is None:
-                    loop.evaluate(0, state.params)
+                    loop.evaluate(0, encoder_params(state.params))
                 else:
                     display.say(f"resumed from step {start} in {workdir}")
                     if progress.history and run.dev:
@@ -99,7 +100,7 @@ class _Loop:
         self.display = display
         self.progress = progress
         self.compiled = Compilations(run.program, self._shapes)
-        self.clock = Clock(run.config.train.batch_size * len(run.corpus.columns))
+        self.clock = Clock(run.config.train.batch_size * run.batches.examples.texts)
 
     def steps(self, state: TrainState, start: int, profile: Profile) -> Outcome:
         """Run the steps after `start`. The figures of a step are fetched while the next one runs."""
@@ -128,9 +129,9 @@ class _Loop:
                 if last or evaluates or stop or due:
                     self._settle(*waiting)
                     waiting = None
-                    patient = self.evaluate(step, state.params) if evaluates else True
+                    patient = self.evaluate(step, encoder_params(state.params)) if evaluates else True
                     if last and run.dev is None:
-                        checkpoints.save_best(step, state.params, {})
+                        checkpoints.save_best(step, encoder_params(state.params), {})
                     ends = last or stop or not patient
                     (checkpoints.finish if ends else checkpoints.save_last)(state, self.progress)
                     self.clock.skip()
@@ -162,7 +163,7 @@ class _Loop:
             return step(state, batch)
 
     def _shapes(self, rows: int) -> Batch:
-        batches, columns = self.run.batches, len(self.run.corpus.columns)
+        batches, columns = self.run.batches, self.run.batches.examples.texts
         return batch_shapes(self.run.config, self.run.program.mesh, columns, rows, batches.layout.row_length)
 
     def _compiled(self, batch: Batch) -> TrainStep:

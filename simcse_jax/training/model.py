@@ -15,9 +15,11 @@ import numpy as np
 from simcse_jax.config import Config, ModelConfig
 from simcse_jax.data.corpus import read_sentences
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
+from simcse_jax.data.vocabulary import vocabulary_of
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.init import init_params
+from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.pretrained import load_params, read_config
 from simcse_jax.errors import UserError
 from simcse_jax.hub import model_folder
@@ -50,8 +52,9 @@ def make_encoder(config: Config, folder: Path | None, vocab_size: int, platform:
     vocab_size: the tokenizer's. UserError when recipe, tokenizer and sizes do not belong together.
     """
     model = config.model
-    sizes = read_config(folder, dropout=model.dropout) if folder else None
-    sizes = sizes or dataclasses.replace(BERT_BASE, dropout=model.dropout)
+    sizes = read_config(folder) if folder else BERT_BASE
+    noise = {"dropout": model.dropout, "cutoff": model.cutoff, "cutoff_rate": model.cutoff_rate}
+    sizes = dataclasses.replace(sizes, **noise)
     if model.init == "random":
         names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
         given = {name: getattr(model, name) for name in names if getattr(model, name)}
@@ -73,6 +76,12 @@ def make_encoder(config: Config, folder: Path | None, vocab_size: int, platform:
             f"data.max_length = {config.data.max_length}, but the model takes at most {sizes.max_length} tokens.\n"
             f"Use --config.data.max_length={sizes.max_length} or less."
         )
+    widest = max(config.objective.matryoshka_widths, default=0)
+    if widest > sizes.hidden_size:
+        raise UserError(
+            f"objective.widths = {config.objective.widths!r}, and embeddings have {sizes.hidden_size} features.\n"
+            f"Use --config.objective.widths={sizes.hidden_size},{sizes.hidden_size // 2}, for example."
+        )
     parameters = jnp.float64 if model.dtype == "float64" else jnp.float32
     unroll = unrolls(model, platform)
     return Encoder(
@@ -92,6 +101,37 @@ def unrolls(model: ModelConfig, platform: str) -> bool:
     With `remat` only where asked for: a CPU's scheduler makes everything again at once, where a loop has to take turns.
     """
     return model.unroll == "on" or (model.unroll == "auto" and platform == "cpu" and not model.remat)
+
+
+def load_predictor(
+    config: Config, encoder: Encoder, folder: Path | None, tokenizer: Any, resumes: bool = False
+) -> tuple[Predictor | None, Callable[[], Any]]:
+    """The masked language model of data.positive = "mask", and what gives its parameters; None with other positives.
+
+    It computes as the run's encoder does. folder: of model.name. UserError where it has no head, or another tokenizer
+    than the run.
+    """
+    if config.data.positive != "mask" or config.objective.loss == "none":
+        return None, lambda: None
+    named = config.data.mask_model
+    source = model_folder(named) if named else folder
+    assert source is not None  # `resolve` refuses a recipe with neither
+    if named and load_tokenizer(source).get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"data.mask_model = {named!r} has another tokenizer than model.name = {config.model.name!r}: their token "
+            "ids mean other words.\nLeave it out, or name a model with the same vocabulary."
+        )
+    sizes = dataclasses.replace(read_config(source), dropout=0.0)
+    own = Encoder(sizes, encoder.dtype, encoder.param_dtype, has_mlm_head=True, unroll=encoder.unroll)
+
+    def load() -> Any:
+        params = load_params(source, sizes, head="none", mlm_head=True)
+        return jax.tree.map(lambda x: np.asarray(x, own.param_dtype), params)
+
+    held = [] if resumes else [load()]
+    special = vocabulary_of(tokenizer).special
+    special = np.pad(special, (0, max(sizes.vocab_size - len(special), 0)), constant_values=True)
+    return Predictor(own, special), lambda: held.pop() if held else load()
 
 
 def first_params(config: Config, encoder: Encoder, folder: Path | None, resumes: bool) -> Callable[[], Any]:

@@ -46,4 +46,4 @@ def _clip(norm: float) -> optax.GradientTransformation:
 
 def _decayed(params: optax.Params) -> optax.Params:
     """True at kernels and embedding tables."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in VECTORS, params)
+    return jax.tree_util.tree_map_with_path(lambda path, x: path[-1].key not in VECTORS and x.ndim > 0, params)

@@ -21,7 +21,7 @@ from simcse_jax.encoder.pooling import AVERAGED_LAYERS
 from simcse_jax.training.collectives import collectives
 from simcse_jax.training.devices import Chips
 from simcse_jax.training.mesh import make_mesh
-from simcse_jax.training.model import local_model, make_encoder, write_tokenizer
+from simcse_jax.training.model import load_predictor, local_model, make_encoder, write_tokenizer
 from simcse_jax.training.program import batch_shapes, make_program
 from simcse_jax.training.run import listed, load_data
 
@@ -61,14 +61,15 @@ class Planner:
             tokenizer = load_tokenizer(draft)
         self.encoder = make_encoder(config, folder, id_count(tokenizer), chips.devices[0].platform)
         self.corpus, self.views, self.batches = load_data(config, tokenizer)
+        self.predictor = load_predictor(config, self.encoder, folder, tokenizer, resumes=True)[0]
         self.rows = self.batches.planned_rows
 
     def compile(self, batch_size: int) -> Plan:
         """The step of this batch size; DoesNotFit where the compiler knows the device's memory."""
         train = dataclasses.replace(self.config.train, batch_size=batch_size)
         config = dataclasses.replace(self.config, train=train)
-        program = make_program(config, self.encoder, self.mesh, self.views, total_steps=1000)
-        columns = len(self.corpus.columns)
+        program = make_program(config, self.encoder, self.mesh, self.views, 1000, self.predictor)
+        columns = self.batches.examples.texts
         batch = batch_shapes(config, self.mesh, columns, self.rows, self.batches.layout.row_length)
         step: Any = program.train_step
         try:
@@ -108,7 +109,7 @@ class Planner:
         width, length = config.hidden_size, layout.row_length
         groups = batch_size // layout.group_size // self.mesh.size
         rows = groups * self.rows * length  # positions that one view encodes
-        sentences = groups * len(self.corpus.columns) * layout.group_size
+        sentences = groups * self.batches.examples.texts * layout.group_size
         mlm = self.config.mlm
         places = groups * places_of(mlm.rate, self.rows, length, sentences // groups) if mlm.weight else 0
         masked = mlm.weight > 0
@@ -127,7 +128,7 @@ class Planner:
         head = (3 + in_chunks) * 2 * places * width * (width + config.vocab_size)
         if self.config.objective.loss == "none":
             return encoder + head
-        candidates = max(len(self.corpus.columns), 2) - 1
+        candidates = max(self.batches.examples.texts, 2) - 1
         share = batch_size // self.mesh.size
         # Of the loss: forward, again, and two products backward.
         return encoder + head + 4 * 2 * share * candidates * batch_size * width

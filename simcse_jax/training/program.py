@@ -6,11 +6,11 @@ Needs neither data nor weights, and any mesh will do, also one of devices that a
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from simcse_jax.config import Config, ObjectiveConfig
@@ -18,10 +18,13 @@ from simcse_jax.data.batches import Batch
 from simcse_jax.data.masking import places_of
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.init import parameter_shapes
+from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.group import Group, Masked
-from simcse_jax.objective.contrastive import Objective, make_info_nce
+from simcse_jax.objective.contrastive import Objective, make_info_nce, matryoshka
+from simcse_jax.objective.pairwise import make_margin_ranking, make_sigmoid, make_triplet
 from simcse_jax.training.mesh import state_shardings
 from simcse_jax.training.optimizer import make_optimizer
+from simcse_jax.training.parameters import with_rest
 from simcse_jax.training.state import TrainState, init_state
 from simcse_jax.training.step import (
     EncodeBatch,
@@ -40,7 +43,7 @@ class Program:
     """The step of a run, for one mesh."""
 
     mesh: Mesh
-    optimizer: optax.GradientTransformation
+    start: Callable[[Any, Any], TrainState]  # of the encoder's parameters, and the predictor's: the first state
     shapes: TrainState  # ShapeDtypeStructs with shardings: what a state is laid out like
     train_step: TrainStep
 
@@ -50,36 +53,61 @@ class Program:
         return jax.tree.map(lambda x: x.sharding, self.shapes)
 
 
-def make_program(config: Config, encoder: Encoder, mesh: Mesh, views: int, total_steps: int) -> Program:
-    """The program of a run of `total_steps` steps on this mesh; views: how often each text is embedded."""
-    masks = config.mlm.weight > 0
-    loss = make_loss(make_encode(config, encoder, mesh), make_objective(config.objective, mesh), config.mlm.weight)
+def make_program(
+    config: Config, encoder: Encoder, mesh: Mesh, views: int, total_steps: int, predictor: Predictor | None = None
+) -> Program:
+    """The program of a run of `total_steps` steps on this mesh.
+
+    views: how often each text is embedded; predictor: what makes positives, with data.positive = "mask".
+    """
+    masks, hides = config.mlm.weight > 0, predictor is not None
+    keys = [0 if config.model.same_mask else view for view in range(views)] + [views] * masks
+    loss = make_loss(
+        make_encode(config, encoder, mesh, predictor), make_objective(config.objective, mesh), config.mlm.weight
+    )
     optimizer = make_optimizer(config.optimizer, total_steps)
-    shapes = jax.eval_shape(lambda p: init_state(p, optimizer, config.train.seed), parameter_shapes(encoder))
+    of_predictor = predictor and parameter_shapes(predictor.encoder)
+
+    def start(params: Any, of_predictor: Any) -> TrainState:
+        params, extra = with_rest(config.model.second_encoder, config.objective, params, of_predictor)
+        return init_state(params, optimizer, config.train.seed, extra)
+
+    shapes = jax.eval_shape(start, parameter_shapes(encoder), of_predictor)
     shardings = state_shardings(mesh, shapes)
     return Program(
         mesh=mesh,
-        optimizer=optimizer,
+        start=jax.jit(start, out_shardings=shardings),
         shapes=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
-        train_step=compile_train_step(make_train_step(loss, optimizer, views + masks), mesh, shardings, masks),
+        train_step=compile_train_step(
+            make_train_step(loss, optimizer, keys, config.model.momentum), mesh, shardings, masks, hides
+        ),
     )
 
 
-def make_encode(config: Config, encoder: Encoder, mesh: Mesh) -> EncodeBatch:
+def make_encode(config: Config, encoder: Encoder, mesh: Mesh, predictor: Predictor | None = None) -> EncodeBatch:
     """How a run's batches are encoded."""
-    encode = make_encode_groups(encoder, config.model.train_pooler, config.group_size, mesh)
+    encode = make_encode_groups(encoder, config.model.train_pooler, config.group_size, mesh, predictor)
     return make_encode_batch(encode, mesh, config.train.groups_at_once, encoder.dtype)
 
 
 def make_objective(config: ObjectiveConfig, mesh: Mesh) -> Objective | None:
     """The contrastive objective that the recipe names; None where it names none."""
-    settings = dataclasses.asdict(config)
-    loss = settings.pop("loss")
-    return make_info_nce(mesh, **settings) if loss == "info_nce" else None
+    if config.loss == "none":
+        return None
+    makers = {
+        "info_nce": (make_info_nce, ("temperature", "hard_negative_weight", "similarity")),
+        "triplet": (make_triplet, ("margin", "mining")),
+        "margin_ranking": (make_margin_ranking, ("margin", "similarity")),
+        "sigmoid": (make_sigmoid, ("temperature", "bias", "similarity")),
+    }
+    make, own = makers[config.loss]
+    made = make(mesh, **{key: getattr(config, key) for key in (*own, "symmetric", "mask_duplicates", "tile")})
+    return matryoshka(made, config.matryoshka_widths) if config.matryoshka_widths else made
 
 
 def batch_shapes(config: Config, mesh: Mesh, columns: int, rows: int, row_length: int) -> Batch:
     """ShapeDtypeStructs of a batch: V = `columns` texts an example, groups of `rows` rows of `row_length` tokens."""
+    hides = config.objective.loss != "none" and config.data.positive == "mask"
     groups, examples = config.train.batch_size // config.group_size, config.train.batch_size
     spread, everywhere = batch_shardings(mesh).groups.ids, batch_shardings(mesh).texts
 
@@ -88,8 +116,11 @@ def batch_shapes(config: Config, mesh: Mesh, columns: int, rows: int, row_length
 
     tokens, sentences = of_groups(rows, row_length), of_groups(columns * config.group_size)
     texts = jax.ShapeDtypeStruct((max(columns, 2), examples), np.int32, sharding=everywhere)
-    masked = None
-    if config.mlm.weight:
-        places = of_groups(places_of(config.mlm.rate, rows, row_length, columns * config.group_size))
-        masked = Masked(tokens, places, places)
-    return Batch(Group(tokens, tokens, tokens, tokens, sentences, sentences), texts, masked)
+
+    def copy(rate: float) -> Masked:
+        places = of_groups(places_of(rate, rows, row_length, columns * config.group_size))
+        return Masked(tokens, places, places)
+
+    masked = copy(config.mlm.rate) if config.mlm.weight else None
+    hidden = copy(config.data.rate) if hides else None
+    return Batch(Group(tokens, tokens, tokens, tokens, sentences, sentences), texts, masked, hidden)

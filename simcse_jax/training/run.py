@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from simcse_jax.config import Config, row_length
 from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.corpus import Corpus, load_corpus
+from simcse_jax.data.examples import AsTheyAre
 from simcse_jax.data.masking import Masking
-from simcse_jax.data.positives import views_of
+from simcse_jax.data.positives import make_examples, views_of
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.data.vocabulary import id_count, require_mask_token, vocabulary_of
 from simcse_jax.encoder.bert import Encoder
@@ -37,10 +37,11 @@ from simcse_jax.training.folder import (
     write_run_info,
 )
 from simcse_jax.training.mesh import make_mesh, place
-from simcse_jax.training.model import first_params, local_model, make_encoder, write_tokenizer
+from simcse_jax.training.model import first_params, load_predictor, local_model, make_encoder, write_tokenizer
 from simcse_jax.training.optimizer import make_schedule
+from simcse_jax.training.parameters import PREDICTOR, encoder_params
 from simcse_jax.training.program import Program, make_encode, make_program
-from simcse_jax.training.state import TrainState, init_state
+from simcse_jax.training.state import TrainState
 
 # Keys that may differ between the hosts of one run: where the same content lies there.
 LOCAL_KEYS = ("data.files", "data.cache_dir", "eval.data", "mlm.validation")
@@ -88,6 +89,8 @@ def _assemble(config: Config, workdir: Path) -> Run:
         tokenizer = load_tokenizer(current_tokenizer(workdir))
         encoder = make_encoder(config, folder, id_count(tokenizer), mesh.devices.flat[0].platform)
         initial_params = first_params(config, encoder, folder, resumes)
+        with _about("data.mask_model", "a model folder with a masked-language-model head"):
+            predictor, predictor_params = load_predictor(config, encoder, folder, tokenizer, resumes)
         corpus, views, batches = load_data(config, tokenizer)
         with _about("mlm.validation", "files of text, with the columns of data.columns"):
             held_out = load_held_out(config, tokenizer) if config.mlm.validation else None
@@ -98,12 +101,13 @@ def _assemble(config: Config, workdir: Path) -> Run:
     }
     require_equal({f"the content of {key}": fingerprint for key, fingerprint in contents.items()})
     total_steps = config.train.total_steps(batches.steps_per_epoch)
-    program = make_program(config, encoder, mesh, views, total_steps)
+    program = make_program(config, encoder, mesh, views, total_steps, predictor)
 
     def initial_state() -> TrainState:
-        params = place(initial_params(), program.shardings.params)
-        start = jax.jit(lambda p: init_state(p, program.optimizer, config.train.seed), out_shardings=program.shardings)
-        return start(params)
+        params = place(initial_params(), encoder_params(program.shardings.params))
+        if predictor is None:
+            return program.start(params, None)
+        return program.start(params, place(predictor_params(), program.shardings.extra[PREDICTOR]))
 
     run = Run(
         config=config,
@@ -134,12 +138,22 @@ def load_data(config: Config, tokenizer: Any) -> tuple[Corpus, int, Batches]:
     """The tokenised data, how often each of its texts is encoded, and its batches."""
     files, columns = listed(config.data.files), listed(config.data.columns)
     corpus = load_corpus(files, tokenizer, config.data.max_length, columns, config.data.cache_dir or None)
-    views = views_of(config.data.positive, corpus.columns) if config.objective.loss != "none" else 0
-    return (
-        corpus,
-        views,
-        Batches(corpus, _layout(config), config.train.seed, _masking(config, tokenizer, config.train.seed)),
-    )
+    seed, views, examples = config.train.seed, 0, AsTheyAre(corpus)
+    if config.objective.loss != "none":
+        views = views_of(config.data.positive, corpus.columns)
+        examples = make_examples(config.data.how, corpus, tokenizer, lambda: vocabulary_of(tokenizer), seed)
+        _require_hard_negatives(config, examples.texts)
+    masking, hiding = _masking(config, tokenizer, seed), _hiding(config, tokenizer) if views else None
+    return corpus, views, Batches(examples, _layout(config), seed, masking, hiding)
+
+
+def _require_hard_negatives(config: Config, texts: int) -> None:
+    weight = config.objective.hard_negative_weight
+    if weight != 1 and texts < 3:
+        raise UserError(
+            f"objective.hard_negative_weight = {weight}, and the data has no hard negatives.\nGive a third column "
+            "with --config.data.positive=columns (configs/sup.py), or --config.objective.hard_negative_weight=1."
+        )
 
 
 def load_held_out(config: Config, tokenizer: Any) -> tuple[Corpus, Batches]:
@@ -151,7 +165,7 @@ def load_held_out(config: Config, tokenizer: Any) -> tuple[Corpus, Batches]:
             f"mlm.validation = {config.mlm.validation!r} holds {len(corpus)} examples, and perplexity is taken over "
             f"whole batches of {config.train.batch_size}.\nGive more held-out text, or leave it out."
         )
-    return corpus, Batches(corpus, _layout(config), 0, _masking(config, tokenizer, seed=0))
+    return corpus, Batches(AsTheyAre(corpus), _layout(config), 0, _masking(config, tokenizer, seed=0))
 
 
 def _layout(config: Config) -> Layout:
@@ -164,6 +178,15 @@ def _masking(config: Config, tokenizer: Any, seed: int) -> Masking | None:
     vocabulary = vocabulary_of(tokenizer)
     require_mask_token(vocabulary, f"mlm.weight = {config.mlm.weight}")
     return Masking(vocabulary, config.mlm.rate, config.mlm.whole_word, seed)
+
+
+def _hiding(config: Config, tokenizer: Any) -> Masking | None:
+    """What a predictor is to replace in positives."""
+    if config.data.positive != "mask":
+        return None
+    vocabulary = vocabulary_of(tokenizer)
+    require_mask_token(vocabulary, "data.positive = 'mask'")
+    return Masking(vocabulary, config.data.rate, whole_word=False, seed=config.train.seed, all_masked=True)
 
 
 def _perplexity(config: Config, encoder: Encoder, mesh: Mesh, held_out: Batches) -> Callable[[Any], Scores]:

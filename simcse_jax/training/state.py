@@ -16,13 +16,15 @@ class TrainState(NamedTuple):
     params: Any  # the encoder's parameters, stacked over layers
     opt_state: Any  # Optax's
     key: jax.Array  # uint32[2]: the run's seed key; a step's key is fold_in(key, step)
-    extra: dict[str, Any]  # the objective's own state; empty for SimCSE
+    extra: dict[str, Any]  # what no gradient reaches (see `parameters`); empty for SimCSE
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def init_state(
+    params: Any, optimizer: optax.GradientTransformation, seed: int, extra: dict[str, Any] | None = None
+) -> TrainState:
     """The state before the first step. A pure function of arrays: jit it to have the result land sharded."""
     key = jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, {})
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, extra or {})
 
 
 def step_key(state: TrainState, view: int) -> jax.Array:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from simcse_jax.data.batches import Batch, Batches, Layout
+from simcse_jax.data.examples import AsTheyAre
 from simcse_jax.errors import UserError
 
 EXAMPLES, BATCH, GROUP, LONGEST = 103, 16, 4, 16
@@ -23,7 +24,7 @@ class Table:
 
 
 def batches(columns: int = 1, seed: int = 0, **layout: bool) -> Batches:
-    return Batches(Table(columns), Layout(BATCH, GROUP, 2 * LONGEST, **layout), seed)
+    return Batches(AsTheyAre(Table(columns)), Layout(BATCH, GROUP, 2 * LONGEST, **layout), seed)
 
 
 def first_ids(batch: Batch) -> np.ndarray:
@@ -54,13 +55,13 @@ def test_every_token_is_where_it_belongs(columns: int, one_per_row: bool) -> Non
         for v in range(columns):
             slot = v * GROUP + e % GROUP
             begin, length = groups.first_tokens[e // GROUP, slot], groups.lengths[e // GROUP, slot]
-            assert length == made.examples.lengths[row, v]
+            assert length == Table(columns).lengths[row, v]
             part = [field[e // GROUP].ravel()[begin : begin + length] for field in groups[:4]]
             np.testing.assert_array_equal(part[0], 1000 * v + row + 1)
             assert len(set(part[1])) == 1
             np.testing.assert_array_equal(part[2], np.arange(length))
             np.testing.assert_array_equal(part[3], v * BATCH + e)
-    assert (groups.segments > 0).sum() == made.examples.lengths[rows].sum()
+    assert (groups.segments > 0).sum() == Table(columns).lengths[rows].sum()
 
 
 def test_some_groups_are_those_of_the_whole_batch() -> None:
@@ -74,7 +75,7 @@ def test_some_groups_are_those_of_the_whole_batch() -> None:
 def test_equal_texts_have_equal_numbers() -> None:
     table = Table(3)
     table.hashes[:] = np.arange(EXAMPLES * 3).reshape(-1, 3) % 20
-    made = Batches(table, Layout(BATCH, GROUP, 32), 0)
+    made = Batches(AsTheyAre(table), Layout(BATCH, GROUP, 32), 0)
     hashes, texts = table.hashes[made.rows(0)].T, made(0).texts
     np.testing.assert_array_equal(
         texts.ravel()[:, None] == texts.ravel()[None], hashes.ravel()[:, None] == hashes.ravel()[None]
@@ -84,12 +85,12 @@ def test_equal_texts_have_equal_numbers() -> None:
 
 
 def test_shapes_are_a_handful_and_enough() -> None:
-    made = Batches(Table(examples=5000), Layout(64, 64, 32), 0)
+    made = Batches(AsTheyAre(Table(examples=5000)), Layout(64, 64, 32), 0)
     assert len(made.row_counts) <= 6
     shapes = {made(step).groups.ids.shape for step in range(made.steps_per_epoch)}
     assert shapes <= {(1, count, 32) for count in made.row_counts}
     fullness = np.mean([(made(step).groups.segments > 0).mean() for step in range(20)])
-    padded = made.examples.lengths.mean() / LONGEST
+    padded = Table(examples=5000).lengths.mean() / LONGEST
     assert fullness > padded + 0.2
 
 
@@ -104,4 +105,4 @@ def test_a_stream_starts_anywhere() -> None:
 
 def test_too_few_examples_are_refused() -> None:
     with pytest.raises(UserError, match=r"batch_size = 16, but the data has only 9 examples.\nUse .*batch_size=8"):
-        Batches(Table(examples=9), Layout(16, 16, 32), 0)
+        Batches(AsTheyAre(Table(examples=9)), Layout(16, 16, 32), 0)

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from simcse_jax.data.batches import Batches, Layout
+from simcse_jax.data.examples import AsTheyAre
 from simcse_jax.data.masking import Masking, places_of
 from simcse_jax.data.vocabulary import Vocabulary
 from simcse_jax.group import Group, Masked
@@ -37,7 +38,7 @@ def masking(rate: float = 0.15, whole_word: bool = False, seed: int = 0) -> Mask
 def made(
     examples: int, how: Masking | None, group: int = 64, row_length: int = 64, step: int = 0, **layout: Any
 ) -> Any:
-    return Batches(Sentences(examples), Layout(examples, group, row_length, **layout), 0, how)(step)
+    return Batches(AsTheyAre(Sentences(examples)), Layout(examples, group, row_length, **layout), 0, how)(step)
 
 
 def by_token(groups: Group, masked: Masked) -> dict[tuple[int, int], tuple[int, int]]:
@@ -78,7 +79,7 @@ def test_every_place_of_a_sentence_is_chosen_alike() -> None:
     counts = np.zeros(40)
     sentences = Sentences(512, 40)
     sentences.lengths[:] = 40
-    batches = Batches(sentences, Layout(512, 64, 64), 0, masking())
+    batches = Batches(AsTheyAre(sentences), Layout(512, 64, 64), 0, masking())
     for step in range(20):
         batch = batches(step)
         assert batch.masked
@@ -141,7 +142,7 @@ def test_places_suffice_at_the_worst() -> None:
     """Sentences of one word each fill every row, and by chance more of them are rounded up than the rate says."""
     sentences = Sentences(64)
     sentences.lengths[:] = 3
-    batches = Batches(sentences, Layout(64, 64, 3), 0, masking(0.05))
+    batches = Batches(AsTheyAre(sentences), Layout(64, 64, 3), 0, masking(0.05))
     most = 0
     for step in range(200):
         masked = batches(step).masked

@@ -24,7 +24,7 @@ LENGTHS = (7, 12, 3, 9)
 
 
 def loaded(folder: Path) -> tuple[Encoder, Any]:
-    config = read_config(folder, dropout=0.1)
+    config = read_config(folder)
     encoder = Encoder(config, has_mlm_head=True)
     params = load_params(folder, config, "none", mlm_head=True)
     jax.tree.map(np.testing.assert_array_equal, params["mlm"], load_mlm_head(folder, config))

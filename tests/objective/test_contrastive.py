@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simcse_jax.objective.contrastive import make_info_nce
+from simcse_jax.objective.contrastive import Queue, make_info_nce, matryoshka
 from simcse_jax.training.mesh import make_mesh
 
 GROUPS, SIZE, WIDTH = 8, 3, 7
@@ -279,3 +279,92 @@ def test_memory_grows_with_the_batch_and_not_with_its_square() -> None:
     assert [tiled[1] / tiled[0], tiled[2] / tiled[1]] == pytest.approx([1.9, 1.9], abs=0.15)  # a line, and a tile
     assert [whole[1] / whole[0], whole[2] / whole[1]] == pytest.approx([4, 4], abs=0.05)  # a parabola
     assert tiled[0] < whole[0] / 50
+
+
+def test_products_instead_of_cosines() -> None:
+    """Loss and gradients of raw products; the figures stay cosines."""
+    with jax.enable_x64(True):
+        anchors, candidates, texts = inputs(2, 8)
+        anchors, candidates = 0.3 * anchors, 2 * candidates
+
+        def exact_loss(anchors: np.ndarray, candidates: np.ndarray) -> float:
+            logits = np.einsum("id,kjd->ikj", anchors, candidates) / 0.7
+            own = np.eye(BATCH, dtype=bool)[:, None] & (np.arange(3) == 0)[None, :, None]
+            equal = (texts[1:] == texts[0][:, None, None]) | (texts[1:] == texts[1][:, None, None])
+            terms = np.exp(logits) * (own | ~equal)
+            return float(np.mean(np.log(terms.sum((1, 2))) - logits[own]))
+
+        plain = ours(1, anchors, candidates, texts)[1]
+        for devices, tile in ((1, 0), (4, 5)):
+            options: Any = {"similarity": "dot", "temperature": 0.7, "tile": tile}
+            value, to_anchors, to_candidates = loss_and_gradients(devices, anchors, candidates, texts, **options)
+            assert value == pytest.approx(exact_loss(anchors, candidates), abs=1e-9)
+            for i, d in ((0, 0), (23, 6)):
+                step, both = np.zeros_like(anchors), np.zeros_like(candidates)
+                step[i, d] = both[1, i, d] = 1e-6
+                slope = (exact_loss(anchors + step, candidates) - exact_loss(anchors - step, candidates)) / 2e-6
+                assert to_anchors[i, d] == pytest.approx(slope, rel=1e-5, abs=1e-7)
+                slope = (exact_loss(anchors, candidates + both) - exact_loss(anchors, candidates - both)) / 2e-6
+                assert to_candidates[1, i, d] == pytest.approx(slope, rel=1e-5, abs=1e-7)
+            metrics = ours(devices, anchors, candidates, texts, **options)[1]
+            for name in ("positive_cosine", "negative_cosine", "alignment", "uniformity", "masked"):
+                assert float(metrics[name]) == pytest.approx(float(plain[name]), abs=1e-9), name
+
+
+def test_a_learned_temperature_is_the_one_that_counts() -> None:
+    with jax.enable_x64(True):
+        anchors, candidates, texts = inputs(1, 8)
+        options: Any = {"hard_negative_weight": 2.0, "symmetric": True}
+
+        def exact_loss(log_temperature: float) -> float:
+            return exact(anchors, candidates, texts, temperature=math.exp(log_temperature), **options)[0]
+
+        log = math.log(0.3)
+        slope = (exact_loss(log + 1e-6) - exact_loss(log - 1e-6)) / 2e-6
+        expected = exact(anchors, candidates, texts, temperature=0.3, **options)
+        for devices, tile in ((1, 0), (1, 5), (4, 0)):
+            objective = make_info_nce(make_mesh(devices), temperature=9.0, tile=tile, **options)
+
+            def loss(log_temperature: Any, a: Any, objective: Any = objective) -> Any:
+                shaped = a.reshape(GROUPS, SIZE, -1), jnp.asarray(candidates).reshape(2, GROUPS, SIZE, -1)
+                return objective(*shaped, texts, {"log_temperature": log_temperature})
+
+            run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+            (value, metrics), (to_log, to_anchors) = run(jnp.asarray(log), jnp.asarray(anchors))
+            assert float(value) == pytest.approx(expected[0], abs=1e-9)
+            assert float(to_log) == pytest.approx(slope, rel=1e-6)
+            np.testing.assert_allclose(to_anchors, expected[1], atol=1e-9)
+            assert float(metrics["temperature"]) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("hard_negatives", [0, 1])
+@pytest.mark.parametrize("filled", [0, 7, 10])
+def test_a_queue_holds_negatives_of_everybody(filled: int, hard_negatives: int) -> None:
+    with jax.enable_x64(True):
+        anchors, candidates, texts = inputs(hard_negatives, 8)
+        older = np.random.default_rng(5).normal(size=(10, WIDTH))
+        a, c, q = (z / np.linalg.norm(z, axis=-1, keepdims=True) for z in (anchors, candidates, older[:filled]))
+        logits = np.einsum("id,kjd->ikj", a, c) / 0.2
+        own = np.eye(BATCH, dtype=bool)[:, None] & (np.arange(len(c)) == 0)[None, :, None]
+        equal = (texts[1:] == texts[0][:, None, None]) | (texts[1:] == texts[1][:, None, None])
+        terms = (np.exp(logits) * (own | ~equal)).sum((1, 2)) + np.exp(a @ q.T / 0.2).sum(1)
+        expected = np.mean(np.log(terms) - logits[own])
+        for devices, tile in ((1, 0), (4, 5)):
+            objective = jax.jit(make_info_nce(make_mesh(devices), temperature=0.2, tile=tile))
+            shaped = anchors.reshape(GROUPS, SIZE, -1), candidates.reshape(len(candidates), GROUPS, SIZE, -1)
+            value, _ = objective(*shaped, texts, None, Queue(jnp.asarray(older), jnp.asarray(filled)))
+            assert float(value) == pytest.approx(expected, abs=1e-9)
+
+
+def test_matryoshka_is_the_mean_over_widths() -> None:
+    anchors, candidates, texts = inputs(1, 8)
+    each = {w: float(ours(1, anchors[..., :w], candidates[..., :w], texts)[0]) for w in (WIDTH, 4, 2)}
+    assert len({round(value, 3) for value in each.values()}) == 3
+    for devices in (1, 4):
+        nested = jax.jit(matryoshka(make_info_nce(make_mesh(devices)), (2, WIDTH, 4)))
+        shaped = anchors.reshape(GROUPS, SIZE, -1), candidates.reshape(2, GROUPS, SIZE, -1)
+        loss, metrics = nested(*shaped, texts)
+        assert float(loss) == pytest.approx(np.mean(list(each.values())), rel=1e-5)
+        assert {w: float(metrics[f"loss_{w}"]) for w in each} == pytest.approx(each, rel=1e-5)
+        plain = ours(1, anchors, candidates, texts)[1]
+        assert float(metrics["uniformity"]) == pytest.approx(float(plain["uniformity"]), rel=1e-5)

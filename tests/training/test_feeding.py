@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from simcse_jax.data.batches import Batches, Layout
+from simcse_jax.data.examples import AsTheyAre
 from simcse_jax.training.feeding import feed, own_groups, placed
 from simcse_jax.training.mesh import AXES, make_mesh
 from tests.training.test_topology import RandomExamples
@@ -17,7 +18,7 @@ LAYOUT = Layout(batch_size=32, group_size=2, row_length=32)
 
 @pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (8, 1), (4, 2)])
 def test_what_is_fed_is_the_batch(data: int, fsdp: int) -> None:
-    mesh, batches = make_mesh(data, fsdp), Batches(RandomExamples(3), LAYOUT, seed=3)
+    mesh, batches = make_mesh(data, fsdp), Batches(AsTheyAre(RandomExamples(3)), LAYOUT, seed=3)
     assert own_groups(mesh, 16) == list(range(16))
     fed = list(feed(batches, mesh, 2, 5))
     assert len(fed) == 3
@@ -32,7 +33,7 @@ def test_a_process_makes_no_more_than_its_groups() -> None:
     asked: list[int] = []
     token_ids = examples.token_ids
     examples.token_ids = lambda rows: asked.extend(rows) or token_ids(rows)
-    batches = Batches(examples, LAYOUT, seed=3)
+    batches = Batches(AsTheyAre(examples), LAYOUT, seed=3)
     part, whole = batches(1, [3, 4, 9]), batches(1)
     assert asked[:6] == [*batches.rows(1)[6:10], *batches.rows(1)[18:20]]
     jax.tree.map(lambda some, every: np.testing.assert_array_equal(some, every[[3, 4, 9]]), part.groups, whole.groups)
@@ -41,7 +42,7 @@ def test_a_process_makes_no_more_than_its_groups() -> None:
 
 def test_a_process_places_its_own_groups_on_its_own_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the second of two processes, each with half of the devices; the other's make no groups here."""
-    mesh, batches = make_mesh(4, 2), Batches(RandomExamples(1), LAYOUT, seed=3)
+    mesh, batches = make_mesh(4, 2), Batches(AsTheyAre(RandomExamples(1)), LAYOUT, seed=3)
     theirs = set(mesh.devices.flat[:4])
     real = NamedSharding.addressable_devices_indices_map
     monkeypatch.setattr(
@@ -63,7 +64,7 @@ def test_a_process_places_its_own_groups_on_its_own_devices(monkeypatch: pytest.
 
 
 def test_placing_puts_each_group_where_it_belongs() -> None:
-    mesh, batches = make_mesh(4, 2), Batches(RandomExamples(1), LAYOUT, seed=3)
+    mesh, batches = make_mesh(4, 2), Batches(AsTheyAre(RandomExamples(1)), LAYOUT, seed=3)
     result = placed(batches(0), list(range(16)), 16, mesh)
     for shard in result.groups.ids.addressable_shards:
         np.testing.assert_array_equal(shard.data, batches(0).groups.ids[shard.index[0]])

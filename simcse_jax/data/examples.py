@@ -1,0 +1,131 @@
+"""What batches are drawn from: examples of V texts, as the files hold them, or with a positive that is made for a step.
+
+Everything is a function of (seed, step) and of the example's place in the batch. Lengths and hashes of a whole batch
+are known without a token, so every host knows the shapes of all groups, and makes only the texts that it feeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from simcse_jax.data.changes import Change
+from simcse_jax.errors import UserError
+from simcse_jax.hashing import token_bits
+
+
+class Drawn(NamedTuple):
+    """The texts of a batch of B examples."""
+
+    lengths: np.ndarray  # int32[B, V]: tokens of each text, at most
+    hashes: np.ndarray  # uint64[B, V]: equal for texts that may not be each other's negatives
+    token_ids: Callable[[np.ndarray], list[list[np.ndarray]]]  # [n][V] int32 arrays, of the examples at places int[n]
+
+
+class Examples(Protocol):
+    """E examples of V texts."""
+
+    @property
+    def texts(self) -> int:
+        """V."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def draw(self, rows: np.ndarray, step: int) -> Drawn:
+        """The examples int64[B] of this step's batch."""
+        ...
+
+
+class Table(Protocol):
+    """What is needed of a corpus: E rows of V texts."""
+
+    lengths: np.ndarray  # int32[E, V]
+    hashes: np.ndarray  # uint64[E, V]
+
+    def token_ids(self, rows: np.ndarray) -> list[list[np.ndarray]]: ...
+
+
+class AsTheyAre:
+    """Each row of a table is an example, the same at every step."""
+
+    def __init__(self, table: Table):
+        self.table = table
+        self.texts = table.lengths.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.table.lengths)
+
+    def draw(self, rows: np.ndarray, step: int) -> Drawn:
+        table = self.table
+        return Drawn(table.lengths[rows], table.hashes[rows], lambda places: table.token_ids(rows[places]))
+
+
+class WithChangedCopy:
+    """Each row of a table of one text, and a copy of it that is changed in another way at every step.
+
+    The copy counts as the same text: where a batch holds a sentence twice, neither is the other's negative.
+    """
+
+    texts = 2
+
+    def __init__(self, table: Table, change: Change, seed: int):
+        self.table, self.change, self.seed = table, change, seed
+
+    def __len__(self) -> int:
+        return len(self.table.lengths)
+
+    def draw(self, rows: np.ndarray, step: int) -> Drawn:
+        lengths, hashes = self.table.lengths[rows], self.table.hashes[rows]
+
+        def token_ids(places: np.ndarray) -> list[list[np.ndarray]]:
+            originals = [tokens for (tokens,) in self.table.token_ids(rows[places])]
+            changed = self.change(originals, places, _key(self.seed, step))
+            return [list(pair) for pair in zip(originals, changed, strict=True)]
+
+        return Drawn(np.concatenate([lengths, self.change.bound(lengths)], 1), np.repeat(hashes, 2, 1), token_ids)
+
+
+class WithNext:
+    """Each sentence and one of the `window` that follow it in its document, another at every step.
+
+    documents: int32[E], the number of each row's document. The last sentence of a document is no example.
+    """
+
+    texts = 2
+
+    def __init__(self, table: Table, documents: np.ndarray, window: int, seed: int):
+        """Raises UserError when no document has two sentences."""
+        self.table, self.seed = table, seed
+        ends = np.r_[np.flatnonzero(np.diff(documents)), len(documents) - 1]
+        following = np.repeat(ends, np.diff(np.r_[-1, ends])) - np.arange(len(documents))
+        self.rows = np.flatnonzero(following)
+        self.following = np.minimum(following[self.rows], window)
+        if not len(self.rows):
+            raise UserError(
+                "data.positive = 'next_sentence': every document of the data is a single sentence.\nGive text in "
+                "which a blank line stands between documents, and not between sentences."
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def draw(self, rows: np.ndarray, step: int) -> Drawn:
+        places = np.arange(len(rows))
+        bits = token_bits(_key(self.seed, step)[0], places, np.zeros_like(places))
+        first = self.rows[rows]
+        both = np.stack([first, first + 1 + bits % self.following[rows]], axis=1)
+        table = self.table
+
+        def token_ids(places: np.ndarray) -> list[list[np.ndarray]]:
+            flat = [tokens for (tokens,) in table.token_ids(both[places].ravel())]
+            return [flat[n : n + 2] for n in range(0, len(flat), 2)]
+
+        return Drawn(table.lengths[both, 0], table.hashes[both, 0], token_ids)
+
+
+def _key(seed: int, step: int) -> np.ndarray:
+    """uint32[4]: what the choices of a step depend on."""
+    return np.random.SeedSequence([seed, step, 0x706F73]).generate_state(4)  # "pos"

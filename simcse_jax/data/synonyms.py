@@ -1,0 +1,126 @@
+"""Synonym replacement: words in place of words, from a file.
+
+The file is UTF-8 text; each line is a set of words and phrases, separated by commas, that may stand for each other:
+
+    big, large, huge
+    # a comment; blank lines count for nothing
+    often, frequently, many times
+
+A word may stand on several lines. Phrases are put in place of words, and are never replaced themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simcse_jax.data.changes import chosen_words, words_of
+from simcse_jax.data.vocabulary import Vocabulary
+from simcse_jax.errors import UserError
+from simcse_jax.hashing import token_bits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# A few hundred common English words.
+SHIPPED = Path(__file__).parent / "synonyms_en.txt"
+# A word's token ids, and those of all that may stand in its place.
+Replacements = dict[tuple[int, ...], list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Synonym:
+    """A share `rate` of the words is replaced by synonyms, of those that have some; 0: exactly one word."""
+
+    vocabulary: Vocabulary
+    rate: float
+    max_length: int
+    replacements: Replacements
+
+    def bound(self, lengths: np.ndarray) -> np.ndarray:
+        most = np.ceil(self.rate * lengths).astype(lengths.dtype) if self.rate else 1
+        return np.minimum(lengths + self._growth() * most, self.max_length).astype(lengths.dtype)
+
+    def _growth(self) -> int:
+        """The most tokens that a replacement adds."""
+        return max(0, *(len(new) - len(old) for old, all_new in self.replacements.items() for new in all_new))
+
+    def __call__(self, tokens: Sequence[np.ndarray], places: np.ndarray, key: np.ndarray) -> list[np.ndarray]:
+        words = words_of(tokens, self.vocabulary)
+        starts = np.flatnonzero(np.diff(words.word, prepend=-1) * (words.word >= 0))
+        sizes = np.bincount(words.word[words.word >= 0], minlength=len(words.owner))
+        ids = words.ids.tolist()
+        found = [
+            self.replacements.get(tuple(ids[at : at + size]))
+            for at, size in zip(starts.tolist(), sizes.tolist(), strict=True)
+        ]
+        has_some = np.array([choices is not None for choices in found], bool)
+        chosen = chosen_words(words, has_some, self.rate, words.counts, key, places)
+        bits = token_bits(key[2], places[words.owner], words.rank)
+        begins = np.cumsum([0, *map(len, tokens)])
+        changed = list(tokens)
+        # From the last to the first, so that places of earlier words stay what they are.
+        for number in np.flatnonzero(chosen)[::-1].tolist():
+            choices = found[number]
+            assert choices is not None
+            new, owner = choices[int(bits[number]) % len(choices)], int(words.owner[number])
+            at, sentence = int(starts[number] - begins[owner]), changed[owner]
+            rest = sentence[at + sizes[number] :]
+            if at + len(new) + len(rest) <= self.max_length:
+                changed[owner] = np.concatenate([sentence[:at], new, rest])
+        return changed
+
+
+def load_replacements(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> Replacements:
+    """What a file of synonyms says, in the tokenizer's ids; lower case, and with a capital first letter.
+
+    Raises UserError when it cannot be read, a line holds a single word, or no word of it is one to the tokenizer.
+    """
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"data.synonyms = {str(path)!r} cannot be read: {error}.\n"
+            "Give a text file of lines like 'big, large, huge', or leave it out for the file that comes along."
+        ) from error
+    replacements: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
+    for number, line in enumerate(lines, 1):
+        words = [word.strip() for word in line.partition("#")[0].split(",") if word.strip()]
+        if not words:
+            continue
+        if len(set(words)) < 2:
+            raise UserError(f"{path}, line {number}: {line.strip()!r} names one word.\nWrite: big, large, huge")
+        for form in _forms(words, tokenizer):
+            for old, ids in form.items():
+                if " " not in old:
+                    others = [new for word, new in form.items() if word != old and new != ids]
+                    replacements.setdefault(ids, {}).update(dict.fromkeys(others))
+    if not any(replacements.values()):
+        raise UserError(
+            f"data.synonyms = {str(path)!r} holds no synonym that the model's tokenizer knows.\n"
+            "Each line is a set of words that may stand for each other: big, large, huge"
+        )
+    return {
+        old: [np.array(ids, np.int32) for ids in sorted(new)]  # sorted: the order of lines is no matter
+        for old, new in replacements.items()
+        if new
+    }
+
+
+def _forms(words: Sequence[str], tokenizer: Any) -> list[dict[str, tuple[int, ...]]]:
+    """Token ids of each word: as written and capitalised, and at the start of a text and after a space."""
+    forms = []
+    for capitalised in (False, True):
+        for before in ("", " "):
+            form = {}
+            for word in words:
+                text = before + (word[:1].upper() + word[1:] if capitalised else word)
+                ids = tuple(tokenizer(text, add_special_tokens=False).input_ids)
+                if ids and tokenizer.unk_token_id not in ids:
+                    form[word] = ids
+            forms.append(form)
+    return forms

@@ -1,0 +1,317 @@
+"""Positives: what is changed, by how much, by chance of (seed, step) alone, and what does not suit is refused."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from simcse_jax.data.batches import Batches, Layout
+from simcse_jax.data.changes import Change, Crop, Repetition, WordDeletion
+from simcse_jax.data.corpus import Corpus, load_corpus
+from simcse_jax.data.examples import AsTheyAre, WithChangedCopy, WithNext
+from simcse_jax.data.positives import POSITIVES, Positive, make_examples, views_of
+from simcse_jax.data.synonyms import SHIPPED, Synonym, load_replacements
+from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
+from simcse_jax.data.vocabulary import Vocabulary, vocabulary_of
+from simcse_jax.errors import UserError
+
+CLS, SEP, LONGEST = 2, 3, 40
+# Tokens from 200 on go on with a word.
+VOCABULARY = Vocabulary(np.arange(300) < 5, np.arange(300) >= 200, mask_id=4)
+KEY = np.arange(4, dtype=np.uint32) + np.uint32(11)
+
+
+def sentences(count: int, seed: int = 0, least: int = 1) -> list[np.ndarray]:
+    """Sentences of words of one or two tokens; the number of the word in its sentence is in its tokens."""
+    counts = np.random.default_rng(seed).integers(least, 19, count)
+    return [np.array([CLS, *pieces(range(words)), SEP], np.int32) for words in counts]
+
+
+def pieces(numbers: Iterable[int]) -> list[int]:
+    return [token for n in numbers for token in ([5 + n] if n % 3 else [5 + n, 200 + n])]
+
+
+def words(sentence: np.ndarray) -> list[int]:
+    """The numbers of a sentence's words; each is whole, between [CLS] and [SEP]."""
+    assert sentence.dtype == np.int32
+    assert (sentence[0], sentence[-1]) == (CLS, SEP)
+    numbers = [int(token) - 5 for token in sentence[1:-1] if token < 200]
+    assert sentence[1:-1].tolist() == pieces(numbers)
+    return numbers
+
+
+def changed(change: Change, tokens: list[np.ndarray], key: np.ndarray = KEY) -> list[np.ndarray]:
+    before = [t.copy() for t in tokens]
+    after = change(tokens, np.arange(len(tokens)), key)
+    for old, kept, new in zip(before, tokens, after, strict=True):
+        np.testing.assert_array_equal(old, kept)  # the anchors stay what they are
+        assert len(new) <= change.bound(np.array([len(old)], np.int32))[0]
+    return after
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.9])
+def test_a_crop_keeps_one_stretch_of_whole_words(rate: float) -> None:
+    tokens = sentences(4000)
+    cut, of, starts = 0, 0, []
+    for old, new in zip(tokens, changed(Crop(VOCABULARY, rate), tokens), strict=True):
+        before, after = words(old), words(new)
+        assert after
+        assert after == list(range(after[0], after[0] + len(after)))
+        gone = len(before) - len(after)
+        assert rate * len(before) - 1 < gone <= rate * len(before) + 1 or len(after) == 1
+        cut, of = cut + gone, of + len(before)
+        if gone:
+            starts.append(after[0] / gone)
+    assert cut / of == pytest.approx(rate, abs=0.02 if rate < 0.5 else 0.06)  # one word is always left
+    assert np.mean(starts) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.3])
+def test_words_are_deleted_whole_and_anywhere(rate: float) -> None:
+    tokens = sentences(4000)
+    deleted: Counter[float] = Counter()
+    of, expected = 0, np.zeros(4)
+    for old, new in zip(tokens, changed(WordDeletion(VOCABULARY, rate), tokens), strict=True):
+        before, after = words(old), words(new)
+        assert after == sorted(after)
+        gone = sorted(set(before) - set(after))
+        if rate == 0:
+            assert len(gone) == min(1, len(before) - 1)
+        of += len(before)
+        quarters = [int(4 * n / len(before)) for n in before]
+        expected += len(gone) * np.bincount(quarters, minlength=4) / len(before)
+        deleted.update(int(4 * n / len(before)) for n in gone)
+    if rate:
+        assert deleted.total() / of == pytest.approx(rate, abs=0.01)
+    assert stats.chisquare([deleted[n] for n in range(4)], expected).pvalue > 1e-4  # no part of a sentence is favoured
+
+
+def test_repetition_doubles_tokens_in_place() -> None:
+    tokens, change = sentences(4000, least=4), Repetition(VOCABULARY, 0.32, LONGEST)
+    shares, grown = [], changed(change, tokens)
+    for old, new in zip(tokens, grown, strict=True):
+        at, twice = 0, 0
+        for token in old:
+            assert new[at] == token
+            at += 1
+            if at < len(new) and new[at] == token and (token, token) != (CLS, SEP):
+                at, twice = at + 1, twice + 1
+        assert at == len(new) <= LONGEST
+        most = min(max(2, int(0.32 * len(old))), LONGEST - len(old))
+        assert twice <= most
+        if len(old) + most <= LONGEST and most > 2:
+            shares.append(twice / most)
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.02)  # any number up to the most, as likely
+    full = [np.full(LONGEST, 7, np.int32)]
+    np.testing.assert_array_equal(changed(change, full)[0], full[0])  # no room
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Crop(VOCABULARY, 0.3), lambda: WordDeletion(VOCABULARY, 0.3), lambda: Repetition(VOCABULARY, 0.3, 40)],
+)
+def test_a_change_depends_on_key_and_place_alone(make: Callable[[], Change]) -> None:
+    tokens, change = sentences(200, least=8), make()
+    whole = change(tokens, np.arange(200), KEY)
+    part = change(tokens[50:60], np.arange(50, 60), KEY)
+    for one, two in zip(whole[50:60], part, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+    def differ(other: list[np.ndarray]) -> int:
+        return sum(not np.array_equal(one, two) for one, two in zip(whole, other, strict=True))
+
+    assert differ(change(tokens, np.arange(200), KEY + np.uint32(1))) > 100
+    assert differ(change(tokens, np.arange(200) + 1, KEY)) > 100
+
+
+TEXTS = [
+    "a big dog runs in the large park",
+    "the small child sleeps",
+    "Big cars make people happy and glad",
+    "nothing to see here",
+    "unbelievable",
+] * 20
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_wordpiece([*TEXTS, "huge little kid many cheerful rest"], 300, folder)
+    return load_tokenizer(folder)
+
+
+def synonyms(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "synonyms.txt"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_synonyms_stand_for_words(rate: float, tokenizer: Any, tmp_path: Path) -> None:
+    path = synonyms(tmp_path, "big, large, huge  # sizes\n\nchild, little kid\nhappy, glad, cheerful\n")
+    replacements = load_replacements(path, tokenizer)
+    change = Synonym(vocabulary_of(tokenizer), rate, 32, replacements)
+    tokens = [np.array(tokenizer(text)["input_ids"], np.int32) for text in TEXTS]
+    seen = Counter()
+    for text, new in zip(TEXTS, changed(change, tokens), strict=True):
+        seen[text, tokenizer.decode(new, skip_special_tokens=True)] += 1
+    found = {old: {new for (text, new) in seen if text == old} for old in TEXTS}
+    assert found["nothing to see here"] == {"nothing to see here"}
+    assert found["the small child sleeps"] >= {"the small little kid sleeps"}
+    dogs = found["a big dog runs in the large park"]
+    sizes = {(text.split()[1], text.split()[6]) for text in dogs}
+    assert sizes <= {(a, b) for a in ("big", "large", "huge") for b in ("big", "large", "huge")}
+    if rate == 0:
+        assert all((a == "big") != (b == "large") for a, b in sizes)  # exactly one word
+        assert len(sizes) == 4
+    else:
+        assert any(a != "big" and b != "large" for a, b in sizes)
+
+
+def test_a_replacement_too_long_for_the_row_is_passed_over(tokenizer: Any, tmp_path: Path) -> None:
+    path = synonyms(tmp_path, "child, little kid")
+    ids = np.array(tokenizer("the small child sleeps")["input_ids"], np.int32)
+    for longest, grows in ((len(ids), 0), (len(ids) + 9, 1)):
+        change = Synonym(vocabulary_of(tokenizer), 0.0, longest, load_replacements(path, tokenizer))
+        new = changed(change, [ids])[0]
+        assert (len(new) > len(ids)) == grows
+
+
+def test_capitals_and_the_start_of_a_text_have_synonyms_of_their_own(real_data: Path) -> None:
+    """RoBERTa's tokens tell a word after a space from one at the start, and Big from big."""
+    from transformers import RobertaTokenizerFast
+
+    folder = real_data / "vocab" / "roberta"
+    roberta = RobertaTokenizerFast.from_pretrained(folder)
+    replacements = load_replacements(SHIPPED, roberta)
+    assert len(replacements) > 1000
+    change = Synonym(vocabulary_of(roberta), 0.0, 32, replacements)
+    texts = ["Big", "big", "It was big"]
+    made = {text: set() for text in texts}
+    for key in range(20):
+        tokens = [np.array(roberta(text)["input_ids"], np.int32) for text in texts]
+        for text, new in zip(texts, change(tokens, np.arange(3), KEY + np.uint32(key)), strict=True):
+            made[text].add(roberta.decode(new, skip_special_tokens=True))
+    assert made == {
+        "Big": {"Large", "Huge"},
+        "big": {"large", "huge"},
+        "It was big": {"It was large", "It was huge"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("big, large\nsmall\n", r"line 2: 'small' names one word.\nWrite: big, large, huge"),
+        ("# nothing\n", "holds no synonym that the model's tokenizer knows"),
+    ],
+)
+def test_a_file_of_no_synonyms_is_refused(text: str, message: str, tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        load_replacements(synonyms(tmp_path, text), tokenizer)
+
+
+def test_a_missing_file_of_synonyms_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be read(.|\n)*leave it out"):
+        load_replacements(tmp_path / "none.txt", tokenizer)
+
+
+def corpus(tmp_path: Path, tokenizer: Any, text: str, name: str = "text.txt") -> Corpus:
+    path = tmp_path / name
+    path.write_text(text)
+    return load_corpus([str(path)], tokenizer, 32, cache_dir=tmp_path / "cache")
+
+
+DOCUMENTS = [[f"{'abcde'[d]} {n}" for n in range(size)] for d, size in enumerate((5, 1, 2, 9, 3))]
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_the_next_sentence_is_of_the_same_document(window: int, tmp_path: Path) -> None:
+    train_wordpiece(["a b c d e 0 1 2 3 4 5 6 7 8"] * 50, 100, tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    text = "\n\n".join("\n".join(document) for document in DOCUMENTS)
+    examples = make_examples(
+        Positive("next_sentence", window=window), corpus(tmp_path, tokenizer, text), tokenizer, lambda: VOCABULARY, 0
+    )
+    assert len(examples) == 4 + 0 + 1 + 8 + 2
+    distances: Counter[int] = Counter()
+    hashes = set()
+    for step in range(300):
+        rows = np.random.default_rng(step).permutation(len(examples))
+        drawn = examples.draw(rows, step)
+        for (first, second), lengths in zip(drawn.token_ids(np.arange(len(rows))), drawn.lengths, strict=True):
+            assert lengths.tolist() == [len(first), len(second)]
+            (a, i), (b, j) = (str(tokenizer.decode(t, skip_special_tokens=True)).split() for t in (first, second))
+            assert a == b
+            distances[int(j) - int(i)] += 1
+        hashes.update(map(tuple, drawn.hashes.tolist()))
+    assert set(distances) == set(range(1, window + 1))
+    if window == 3:  # of 15 examples, 8 have three sentences after them, 3 two and 4 one
+        shares = [distances[n] / distances.total() for n in (1, 2, 3)]
+        assert shares == pytest.approx([(8 / 3 + 3 / 2 + 4) / 15, (8 / 3 + 3 / 2) / 15, 8 / 3 / 15], abs=0.03)
+    pairs = {(DOCUMENTS[d][i], DOCUMENTS[d][i + n]) for d in range(5) for i in range(9) for n in range(1, window + 1)
+             if i + n < len(DOCUMENTS[d])}  # fmt: skip
+    assert len(hashes) == len(pairs)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("text.txt", "a dog\na cat\nthe park\n", r"has no blank line between documents(.|\n)*data.positive=dropout"),
+        ("text.txt", "a dog\n\na cat\n\nthe park\n", "every document of the data is a single sentence"),
+        ("text.csv", "text\na dog\na cat\n", r"takes .txt files(.|\n)*Write it as .txt"),
+    ],
+)
+def test_next_sentences_want_documents(name: str, text: str, message: str, tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        make_examples(
+            Positive("next_sentence"), corpus(tmp_path, tokenizer, text, name), tokenizer, lambda: VOCABULARY, 0
+        )
+
+
+@pytest.mark.parametrize("kind", POSITIVES)
+def test_texts_and_views_of_every_kind(kind: str, tokenizer: Any, tmp_path: Path) -> None:
+    """Anchors and positives together are two: two texts, or one text twice."""
+    data = corpus(tmp_path, tokenizer, "\n".join(TEXTS[:4]) + "\n\n" + "\n".join(TEXTS[1:5]))
+    columns = ("a", "b") if kind == "columns" else ("a",)
+    if kind == "columns":
+        data = corpus(tmp_path, tokenizer, "a,b\na dog,a cat\n", "pairs.csv")
+    examples = make_examples(Positive(kind), data, tokenizer, lambda: vocabulary_of(tokenizer), 0)
+    assert examples.texts * views_of(kind, columns) == 2
+    assert type(examples) is {
+        **dict.fromkeys(("dropout", "columns", "mask"), AsTheyAre),
+        "next_sentence": WithNext,
+    }.get(kind, WithChangedCopy)
+    with pytest.raises(UserError, match=r"data\.positive = "):
+        views_of(kind, ("a",) if kind == "columns" else ("a", "b"))
+
+
+def test_batches_of_changed_copies_are_a_function_of_seed_and_step(tokenizer: Any, tmp_path: Path) -> None:
+    data = corpus(tmp_path, tokenizer, "\n".join(TEXTS))
+
+    def made(seed: int, rate: float = 0.3, **layout: Any) -> Batches:
+        positive = Positive("word_deletion", rate)
+        examples = make_examples(positive, data, tokenizer, lambda: vocabulary_of(tokenizer), seed)
+        return Batches(examples, dataclasses.replace(Layout(64, 16, 32), **layout), seed)
+
+    def texts(batch: Any) -> dict[tuple[int, int], int]:
+        fields = [np.asarray(field)[batch.groups.segments > 0] for field in batch.groups[:4]]
+        return {(int(s), int(p)): int(i) for i, _, p, s in zip(*fields, strict=True)}
+
+    one = texts(made(0)(3))
+    assert one == texts(made(0, group_size=64, one_per_row=True)(3))
+    assert one != texts(made(1)(3))
+    assert one != texts(made(0)(4))
+    longest = max(p for s, p in one if s >= 64)
+    assert longest <= max(p for s, p in one if s < 64)
+    part = made(0)(3, [1])
+    np.testing.assert_array_equal(part.groups.ids[0], made(0)(3).groups.ids[1])
+    # A copy is no negative of another copy of the same text.
+    numbers = made(0)(3).texts
+    np.testing.assert_array_equal(numbers[0], numbers[1])
+    assert len(np.unique(numbers)) == 5

@@ -1,0 +1,230 @@
+"""What a recipe may try beside plain SimCSE, each as a run: positives, dropout, second encoders, losses."""
+
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simcse_jax.data import demo
+from simcse_jax.embedding_model import open_model
+from simcse_jax.errors import UserError
+from simcse_jax.model_folder import export_run
+from simcse_jax.objective.contrastive import Queue
+from simcse_jax.training.description import describe
+from simcse_jax.training.loop import train
+from simcse_jax.training.metrics import read_metrics
+from simcse_jax.training.parameters import encoder_params, followed, taken_in, trees_of
+from simcse_jax.training.saved import load_best
+from tests.small_models import VOCABULARY, prepare_small, train_small
+from tests.training.test_pretraining import FROM_FOLDER
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's sentences in documents of five."""
+    path = tmp_path_factory.mktemp("text") / "documents.txt"
+    texts = list(demo.sentences(count=400))
+    path.write_text("\n\n".join("\n".join(texts[n : n + 5]) for n in range(0, 400, 5)) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A model folder with a head of masked language modelling."""
+    folder = tmp_path_factory.mktemp("predictor")
+    flags: dict[str, Any] = {"objective__loss": "none", "mlm__weight": 1.0, "train__steps": 30}
+    export_run(quick(folder / "run", cache, **flags), folder / "model")
+    return folder / "model"
+
+
+def quick(workdir: Path, cache: Path, **flags: Any) -> Path:
+    """`train_small` with one shape to compile, judged by nothing."""
+    return train_small(workdir, cache, **{"data__packed": False, "eval__data": "", **flags})
+
+
+def lines(workdir: Path) -> list[dict[str, float]]:
+    return [line for line in read_metrics(workdir) if "loss" in line]
+
+
+POSITIVES = ["next_sentence", "crop", "word_deletion", "synonym", "repetition"]
+
+
+@pytest.mark.parametrize("positive", POSITIVES)
+def test_every_positive_trains(positive: str, documents: Path, cache: Path, tmp_path: Path) -> None:
+    """And tells the two texts of a pair apart, also with no dropout at all."""
+    flags: dict[str, Any] = {"data__files": str(documents), "data__positive": positive, "data__rate": 0.3}
+    run = quick(tmp_path / "run", cache, model__dropout=0.0, train__steps=3, **flags)
+    found = lines(run)
+    assert len(found) == 3
+    assert all(np.isfinite(line["loss"]) for line in found)
+    assert found[0]["positive_cosine"] < 0.9999
+
+
+def test_positives_of_a_predictor(predictor: Path, cache: Path, tmp_path: Path) -> None:
+    flags: dict[str, Any] = {
+        **FROM_FOLDER,
+        "model__name": str(predictor),
+        "data__positive": "mask",
+        "model__dropout": 0.0,
+    }
+    one = lines(quick(tmp_path / "some", cache, data__rate=0.1, **flags))
+    more = lines(quick(tmp_path / "more", cache, data__rate=0.6, **flags))
+    assert 0.9999 > one[0]["positive_cosine"] > more[0]["positive_cosine"]
+    named: dict[str, Any] = flags | {"data__mask_model": str(predictor)}
+    again = lines(quick(tmp_path / "named", cache, data__rate=0.1, **named))
+    assert [line["loss"] for line in again] == [line["loss"] for line in one]
+    # What is kept as the best, and exported, is the encoder alone.
+    params, _ = load_best(tmp_path / "some")
+    assert params.keys() == {"embeddings", "layers"}
+
+
+def test_a_predictor_of_other_words_is_refused(predictor: Path, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has another tokenizer(.|\n)*This is about --config.data.mask_model"):
+        prepare_small(
+            tmp_path / "run",
+            cache,
+            data__positive="mask",
+            data__mask_model=str(predictor),
+            model__vocab_size=VOCABULARY - 50,
+        )
+    export_run(quick(tmp_path / "plain", cache), tmp_path / "headless" / "model")
+    flags: dict[str, Any] = {
+        **FROM_FOLDER,
+        "model__name": str(tmp_path / "headless" / "model"),
+        "data__positive": "mask",
+    }
+    with pytest.raises(UserError, match="has no masked-language-model head"):
+        prepare_small(tmp_path / "other", cache, **flags)
+
+
+def test_one_mask_for_both_views_collapses_them(cache: Path, tmp_path: Path) -> None:
+    """The paper's study: with the same mask, or none, a positive is its anchor."""
+    for name, dropout in (("fixed", 0.1), ("none", 0.0)):
+        found = lines(quick(tmp_path / name, cache, model__same_mask=True, model__dropout=dropout))
+        assert found[-1]["positive_cosine"] == pytest.approx(1, abs=1e-6)
+    free = lines(quick(tmp_path / "free", cache))
+    assert free[-1]["positive_cosine"] < 0.9999
+
+
+@pytest.mark.parametrize("cutoff", ["token", "feature", "span"])
+def test_cutoff_in_place_of_dropout(cutoff: str, cache: Path, tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"model__dropout": 0.0, "model__cutoff": cutoff, "model__cutoff_rate": 0.3}
+    found = lines(quick(tmp_path / "run", cache, **flags))
+    assert found[0]["positive_cosine"] < 0.9999
+
+
+LOSSES: list[dict[str, Any]] = [
+    {"objective__loss": "triplet"},
+    {"objective__loss": "margin_ranking", "objective__similarity": "dot"},
+    {"objective__loss": "sigmoid", "objective__learned_temperature": True},
+    {"objective__learned_temperature": True, "objective__widths": "16,4"},
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: "-".join(str(value) for value in loss.values()))
+def test_every_loss_trains(loss: dict[str, Any], cache: Path, tmp_path: Path) -> None:
+    found = lines(quick(tmp_path / "run", cache, train__steps=6, **loss))
+    assert all(np.isfinite(line["loss"]) for line in found)
+    learned = {"temperature", "bias"} & found[0].keys()
+    assert bool(learned) == ("objective__learned_temperature" in loss)
+    for name in learned:
+        assert found[-1][name] != found[0][name]
+    params, info = load_best(tmp_path / "run")
+    assert "objective" not in params
+    assert info["recipe"]["objective.loss"] == loss.get("objective__loss", "info_nce")
+
+
+def test_a_hard_negative_s_weight_wants_hard_negatives(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the data has no hard negatives(.|\n)*hard_negative_weight=1"):
+        prepare_small(tmp_path / "run", cache, objective__hard_negative_weight=2.0)
+
+
+def test_widths_wider_than_the_encoder_are_refused(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"embeddings have 16 features.\nUse --config.objective.widths=16,8"):
+        prepare_small(tmp_path / "run", cache, objective__widths="32,8")
+
+
+def state_after(workdir: Path, cache: Path, steps: int, **flags: Any) -> Any:
+    """The state of a run after so many of its six steps; nothing is written of it."""
+    run = prepare_small(workdir, cache, train__steps=6, eval__data="", data__packed=False, **flags)
+    state = run.initial_state()
+    for step in range(steps):
+        state, _ = run.program.train_step(state, run.batches(step))
+    return jax.device_get(state)
+
+
+def test_a_copy_has_a_life_of_its_own(cache: Path, tmp_path: Path) -> None:
+    flags: dict[str, Any] = {
+        "model__second_encoder": "copy",
+        "data__files": "demo:triplets",
+        "data__positive": "columns",
+    }
+    first, last = (state_after(tmp_path / str(n), cache, n, **flags).params for n in (0, 3))
+    own = {name: tree for name, tree in first.items() if name != "second"}
+    jax.tree.map(np.testing.assert_array_equal, own, first["second"])
+    both = jax.tree.leaves(encoder_params(last)), jax.tree.leaves(last["second"]), jax.tree.leaves(own)
+    for one, two, before in zip(*both, strict=True):
+        assert not np.array_equal(one, before)
+        assert not np.array_equal(two, before)
+        assert not np.array_equal(one, two)
+
+
+def test_a_momentum_encoder_follows_and_fills_the_queue(cache: Path, tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"model__second_encoder": "momentum", "model__momentum": 0.75, "objective__queue": 40}
+    states = [state_after(tmp_path / str(n), cache, n, **flags) for n in range(4)]
+    for before, after in itertools.pairwise(states):
+        jax.tree.map(
+            lambda held, old, new: np.testing.assert_allclose(held, 0.75 * old + 0.25 * new, atol=1e-6),
+            after.extra["second"],
+            before.extra["second"],
+            after.params,
+        )
+    assert [int(state.extra["queue"].filled) for state in states] == [0, 16, 32, 40]
+    queues = [state.extra["queue"].z for state in states]
+    np.testing.assert_array_equal(queues[3][16:32], queues[2][:16])
+    np.testing.assert_array_equal(queues[3][32:], queues[2][16:24])
+    assert np.abs(queues[3][:16]).min(-1).max() > 0
+
+
+@pytest.mark.parametrize("second", ["copy", "momentum"])
+def test_runs_with_two_encoders_resume_bit_for_bit_and_export_the_first(
+    second: str, cache: Path, tmp_path: Path
+) -> None:
+    flags: dict[str, Any] = {"model__second_encoder": second, "checkpoint__every_steps": 3, "train__steps": 6}
+    flags |= {"objective__queue": 20} if second == "momentum" else {}
+    flags |= {"data__packed": False}
+    whole = quick(tmp_path / "whole", cache, **flags)
+    quick(tmp_path / "parts", cache, **flags)
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "last" / "6")
+    run = prepare_small(tmp_path / "parts", cache, eval__data="", **flags)
+    train(run, tmp_path / "parts")
+    wanted, found = ([line["loss"] for line in lines(workdir)] for workdir in (whole, tmp_path / "parts"))
+    assert found == wanted
+    export_run(whole, tmp_path / "model")
+    texts = list(demo.sentences(seed=3, count=5))
+    run_model, exported = open_model(str(whole)), open_model(str(tmp_path / "model"))
+    np.testing.assert_allclose(run_model.encode(texts), exported.encode(texts), atol=1e-6)
+    assert any("second encoder" in line for line in describe(run))
+
+
+def test_trees_and_what_happens_to_them() -> None:
+    params = {"layers": {"a": np.ones(2)}, "objective": {"bias": np.ones(())}}
+    queue = Queue(jnp.zeros((3, 1)), jnp.asarray(1))
+    extra = {"second": {"layers": {"a": np.zeros(2)}}, "queue": queue}
+    assert trees_of(params, extra).keys() == {"layers", "second"}
+    assert encoder_params(params).keys() == {"layers"}
+    assert followed({}, params, 0.5) == {}
+    np.testing.assert_array_equal(followed(extra, params, 0.75)["second"]["layers"]["a"], [0.25, 0.25])
+    queue = taken_in(queue, jnp.array([[[1.0], [2.0]]]))
+    np.testing.assert_array_equal(queue.z, [[1], [2], [0]])
+    assert int(queue.filled) == 3
