@@ -17,6 +17,8 @@ from absl import app, flags, logging
 from simcse_jax.errors import UserError
 
 USER_ERROR_STATUS = 2
+# What parsing flags raises when one of them, a recipe or a key is wrong.
+WRONG_FLAG = (UserError, flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
 INTERRUPTED = "nothing half-done counts, and the same command starts again"
 
 # For the TPU's library where there is no TPU: no metadata server, no lock on chips, and no complaint about either.
@@ -100,8 +102,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
     """The positional arguments; flags are parsed on the way. A wrong flag, recipe or key is a user error."""
     try:
         rest = flags.FLAGS([_underscored(argument) for argument in argv])
-    except (UserError, flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        fail(_plain(error))
+    except WRONG_FLAG as error:
+        fail(plain(error))
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}: flags are written --name=value.\nSee --help for the flags.")
     return rest
@@ -114,7 +116,7 @@ def _underscored(argument: str) -> str:
     return f"--{other}{sign}{value}" if name.startswith("--") and other in flags.FLAGS else argument
 
 
-def _plain(error: BaseException) -> str:
+def plain(error: BaseException) -> str:
     """What a flag's failure says to a user."""
     text = str(error)
     if text[:1] in ("'", '"'):  # ml_collections' unknown keys: a repr, sometimes of a repr

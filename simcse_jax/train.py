@@ -5,7 +5,6 @@ The same command goes on with a run that was interrupted. Started by several pro
 
 from __future__ import annotations
 
-import re
 import signal
 import sys
 import time
@@ -17,6 +16,7 @@ from ml_collections import config_flags
 
 from simcse_jax import cli
 from simcse_jax.errors import UserError
+from simcse_jax.recipe import default_workdir, require_recipe
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -49,24 +49,6 @@ _PROFILE = flags.DEFINE_bool(
 )
 _SEARCH = flags.DEFINE_bool("search", True, "With --plan: compile other batch sizes too, for the largest that fits.")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "With --plan: a TPU topology such as v5e:4x4 instead of what is here.")
-
-
-def default_workdir(recipe: str) -> Path:
-    """runs/unsup for configs/unsup.py, runs/unsup-bert-large for configs/unsup.py:bert-large."""
-    path, _, variant = recipe.partition(":")
-    name = Path(path).stem + (f"-{variant}" if variant else "")
-    return Path("runs") / re.sub(r"[^\w.-]", "_", name)
-
-
-def require_recipe(recipe: str) -> None:
-    """UserError when the recipe's file does not exist."""
-    path = Path(recipe.partition(":")[0])
-    if not path.is_file():
-        known = ", ".join(sorted(str(found) for found in Path("configs").glob("*.py") if found.stem[0] != "_"))
-        raise UserError(
-            f"--config={recipe}: there is no file {path} (looked for from {Path.cwd()}).\n"
-            f"Recipes here: {known or 'none; run from a clone of the repository, or give the path of a recipe'}."
-        )
 
 
 def main() -> int:

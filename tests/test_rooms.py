@@ -17,6 +17,8 @@ MAY_IMPORT = {
     "hosts": set(),
     "training": {"config", "data", "encoder", "encoding", "evaluation", "hosts", "hub", "objective"},
     "encoding": {"data", "encoder"},
+    "sweeping": {"cli", "config", "evaluation", "recipe", "training"},
+    "recipe": set(),
     "serving": {"data", "embedding_model", "hub", "serving"},
     "onnx": {"data", "encoder", "hub", "model_folder"},
     "embedding_model": {"config", "data", "encoder", "encoding", "evaluation", "hub", "training"},

@@ -1,0 +1,69 @@
+"""Recipes by the names that commands give them: FILE or FILE:variant."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from simcse_jax.errors import UserError
+
+
+def require_recipe(recipe: str) -> None:
+    """UserError when the recipe's file does not exist."""
+    path = Path(recipe.partition(":")[0])
+    if not path.is_file():
+        known = ", ".join(sorted(str(found) for found in Path("configs").glob("*.py") if found.stem[0] != "_"))
+        raise UserError(
+            f"--config={recipe}: there is no file {path} (looked for from {Path.cwd()}).\n"
+            f"Recipes here: {known or 'none; run from a clone of the repository, or give the path of a recipe'}."
+        )
+
+
+def recipe_name(recipe: str) -> str:
+    """A file's name for it: unsup for configs/unsup.py, unsup-bert-large for configs/unsup.py:bert-large."""
+    path, _, variant = recipe.partition(":")
+    return re.sub(r"[^\w.-]", "_", Path(path).stem + (f"-{variant}" if variant else ""))
+
+
+def default_workdir(recipe: str) -> Path:
+    """runs/unsup for configs/unsup.py, runs/unsup-bert-large for configs/unsup.py:bert-large."""
+    return Path("runs") / recipe_name(recipe)
+
+
+def override_flags(overrides: Mapping[str, str]) -> list[str]:
+    """The flags that set these keys: --config.objective.temperature=0.07."""
+    return [f"--config.{key}={value}" for key, value in overrides.items()]
+
+
+def read_recipe(recipe: str, overrides: Mapping[str, str]) -> tuple[Any, set[str]]:
+    """(ConfigDict, names of the overridden keys) of what a command line with --config and these flags asks for.
+
+    Raises what parsing such a command line raises; `cli.plain` has the words for it.
+    """
+    module, arguments = recipe_module(recipe)
+    values = flags.FlagValues()
+    line = ["", *override_flags(overrides)]
+    holder = config_flags.DEFINE_config_dict(
+        "config", module.get_config(*arguments), flag_values=values, lock_config=True, sys_argv=line
+    )
+    values(line)
+    return holder.value, set(config_flags.get_override_values(values["config"]))
+
+
+def recipe_module(recipe: str) -> tuple[ModuleType, tuple[str, ...]]:
+    """(the recipe's module, the arguments of its functions): (variant,), or () where none is named."""
+    require_recipe(recipe)
+    path, _, variant = recipe.partition(":")
+    spec = importlib.util.spec_from_file_location(f"recipe_{recipe_name(path)}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config={recipe}: {path} is no Python file.\nRecipes are like configs/unsup.py.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module, (variant,) if variant else ()

@@ -1,0 +1,33 @@
+"""A sweep without training: plans, and jobs whose commands are a line of shell."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from simcse_jax.sweeping.jobs import Job, Step
+from simcse_jax.sweeping.plan import Judging, Plan, Row, make_plan
+
+
+def demo_plan(rows: Mapping[str, dict[str, str]], seeds: tuple[int, ...] = (0, 1), **judging: str) -> Plan:
+    """A checked plan of the demonstration's recipe."""
+    return make_plan("configs/demo.py", rows, {}, seeds, Judging(**judging))  # pyright: ignore[reportArgumentType]
+
+
+@dataclasses.dataclass(frozen=True)
+class ShellJob(Job):
+    """A job whose steps are lines of shell, run in its folder, which the first of them makes."""
+
+    lines: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> list[Step]:
+        make = f"mkdir -p {self.run} && cd {self.run} && "
+        return [
+            Step(f"step{number}", ["bash", "-c", make + line], self.run / f"mark{number}", f"{number}")
+            for number, line in enumerate(self.lines)
+        ]
+
+
+def shell_job(folder: Path, seed: int, *lines: str, drop: tuple[str, ...] = ()) -> ShellJob:
+    row = Row("row", "row", {}, {}, (seed,))
+    return ShellJob("configs/demo.py", row, seed, folder / "row" / f"seed-{seed}", Judging(), drop, lines)

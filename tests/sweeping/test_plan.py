@@ -1,0 +1,153 @@
+"""Plans: every setting checked, folders named, and what a sweep folder takes beside what it holds."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from simcse_jax.config import resolve
+from simcse_jax.errors import UserError
+from simcse_jax.recipe import default_workdir, read_recipe
+from simcse_jax.sweeping.folder import joined, locked, read_plan, write_plan
+from simcse_jax.sweeping.plan import Judging, folder_name, make_plan, require_comparable
+from tests.sweeping.made_sweep import demo_plan
+
+ROWS = {"cold": {"objective.temperature": "0.01"}, "warm": {"objective.temperature": "0.1"}}
+
+
+def test_a_row_is_checked_as_training_would_check_it() -> None:
+    plan = demo_plan({"a": {"train.epochs": "0.5", "data.packed": "False"}})
+    config, overridden = read_recipe("configs/demo.py", plan.rows[0].overrides)
+    settings = resolve(config, overridden, 1).flat()
+    assert settings.pop("train.seed") == 0
+    assert plan.rows[0].settings == settings
+    assert (settings["train.epochs"], settings["train.steps"], settings["data.packed"]) == (0.5, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"objective.temprature": "1"}, "temprature"),
+        ({"objective.temperature": "warm"}, "objective.temperature=warm"),
+        ({"model.dropout": "2"}, "model.dropout = 2.0: must be in [0, 1)"),
+        ({"model.pooler": "cls", "model.train_pooler": "avg"}, "model.pooler = 'cls'"),
+        ({"train.steps": "3", "train.epochs": "1"}, "Exactly one duration"),
+    ],
+)
+def test_a_wrong_setting_names_its_row(overrides: dict[str, str], says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        demo_plan({"fine": {}, "odd one": overrides})
+    assert "row 'odd one' of configs/demo.py" in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_a_missing_recipe_or_variant() -> None:
+    with pytest.raises(UserError, match="there is no file"):
+        make_plan("configs/nothing.py", {"a": {}}, {}, (0,), Judging())
+    with pytest.raises(UserError, match="no variant 'x'"):
+        make_plan("configs/demo.py:x", {"a": {}}, {}, (0,), Judging())
+
+
+def test_a_recipe_for_many_devices_is_checked_where_there_is_one() -> None:
+    assert demo_plan({"a": {"mesh.data": "16", "mesh.fsdp": "2"}}).rows[0].settings["mesh.data"] == 16
+
+
+def test_rows_go_before_what_holds_for_all() -> None:
+    common = {"train.steps": "5", "model.dropout": "0.3"}
+    rows = {"a": {"train.epochs": "2"}, "b": {"model.dropout": "0.2"}}
+    plan = make_plan("configs/demo.py", rows, common, (0,), Judging())
+    assert plan.rows[0].overrides == {"model.dropout": "0.3", "train.epochs": "2"}
+    assert plan.rows[1].overrides == {"train.steps": "5", "model.dropout": "0.2"}
+
+
+def test_runs_that_nothing_judges_are_refused() -> None:
+    require_comparable(demo_plan({"a": {"eval.data": ""}}, tasks="sts"))
+    with pytest.raises(UserError, match="row 'a': nothing judges its runs"):
+        require_comparable(demo_plan({"a": {"eval.data": ""}}))
+
+
+def test_folder_names() -> None:
+    assert folder_name("temperature=0.05, batch 64", []) == "temperature=0.05-batch-64"
+    assert folder_name("w/o MLP", ["W-O-mlp"]) == "w-o-MLP-2"
+    assert folder_name("../..", []) == "row"
+    assert folder_name("中文", ["row"]) == "row-2"
+    assert len(folder_name("x" * 500, [])) == 80
+
+
+def test_workdirs_of_recipes() -> None:
+    assert default_workdir("configs/ablations/pooling.py:bert-base") == Path("runs/pooling-bert-base")
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
+    plan = demo_plan(ROWS, tasks="sts")
+    assert read_plan(tmp_path) is None
+    write_plan(tmp_path / "deep" / "sweep", plan)
+    assert read_plan(tmp_path / "deep" / "sweep") == plan
+    (tmp_path / "sweep.json").write_text("[]")
+    with pytest.raises(UserError, match="not the plan of a sweep"):
+        read_plan(tmp_path)
+
+
+def test_seeds_and_rows_are_added(tmp_path: Path) -> None:
+    write_plan(tmp_path, demo_plan(ROWS, (0, 1), tasks="sts", data="senteval"))
+    plan = joined(tmp_path, demo_plan({"new": {}}, (3,)))
+    assert {row.label: row.seeds for row in plan.rows} == {"cold": (0, 1), "warm": (0, 1), "new": (3,)}
+    assert plan.judging == Judging("sts", "senteval")
+    plan = joined(
+        tmp_path, demo_plan({"warm": ROWS["warm"], "new": {}, "cold": ROWS["cold"]}, (4, 0), tasks="transfer")
+    )
+    assert {row.label: row.seeds for row in plan.rows} == {"warm": (0, 1, 4), "new": (4, 0), "cold": (0, 1, 4)}
+    assert plan.judging == Judging("transfer", "senteval")
+
+
+def test_added_rows_keep_off_the_folders_that_are_there(tmp_path: Path) -> None:
+    write_plan(tmp_path, demo_plan({"a b": {}}))
+    plan = joined(tmp_path, demo_plan({"a-b": {}, "a b": {}}))
+    assert {row.label: row.folder for row in plan.rows} == {"a b": "a-b", "a-b": "a-b-2"}
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    write_plan(tmp_path, demo_plan(ROWS))
+    with pytest.raises(UserError) as caught:
+        joined(tmp_path, demo_plan({"cold": {"objective.temperature": "0.02", "eval.every_steps": "7"}}))
+    for words in ("row 'cold'", "objective.temperature: 0.01 there, 0.02 now", "eval.every_steps: 50 there, 7 now"):
+        assert words in str(caught.value)
+    assert "--workdir=ANOTHER" in str(caught.value)
+    other = dataclasses.replace(demo_plan(ROWS), recipe="configs/unsup.py")
+    with pytest.raises(UserError, match=r"holds a sweep of configs/demo\.py"):
+        joined(tmp_path, other)
+
+
+def test_layout_may_change_and_finished_runs_stay_finished(tmp_path: Path) -> None:
+    write_plan(tmp_path, demo_plan({"a": {}}))
+    plan = joined(tmp_path, demo_plan({"a": {"train.groups_at_once": "1"}}))
+    assert plan.rows[0].overrides == {"train.groups_at_once": "1"}
+    assert plan.rows[0].meaning == demo_plan({"a": {}}).rows[0].meaning
+
+
+def test_a_key_that_a_later_version_adds_makes_no_other_sweep(tmp_path: Path) -> None:
+    plan = demo_plan({"a": {}})
+    older = {key: value for key, value in plan.rows[0].settings.items() if key != "objective.symmetric"}
+    write_plan(tmp_path, dataclasses.replace(plan, rows=(dataclasses.replace(plan.rows[0], settings=older),)))
+    assert joined(tmp_path, plan).rows[0].settings == older
+    with pytest.raises(UserError, match="symmetric"):
+        joined(tmp_path, demo_plan({"a": {"objective.symmetric": "True"}}))
+
+
+def test_one_sweep_at_a_time_and_what_a_killed_one_left_counts(tmp_path: Path) -> None:
+    def refused() -> str:
+        with pytest.raises(UserError, match="in use by another sweep") as caught, locked(tmp_path):
+            pass
+        return str(caught.value)
+
+    with locked(tmp_path) as lock:
+        assert str(os.getpid()) in refused()
+        left = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock.handle,))
+        lock.tell([left.pid])
+    assert str(left.pid) in refused()  # this process let go of it, and the command that it had started did not
+    left.communicate(b"\n")
+    with locked(tmp_path):
+        pass

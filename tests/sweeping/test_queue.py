@@ -1,0 +1,96 @@
+"""The queue: order, resuming, failures, several at a time, and signals, with a line of shell for each run."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from simcse_jax.sweeping.folder import locked
+from simcse_jax.sweeping.jobs import Job
+from simcse_jax.sweeping.queue import Ended, last_lines, run_jobs
+from tests.sweeping.made_sweep import shell_job
+
+
+def queue(folder: Path, jobs: Sequence[Job], parallel: int = 1) -> tuple[Ended, str]:
+    """How the queue ended, and what it said."""
+    said: list[str] = []
+    with locked(folder) as lock:
+        ended = run_jobs(jobs, parallel, lock, said.append, lambda job: f"figure {job.seed}")
+    return ended, "\n".join(said)
+
+
+def started_count(jobs: Sequence[Job], name: str = "count") -> list[int]:
+    return [len((job.run / name).read_text()) for job in jobs]
+
+
+def test_steps_in_order_and_nothing_twice(tmp_path: Path) -> None:
+    lines = ("printf x >> count; mkdir checkpoints", "test -d checkpoints && printf x >> judged")
+    jobs = [shell_job(tmp_path, seed, *lines, drop=("checkpoints",)) for seed in range(3)]
+    ended, said = queue(tmp_path, jobs)
+    assert ended == ([], None)
+    assert "[1/3] row, seed 0: figure 0, in 0:00, about 0:0" in said
+    assert "[3/3] row, seed 2: figure 2" in said
+    assert all(job.done for job in jobs)
+    assert not any((job.run / "checkpoints").exists() for job in jobs)
+    (jobs[1].run / "mark1").unlink()  # as if it had been killed before that
+    (jobs[1].run / "checkpoints").mkdir()
+    ended, said = queue(tmp_path, jobs)
+    assert ended == ([], None)
+    assert "2 of 3 runs are finished" in said
+    assert started_count(jobs) == [1, 1, 1]
+    assert started_count(jobs, "judged") == [1, 2, 1]
+
+
+def test_a_failure_shows_its_last_lines_and_the_others_go_on(tmp_path: Path) -> None:
+    jobs = [
+        shell_job(tmp_path, 0, "for n in $(seq 40); do echo line $n; done; echo >&2; exit 3", "true"),
+        shell_job(tmp_path, 1, "kill -9 $$"),
+        shell_job(tmp_path, 2, "true"),
+    ]
+    ended, said = queue(tmp_path, jobs)
+    assert ended == (jobs[:2], None)
+    assert "[1/3] row, seed 0 FAILED: step0 ended with status 3" in said
+    assert "    line 40" in said
+    assert "line 28\n" not in said
+    assert "FAILED: step0 was ended by SIGKILL" in said
+    assert [job.done for job in jobs] == [False, False, True]
+    assert last_lines(jobs[0].log)[-1] == "line 40"
+
+
+def test_several_at_a_time(tmp_path: Path) -> None:
+    # Each waits for the other, which never comes if they run one after the other.
+    jobs = [
+        shell_job(tmp_path, seed, f"touch here; for n in $(seq 100); do test -e ../seed-{1 - seed}/here && exit 0; "
+                  "sleep 0.1; done; exit 1")
+        for seed in range(2)
+    ]  # fmt: skip
+    assert queue(tmp_path, jobs, parallel=2)[0] == ([], None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_goes_to_the_run_once_and_nothing_new_begins(number: signal.Signals, tmp_path: Path) -> None:
+    saves = (
+        f"trap 'printf s >> saved; exit {128 + number}' {number.name}; printf x >> count; while :; do sleep 0.05; done"
+    )
+    jobs = [shell_job(tmp_path, 0, saves), shell_job(tmp_path, 1, "true")]
+
+    def interrupt() -> None:
+        while not (jobs[0].run / "count").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    before = signal.getsignal(number)
+    ended, said = queue(tmp_path, jobs)
+    thread.join()
+    assert ended == ([], number)
+    assert "FAILED" not in said
+    assert (jobs[0].run / "saved").read_text() == "s"
+    assert not any(job.done for job in jobs)
+    assert not jobs[1].run.exists()
+    assert signal.getsignal(number) == before
