@@ -19,7 +19,8 @@ def require_recipe(recipe: str) -> None:
     """UserError when the recipe's file does not exist."""
     path = Path(recipe.partition(":")[0])
     if not path.is_file():
-        known = ", ".join(sorted(str(found) for found in Path("configs").glob("*.py") if found.stem[0] != "_"))
+        found = (*Path("configs").glob("*.py"), *Path("configs/ablations").glob("*.py"))
+        known = ", ".join(str(path) for path in sorted(found) if path.stem not in ("__init__", "base", "start"))
         raise UserError(
             f"--config={recipe}: there is no file {path} (looked for from {Path.cwd()}).\n"
             f"Recipes here: {known or 'none; run from a clone of the repository, or give the path of a recipe'}."

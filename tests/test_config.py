@@ -74,7 +74,10 @@ def test_one_duration_given_on_the_command_line_replaces_the_recipe_s() -> None:
         ({"model__pooler": "cls", "model__train_pooler": "avg"}, "never trains"),
         ({"model__dropout": 1.0}, r"model.dropout = 1.0: must be in \[0, 1\)"),
         ({"model__dropout": 0.0}, "the same vector"),
-        ({"objective__loss": "nce"}, "objective.loss = 'nce': must be one of info_nce, none"),
+        (
+            {"objective__loss": "nce"},
+            "objective.loss = 'nce': must be one of info_nce, triplet, margin_ranking, sigmoid, none",
+        ),
         ({"objective__loss": "none"}, r"leaves nothing to train.\nUse --config.mlm.weight=1"),
         ({"objective__loss": "none", "mlm__weight": 1.0}, "never trains the head of the pooler 'cls'"),
         ({"objective__loss": "triplet", "objective__similarity": "dot"}, "distances on the unit sphere"),

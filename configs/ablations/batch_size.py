@@ -1,0 +1,32 @@
+"""Batch size against learning rate of unsupervised SimCSE, which was never published as a whole.
+
+    python -m simcse_jax.sweep --config=configs/ablations/batch_size.py --seeds=0..4
+
+Every row sees as many sentences.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.ablations import start
+
+BATCHES = {"full": (64, 128, 256, 512), "small": (32, 64, 128)}
+RATES = {"full": (1e-5, 3e-5, 5e-5), "small": (3e-5, 1e-4, 3e-4)}
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    """Unsupervised SimCSE."""
+    return start.unsupervised(variant)
+
+
+def rows(variant: str = "full") -> dict[str, dict[str, object]]:
+    """The recipe's own setting first."""
+    made: dict[str, dict[str, object]] = {}
+    for batch in BATCHES[variant]:
+        for rate in RATES[variant]:
+            settings: dict[str, object] = {"train.batch_size": batch, "optimizer.learning_rate": rate}
+            if variant == "small":
+                settings["train.examples"] = 64 * start.SMALL_STEPS
+            made[f"{batch}, {rate:g}"] = settings
+    own = get_config(variant)
+    first = f"{own.train.batch_size}, {own.optimizer.learning_rate:g}"
+    return {first: made.pop(first), **made}

@@ -1,0 +1,58 @@
+"""The ablations: every row is a recipe that resolves, and differs from the others."""
+
+from pathlib import Path
+
+import pytest
+
+from simcse_jax.config import resolve
+from simcse_jax.errors import UserError
+from simcse_jax.recipe import read_recipe, recipe_module
+
+FOLDER = Path(__file__).parent.parent / "configs" / "ablations"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "start"))
+# What "small" is given by its user, and data that a row asks for.
+GIVEN = {"data.files": "text.txt", "eval.data": "dev.csv"}
+
+
+def test_there_is_one_for_each_table_of_the_paper() -> None:
+    assert NAMES == [
+        "augmentation",
+        "batch_size",
+        "dropout",
+        "hard_negative_weight",
+        "labelled_data",
+        "mlm",
+        "next_sentence",
+        "pooling",
+        "temperature",
+    ]
+
+
+@pytest.mark.parametrize("variant", ["full", "small"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_is_a_recipe_of_its_own(name: str, variant: str) -> None:
+    path = str(FOLDER / f"{name}.py")
+    module, arguments = recipe_module(f"{path}:{variant}")
+    rows = module.rows(*arguments)
+    assert len(rows) >= 4
+    seen = []
+    for label, overrides in rows.items():
+        given = {key: str(value) for key, value in {**GIVEN, **overrides}.items()}
+        recipe, overridden = read_recipe(f"{path}:{variant}", given)
+        settings = resolve(recipe, overridden, 1).flat()
+        assert settings not in seen, label
+        seen.append(settings)
+        assert (
+            settings["train.steps" if variant == "small" and "train.examples" not in overrides else "train.seed"] >= 0
+        )
+    reference = resolve(*read_recipe(f"{path}:{variant}", GIVEN), 1)
+    first = {key: value for key, value in seen[0].items() if key not in ("train.steps", "train.examples")}
+    assert first.items() <= reference.flat().items()  # the first row is the recipe itself
+    with pytest.raises(UserError, match="no variant 'tiny'"):
+        module.get_config("tiny")
+
+
+def test_poolers_of_supervised_models_start_from_theirs() -> None:
+    module, arguments = recipe_module(f"{FOLDER / 'pooling.py'}:small-sup")
+    assert module.get_config(*arguments).data.positive == "columns"
+    assert next(iter(module.rows(*arguments).values())) == {"model.train_pooler": "cls", "model.pooler": "cls"}
