@@ -12,12 +12,12 @@ from simcse_jax.hub import model_folder
 from simcse_jax.model_folder import export_model
 
 
-def convert(name: str, out: str | Path, pooler: str | None = None) -> None:
+def convert(name: str, out: str | Path, pooler: str | None = None, half: bool = False) -> None:
     """Write the model of that name as an exported folder; see `model_folder.export_model` for what `out` may be.
 
     name: a Hugging Face folder, one of SimCSE's published ones among them, an exported folder or a Hub name. pooler:
-    None = the model's own. The head is written only where the pooler uses it. UserError when there is no such model,
-    when it does not say how it pools and `pooler` is not given, or for a run folder.
+    None = the model's own. The head is written only where the pooler uses it. half: as in `export_model`. UserError
+    when there is no such model, when it does not say how it pools and `pooler` is not given, or for a run folder.
     """
     if pooler and pooler not in POOLERS:
         raise UserError(f"--pooler={pooler} is unknown. Known: {', '.join(POOLERS)}.")
@@ -31,4 +31,4 @@ def convert(name: str, out: str | Path, pooler: str | None = None) -> None:
         except UserError as error:
             raise UserError(f"{error}\nGive it as --pooler=NAME.") from error
     params = load_params(folder, config, head="load" if pooler == "cls" else "none")
-    export_model(Path(out), params, config, folder, pooler, card={"source": name})
+    export_model(Path(out), params, config, folder, pooler, card={"source": name}, half=half)

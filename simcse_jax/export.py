@@ -1,7 +1,7 @@
 """Export: `python -m simcse_jax.export --workdir=RUN --out=DIR` writes a run's best model as a Hugging Face folder.
 
-`--model=NAME` in place of --workdir takes any model folder or Hub name. `--onnx` adds model.onnx, with pooling and
-normalisation inside, and `--int8` its quantised form.
+`--model=NAME` in place of --workdir takes any model folder or Hub name. `--half` halves the file. `--onnx` adds
+model.onnx, with pooling and normalisation inside, and `--int8` its quantised form.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder whose best model is ex
 _MODEL = flags.DEFINE_string("model", "", "In place of --workdir: a Hugging Face or exported folder, or a Hub name.")
 _POOLER = flags.DEFINE_string("pooler", "", "Pooler of --model. Default: the one that it was made for.")
 _OUT = flags.DEFINE_string("out", "", "Model folder to write: new, empty, or an earlier export.")
+_HALF = flags.DEFINE_bool("half", False, "Keep the weights as float16: half the file. Computing stays in float32.")
 _ONNX = flags.DEFINE_bool("onnx", False, "Write model.onnx as well; needs the extra [onnx].")
 _INT8 = flags.DEFINE_bool("int8", False, "With --onnx: also model_int8.onnx, quantised. It costs some accuracy.")
 
@@ -37,9 +38,9 @@ def main() -> None:
     if _ONNX.value:
         require_onnx()
     if _WORKDIR.value:
-        export_run(_WORKDIR.value, _OUT.value)
+        export_run(_WORKDIR.value, _OUT.value, _HALF.value)
     else:
-        convert(_MODEL.value, _OUT.value, _POOLER.value or None)
+        convert(_MODEL.value, _OUT.value, _POOLER.value or None, _HALF.value)
     if _ONNX.value:
         write_onnx(_OUT.value, _INT8.value)
     print(f"The model is in {_OUT.value}; its README.md says how to use it.")

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from simcse_jax import __version__
 from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.pretrained import hugging_face_config, to_hugging_face
@@ -28,8 +30,11 @@ _TOKENIZER_SETTINGS = "tokenizer_config.json"
 _TOKENIZER_FILES = (*_VOCABULARIES, "special_tokens_map.json", "added_tokens.json")
 
 
-def export_run(workdir: str | Path, out: str | Path) -> None:
-    """Write the best checkpoint of a run folder as a model folder; UserError if there is no run or no checkpoint."""
+def export_run(workdir: str | Path, out: str | Path, half: bool = False) -> None:
+    """Write the best checkpoint of a run folder as a model folder; UserError if there is no run or no checkpoint.
+
+    half: as in `export_model`.
+    """
     from simcse_jax.training.saved import load_best
 
     workdir = Path(workdir)
@@ -42,6 +47,7 @@ def export_run(workdir: str | Path, out: str | Path) -> None:
         info["pooler"],
         card={key: info[key] for key in ("recipe", "data", "scores", "step") if key in info},
         train_pooler=info["train_pooler"],
+        half=half,
     )
 
 
@@ -53,12 +59,15 @@ def export_model(
     pooler: str,
     card: Mapping[str, Any],
     train_pooler: str = "",
+    half: bool = False,
 ) -> None:
     """Write a model folder, whole or not at all.
 
     out: does not exist, is empty, or holds an earlier export, which is replaced (files that others put there stay).
     params: as the encoder has them, on host or device; a head is written even if `pooler` does not use it.
     card: see `model_card`. train_pooler: the pooler in training (default: "cls" if there is a head, else `pooler`).
+    half: weights are kept as float16, and config.json says that they are to be computed with in float32. UserError
+    where one is too large for that.
     """
     if pooler == "cls" and "head" not in params:
         raise ValueError("export_model: pooler 'cls' needs a head, and these parameters have none.")
@@ -75,7 +84,7 @@ def export_model(
     _copy_tokenizer(Path(tokenizer_folder), partial, config.max_length)
     tensors = to_hugging_face(params, config)
     _write_json(partial / "config.json", hugging_face_config(config, "mlm" in params))
-    _write_tensors(partial / "model.safetensors", tensors)
+    _write_tensors(partial / "model.safetensors", _halved(tensors) if half else tensors)
     _write_modules(partial, pooler, config, tensors)
     text = model_card(out.name, config, pooler, train_pooler, "head" in params, card)
     (partial / "README.md").write_text(text, encoding="utf-8")
@@ -170,6 +179,15 @@ def _write_modules(folder: Path, pooler: str, config: EncoderConfig, tensors: Ma
             "similarity_fn_name": "cosine",
         },
     )
+
+
+def _halved(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors as float16; UserError where one does not fit."""
+    for name, tensor in tensors.items():
+        largest = float(np.abs(tensor).max(initial=0))
+        if largest > float(np.finfo(np.float16).max):
+            raise UserError(f"--half: {name} has an entry of {largest:g}, too large for float16.\nLeave --half out.")
+    return {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from sentence_transformers import SentenceTransformer
 from simcse_jax import model_folder
 from simcse_jax.data.packing import pack
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
+from simcse_jax.embedding_model import open_model
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.pooling import POOLERS
@@ -188,6 +189,22 @@ def test_head_is_always_written_and_read_back(source: Source, tmp_path: Path) ->
     assert read_pooler(out) == "cls_before_pooler"
     assert json.loads((out / "simcse_jax.json").read_text())["train_pooler"] == "cls"
     assert json.loads((out / "tokenizer_config.json").read_text())["model_max_length"] == LIMIT
+
+
+def test_half_the_file_computes_in_float32(source: Source, tmp_path: Path, texts: list[str]) -> None:
+    """PyTorch's libraries and ours agree on it as on the whole one, and it is near that."""
+    whole, half = source.export(tmp_path / "whole"), source.export(tmp_path / "half", half=True)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (whole, half)]
+    assert sizes[1] < 0.55 * sizes[0]
+    model = SentenceTransformer(str(half), device="cpu")
+    assert next(model.parameters()).dtype == torch.float32
+    theirs, ours = model.encode(texts), open_model(str(half)).encode(texts)
+    assert relative_error(ours, theirs) < 1e-5
+    assert 0 < relative_error(ours, open_model(str(whole)).encode(texts)) < 1e-2
+    params = {**source.params, "embeddings": {**source.params["embeddings"]}}
+    params["embeddings"]["word"] = np.asarray(params["embeddings"]["word"]) + 1e5
+    with pytest.raises(UserError, match=r"too large for float16.\nLeave --half out"):
+        source.export(tmp_path / "large", params=params, half=True)
 
 
 def test_without_a_head(source: Source, tmp_path: Path) -> None:

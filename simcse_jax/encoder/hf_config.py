@@ -67,6 +67,7 @@ def hugging_face_config(config: EncoderConfig, has_mlm_head: bool = False) -> di
     return {
         "architectures": [ARCHITECTURES[config.family].replace("Model", "ForMaskedLM" if has_mlm_head else "Model")],
         "attention_probs_dropout_prob": config.dropout,
+        "dtype": "float32",  # to compute in, whatever the file holds
         "hidden_act": config.hidden_act,
         "hidden_dropout_prob": config.dropout,
         "hidden_size": config.hidden_size,
