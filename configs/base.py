@@ -81,7 +81,7 @@ def get_config() -> ConfigDict:
     config.data.rate = 0.1
     # "next_sentence": the positive is one of so many following sentences of the document, 1 or 3.
     config.data.window = 1
-    # "synonym": a file of lines like "big, large, huge" (docs/data.md); "" = the English one that comes along.
+    # "synonym": a file of lines like "big, large, huge" (docs/objectives.md); "" = the English one that comes along.
     config.data.synonyms = ""
     # "mask": the masked language model that predicts, as it is: a folder or Hub name; "" = model.name.
     config.data.mask_model = ""
@@ -130,9 +130,10 @@ def get_config() -> ConfigDict:
     config.objective.symmetric = False
     # Leave out candidates whose text equals the anchor's or its positive's.
     config.objective.mask_duplicates = True
-    # Layout: cosines are computed, and held, for at most so many anchors against the candidates of as many examples at
-    # a time, so memory grows with the batch and not with its square; 0 = all of a device's at once. Where that does
-    # not divide the batch, smaller tiles of one size, padded.
+    # Layout: similarities are computed, and held, for at most so many anchors against the candidates of as many
+    # examples at a time (against all candidates, where loss is not info_nce), so memory grows with the batch and not
+    # with its square; 0 = all of a device's at once. Where that does not divide the batch, smaller tiles of one size,
+    # padded.
     config.objective.tile = 1024
 
     config.mlm = ConfigDict()

@@ -29,7 +29,7 @@ LAYOUT_KEYS = frozenset(
     {
         "model.unroll",
         "model.remat",
-        "data.files",  # where the text lies; what it says is compared by its fingerprint, and so are the dev pairs
+        "data.files",  # where the text lies; what it says is compared by its fingerprint, and so are the other files
         "data.packed",
         "data.row_length",
         "data.cache_dir",
@@ -38,6 +38,7 @@ LAYOUT_KEYS = frozenset(
         "objective.tile",
         "eval.data",
         "mlm.validation",
+        "data.synonyms",
         "eval.every_steps",
         "eval.patience",
         "checkpoint.every_steps",
@@ -360,9 +361,24 @@ def _check_positives(config: Config) -> None:
             )
     if model.same_mask and not twice:
         raise UserError(
-            f"model.same_mask = True is for data.positive = 'dropout', where two views could share a mask; with "
-            f"{data.positive!r} each text has one view.\nLeave it at False."
+            "model.same_mask = True is for two views of one sentence: data.positive = 'dropout' with a contrastive "
+            f"objective.loss. This is {data.positive!r} with {config.objective.loss!r}.\nLeave it at False."
         )
+    if data.positive == "crop":
+        _require(data.rate > 0, "data.rate", data.rate, "above 0 with data.positive = 'crop'", 0.1)
+    if config.objective.loss == "none" and (model.cutoff or data.positive not in ("dropout", "columns")):
+        key, works = ("model.cutoff", "") if model.cutoff else ("data.positive", "dropout")
+        raise UserError(
+            f"{key} = {config.flat()[key]!r} has no effect with objective.loss = 'none': nothing is compared.\n"
+            f"Use --config.{key}={works}"
+        )
+    for key, kind in {"synonyms": "synonym", "mask_model": "mask"}.items():
+        value = getattr(data, key)
+        if value and data.positive != kind:
+            raise UserError(
+                f"data.{key} = {value!r} has no effect with data.positive = {data.positive!r}.\n"
+                f"Leave it out, or use --config.data.positive={kind}."
+            )
     if twice and not (model.dropout or model.cutoff or model.same_mask):
         raise UserError(
             "model.dropout = 0 with data.positive = 'dropout': both views of a sentence would be the same vector.\n"

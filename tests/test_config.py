@@ -18,6 +18,14 @@ def recipe(**values: Any) -> Any:
     return config
 
 
+MLM_ALONE = {
+    "objective__loss": "none",
+    "mlm__weight": 1.0,
+    "model__pooler": "avg",
+    "model__train_pooler": "avg",
+}
+
+
 def resolved(devices: int = 1, overridden: tuple[str, ...] = (), **values: Any) -> Config:
     return resolve(recipe(**values), overridden, devices)
 
@@ -101,6 +109,12 @@ def test_one_duration_given_on_the_command_line_replaces_the_recipe_s() -> None:
             },
             "has no positives to encode",
         ),
+        ({"data__positive": "crop", "data__rate": 0.0}, "above 0 with data.positive = 'crop'"),
+        ({"data__synonyms": "file.txt"}, "data.synonyms = 'file.txt' has no effect with data.positive = 'dropout'"),
+        ({"data__mask_model": "folder"}, r"Leave it out, or use --config.data.positive=mask"),
+        ({**MLM_ALONE, "model__cutoff": "token"}, "model.cutoff = 'token' has no effect with objective.loss = 'none'"),
+        ({**MLM_ALONE, "data__positive": "crop"}, r"nothing is compared.\nUse --config.data.positive=dropout"),
+        ({**MLM_ALONE, "model__same_mask": True}, "two views of one sentence"),
         ({"data__positive": "mask", "data__rate": 0.0}, "above 0 with data.positive = 'mask'"),
         (
             {"data__positive": "mask", "model__init": "random", "model__name": "", "model__tokenizer": "folder"},
@@ -123,7 +137,7 @@ def test_one_duration_given_on_the_command_line_replaces_the_recipe_s() -> None:
         ({"data__window": 2}, "data.window = 2: must be 1 or 3"),
         ({"model__cutoff": "row"}, "model.cutoff = 'row': must be one of token, feature, span"),
         ({"model__cutoff_rate": 1.0}, "model.cutoff_rate = 1.0: must be above 0 and below 1"),
-        ({"model__same_mask": True, "data__positive": "crop"}, "each text has one view"),
+        ({"model__same_mask": True, "data__positive": "crop"}, "two views of one sentence"),
         ({"data__max_length": 2}, "3 or more"),
         ({"data__row_length": 16}, "shorter than data.max_length = 32"),
         ({"objective__temperature": 0.0}, "above 0"),

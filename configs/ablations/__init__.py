@@ -1,1 +1,1 @@
-"""The paper's ablations, each a recipe with rows of its own, for `python -m simcse_jax.sweep` (docs/ablations.md)."""
+"""The paper's ablations, each a recipe with rows of its own, for `python -m simcse_jax.sweep` (docs/paper.md)."""

@@ -2,7 +2,7 @@
 
     python -m simcse_jax.sweep --config=configs/ablations/batch_size.py --seeds=0..4
 
-Every row sees as many sentences.
+Every row sees as many sentences, and is evaluated as often.
 """
 
 from ml_collections import ConfigDict
@@ -20,6 +20,7 @@ def get_config(variant: str = "full") -> ConfigDict:
 
 def rows(variant: str = "full") -> dict[str, dict[str, object]]:
     """The recipe's own setting first."""
+    own = get_config(variant)
     made: dict[str, dict[str, object]] = {}
     for batch in BATCHES[variant]:
         for rate in RATES[variant]:
@@ -27,6 +28,7 @@ def rows(variant: str = "full") -> dict[str, dict[str, object]]:
             if variant == "small":
                 settings["train.examples"] = 64 * start.SMALL_STEPS
             made[f"{batch}, {rate:g}"] = settings
-    own = get_config(variant)
+            # As often by sentences: the best of more evaluations is the better one for that alone.
+            settings["eval.every_steps"] = max(own.eval.every_steps * own.train.batch_size // batch, 1)
     first = f"{own.train.batch_size}, {own.optimizer.learning_rate:g}"
     return {first: made.pop(first), **made}

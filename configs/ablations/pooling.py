@@ -1,4 +1,4 @@
-"""Poolers and the MLP on [CLS] (the paper's table 6), unsupervised and, with :sup, supervised.
+"""Poolers and the MLP on [CLS] (the paper's table 6): unsupervised, and supervised with :full-sup and :small-sup.
 
 python -m simcse_jax.sweep --config=configs/ablations/pooling.py --seeds=0..4
 python -m simcse_jax.sweep --config=configs/ablations/pooling.py:full-sup --seeds=0..4
@@ -6,13 +6,16 @@ python -m simcse_jax.sweep --config=configs/ablations/pooling.py:full-sup --seed
 
 from ml_collections import ConfigDict
 
+from configs import base
 from configs.ablations import start
+
+SUPERVISED = {"full": False, "small": False, "full-sup": True, "small-sup": True}
 
 
 def get_config(variant: str = "full") -> ConfigDict:
     """Unsupervised SimCSE, or supervised."""
-    size, _, kind = variant.partition("-")
-    return start.supervised(size) if kind == "sup" else start.unsupervised(size)
+    make = start.supervised if base.choose(SUPERVISED, variant) else start.unsupervised
+    return make(variant.removesuffix("-sup"))
 
 
 def rows(variant: str = "full") -> dict[str, dict[str, object]]:
@@ -24,5 +27,5 @@ def rows(variant: str = "full") -> dict[str, dict[str, object]]:
         "first-last average": ("avg_first_last", "avg_first_last"),
         "average": ("avg", "avg"),
     }
-    order = sorted(poolers, key=lambda label: label != "[CLS], MLP") if variant.endswith("-sup") else list(poolers)
+    order = sorted(poolers, key=lambda label: label != "[CLS], MLP") if SUPERVISED[variant] else list(poolers)
     return {label: {"model.train_pooler": poolers[label][0], "model.pooler": poolers[label][1]} for label in order}

@@ -72,11 +72,14 @@ class Batches:
         seed: int,
         masking: Masking | None = None,
         hiding: Masking | None = None,
+        lasting_numbers: bool = False,
     ):
         """Raises UserError when there are fewer examples than one batch takes.
 
-        masking: adds masked copies. hiding: adds what a predictor is to replace.
+        masking: adds masked copies. hiding: adds what a predictor is to replace. lasting_numbers: numbers of texts can
+        be compared between batches; different texts then share one by chance, once in 2**32 pairs.
         """
+        self.lasting_numbers = lasting_numbers
         self.examples, self.layout, self.seed, self.masking, self.hiding = examples, layout, seed, masking, hiding
         count = len(examples)
         self.steps_per_epoch = count // layout.batch_size
@@ -138,10 +141,12 @@ class Batches:
         by_column = drawn.lengths.reshape(-1, layout.group_size, self.examples.texts).swapaxes(1, 2)
         return packing.fit_groups(by_column.reshape(len(by_column), -1), layout.row_length, layout.one_per_row)
 
-    @staticmethod
-    def _texts(drawn: Drawn) -> np.ndarray:
+    def _texts(self, drawn: Drawn) -> np.ndarray:
         hashes = drawn.hashes.T
-        numbers = np.unique(hashes, return_inverse=True)[1].reshape(hashes.shape).astype(np.int32)
+        if self.lasting_numbers:
+            numbers = hashes.astype(np.uint32).view(np.int32)
+        else:
+            numbers = np.unique(hashes, return_inverse=True)[1].reshape(hashes.shape).astype(np.int32)
         return np.concatenate([numbers, numbers]) if len(numbers) == 1 else numbers
 
     def _choose_row_counts(self) -> tuple[int, ...]:

@@ -90,7 +90,10 @@ class WordDeletion:
 
 @dataclass(frozen=True)
 class Repetition:
-    """Tokens are repeated (ESimCSE): of n, between none and max(2, rate * n) of them, as many as max_length allows."""
+    """Tokens of text are repeated (ESimCSE): between none and max(2, rate * n) of them, as many as max_length allows.
+
+    n counts special tokens, as ESimCSE's code does.
+    """
 
     vocabulary: Vocabulary
     rate: float

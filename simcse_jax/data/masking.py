@@ -39,7 +39,8 @@ class Masking:
         Of each sentence with n tokens of text, rate * n are chosen, rounded up or down by chance so that the share is
         `rate` exactly; of whole words, as many as stay within that.
         """
-        key = np.random.SeedSequence([self.seed, step, 0x6D6C6D, self.all_masked]).generate_state(4)  # "mlm"
+        purpose = 0x686964 if self.all_masked else 0x6D6C6D  # "hid", "mlm"
+        key = np.random.SeedSequence([self.seed, step, purpose]).generate_state(4)
         row_length = group.ids.shape[1]
         at = np.flatnonzero(group.segments)  # places of tokens, sentence by sentence
         ids, positions = group.ids.ravel()[at], group.positions.ravel()[at]

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +69,13 @@ def make_examples(
     return AsTheyAre(corpus)
 
 
+def synonyms_fingerprint(positive: Positive) -> str:
+    """A hex digest of what the file of synonyms says; "" where none is used."""
+    if positive.kind != "synonym":
+        return ""
+    return hashlib.blake2b(Path(positive.synonyms or SHIPPED).expanduser().read_bytes(), digest_size=16).hexdigest()
+
+
 def _change(positive: Positive, max_length: int, tokenizer: Any, vocabulary: Vocabulary) -> Change:
     if positive.kind == "crop":
         return Crop(vocabulary, positive.rate)
@@ -87,10 +95,10 @@ def _documents(corpus: Corpus) -> Any:
             f"data.positive = 'next_sentence' takes .txt files, a sentence a line and a blank line between documents; "
             f"the data is {', '.join(report.files[:3])}.\nWrite it as .txt, or use --config.data.positive=dropout."
         )
-    if report.documents <= len(report.files):
+    if report.documents == 1:
         raise UserError(
-            f"data.positive = 'next_sentence', and {', '.join(report.files[:3])} has no blank line between documents: "
-            "sentences in shuffled order have no next one.\nPut a blank line wherever a document (or chapter) ends, "
-            "or use --config.data.positive=dropout."
+            f"data.positive = 'next_sentence', and {report.files[0]} has no blank line between documents: sentences in "
+            "shuffled order have no next one.\nPut a blank line between documents (in a single one, between its "
+            "chapters), or use --config.data.positive=dropout."
         )
     return corpus.documents

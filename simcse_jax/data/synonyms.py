@@ -6,11 +6,13 @@ The file is UTF-8 text; each line is a set of words and phrases, separated by co
     # a comment; blank lines count for nothing
     often, frequently, many times
 
-A word may stand on several lines. Phrases are put in place of words, and are never replaced themselves.
+A word may stand on several lines. Phrases, and what the tokenizer takes for several words ("well-known"), are put in
+place of words, and are never replaced themselves.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +45,9 @@ class Synonym:
 
     def bound(self, lengths: np.ndarray) -> np.ndarray:
         most = np.ceil(self.rate * lengths).astype(lengths.dtype) if self.rate else 1
-        return np.minimum(lengths + self._growth() * most, self.max_length).astype(lengths.dtype)
+        return np.minimum(lengths + self._growth * most, self.max_length).astype(lengths.dtype)
 
+    @functools.cached_property
     def _growth(self) -> int:
         """The most tokens that a replacement adds."""
         return max(0, *(len(new) - len(old) for old, all_new in self.replacements.items() for new in all_new))
@@ -81,7 +84,7 @@ def load_replacements(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> R
     Raises UserError when it cannot be read, a line holds a single word, or no word of it is one to the tokenizer.
     """
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"data.synonyms = {str(path)!r} cannot be read: {error}.\n"

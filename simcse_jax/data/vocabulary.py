@@ -25,6 +25,9 @@ class Vocabulary:
     special: np.ndarray  # bool[V]: [CLS], [PAD] and the like, which are no text, and ids that no token has
     continues: np.ndarray  # bool[V]: goes on with the word of the token before it
     mask_id: int | None  # None where the tokenizer has no mask token
+    marks: np.ndarray | None = (
+        None  # bool[V]: punctuation, a word by itself whatever is around it; None = no such token
+    )
 
     @functools.cached_property
     def regular(self) -> np.ndarray:
@@ -34,10 +37,12 @@ class Vocabulary:
     def word_starts(self, ids: np.ndarray, begins: np.ndarray) -> np.ndarray:
         """bool[n]: where words begin in ids int[n] laid end to end; begins bool[n]: the first token of each sentence.
 
-        A special token is none; what follows one begins a word, whatever it looks like.
+        A special token is none; what follows one, or a mark, begins a word, whatever it looks like.
         """
-        after_special = np.r_[True, self.special[ids[:-1]]] | begins
-        return ~self.special[ids] & (after_special | ~self.continues[ids])
+        apart = self.special if self.marks is None else self.special | self.marks
+        after = np.r_[True, apart[ids[:-1]]] | begins
+        is_mark = np.zeros(len(ids), bool) if self.marks is None else self.marks[ids]
+        return ~self.special[ids] & (after | is_mark | ~self.continues[ids])
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
@@ -50,13 +55,21 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     backend: Any = tokenizer.backend_tokenizer
     model = json.loads(backend.to_str())["model"]
     prefix = model.get("continuing_subword_prefix")
+    marks = np.zeros(size, bool)
     for token, number in tokens.items():
-        if prefix:
+        if prefix:  # its tokenizers have split punctuation off already
             continues[number] = token.startswith(prefix)
         elif model["type"] in ("BPE", "Unigram"):
             continues[number] = not token.startswith(BEGINS)
+            marks[number] = _is_mark(tokenizer.convert_tokens_to_string([token]))
     mask_id = tokenizer.mask_token_id
-    return Vocabulary(special, continues, mask_id if isinstance(mask_id, int) else None)
+    return Vocabulary(special, continues, mask_id if isinstance(mask_id, int) else None, None if prefix else marks)
+
+
+def _is_mark(text: str) -> bool:
+    """Whether a token's text is punctuation; bytes that are part of a character are not."""
+    text = text.strip()
+    return bool(text) and "\ufffd" not in text and not any(character.isalnum() for character in text)
 
 
 def id_count(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -64,12 +77,12 @@ def id_count(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def require_mask_token(vocabulary: Vocabulary, key: str) -> int:
-    """The id of the mask token; UserError, which names the key that needs it, where there is none."""
+def require_mask_token(vocabulary: Vocabulary, key: str, instead: str) -> int:
+    """The id of the mask token; UserError, with the key that needs it and a flag that does not, where there is none."""
     if vocabulary.mask_id is None:
         raise UserError(
             f"{key} needs a tokenizer with a mask token, and this one has none.\n"
             "Use the tokenizer of a BERT or RoBERTa model, or --config.model.tokenizer=train with random weights; "
-            "without masking: --config.mlm.weight=0."
+            f"without masking: {instead}."
         )
     return vocabulary.mask_id

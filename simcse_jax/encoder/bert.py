@@ -64,7 +64,7 @@ class Encoder(Part):
 
         group: arrays int32[R, T] and int32[N]; or those of G groups, stacked. key: uint32[2], the dropout key of this
         step and view, or uint32[V, 2], those of V views, each of which encodes everything; needed when `train` and the
-        config's dropout is above 0 (ValueError without). pooler: one of `pooling.POOLERS`; "cls" needs a head.
+        config has dropout or a cutoff (ValueError without). pooler: one of `pooling.POOLERS`; "cls" needs a head.
         """
         z = self._run(group, pooler, None if key is None else key.reshape(-1, 2), train)
         z = z.astype(jnp.promote_types(z.dtype, jnp.float32))  # [W, N, D]
@@ -88,7 +88,7 @@ class Encoder(Part):
         rows = rows_of(group, views)
         ids, positions = (jnp.reshape(x, (-1, x.shape[-1])) for x in (group.ids, group.positions))
         x = Embeddings(self.config, self.dtype, self.param_dtype, name="embeddings")(ids, positions)
-        x = jnp.tile(x, (views, 1, 1))  # views differ from the first dropout on
+        x = jnp.tile(x, (views, 1, 1))  # views differ from the first noise on
         noise = Dropout(self.config, rows, keys, train)
         if noise.cutoff:
             x = cut(x, noise.cutoff, self.config.cutoff_rate, noise, rows)

@@ -28,6 +28,7 @@ class Queue(NamedTuple):
     """Candidates of earlier steps (MoCo), the newest first; negatives of everybody."""
 
     z: jax.Array  # float[Q, D]
+    texts: jax.Array  # int32[Q]: of what texts they are; comparable with `texts` of batches
     filled: jax.Array  # int32 scalar: how many of them there are yet
 
 
@@ -154,7 +155,7 @@ def _with_queue(candidates: Candidates, queue: Queue) -> Candidates:
     missing = ((0, 0), (0, columns - 1), (0, 0))
     z = jnp.pad(queue.z.astype(candidates.z.dtype)[:, None], missing)
     numbers = jnp.where(is_there, count * columns + place, -1)
-    texts = jnp.full_like(numbers, -2)  # equal to nobody's
+    texts = jnp.broadcast_to(queue.texts[:, None], numbers.shape)
     more = Candidates(z, numbers, texts)
     return Candidates(*(jnp.concatenate(pair) for pair in zip(candidates, more, strict=True)))
 

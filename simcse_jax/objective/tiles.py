@@ -20,7 +20,7 @@ HIGHEST = jax.lax.Precision.HIGHEST  # elsewhere than on CPUs, the default round
 
 @dataclass(frozen=True)
 class Rules:
-    """What counts in a sum, and the most anchors that meet the candidates of as many examples at a time."""
+    """What counts in a sum, and the most anchors that meet candidates at a time (in InfoNCE, of as many examples)."""
 
     hard_negative_weight: float
     mask_duplicates: bool

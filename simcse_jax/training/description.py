@@ -40,8 +40,9 @@ def _studies(run: Run) -> list[str]:
     if objective.loss == "none":
         return []
     if data.positive in CHANGES or data.positive == "mask":
-        share = f"{data.rate:.0%} of each" if data.rate else "one word of each"
-        lines.append(f"positives: changed copies ({data.positive}), {share}")
+        share = f"{data.rate:.0%}" if data.rate or data.positive == "repetition" else "one word"
+        most = "at most " if data.positive == "repetition" else ""
+        lines.append(f"positives: changed copies ({data.positive}), {most}{share} of each")
     if data.positive == "next_sentence":
         count = "the next sentence" if data.window == 1 else f"one of the next {data.window} sentences"
         lines.append(f"positives: {count} of the document; {len(run.batches.examples):,} sentences have one")
@@ -55,9 +56,15 @@ def _studies(run: Run) -> list[str]:
         )
         queue = f"; a queue of {objective.queue:,} negatives" if objective.queue else ""
         lines.append(f"second encoder, of all but the anchors: {what}{queue}")
-    if objective.loss != "info_nce" or objective.widths:
-        widths = f", mean over widths {objective.widths}" if objective.widths else ""
-        lines.append(f"loss: {objective.loss}{widths}")
+    details = [
+        objective.loss if objective.loss != "info_nce" else "",
+        "of products" if objective.similarity == "dot" else "",
+        "both ways" if objective.symmetric else "",
+        "with a learned temperature" if objective.learned_temperature else "",
+        f"mean over widths {objective.widths}" if objective.widths else "",
+    ]
+    if any(details):
+        lines.append(f"loss: {', '.join(detail for detail in details if detail)}")
     return lines
 
 

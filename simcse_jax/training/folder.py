@@ -27,12 +27,17 @@ TOKENIZER = "tokenizer"
 # How long a network file system may take to show one host what another has written.
 APPEARS_S = 30.0
 # What run folders of before masked language modelling do not say.
-OLDER = {"has_mlm_head": False, "validation": {"files": "", "fingerprint": ""}}
+OLDER = {
+    "has_mlm_head": False,
+    "validation": {"files": "", "fingerprint": ""},
+    "synonyms": {"file": "", "fingerprint": ""},
+}
 # What the differences between two runs are told by, beside the recipe: names in config.json.
 FINGERPRINTS = {
     "data": "the training data's content",
     "eval": "the evaluation data's content",
     "validation": "the held-out text's content",
+    "synonyms": "the synonyms' content",
 }
 
 

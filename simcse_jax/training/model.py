@@ -15,7 +15,7 @@ import numpy as np
 from simcse_jax.config import Config, ModelConfig
 from simcse_jax.data.corpus import read_sentences
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
-from simcse_jax.data.vocabulary import vocabulary_of
+from simcse_jax.data.vocabulary import id_count, vocabulary_of
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.init import init_params
@@ -76,10 +76,11 @@ def make_encoder(config: Config, folder: Path | None, vocab_size: int, platform:
             f"data.max_length = {config.data.max_length}, but the model takes at most {sizes.max_length} tokens.\n"
             f"Use --config.data.max_length={sizes.max_length} or less."
         )
-    widest = max(config.objective.matryoshka_widths, default=0)
-    if widest > sizes.hidden_size:
+    widest = max(config.objective.matryoshka_widths, default=sizes.hidden_size)
+    if widest != sizes.hidden_size:
         raise UserError(
-            f"objective.widths = {config.objective.widths!r}, and embeddings have {sizes.hidden_size} features.\n"
+            f"objective.widths = {config.objective.widths!r}, and embeddings have {sizes.hidden_size} features: that "
+            "must be the largest, or some are used and never trained.\n"
             f"Use --config.objective.widths={sizes.hidden_size},{sizes.hidden_size // 2}, for example."
         )
     parameters = jnp.float64 if model.dtype == "float64" else jnp.float32
@@ -122,6 +123,13 @@ def load_predictor(
             "ids mean other words.\nLeave it out, or name a model with the same vocabulary."
         )
     sizes = dataclasses.replace(read_config(source), dropout=0.0)
+    longest, tokens = min(sizes.max_length, encoder.config.max_length), id_count(tokenizer)
+    if config.data.max_length > longest or sizes.vocab_size < tokens:
+        raise UserError(
+            f"data.mask_model = {str(source)!r} takes at most {sizes.max_length} tokens and knows {sizes.vocab_size} "
+            f"of them; the run has data.max_length = {config.data.max_length} and {tokens} tokens.\n"
+            f"Use --config.data.max_length={longest} or less, and a model with the run's vocabulary."
+        )
     own = Encoder(sizes, encoder.dtype, encoder.param_dtype, has_mlm_head=True, unroll=encoder.unroll)
 
     def load() -> Any:

@@ -42,7 +42,10 @@ def with_rest(
     if second_encoder == "momentum":
         extra[SECOND] = copy
     if objective.queue:
-        extra[QUEUE] = Queue(jnp.zeros((objective.queue, word.shape[1]), word.dtype), jnp.zeros((), jnp.int32))
+        size = objective.queue
+        extra[QUEUE] = Queue(
+            jnp.zeros((size, word.shape[1]), word.dtype), jnp.zeros(size, jnp.int32), jnp.zeros((), jnp.int32)
+        )
     if predictor is not None:
         extra[PREDICTOR] = predictor
     if objective.learned_temperature:
@@ -75,8 +78,12 @@ def followed(extra: Any, params: Any, momentum: float) -> Any:
     return extra | {SECOND: follow}
 
 
-def taken_in(queue: Queue, positives: jax.Array) -> Queue:
-    """The queue with positives float[G, n, D] at its head, and as many gone at its end."""
+def taken_in(queue: Queue, positives: jax.Array, texts: jax.Array) -> Queue:
+    """The queue with positives float[G, n, D], of texts int32[G * n], at its head, and as many gone at its end."""
     new = jax.lax.stop_gradient(positives.reshape(-1, positives.shape[-1])).astype(queue.z.dtype)
     size = len(queue.z)
-    return Queue(jnp.concatenate([new, queue.z])[:size], jnp.minimum(queue.filled + len(new), size))
+    return Queue(
+        jnp.concatenate([new, queue.z])[:size],
+        jnp.concatenate([texts, queue.texts])[:size],
+        jnp.minimum(queue.filled + len(new), size),
+    )

@@ -118,6 +118,7 @@ class Planner:
         again = bool(self.config.train.groups_at_once) + self.config.model.remat
         encoder = (3 + again) * tokens * config.num_hidden_layers * layer
         encoder += tokens * config.num_hidden_layers * 2 * length * width  # backward, scores are made again
+        encoder += self._others(rows, sentences // groups, layer)
         if self.encoder.unroll:
             # The last layer's later products are of the sentences' first tokens, or of the places to predict, alone.
             skipped = masked * rows - places
@@ -132,6 +133,22 @@ class Planner:
         share = batch_size // self.mesh.size
         # Of the loss: forward, again, and two products backward.
         return encoder + head + 4 * 2 * share * candidates * batch_size * width
+
+    def _others(self, rows: int, sentences: int, layer: int) -> int:
+        """What a second encoder of pairs, and a predictor, add; layer: operations of one on one of `rows` positions.
+
+        A momentum encoder's backward pass, which there is none of, is counted.
+        """
+        model, extra = self.config.model, 0
+        if model.second_encoder != "none" and self.views == 1:
+            extra += 3 * rows * self.encoder.config.num_hidden_layers * layer
+        if self.predictor is not None:
+            sizes = self.predictor.encoder.config
+            width, length = sizes.hidden_size, self.batches.layout.row_length
+            own = 2 * (4 * width * width + 2 * width * sizes.intermediate_size) + 4 * length * width
+            places = rows // (self.rows * length) * places_of(self.config.data.rate, self.rows, length, sentences)
+            extra += rows * sizes.num_hidden_layers * own + 2 * places * width * (width + sizes.vocab_size)
+        return extra
 
     def largest(self, plan: Plan | None, limit: int) -> Iterator[tuple[int, bool]]:
         """(batch size, whether it fits in `limit` bytes) of each that is compiled on the way to the largest that fits.

@@ -16,7 +16,7 @@ from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.corpus import Corpus, load_corpus
 from simcse_jax.data.examples import AsTheyAre
 from simcse_jax.data.masking import Masking
-from simcse_jax.data.positives import make_examples, views_of
+from simcse_jax.data.positives import make_examples, synonyms_fingerprint, views_of
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.data.vocabulary import id_count, require_mask_token, vocabulary_of
 from simcse_jax.encoder.bert import Encoder
@@ -44,7 +44,7 @@ from simcse_jax.training.program import Program, make_encode, make_program
 from simcse_jax.training.state import TrainState
 
 # Keys that may differ between the hosts of one run: where the same content lies there.
-LOCAL_KEYS = ("data.files", "data.cache_dir", "eval.data", "mlm.validation")
+LOCAL_KEYS = ("data.files", "data.cache_dir", "data.synonyms", "eval.data", "mlm.validation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +98,7 @@ def _assemble(config: Config, workdir: Path) -> Run:
         "data.files": corpus.fingerprint,
         "eval.data": pairs.fingerprint if pairs else "",
         "mlm.validation": held_out[0].fingerprint if held_out else "",
+        "data.synonyms": synonyms_fingerprint(config.data.how),
     }
     require_equal({f"the content of {key}": fingerprint for key, fingerprint in contents.items()})
     total_steps = config.train.total_steps(batches.steps_per_epoch)
@@ -144,7 +145,8 @@ def load_data(config: Config, tokenizer: Any) -> tuple[Corpus, int, Batches]:
         examples = make_examples(config.data.how, corpus, tokenizer, lambda: vocabulary_of(tokenizer), seed)
         _require_hard_negatives(config, examples.texts)
     masking, hiding = _masking(config, tokenizer, seed), _hiding(config, tokenizer) if views else None
-    return corpus, views, Batches(examples, _layout(config), seed, masking, hiding)
+    lasting = config.objective.queue > 0
+    return corpus, views, Batches(examples, _layout(config), seed, masking, hiding, lasting)
 
 
 def _require_hard_negatives(config: Config, texts: int) -> None:
@@ -176,7 +178,7 @@ def _masking(config: Config, tokenizer: Any, seed: int) -> Masking | None:
     if not config.mlm.weight:
         return None
     vocabulary = vocabulary_of(tokenizer)
-    require_mask_token(vocabulary, f"mlm.weight = {config.mlm.weight}")
+    require_mask_token(vocabulary, f"mlm.weight = {config.mlm.weight}", "--config.mlm.weight=0")
     return Masking(vocabulary, config.mlm.rate, config.mlm.whole_word, seed)
 
 
@@ -185,7 +187,7 @@ def _hiding(config: Config, tokenizer: Any) -> Masking | None:
     if config.data.positive != "mask":
         return None
     vocabulary = vocabulary_of(tokenizer)
-    require_mask_token(vocabulary, "data.positive = 'mask'")
+    require_mask_token(vocabulary, "data.positive = 'mask'", "--config.data.positive=dropout")
     return Masking(vocabulary, config.data.rate, whole_word=False, seed=config.train.seed, all_masked=True)
 
 
@@ -216,6 +218,7 @@ def run_info(run: Run, contents: dict[str, str]) -> dict[str, Any]:
         },
         "eval": {"data": run.config.eval.data, "fingerprint": contents["eval.data"]},
         "validation": {"files": run.config.mlm.validation, "fingerprint": contents["mlm.validation"]},
+        "synonyms": {"file": run.config.data.synonyms, "fingerprint": contents["data.synonyms"]},
         "total_steps": run.total_steps,
     }
 

@@ -166,7 +166,7 @@ def make_loss(encode: EncodeBatch, objective: Objective | None, mlm_weight: floa
                 contrastive, metrics = objective(anchors, candidates, batch.texts, params.get(LEARNED), queue)
                 losses.append(contrastive)
                 if queue is not None:
-                    extra = extra | {QUEUE: taken_in(queue, candidates[0])}
+                    extra = extra | {QUEUE: taken_in(queue, candidates[0], batch.texts[1])}
             if encoded.predicted is not None:
                 of_mlm, figures = mlm_loss(encoded.predicted)
                 losses.append(mlm_weight * of_mlm)

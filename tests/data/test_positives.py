@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
@@ -14,6 +15,7 @@ from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.changes import Change, Crop, Repetition, WordDeletion
 from simcse_jax.data.corpus import Corpus, load_corpus
 from simcse_jax.data.examples import AsTheyAre, WithChangedCopy, WithNext
+from simcse_jax.data.masking import Masking
 from simcse_jax.data.positives import POSITIVES, Positive, make_examples, views_of
 from simcse_jax.data.synonyms import SHIPPED, Synonym, load_replacements
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
@@ -99,7 +101,8 @@ def test_repetition_doubles_tokens_in_place() -> None:
         for token in old:
             assert new[at] == token
             at += 1
-            if at < len(new) and new[at] == token and (token, token) != (CLS, SEP):
+            if at < len(new) and new[at] == token:
+                assert token not in (CLS, SEP)
                 at, twice = at + 1, twice + 1
         assert at == len(new) <= LONGEST
         most = min(max(2, int(0.32 * len(old))), LONGEST - len(old))
@@ -204,6 +207,21 @@ def test_capitals_and_the_start_of_a_text_have_synonyms_of_their_own(real_data: 
     }
 
 
+def test_the_word_before_a_mark_has_synonyms_too(real_data: Path) -> None:
+    """RoBERTa's tokens do not tell punctuation from a word's further pieces."""
+    from transformers import RobertaTokenizerFast
+
+    roberta = RobertaTokenizerFast.from_pretrained(real_data / "vocab" / "roberta")
+    change = Synonym(vocabulary_of(roberta), 0.0, 32, load_replacements(SHIPPED, roberta))
+    for text in ("It was big.", "It was big!", "(big)"):
+        tokens = [np.array(roberta(text)["input_ids"], np.int32)]
+        made = {
+            str(roberta.decode(change(tokens, np.arange(1), KEY + np.uint32(n))[0], skip_special_tokens=True))
+            for n in range(30)
+        }
+        assert made == {text.replace("big", "large"), text.replace("big", "huge")}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -262,7 +280,11 @@ def test_the_next_sentence_is_of_the_same_document(window: int, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("text.txt", "a dog\na cat\nthe park\n", r"has no blank line between documents(.|\n)*data.positive=dropout"),
+        (
+            "text.txt",
+            "a dog\na cat\nthe park\n",
+            r"has no blank line between documents(.|\n)*between its chapters(.|\n)*data.positive=dropout",
+        ),
         ("text.txt", "a dog\n\na cat\n\nthe park\n", "every document of the data is a single sentence"),
         ("text.csv", "text\na dog\na cat\n", r"takes .txt files(.|\n)*Write it as .txt"),
     ],
@@ -289,6 +311,44 @@ def test_texts_and_views_of_every_kind(kind: str, tokenizer: Any, tmp_path: Path
     }.get(kind, WithChangedCopy)
     with pytest.raises(UserError, match=r"data\.positive = "):
         views_of(kind, ("a",) if kind == "columns" else ("a", "b"))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in POSITIVES if kind != "columns"])
+def test_a_part_of_a_batch_is_that_of_the_whole(kind: str, tokenizer: Any, tmp_path: Path) -> None:
+    """Whatever the groups, and whoever makes them."""
+    text = "\n\n".join("\n".join(TEXTS[n : n + 5]) for n in range(0, 100, 5))
+    data, vocabulary = corpus(tmp_path, tokenizer, text), vocabulary_of(tokenizer)
+
+    def made(step: int, groups: list[int] | None = None, size: int = 16) -> Any:
+        examples = make_examples(Positive(kind, 0.3, window=3), data, tokenizer, lambda: vocabulary, 0)
+        hiding = Masking(vocabulary, 0.3, whole_word=False, seed=0, all_masked=True) if kind == "mask" else None
+        return Batches(examples, Layout(64, size, 32), 0, hiding=hiding)(step, groups)
+
+    def arrays(batch: Any) -> list[Any]:
+        return jax.tree.leaves((batch.groups, batch.hidden))
+
+    whole = made(1)
+    for one, two in zip(arrays(whole), arrays(made(1, [2, 3])), strict=True):
+        np.testing.assert_array_equal(one[2:], two)
+    if kind == "mask":
+        used = whole.hidden.labels >= 0
+        ids = np.take_along_axis(whole.hidden.ids.reshape(len(used), -1), whole.hidden.places, 1)
+        assert (ids[used] == tokenizer.mask_token_id).all()  # no token to predict is left, or another
+
+    def texts(batch: Any) -> dict[tuple[int, int], int]:
+        fields = [np.asarray(field)[batch.groups.segments > 0] for field in batch.groups[:4]]
+        return {(int(s), int(p)): int(i) for i, _, p, s in zip(*fields, strict=True)}
+
+    assert texts(whole) == texts(made(1, size=64))
+    assert texts(whole) != texts(made(0))
+
+
+def test_files_are_documents_too(tokenizer: Any, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("a big dog\nthe small child\nBig cars\n")
+    data = load_corpus([str(tmp_path / "*.txt")], tokenizer, 32, cache_dir=tmp_path / "cache")
+    examples = make_examples(Positive("next_sentence"), data, tokenizer, lambda: VOCABULARY, 0)
+    assert len(examples) == 4
 
 
 def test_batches_of_changed_copies_are_a_function_of_seed_and_step(tokenizer: Any, tmp_path: Path) -> None:

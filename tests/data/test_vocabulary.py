@@ -108,8 +108,8 @@ def test_byte_level_bpe() -> None:
 
 def test_without_a_mask_token(wordpiece: Any) -> None:
     vocabulary = vocabulary_of(wordpiece)
-    assert require_mask_token(vocabulary, "mlm.weight = 1") == wordpiece.mask_token_id
+    assert require_mask_token(vocabulary, "mlm.weight = 1", "--config.mlm.weight=0") == wordpiece.mask_token_id
     with pytest.raises(
         UserError, match=r"mlm.weight = 1 needs a tokenizer with a mask token.*\n.*--config.mlm.weight=0"
     ):
-        require_mask_token(dataclasses.replace(vocabulary, mask_id=None), "mlm.weight = 1")
+        require_mask_token(dataclasses.replace(vocabulary, mask_id=None), "mlm.weight = 1", "--config.mlm.weight=0")

@@ -14,7 +14,7 @@ from simcse_jax.data.packing import pack
 from simcse_jax.data.tokenizer import train_wordpiece
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.init import init_params, parameter_shapes
-from simcse_jax.encoder.mlm import mlm_scores
+from simcse_jax.encoder.mlm import Predictor, mlm_scores, replaced
 from simcse_jax.encoder.pretrained import load_mlm_head, load_params, read_config, to_hugging_face
 from simcse_jax.group import Masked
 from simcse_jax.model_folder import export_model
@@ -126,3 +126,24 @@ def read_config_of_small() -> Any:
     from simcse_jax.encoder.config import EncoderConfig
 
     return EncoderConfig("bert", 120, 32, 2, 4, 48, max_position_embeddings=40)
+
+
+def test_a_predictor_writes_the_likeliest_other_word(tmp_path: Path) -> None:
+    """Where tokens are hidden, and nowhere else; never the token itself, nor a special one."""
+    model = random_model("bert", "ForMaskedLM")
+    model.save_pretrained(tmp_path)
+    encoder, params = loaded(tmp_path)
+    tokens, group, hidden, at = masked_group(np.random.default_rng(0))
+    special = np.arange(encoder.config.vocab_size) < 60  # half of them, or the likeliest would hardly be among them
+    stacked = jax.tree.map(lambda x: jnp.asarray(x)[None], (group, hidden))
+    ids = np.asarray(replaced(Predictor(encoder, special), params, *stacked))[0]
+    padded, mask = pad(tokens, encoder.config.pad_token_id)
+    with torch.no_grad():
+        scores = model(input_ids=padded, attention_mask=mask).logits.numpy()
+    expected = group.ids.copy()
+    for (sentence, position), place in zip(at, hidden.places, strict=False):
+        row = scores[sentence, position].copy()
+        row[special] = row[tokens[sentence][position]] = -np.inf
+        expected.ravel()[place] = row.argmax()
+    np.testing.assert_array_equal(ids, expected)
+    assert (ids != group.ids).sum() == len(at)

@@ -342,17 +342,21 @@ def test_a_learned_temperature_is_the_one_that_counts() -> None:
 def test_a_queue_holds_negatives_of_everybody(filled: int, hard_negatives: int) -> None:
     with jax.enable_x64(True):
         anchors, candidates, texts = inputs(hard_negatives, 8)
-        older = np.random.default_rng(5).normal(size=(10, WIDTH))
+        rng = np.random.default_rng(5)
+        older, older_texts = rng.normal(size=(10, WIDTH)), rng.integers(0, 12, 10).astype(np.int32)
+        repeated = (older_texts[None] == texts[0][:, None]) | (older_texts[None] == texts[1][:, None])
+        assert repeated.any()
+        assert not repeated.all()
         a, c, q = (z / np.linalg.norm(z, axis=-1, keepdims=True) for z in (anchors, candidates, older[:filled]))
         logits = np.einsum("id,kjd->ikj", a, c) / 0.2
         own = np.eye(BATCH, dtype=bool)[:, None] & (np.arange(len(c)) == 0)[None, :, None]
         equal = (texts[1:] == texts[0][:, None, None]) | (texts[1:] == texts[1][:, None, None])
-        terms = (np.exp(logits) * (own | ~equal)).sum((1, 2)) + np.exp(a @ q.T / 0.2).sum(1)
+        terms = (np.exp(logits) * (own | ~equal)).sum((1, 2)) + (np.exp(a @ q.T / 0.2) * ~repeated[:, :filled]).sum(1)
         expected = np.mean(np.log(terms) - logits[own])
         for devices, tile in ((1, 0), (4, 5)):
             objective = jax.jit(make_info_nce(make_mesh(devices), temperature=0.2, tile=tile))
             shaped = anchors.reshape(GROUPS, SIZE, -1), candidates.reshape(len(candidates), GROUPS, SIZE, -1)
-            value, _ = objective(*shaped, texts, None, Queue(jnp.asarray(older), jnp.asarray(filled)))
+            value, _ = objective(*shaped, texts, None, Queue(*map(jnp.asarray, (older, older_texts, filled))))
             assert float(value) == pytest.approx(expected, abs=1e-9)
 
 

@@ -149,9 +149,11 @@ def test_a_hard_negative_s_weight_wants_hard_negatives(cache: Path, tmp_path: Pa
         prepare_small(tmp_path / "run", cache, objective__hard_negative_weight=2.0)
 
 
-def test_widths_wider_than_the_encoder_are_refused(cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"embeddings have 16 features.\nUse --config.objective.widths=16,8"):
+def test_widths_that_leave_features_out_or_have_more_are_refused(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"embeddings have 16 features(.|\n)*Use --config.objective.widths=16,8"):
         prepare_small(tmp_path / "run", cache, objective__widths="32,8")
+    with pytest.raises(UserError, match="some are used and never trained"):
+        prepare_small(tmp_path / "run", cache, objective__widths="8,4")
 
 
 def state_after(workdir: Path, cache: Path, steps: int, **flags: Any) -> Any:
@@ -196,6 +198,38 @@ def test_a_momentum_encoder_follows_and_fills_the_queue(cache: Path, tmp_path: P
     assert np.abs(queues[3][:16]).min(-1).max() > 0
 
 
+def test_a_queue_knows_the_texts_of_earlier_batches(cache: Path, tmp_path: Path) -> None:
+    """Sixteen texts and batches of sixteen: from the second step on, everybody's own text is in the queue."""
+    (tmp_path / "text.txt").write_text("\n".join(demo.sentences(count=16)) + "\n")
+    flags: dict[str, Any] = {"model__second_encoder": "momentum", "objective__queue": 16, "train__steps": 3}
+    masked = [
+        line["masked"]
+        for line in lines(quick(tmp_path / "run", cache, data__files=str(tmp_path / "text.txt"), **flags))
+    ]
+    assert masked == [0, 16, 16]
+
+
+def test_other_synonyms_are_another_run(cache: Path, tmp_path: Path) -> None:
+    """What the file says counts, and not where it lies."""
+    (tmp_path / "one.txt").write_text("man, person\n")
+    (tmp_path / "two.txt").write_text("man, person\n")
+    flags: dict[str, Any] = {"data__positive": "synonym", "train__steps": 6}
+    quick(tmp_path / "run", cache, data__synonyms=str(tmp_path / "one.txt"), **flags)
+    prepare_small(
+        tmp_path / "run", cache, data__packed=False, eval__data="", data__synonyms=str(tmp_path / "two.txt"), **flags
+    )
+    (tmp_path / "two.txt").write_text("man, woman\n")
+    with pytest.raises(UserError, match="the synonyms' content"):
+        prepare_small(
+            tmp_path / "run",
+            cache,
+            data__packed=False,
+            eval__data="",
+            data__synonyms=str(tmp_path / "two.txt"),
+            **flags,
+        )
+
+
 @pytest.mark.parametrize("second", ["copy", "momentum"])
 def test_runs_with_two_encoders_resume_bit_for_bit_and_export_the_first(
     second: str, cache: Path, tmp_path: Path
@@ -219,12 +253,13 @@ def test_runs_with_two_encoders_resume_bit_for_bit_and_export_the_first(
 
 def test_trees_and_what_happens_to_them() -> None:
     params = {"layers": {"a": np.ones(2)}, "objective": {"bias": np.ones(())}}
-    queue = Queue(jnp.zeros((3, 1)), jnp.asarray(1))
+    queue = Queue(jnp.zeros((3, 1)), jnp.array([7, 8, 9]), jnp.asarray(1))
     extra = {"second": {"layers": {"a": np.zeros(2)}}, "queue": queue}
     assert trees_of(params, extra).keys() == {"layers", "second"}
     assert encoder_params(params).keys() == {"layers"}
     assert followed({}, params, 0.5) == {}
     np.testing.assert_array_equal(followed(extra, params, 0.75)["second"]["layers"]["a"], [0.25, 0.25])
-    queue = taken_in(queue, jnp.array([[[1.0], [2.0]]]))
+    queue = taken_in(queue, jnp.array([[[1.0], [2.0]]]), jnp.array([4, 5]))
     np.testing.assert_array_equal(queue.z, [[1], [2], [0]])
+    np.testing.assert_array_equal(queue.texts, [4, 5, 7])
     assert int(queue.filled) == 3
