@@ -1,8 +1,8 @@
 """What the ablations start from: the paper's setting ("full"), or one that two CPU cores can run ("small").
 
-"small" wants a model folder of masked language modelling (configs/pretrain.py) and local text:
+"small" starts from models/wiki-small, and wants local text:
 
-    --config.model.name=runs/pretrain/model --config.data.files=sentences.txt --config.eval.data=sts-dev.csv
+    --config.data.files=sentences.txt --config.eval.data=sts-dev.csv
 
 Its learning rates and its length were chosen once, for plain SimCSE, and are the same in every row.
 """
@@ -30,7 +30,7 @@ def supervised(variant: str) -> ConfigDict:
 
 def _sized(config: ConfigDict, variant: str, learning_rate: float) -> ConfigDict:
     if base.choose(dict.fromkeys(VARIANTS, 0) | {"small": SMALL_STEPS}, variant):
-        config.model.name = "runs/pretrain/model"
+        config.model.name = "models/wiki-small"
         config.train.epochs = 0.0
         config.train.steps = SMALL_STEPS
         config.eval.every_steps = SMALL_STEPS // 5
