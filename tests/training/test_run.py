@@ -24,7 +24,9 @@ from simcse_jax.training.checkpoint import Checkpoints
 from simcse_jax.training.description import describe
 from simcse_jax.training.dev import SPEARMAN, Dev
 from simcse_jax.training.loop import Outcome, falling, train
+from simcse_jax.training.mesh import make_mesh
 from simcse_jax.training.metrics import MetricsWriter, read_metrics
+from simcse_jax.training.program import make_objective
 from simcse_jax.training.run import Run, prepare
 from simcse_jax.training.saved import load_best
 from tests.small_models import SMALL_ENCODER
@@ -309,4 +311,10 @@ def test_every_key_of_a_recipe_is_read(files: Path, tmp_path: Path, monkeypatch:
         if field.name != "group_size":
             recording(field.name, type(getattr(config, field.name)))
     train(prepare(config, tmp_path), tmp_path)
+    # Keys of other losses, and of the predictor, which is looked for and not found.
+    for loss in ("triplet", "sigmoid"):
+        make_objective(dataclasses.replace(config.objective, loss=loss), make_mesh(1))
+    predicting = dataclasses.replace(config, data=dataclasses.replace(config.data, positive="mask", mask_model="none"))
+    with pytest.raises(UserError, match="none"):
+        prepare(predicting, tmp_path / "predicting")
     assert flat.keys() - read <= {"train.epochs", "train.examples"}  # as steps were given
