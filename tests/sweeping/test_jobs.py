@@ -30,18 +30,21 @@ def test_seeds_come_together_so_that_early_tables_compare_all_rows(tmp_path: Pat
     assert jobs[2].run == tmp_path / "b" / "seed-1"
 
 
-def test_commands(tmp_path: Path) -> None:
+@pytest.mark.parametrize("python", [".venv/bin/python", "/usr/bin/python3"])
+def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str) -> None:
+    """Lines for a cluster do not say where this folder lies, unless they must."""
+    monkeypatch.setattr(sys, "executable", str(Path.cwd() / python))
     plan = demo_plan({"a": {"data.files": "a b.txt", "model.dropout": "0.2"}}, (3,))
     judging = Judging("sts,geometry", "senteval", ("mine.tsv", "demo:test"), fast=True)
     (job,) = make_jobs(tmp_path, dataclasses.replace(plan, judging=judging))
     train, judge = (step.command for step in job.steps)
     run = tmp_path / "a" / "seed-3"
     assert train == [
-        *(sys.executable, "-m", "simcse_jax.train", "--config=configs/demo.py", f"--workdir={run}"),
+        *(python, "-m", "simcse_jax.train", "--config=configs/demo.py", f"--workdir={run}"),
         *("--config.data.files=a b.txt", "--config.model.dropout=0.2", "--config.train.seed=3"),
     ]
     assert judge == [
-        *(sys.executable, "-m", "simcse_jax.evaluate", f"--model={run / 'model'}", f"--out={run / 'evaluation'}"),
+        *(python, "-m", "simcse_jax.evaluate", f"--model={run / 'model'}", f"--out={run / 'evaluation'}"),
         *("--tasks=sts,geometry", "--data=senteval", "--pairs=mine.tsv", "--pairs=demo:test", "--fast"),
     ]
 
