@@ -1,6 +1,6 @@
 """The demonstration's table: word overlap, untrained and trained encoders, mean and spread over finished runs.
 
-for seed in 0 1 2 3 4; do for variant in unsup sup; do
+for seed in 0 1 2 3 4; do for variant in unsup sup scratch scratch-sup; do
 python -m simcse_jax.train --config=configs/demo.py:$variant --config.train.seed=$seed \
         --workdir=runs/demo-$variant-$seed
 done; done
@@ -41,20 +41,22 @@ def scores_of(workdir: Path, test: GradedPairs) -> dict[str, float]:
 
 
 def main(workdirs: list[str]) -> None:
-    """Print the table of these run folders, grouped by what they trained on."""
+    """Print the table of these run folders, grouped by what they trained on, and from where."""
     dev, test = load_graded_pairs("demo:dev"), load_graded_pairs("demo:test")
     runs = defaultdict(list)
     for workdir in map(Path, workdirs):
         info = read_run_info(workdir)
         if info is None:
             sys.exit(f"{workdir} is no run folder")
-        runs[info["recipe"]["data.files"]].append(scores_of(workdir, test))
+        recipe = info["recipe"]
+        start = recipe["model.name"] if recipe["model.init"] == "pretrained" else "random weights"
+        runs[recipe["data.files"], start].append(scores_of(workdir, test))
     print("| | dev, untrained | dev | test | runs |\n|---|---|---|---|---|")
     print(f"| word overlap | | {overlap_score(dev):.2f} | {overlap_score(test):.2f} | |")
-    for files, scores in sorted(runs.items()):
+    for (files, start), scores in sorted(runs.items()):
         columns = [np.array([score[name] for score in scores]) for name in ("dev, untrained", "dev", "test")]
         cells = [f"{values.mean():.2f} ± {values.std(ddof=min(1, len(values) - 1)):.2f}" for values in columns]
-        print(f"| trained on {files} | {' | '.join(cells)} | {len(scores)} |")
+        print(f"| {files}, from {start} | {' | '.join(cells)} | {len(scores)} |")
 
 
 if __name__ == "__main__":

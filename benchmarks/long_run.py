@@ -35,7 +35,7 @@ FLEETING = 20  # arrays: the batch of the next step, the figures of the last
 
 def samples_of_a_run(folder: Path, steps: int) -> list[dict[str, Any]]:
     """Train in `folder`, and return what was seen: step, resident bytes, device arrays, their bytes, compilations."""
-    recipe, every = demo.get_config(), steps // SAMPLES
+    recipe, every = demo.get_config("scratch"), steps // SAMPLES
     recipe.update_from_flattened_dict(
         {
             "model.num_hidden_layers": 1,

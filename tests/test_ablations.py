@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import small
 from simcse_jax.config import resolve
 from simcse_jax.errors import UserError
 from simcse_jax.recipe import read_recipe, recipe_module
@@ -43,7 +44,7 @@ def test_every_row_is_a_recipe_of_its_own(name: str, variant: str) -> None:
         assert settings not in seen, label
         seen.append(settings)
         if variant == "small":
-            assert settings["train.steps"] == 500 or settings["train.examples"] == 500 * 64
+            assert settings["train.steps"] == small.STEPS or settings["train.examples"] == small.STEPS * 64
     reference = resolve(*read_recipe(f"{path}:{variant}", GIVEN), 1)
     first = {key: value for key, value in seen[0].items() if key not in ("train.steps", "train.examples")}
     assert first.items() <= reference.flat().items()  # the first row is the recipe itself
@@ -51,7 +52,13 @@ def test_every_row_is_a_recipe_of_its_own(name: str, variant: str) -> None:
         module.get_config("tiny")
 
 
-def test_poolers_of_supervised_models_start_from_theirs() -> None:
-    module, arguments = recipe_module(f"{FOLDER / 'pooling.py'}:small-sup")
-    assert module.get_config(*arguments).data.positive == "columns"
-    assert next(iter(module.rows(*arguments).values())) == {"model.train_pooler": "cls", "model.pooler": "cls"}
+@pytest.mark.parametrize(
+    ("variant", "first"),
+    [("full", ("cls", "cls_before_pooler")), ("full-sup", ("cls", "cls")), ("small-sup", ("avg", "avg"))],
+)
+def test_poolers_start_from_the_recipes_own(variant: str, first: tuple[str, str]) -> None:
+    module, arguments = recipe_module(f"{FOLDER / 'pooling.py'}:{variant}")
+    assert (module.get_config(*arguments).data.positive == "columns") == variant.endswith("-sup")
+    rows = list(module.rows(*arguments).values())
+    assert (rows[0]["model.train_pooler"], rows[0]["model.pooler"]) == first
+    assert len(rows) == 5

@@ -22,7 +22,7 @@ STEPS = 16
 def command(workdir: Path, *flags: str) -> list[str]:
     """A small run on the embedded data, in float64 so that results can be compared to the last bits."""
     return [
-        *(sys.executable, "-m", "simcse_jax.train", f"--workdir={workdir}", "--config=configs/demo.py"),
+        *(sys.executable, "-m", "simcse_jax.train", f"--workdir={workdir}", "--config=configs/demo.py:scratch"),
         *("--config.data.files=" + str(workdir.parent / "sentences.txt"), "--config.eval.data=demo:dev"),
         *(f"--config.train.steps={STEPS}", "--config.train.log_every_steps=1", "--config.checkpoint.every_steps=2"),
         *(

@@ -57,7 +57,7 @@ def add_bert(hub: HubServer, folder: Path) -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone's folder with what the README's commands name: texts, triplets, pairs, SentEval's data, finished runs."""
     place = tmp_path_factory.mktemp("readme")
-    for name in ("configs", "launch", "simcse_jax"):
+    for name in ("configs", "launch", "models", "simcse_jax"):
         (place / name).symlink_to(ROOT / name)
     interpreter = place / ".venv" / "bin" / "python"
     interpreter.parent.mkdir(parents=True)

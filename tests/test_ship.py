@@ -56,7 +56,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "sentences.txt").write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
     run(
         "train",
-        *("--config=configs/demo.py", f"--workdir={place / 'run'}", f"--config.data.cache_dir={place / 'cache'}"),
+        *(
+            "--config=configs/demo.py:scratch",
+            f"--workdir={place / 'run'}",
+            f"--config.data.cache_dir={place / 'cache'}",
+        ),
         *(f"--config.model.hidden_size={WIDTH}", "--config.model.intermediate_size=64"),
         *("--config.model.vocab_size=300", "--config.train.steps=20", "--config.optimizer.warmup_steps=2"),
         *("--config.eval.every_steps=10", "--config.checkpoint.every_steps=10"),

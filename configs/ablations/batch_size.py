@@ -7,10 +7,11 @@ Every row sees as many sentences, and is evaluated as often.
 
 from ml_collections import ConfigDict
 
+from configs import small
 from configs.ablations import start
 
 BATCHES = {"full": (64, 128, 256, 512), "small": (32, 64, 128)}
-RATES = {"full": (1e-5, 3e-5, 5e-5), "small": (3e-5, 1e-4, 3e-4)}
+RATES = {"full": (1e-5, 3e-5, 5e-5), "small": (1e-4, 3e-4, 1e-3)}
 
 
 def get_config(variant: str = "full") -> ConfigDict:
@@ -26,7 +27,7 @@ def rows(variant: str = "full") -> dict[str, dict[str, object]]:
         for rate in RATES[variant]:
             settings: dict[str, object] = {"train.batch_size": batch, "optimizer.learning_rate": rate}
             if variant == "small":
-                settings["train.examples"] = 64 * start.SMALL_STEPS
+                settings["train.examples"] = 64 * small.STEPS
             made[f"{batch}, {rate:g}"] = settings
             # As often by sentences: the best of more evaluations is the better one for that alone.
             settings["eval.every_steps"] = max(own.eval.every_steps * own.train.batch_size // batch, 1)

@@ -19,7 +19,8 @@ def get_config(variant: str = "full") -> ConfigDict:
 
 
 def rows(variant: str = "full") -> dict[str, dict[str, object]]:
-    """The paper's, its choice for the kind of training first."""
+    """The paper's; the recipe's own first."""
+    own = get_config(variant).model
     poolers = {
         "[CLS], MLP in training": ("cls", "cls_before_pooler"),
         "[CLS], MLP": ("cls", "cls"),
@@ -27,5 +28,5 @@ def rows(variant: str = "full") -> dict[str, dict[str, object]]:
         "first-last average": ("avg_first_last", "avg_first_last"),
         "average": ("avg", "avg"),
     }
-    order = sorted(poolers, key=lambda label: label != "[CLS], MLP") if SUPERVISED[variant] else list(poolers)
+    order = sorted(poolers, key=lambda label: poolers[label] != (own.train_pooler, own.pooler))
     return {label: {"model.train_pooler": poolers[label][0], "model.pooler": poolers[label][1]} for label in order}

@@ -15,7 +15,9 @@ from simcse_jax.training.metrics import read_metrics
 
 Figures = dict[str, float]
 SPEARMAN, PERPLEXITY = "dev/spearman", "dev/perplexity"
-DEV = (SPEARMAN, PERPLEXITY, "dev/pearson", "dev/mlm_accuracy")
+# Of the last evaluation. The best one may be that before the first step, and then says nothing of the training.
+LAST = "dev/last_spearman"
+DEV = (SPEARMAN, PERPLEXITY, LAST, "dev/pearson", "dev/mlm_accuracy")
 SPACE = ("alignment", "uniformity", "mean_cosine", "effective_rank", "isotropy", "top_share")
 LOWER_IS_BETTER = frozenset({PERPLEXITY, "alignment", "uniformity", "mean_cosine", "top_share"})
 TITLES = {
@@ -23,6 +25,7 @@ TITLES = {
     "transfer": "transfer average",
     SPEARMAN: "dev Spearman",
     PERPLEXITY: "dev perplexity",
+    LAST: "dev Spearman at the end",
     "dev/pearson": "dev Pearson",
     "dev/mlm_accuracy": "dev MLM accuracy",
     "mean_cosine": "mean cosine",
@@ -35,11 +38,11 @@ AVERAGED = {"sts": choose_tasks("sts", "test"), "transfer": transfer.TASKS}
 
 
 def read_figures(job: Job) -> Figures:
-    """All figures of a finished run: of its best evaluation while training, and of its judging once that is done."""
+    """All figures of a finished run: of its evaluations while training, and of its judging once that is done."""
     if not job.trained:
         return {}
     judged = _judged(json.loads(job.scores.read_text(encoding="utf-8"))) if job.judged else {}
-    return judged | _best(read_metrics(job.run))
+    return judged | _while_training(read_metrics(job.run))
 
 
 def possible(judging: Judging) -> tuple[str, ...]:
@@ -73,14 +76,15 @@ def shown(found: Collection[str], judging: Judging, measure: str) -> list[str]:
     return [name for name in possible(judging) if name in found and name not in hidden]
 
 
-def _best(lines: list[dict[str, Any]]) -> Figures:
-    """What was logged of the evaluation that made the best checkpoint."""
+def _while_training(lines: list[dict[str, Any]]) -> Figures:
+    """What was logged of the evaluation that made the best checkpoint, and the Spearman of the last one."""
     for name in (SPEARMAN, PERPLEXITY):
         sign = -1 if name in LOWER_IS_BETTER else 1
         scored = [line for line in lines if line.get(name) is not None]
         if scored:
             best = max(scored, key=lambda line: sign * line[name])  # the first one, as in training
-            return {key: best[key] for key in DEV if best.get(key) is not None}
+            last = {LAST: scored[-1][name]} if name == SPEARMAN else {}
+            return {key: best[key] for key in DEV if best.get(key) is not None} | last
     return {}
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from scipy.special import betainc
 
 from simcse_jax.errors import UserError
-from simcse_jax.sweeping.figures import choose_measure, possible, read_figures, require_measure, shown
+from simcse_jax.sweeping.figures import LAST, choose_measure, possible, read_figures, require_measure, shown
 from simcse_jax.sweeping.jobs import make_jobs
 from simcse_jax.sweeping.picture import draw
 from simcse_jax.sweeping.plan import Judging, Plan, Row
@@ -141,7 +141,7 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     (job.run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     assert read_figures(job) == {}, "not finished"
     job.steps[0].record()
-    dev = {DEV: 40.0, "dev/pearson": 2.0, "dev/perplexity": 9.0}
+    dev = {DEV: 40.0, "dev/pearson": 2.0, "dev/perplexity": 9.0, LAST: 39.0}
     assert read_figures(job) == dev
     job.evaluation.mkdir()
     scores = {
@@ -157,6 +157,7 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     assert figures == dev | {"sts": 75.0, "STS12": 70.0, "MR": 80.0, "alignment": 0.2, "uniformity": -2.0}
     assert choose_measure(figures, job.judging) == "sts"
     assert shown(figures, job.judging, "sts") == ["MR", DEV, "dev/perplexity", "alignment", "uniformity"]
+    assert shown(figures, job.judging, LAST)[:2] == ["sts", "MR"]
 
 
 def test_masked_language_models_are_compared_by_perplexity(tmp_path: Path) -> None:

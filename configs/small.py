@@ -1,0 +1,35 @@
+"""SimCSE of a small pretrained encoder, in minutes on two CPU cores: the README's story, and the small ablations.
+
+    python -m simcse_jax.train --config=configs/small.py --config.data.files=text.txt --config.eval.data=sts-dev.csv
+    python -m simcse_jax.train --config=configs/small.py:sup --config.data.files=triplets.csv \
+        --config.eval.data=sts-dev.csv
+
+Both start from models/wiki-small, 4 layers of width 256, and pool by the mean: masked language modelling alone gives
+[CLS] nothing to hold. The text should be of the kind that is judged: on Wikipedia, dropout alone makes this encoder
+worse at STS, on captions better (docs/results.md). Rates and length were chosen once, on STS-B dev with the premises
+of NLI and with its triplets.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+STEPS = 100
+
+# variant: (positive, batch size, learning rate)
+VARIANTS = {"unsup": ("dropout", 64, 3e-4), "sup": ("columns", 128, 2e-4)}
+
+
+def get_config(variant: str = "unsup") -> ConfigDict:
+    """The recipe of one variant."""
+    config = base.get_config()
+    positive, batch_size, learning_rate = base.choose(VARIANTS, variant)
+    config.model.name = "models/wiki-small"
+    config.model.pooler = config.model.train_pooler = "avg"
+    config.data.positive = positive
+    config.train.batch_size = batch_size
+    config.train.epochs = 0.0
+    config.train.steps = STEPS
+    config.optimizer.learning_rate = learning_rate
+    config.eval.every_steps = STEPS // 2
+    return config
