@@ -1,4 +1,4 @@
-"""The demonstration's table: word overlap, untrained and trained encoders, mean and spread over finished runs.
+"""The demonstration's table: word overlap, encoders before and after training, mean and spread over finished runs.
 
 for seed in 0 1 2 3 4; do for variant in unsup sup scratch scratch-sup; do
 python -m simcse_jax.train --config=configs/demo.py:$variant --config.train.seed=$seed \
@@ -34,7 +34,7 @@ def scores_of(workdir: Path, test: GradedPairs) -> dict[str, float]:
     """Dev at step 0, dev and test of the best checkpoint; Spearman x 100."""
     dev = [line["dev/spearman"] for line in read_metrics(workdir) if "dev/spearman" in line]
     return {
-        "dev, untrained": dev[0],
+        "dev, before training": dev[0],
         "dev": max(dev),
         "test": evaluate_pairs(open_model(str(workdir)).encode, test)["spearman"],
     }
@@ -51,10 +51,10 @@ def main(workdirs: list[str]) -> None:
         recipe = info["recipe"]
         start = recipe["model.name"] if recipe["model.init"] == "pretrained" else "random weights"
         runs[recipe["data.files"], start].append(scores_of(workdir, test))
-    print("| | dev, untrained | dev | test | runs |\n|---|---|---|---|---|")
+    print("| | dev, before training | dev | test | runs |\n|---|---|---|---|---|")
     print(f"| word overlap | | {overlap_score(dev):.2f} | {overlap_score(test):.2f} | |")
     for (files, start), scores in sorted(runs.items()):
-        columns = [np.array([score[name] for score in scores]) for name in ("dev, untrained", "dev", "test")]
+        columns = [np.array([score[name] for score in scores]) for name in ("dev, before training", "dev", "test")]
         cells = [f"{values.mean():.2f} ± {values.std(ddof=min(1, len(values) - 1)):.2f}" for values in columns]
         print(f"| {files}, from {start} | {' | '.join(cells)} | {len(scores)} |")
 

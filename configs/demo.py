@@ -25,7 +25,7 @@ def get_config(variant: str = "unsup") -> ConfigDict:
     """The recipe of one variant."""
     config = base.get_config()
     config.data.files, config.data.positive, learning_rate, steps = base.choose(VARIANTS, variant)
-    config.model.name = "models/wiki-small"
+    config.model.name = "./models/wiki-small"
     config.model.pooler = config.model.train_pooler = "avg"
     config.train.batch_size = 64
     config.train.epochs = 0.0

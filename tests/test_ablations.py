@@ -54,7 +54,12 @@ def test_every_row_is_a_recipe_of_its_own(name: str, variant: str) -> None:
 
 @pytest.mark.parametrize(
     ("variant", "first"),
-    [("full", ("cls", "cls_before_pooler")), ("full-sup", ("cls", "cls")), ("small-sup", ("avg", "avg"))],
+    [
+        ("full", ("cls", "cls_before_pooler")),
+        ("full-sup", ("cls", "cls")),
+        ("small", ("avg", "avg")),
+        ("small-sup", ("avg", "avg")),
+    ],
 )
 def test_poolers_start_from_the_recipes_own(variant: str, first: tuple[str, str]) -> None:
     module, arguments = recipe_module(f"{FOLDER / 'pooling.py'}:{variant}")

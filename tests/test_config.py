@@ -35,7 +35,7 @@ def test_every_key_of_the_base_recipe_is_a_field_and_the_other_way_round() -> No
     assert set(resolved().flat()) >= LAYOUT_KEYS
 
 
-@pytest.mark.parametrize("name", ["unsup", "sup", "demo", "pretrain"])
+@pytest.mark.parametrize("name", ["unsup", "sup", "small", "demo", "pretrain"])
 def test_recipes_resolve_in_every_variant(name: str) -> None:
     module = importlib.import_module(f"configs.{name}")
     for variant in module.VARIANTS:

@@ -1,5 +1,6 @@
 """The commands that users type, in processes of their own: kill -9 and go on, and errors on one screen."""
 
+import json
 import os
 import signal
 import subprocess
@@ -96,6 +97,27 @@ def test_kill_9_and_the_same_command_again_give_the_parameters_of_an_unbroken_ru
         gap = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, expected)
         assert max(jax.tree.leaves(gap)) <= tolerance, name
         assert [line["step"] for line in read_metrics(tmp_path / name) if "loss" in line] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+def test_the_demo_learns_from_the_model_that_comes_along(tmp_path: Path) -> None:
+    """What `make demo` runs, in a quarter of its steps."""
+    flags = ["--config=configs/demo.py", "--config.train.steps=25", "--config.eval.every_steps=25"]
+    done = subprocess.run(
+        [sys.executable, "-m", "simcse_jax.train", *flags, f"--workdir={tmp_path / 'demo'}"],
+        cwd=ROOT,
+        env=environment()
+        | {"JAX_ENABLE_X64": "0", "XLA_FLAGS": "", "HF_HUB_OFFLINE": "1", "SIMCSE_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    before, after = [line["dev/spearman"] for line in read_metrics(tmp_path / "demo") if "dev/spearman" in line]
+    assert after > before + 2
+    assert json.loads((tmp_path / "demo" / "model" / "config.json").read_text())["hidden_size"] == 256
+    card = (tmp_path / "demo" / "model" / "README.md").read_text()
+    assert "base_model" not in card, "a folder of the clone is no model of the Hub"
 
 
 @pytest.mark.parametrize(

@@ -101,5 +101,7 @@ def test_the_run_folder_is_in_the_bucket(job_set: dict[str, Any]):
 
 def test_the_image_holds_what_a_wheel_needs():
     copied = " ".join(re.findall(r"^COPY (.+) \S+$", (LAUNCH / "Dockerfile").read_text(), re.MULTILINE)).split()
-    assert {"pyproject.toml", "requirements.txt", "README.md", "LICENSE", "simcse_jax", "configs"} == set(copied)
+    assert {"pyproject.toml", "requirements.txt", "README.md", "LICENSE", "simcse_jax", "configs", "models"} == set(
+        copied
+    )
     assert all((ROOT / name).exists() for name in copied)

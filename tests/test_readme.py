@@ -104,8 +104,8 @@ def run(line: str, place: Path, environment: dict[str, str], said: str = "") -> 
 
 
 def test_every_line_has_its_test() -> None:
-    """`make demo`, `make test` and several processes: see CI, test_end_to_end and test_several_processes."""
-    modules = {"train": 3, "embed": 1, "search": 2, "evaluate": 2}
+    """`make demo` is in test_end_to_end, `make test` what runs this, several processes in test_several_processes."""
+    modules = {"train": 3, "embed": 1, "search": 2, "evaluate": 3, "sweep": 2}
     assert {module: len(commands(module)) for module in modules} == modules
     tested = [line for module in modules for line in commands(module)]
     left = [line for line in COMMANDS if line not in tested]
@@ -144,7 +144,7 @@ def test_from_files_to_vectors(place: Path, environment: dict[str, str]) -> None
         answer = httpx.post(f"{url}/search", json={"query": "a dog", "top_k": 3}, timeout=60)
         assert (answer.status_code, len(answer.json()["hits"])) == (200, 3)
 
-    one, several = commands("evaluate")
+    one, several, start = commands("evaluate")
     said = run(one, place, environment)
     for task in ("STS12", "SICKRelatedness", "MR", "TREC", "uniformity"):
         assert task in said
@@ -152,3 +152,9 @@ def test_from_files_to_vectors(place: Path, environment: dict[str, str]) -> None
     said = run(several, place, environment)
     assert "bert-base-uncased" in said
     assert "mine.tsv" in said
+    said = run(start, place, environment)
+    assert "models/wiki-small" in said
+    for sweep in commands("sweep"):
+        jobs = run(f"{sweep} --list", place, environment).splitlines()
+        assert len(jobs) == 5
+        assert all("simcse_jax.train" in job and "simcse_jax.evaluate" in job for job in jobs)

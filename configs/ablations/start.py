@@ -1,10 +1,10 @@
 """What the ablations start from: the paper's setting ("full"), or one that two CPU cores can run ("small").
 
-"small" is configs/small.py, and wants local files:
+"small" is configs/small.py, and wants local files (supervised ones triplets):
 
     --config.data.files=sentences.txt --config.eval.data=sts-dev.csv
 
-Its rates and length are the same in every row: none was tuned for.
+No row was tuned: rate and length are those of the recipe in all, but where they are what varies.
 """
 
 from collections.abc import Callable

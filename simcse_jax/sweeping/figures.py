@@ -1,4 +1,4 @@
-"""What a run of a sweep came to: its best dev score, and what `evaluate` found, by name."""
+"""What a run of a sweep came to: its dev scores, the best and the last, and what `evaluate` found, by name."""
 
 from __future__ import annotations
 
@@ -83,8 +83,9 @@ def _while_training(lines: list[dict[str, Any]]) -> Figures:
         scored = [line for line in lines if line.get(name) is not None]
         if scored:
             best = max(scored, key=lambda line: sign * line[name])  # the first one, as in training
-            last = {LAST: scored[-1][name]} if name == SPEARMAN else {}
-            return {key: best[key] for key in DEV if best.get(key) is not None} | last
+            found = {key: best[key] for key in DEV if best.get(key) is not None}
+            last = [line[name] for line in lines if name in line][-1]  # null where there is no figure
+            return found | ({LAST: last} if name == SPEARMAN and last is not None else {})
     return {}
 
 

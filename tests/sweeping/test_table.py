@@ -156,6 +156,10 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     figures = read_figures(job)
     assert figures == dev | {"sts": 75.0, "STS12": 70.0, "MR": 80.0, "alignment": 0.2, "uniformity": -2.0}
     assert choose_measure(figures, job.judging) == "sts"
+    with (job.run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 8, DEV: None}) + "\n")
+    collapsed = {name: figure for name, figure in figures.items() if name != LAST}
+    assert read_figures(job) == collapsed, "the last evaluation has no figure"
     assert shown(figures, job.judging, "sts") == ["MR", DEV, "dev/perplexity", "alignment", "uniformity"]
     assert shown(figures, job.judging, LAST)[:2] == ["sts", "MR"]
 
