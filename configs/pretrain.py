@@ -8,8 +8,8 @@
     small       4 layers of width 256 and a vocabulary of 8,192 from the text itself, 5 million parameters
     continue    bert-base-uncased, 3 epochs
 
-The model folder of the run starts SimCSE runs: --config=configs/unsup.py --config.model.name=runs/pretrain/model; of the
-small one, --config=configs/small.py with the same key.
+The model folder of the run starts SimCSE runs: --config=configs/unsup.py --config.model.name=runs/pretrain/model, or,
+for the small one, --config=configs/small.py with the same key.
 """
 
 from ml_collections import ConfigDict

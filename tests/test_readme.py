@@ -118,6 +118,7 @@ def test_every_line_has_its_test() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # twelve commands
 def test_from_files_to_vectors(place: Path, environment: dict[str, str]) -> None:
     """Train, use and judge, in the README's order: what one line writes, another reads."""
     unsupervised, supervised, plan = commands("train")
