@@ -7,10 +7,12 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a user's own stays out of it; tests of the cache have theirs
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of commands that tests start, but where they say otherwise
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said aloud, or a fork later on makes tokenizers warn
 
 import hashlib
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +23,24 @@ from pathlib import Path
 import jax
 import pytest
 
+from simcse_jax import compiled
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
+_PROGRAMS = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Programs that this process compiles once more come out of a cache of its own: half of the suite's time."""
+    jax.config.update("jax_enable_compilation_cache", True)
+    if compiled.takes_back(compiled.cpu_code()):
+        config.stash[_PROGRAMS] = Path(tempfile.mkdtemp(prefix="simcse-programs-"))
+        jax.config.update("jax_compilation_cache_dir", str(config.stash[_PROGRAMS]))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", compiled.SHORTEST_COMPILATION_S)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if folder := config.stash.get(_PROGRAMS, None):
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """Layout never changes the numbers: devices, packing, chunks, fsdp, loops and recomputation, with dropout on."""
 
 import dataclasses
+import functools
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -35,6 +37,7 @@ from simcse_jax.training.step import (
 
 CONFIG = EncoderConfig("bert", 200, 32, 2, 4, 64, max_position_embeddings=32)
 BATCH, MAX_LENGTH, EXAMPLES = 32, 16, 200
+QUICK = {"xla_backend_optimization_level": 0}  # compiles in half the time
 VOCABULARY = Vocabulary(np.arange(200) < 5, np.arange(200) > 150, mask_id=4)
 
 
@@ -139,6 +142,12 @@ class Built:
     extra: Any
 
 
+@functools.cache
+def initial(encoder: Encoder, seed: int) -> Any:
+    """Parameters in host memory: steps take over what is on a device."""
+    return jax.device_get(jax.jit(lambda: init_params(encoder, seed))())
+
+
 def build(case: Case, kind: Kind, dtype: Any) -> Built:
     mesh = make_mesh(case.devices // case.fsdp, case.fsdp)
     layout = Layout(BATCH, case.group, case.row_length, case.one_per_row)
@@ -148,9 +157,10 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
     config = dataclasses.replace(CONFIG, cutoff=kind.cutoff, cutoff_rate=0.3)
     encoder = Encoder(config, dtype, dtype, has_head=True, has_mlm_head=kind.mlm > 0)
     predictor = Predictor(Encoder(CONFIG, dtype, dtype, has_mlm_head=True), VOCABULARY.special)
-    of_predictor = jax.jit(lambda: init_params(predictor.encoder, 2))() if kind.predicts else None
+    of_predictor = initial(predictor.encoder, 2) if kind.predicts else None
     objective = dataclasses.replace(kind.objective, tile=case.tile)
-    params, extra = with_rest(kind.second, objective, jax.jit(lambda: init_params(encoder, 1))(), of_predictor)
+    start = jax.tree.map(jnp.array, (initial(encoder, 1), of_predictor))
+    params, extra = with_rest(kind.second, objective, *start)
     encode = make_encode_groups(
         encoder.clone(unroll=case.unroll, remat=case.remat),
         "cls",
@@ -166,9 +176,10 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
 def gradients(case: Case, kind: Kind) -> tuple[float, Any]:
     made = build(case, kind, jnp.float32)
     keys = jnp.arange(2 * kind.keys, dtype=jnp.uint32).reshape(kind.keys, 2) + jnp.uint32(7)
+    given = (made.params, made.extra, made.batches(2), keys)
     with jax.sharding.set_mesh(made.mesh):
-        of_params = jax.jit(jax.value_and_grad(made.loss, has_aux=True))
-        (value, _), grads = of_params(made.params, made.extra, made.batches(2), keys)
+        of_params = jax.jit(jax.value_and_grad(made.loss, has_aux=True)).lower(*given).compile(QUICK)
+        (value, _), grads = of_params(*given)
     return float(value), jax.device_get(grads)
 
 
@@ -183,10 +194,15 @@ def parameters_after(case: Case, steps: int, kind: Kind) -> tuple[list[float], A
     shardings = state_shardings(made.mesh, jax.eval_shape(start))
     state = jax.device_put(start(), shardings)
     train_step = make_train_step(made.loss, optimizer, range(kind.keys), momentum=0.9)
-    step = compile_train_step(train_step, made.mesh, shardings, kind.mlm > 0, kind.predicts)
+    step: Any = compile_train_step(train_step, made.mesh, shardings, kind.mlm > 0, kind.predicts)
+    compiled: dict[Hashable, Any] = {}
     losses = []
     for n in range(steps):
-        state, metrics = step(state, made.batches(n))
+        batch = made.batches(n)
+        shape = jax.tree.leaves(batch)[0].shape
+        if shape not in compiled:
+            compiled[shape] = step.lower(state, batch).compile(QUICK)
+        state, metrics = compiled[shape](state, batch)
         losses.append(float(metrics["loss"]))
     return losses, jax.device_get((state.params, state.extra))
 
@@ -208,7 +224,8 @@ def test_another_dropout_key_gives_another_gradient() -> None:
     """The negative case: were dropout off, all layouts would agree for free."""
     made = build(Case("1 device"), Kind(), jnp.float32)
     keys = [jnp.full((2, 2), n, jnp.uint32) + jnp.arange(2, dtype=jnp.uint32)[:, None] for n in (1, 2)]
-    values = [float(jax.jit(made.loss)(made.params, made.extra, made.batches(2), each)[0]) for each in keys]
+    loss = jax.jit(made.loss)
+    values = [float(loss(made.params, made.extra, made.batches(2), each)[0]) for each in keys]
     assert abs(values[0] - values[1]) > 1e-4
 
 
