@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib.version
 
 from simcse_jax.data.cache import cache_folder
 from simcse_jax.errors import UserError
@@ -15,7 +16,8 @@ from simcse_jax.errors import UserError
 LARGEST_BYTES = 2 * 2**30  # of all programs together; those that were not used for longest go first
 SHORTEST_COMPILATION_S = 0.2  # what compiles faster is not kept
 LOCK_TIMEOUT_S = 10
-REFUSED = b"+prefer-no-gather"  # in a CPU's programs that XLA does not take back
+TUNED = b"+prefer-no-gather"  # in a CPU's programs that XLA did not take back before
+TAKEN_BACK_SINCE = (0, 10, 2)  # jaxlib; tried with 0.10.0, 0.10.1 and 0.10.2
 
 
 def keep_compiled() -> None:
@@ -24,16 +26,15 @@ def keep_compiled() -> None:
     JAX's own settings go first: JAX_ENABLE_COMPILATION_CACHE=false for none, JAX_COMPILATION_CACHE_DIR for a folder
     that JAX then uses as it is told. Without a folder that can be written, nothing is kept. Nor is it by one of several
     processes: only the first would write, and where the others do not see its folder, they compile while it does not,
-    and compilers that work together wait for it. Nor on CPUs that XLA tunes with `+prefer-no-gather`.
+    and compilers that work together wait for it. Nor where XLA would not take back what it kept (`takes_back`).
     """
     config: Any = jax.config
     if not config.jax_enable_compilation_cache or config.jax_compilation_cache_dir or jax.process_count() > 1:
         return
     name = "compiled"
     if jax.default_backend() == "cpu":
-        made = _cpu_code()
-        # XLA refuses its own programs where it tuned them so, with a screen of text each (openxla/xla#44565).
-        if REFUSED in made:
+        made = cpu_code()
+        if not takes_back(made):
             return
         # A home folder may be shared by machines with other instructions.
         name += "-cpu-" + hashlib.blake2b(made, digest_size=8).hexdigest()
@@ -47,7 +48,16 @@ def keep_compiled() -> None:
         config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_COMPILATION_S)
 
 
-def _cpu_code() -> bytes:
+def takes_back(cpu_code: bytes) -> bool:
+    """Whether XLA takes back such programs without a word.
+
+    On CPUs that it tunes with `+prefer-no-gather` it took that for an instruction which the machine lacks, and had a
+    screen of text for each program (openxla/xla#44565).
+    """
+    return TUNED not in cpu_code or jaxlib.version.__version_info__ >= TAKEN_BACK_SINCE
+
+
+def cpu_code() -> bytes:
     """A small program as it would be kept; it holds the list of the machine's instructions, and JAX's version."""
     program: Any = jax.jit(lambda x: x + 1).lower(0.0).compile().runtime_executable()
     return program.serialize()
