@@ -1,7 +1,6 @@
 """Layout never changes the numbers: devices, packing, chunks, fsdp, loops and recomputation, with dropout on."""
 
 import dataclasses
-import functools
 from collections.abc import Hashable
 from typing import Any
 
@@ -37,7 +36,7 @@ from simcse_jax.training.step import (
 
 CONFIG = EncoderConfig("bert", 200, 32, 2, 4, 64, max_position_embeddings=32)
 BATCH, MAX_LENGTH, EXAMPLES = 32, 16, 200
-QUICK = {"xla_backend_optimization_level": 0}  # compiles in half the time
+QUICK: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}  # compiles in half the time
 VOCABULARY = Vocabulary(np.arange(200) < 5, np.arange(200) > 150, mask_id=4)
 
 
@@ -142,12 +141,6 @@ class Built:
     extra: Any
 
 
-@functools.cache
-def initial(encoder: Encoder, seed: int) -> Any:
-    """Parameters in host memory: steps take over what is on a device."""
-    return jax.device_get(jax.jit(lambda: init_params(encoder, seed))())
-
-
 def build(case: Case, kind: Kind, dtype: Any) -> Built:
     mesh = make_mesh(case.devices // case.fsdp, case.fsdp)
     layout = Layout(BATCH, case.group, case.row_length, case.one_per_row)
@@ -157,10 +150,9 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
     config = dataclasses.replace(CONFIG, cutoff=kind.cutoff, cutoff_rate=0.3)
     encoder = Encoder(config, dtype, dtype, has_head=True, has_mlm_head=kind.mlm > 0)
     predictor = Predictor(Encoder(CONFIG, dtype, dtype, has_mlm_head=True), VOCABULARY.special)
-    of_predictor = initial(predictor.encoder, 2) if kind.predicts else None
+    of_predictor = jax.jit(lambda: init_params(predictor.encoder, 2))() if kind.predicts else None
     objective = dataclasses.replace(kind.objective, tile=case.tile)
-    start = jax.tree.map(jnp.array, (initial(encoder, 1), of_predictor))
-    params, extra = with_rest(kind.second, objective, *start)
+    params, extra = with_rest(kind.second, objective, jax.jit(lambda: init_params(encoder, 1))(), of_predictor)
     encode = make_encode_groups(
         encoder.clone(unroll=case.unroll, remat=case.remat),
         "cls",
