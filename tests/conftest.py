@@ -30,7 +30,7 @@ _PROGRAMS = pytest.StashKey[Path]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Programs that this process compiles once more come out of a cache of its own: half of the suite's time."""
+    """Programs that this process compiles once more come out of a cache of its own."""
     jax.config.update("jax_enable_compilation_cache", True)
     if compiled.takes_back(compiled.cpu_code()):
         config.stash[_PROGRAMS] = Path(tempfile.mkdtemp(prefix="simcse-programs-"))

@@ -22,10 +22,10 @@ print(jax.jit(lambda x: jnp.tanh(x @ x).sum())(jnp.ones((3, 3))), len(hits), jax
 """
 
 
-def start(cache: Path, **variables: str) -> tuple[str, int, str, str]:
-    """(result, programs taken from the cache, its folder, stderr) of one process."""
+def start(cache: Path, before: str = "", **variables: str) -> tuple[str, int, str, str]:
+    """(result, programs taken from the cache, its folder, stderr) of one process, `before` run first."""
     environment = os.environ | {"SIMCSE_CACHE": str(cache), "JAX_ENABLE_COMPILATION_CACHE": "true"} | variables
-    command = [sys.executable, "-c", PROGRAM]
+    command = [sys.executable, "-c", PROGRAM.replace("compiled.keep", f"{before}\ncompiled.keep")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     result, hits, folder = done.stdout.split()
@@ -62,12 +62,14 @@ def test_what_a_killed_process_left_is_removed_and_damage_is_compiled_anew(tmp_p
     assert start(tmp_path)[1] > 0
 
 
-def test_where_xla_refuses_its_programs_none_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "cpu_code", lambda: b"..." + TUNED)
-    monkeypatch.setattr("jaxlib.version.__version_info__", (0, 10, 1))
-    monkeypatch.setenv("SIMCSE_CACHE", str(tmp_path))
-    compiled.keep_compiled()
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(("jaxlib", "kept"), [((0, 10, 1), False), ((0, 10, 2), True), ((0, 11, 0), True)])
+def test_on_cpus_that_xla_tunes_programs_are_kept_where_it_takes_them_back(
+    tmp_path: Path, jaxlib: tuple[int, ...], kept: bool
+) -> None:
+    tuned = f"import jaxlib.version; jaxlib.version.__version_info__ = {jaxlib}; compiled.cpu_code = lambda: {TUNED!r}"
+    _, _, folder, _ = start(tmp_path, before=tuned)
+    assert (folder != "None") == kept
+    assert bool(list(tmp_path.iterdir())) == kept
 
 
 def test_the_settings_of_jax_go_first_and_a_cache_that_cannot_be_written_is_none(tmp_path: Path) -> None:
