@@ -16,7 +16,7 @@ from benchmarks import process_memory
 from benchmarks.train_work import CLIP_NORM, LEARNING_RATE, TEMPERATURE, Work
 from configs import base
 from simcse_jax.config import resolve
-from simcse_jax.data.batches import Batch
+from simcse_jax.data.batches import Batch, Rows
 from simcse_jax.data.corpus import read_sentences
 from simcse_jax.host_memory import keep_freed_memory
 from simcse_jax.model_folder import export_model
@@ -113,7 +113,7 @@ class Side:
     def _device(self) -> Any:
         return self.run.program.mesh.devices.flat[0]
 
-    def _shapes(self, rows: int) -> Batch:
+    def _shapes(self, rows: Rows) -> Batch:
         return batch_shapes(self.run.config, self.run.program.mesh, 1, rows, self.run.batches.layout.row_length)
 
     def _batches(self, first: int, last: int) -> list[Batch]:
@@ -121,7 +121,7 @@ class Side:
 
     def _compiled(self, batch: Batch) -> TrainStep:
         with jax.default_matmul_precision("highest") if self.exactly else contextlib.nullcontext():
-            return self.compiled.step(batch.groups.ids.shape[1])
+            return self.compiled.step(batch.rows)
 
     def _step(self, batch: Batch) -> Any:
         self.state, figures = self._compiled(batch)(self.state, batch)

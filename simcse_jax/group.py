@@ -21,6 +21,16 @@ class Group(NamedTuple):
     first_tokens: Array  # int32[N]: r * T + t of each sentence's first token
     lengths: Array  # int32[N]: tokens of each sentence
 
+    def parted(self, rows: int, slots: int) -> tuple[Group, Group]:
+        """Two groups of one: its first `rows` rows, which hold the sentences of its first `slots` slots, and the rest.
+
+        Not of stacked ones.
+        """
+        first, rest = zip(
+            *((x[:rows], x[rows:]) for x in self[:4]), *((x[:slots], x[slots:]) for x in self[4:]), strict=True
+        )
+        return Group(*first), Group(*rest)._replace(first_tokens=self.first_tokens[slots:] - rows * self.ids.shape[1])
+
 
 class Masked(NamedTuple):
     """The masked copy of a group, and what its encoder is to predict; more groups stack on leading axes.

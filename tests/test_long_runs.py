@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.long_run import faults, samples_of_a_run
+from simcse_jax.data.batches import Rows
 from simcse_jax.training.compilation import Compilations
 
 
@@ -12,7 +13,7 @@ from simcse_jax.training.compilation import Compilations
 def test_nothing_compiles_and_nothing_grows_after_the_warm_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begin, asked = Compilations.begin, set()
 
-    def begin_and_wait(self: Compilations, *row_counts: int) -> None:
+    def begin_and_wait(self: Compilations, *row_counts: Rows) -> None:
         """So short a run would be over before the last shape is compiled beside it."""
         begin(self, *row_counts)
         for rows in row_counts:

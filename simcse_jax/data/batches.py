@@ -25,23 +25,35 @@ from simcse_jax.group import Array, Group, Masked
 # Batches looked at to choose the shapes of a run.
 SAMPLED_BATCHES = 32
 
+# Rows of a group; where texts are apart, those of anchors, and those of the others.
+Rows = tuple[int, ...]
+
 
 class Batch(NamedTuple):
     """One global batch, or the groups of it that this process feeds.
 
     V texts an example, n examples a group, B = G * n examples a batch. Example e stands in group e // n; text v of it
-    is sentence v * B + e of the global batch, and slot v * n + e % n of its group.
+    is sentence v * B + e of the global batch, and slot v * n + e % n of its group. Where texts are apart, `groups` hold
+    the anchors alone, and `others` the rest, from slot n on.
     """
 
-    groups: Group  # arrays int32[G, R, T] and int32[G, V * n]
+    groups: Group  # arrays int32[G, R, T] and int32[G, V * n]; [G, n] where texts are apart
     texts: Array  # int32[K + 1, B]: equal number = equal text; rows: anchors, positives, hard negatives
-    masked: Masked | None = None  # the groups' masked copies, int32[G, ...]; None without masking
+    masked: Masked | None = (
+        None  # masked copies of groups and others, in rows one below the other; None without masking
+    )
     hidden: Masked | None = None  # the groups with what a predictor is to replace in positives masked; None without one
+    others: Group | None = None  # arrays int32[G, R', T] and int32[G, (V - 1) * n]; None unless texts are apart
 
     @property
     def fed(self) -> Fed:
-        """What the encoder gets of it."""
-        return Fed(self.groups, self.masked, self.hidden)
+        """What the encoders get of it."""
+        return Fed(self.groups, self.masked, self.hidden, self.others)
+
+    @property
+    def rows(self) -> Rows:
+        """How many rows its groups have."""
+        return tuple(part.ids.shape[1] for part in (self.groups, self.others) if part is not None)
 
 
 class Fed(NamedTuple):
@@ -50,6 +62,7 @@ class Fed(NamedTuple):
     groups: Group
     masked: Masked | None = None
     hidden: Masked | None = None
+    others: Group | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +73,7 @@ class Layout:
     group_size: int
     row_length: int
     one_per_row: bool = False
+    apart: bool = False  # anchors in rows of their own, as an encoder of their own reads them
 
 
 class Batches:
@@ -103,18 +117,24 @@ class Batches:
         """The batch of a step; `groups`: those to materialise (None = all; shapes are those of the whole batch)."""
         size, total = self.layout.group_size, self.layout.batch_size
         drawn = self._draw(step)
-        slots = self._slots(drawn)
-        used = max(s.used for s in slots)
-        shape = next(count for count in self.row_counts if count >= used), self.layout.row_length
+        parts = self._slots(drawn)
+        used = _used(parts)
+        rows = next(counts for counts in self.row_counts if np.all(np.array(counts) >= used))
+        shape = sum(rows), self.layout.row_length
         laid = []
         for group in range(total // size) if groups is None else groups:
             examples = np.arange(group * size, (group + 1) * size)
             tokens = drawn.token_ids(examples)
             columns = range(self.examples.texts)
             places = np.concatenate([column * total + examples for column in columns])
-            laid.append(packing.fill([t[column] for column in columns for t in tokens], slots[group], places, shape))
+            slots = packing.below([slots[group] for slots in parts], rows)
+            laid.append(packing.fill([t[column] for column in columns for t in tokens], slots, places, shape))
         copies = [_stacked([how(group, step) for group in laid]) if how else None for how in self._copies]
-        return Batch(_stacked(laid), self._texts(drawn), *copies)
+        others = None
+        if self.layout.apart:
+            laid, rest = zip(*(group.parted(rows[0], size) for group in laid), strict=True)
+            others = _stacked(rest)
+        return Batch(_stacked(laid), self._texts(drawn), *copies, others=others)
 
     def stream(
         self, first_step: int, last_step: int, groups: Sequence[int] | None = None, depth: int = 4
@@ -124,8 +144,8 @@ class Batches:
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=depth)))
 
     @property
-    def planned_rows(self) -> int:
-        """The row count that memory is planned for: one that batches of this data hardly ever exceed."""
+    def planned_rows(self) -> Rows:
+        """The row counts that memory is planned for: what batches of this data hardly ever exceed."""
         return self.row_counts[-2:][0]
 
     @property
@@ -135,11 +155,18 @@ class Batches:
     def _draw(self, step: int) -> Drawn:
         return self.examples.draw(self.rows(step), step)
 
-    def _slots(self, drawn: Drawn) -> list[packing.Slots]:
-        """Where each sentence of each group goes; the lengths of the batch are all that it needs."""
+    def _slots(self, drawn: Drawn) -> list[list[packing.Slots]]:
+        """Where each sentence of each group goes, part by part; the lengths of the batch are all that it needs."""
         layout = self.layout
         by_column = drawn.lengths.reshape(-1, layout.group_size, self.examples.texts).swapaxes(1, 2)
-        return packing.fit_groups(by_column.reshape(len(by_column), -1), layout.row_length, layout.one_per_row)
+        lengths = np.split(by_column.reshape(len(by_column), -1), np.cumsum(self._sentences)[:-1], axis=1)
+        return [packing.fit_groups(part, layout.row_length, layout.one_per_row) for part in lengths]
+
+    @property
+    def _sentences(self) -> Rows:
+        """Sentences in each part of a group: as many rows are always enough."""
+        size, texts = self.layout.group_size, self.examples.texts
+        return (size, (texts - 1) * size) if self.layout.apart else (texts * size,)
 
     def _texts(self, drawn: Drawn) -> np.ndarray:
         hashes = drawn.hashes.T
@@ -149,25 +176,32 @@ class Batches:
             numbers = np.unique(hashes, return_inverse=True)[1].reshape(hashes.shape).astype(np.int32)
         return np.concatenate([numbers, numbers]) if len(numbers) == 1 else numbers
 
-    def _choose_row_counts(self) -> tuple[int, ...]:
-        """The few row counts that batches are padded up to, so that a run compiles a handful of shapes.
+    def _choose_row_counts(self) -> tuple[Rows, ...]:
+        """The few row counts, ascending, that batches are padded up to, so that a run compiles a handful of shapes.
 
         From the first batches of the run's own order: what a third, two thirds and 19 of 20 stay within, the largest,
         one with some room, and the worst possible. A function of data, layout and seed, so a resumed run has the same.
         """
-        sentences = self.layout.group_size * self.examples.texts
+        sentences = np.array(self._sentences)
         if self.layout.one_per_row:
-            return (sentences,)
-        sampled = [
-            max(slots.used for slots in self._slots(self._draw(step)))
-            for step in range(min(SAMPLED_BATCHES, self.steps_per_epoch))
-        ]
-        *common, largest = np.quantile(sampled, [1 / 3, 2 / 3, 0.95, 1], method="higher").tolist()
-        counts = {*common, largest, largest + largest // 8 + 1, sentences}
-        return tuple(sorted(min(count, sentences) for count in counts))
+            return (self._sentences,)
+        sampled = [_used(self._slots(self._draw(step))) for step in range(min(SAMPLED_BATCHES, self.steps_per_epoch))]
+        *common, largest = np.quantile(sampled, [1 / 3, 2 / 3, 0.95, 1], axis=0, method="higher").astype(int)
+        counts = [*common, largest, largest + largest // 8 + 1, sentences]
+        return tuple(sorted({tuple(np.minimum(count, sentences).tolist()) for count in counts}))
 
 
-def _stacked(tuples: list[Any]) -> Any:
+def written(rows: Rows) -> str:
+    """Row counts for the eye."""
+    return " + ".join(map(str, rows))
+
+
+def _used(parts: list[list[packing.Slots]]) -> list[int]:
+    """Rows that the fullest group needs, part by part."""
+    return [max(slots.used for slots in part) for part in parts]
+
+
+def _stacked(tuples: Sequence[Any]) -> Any:
     """One named tuple of arrays with a leading axis, of many alike."""
     return type(tuples[0])(*map(np.stack, zip(*tuples, strict=True)))
 

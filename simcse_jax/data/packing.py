@@ -54,6 +54,16 @@ def fit_groups(lengths: np.ndarray, row_length: int, one_per_row: bool = False) 
     return [Slots(rows[group], starts[group], int(used[group])) for group in range(groups)]
 
 
+def below(parts: Sequence[Slots], rows: Sequence[int]) -> Slots:
+    """The slots of several parts of a group, one below the other: part p has rows[p] rows, at least those it uses."""
+    tops = np.cumsum([0, *rows[:-1]])
+    return Slots(
+        np.concatenate([part.rows + top for part, top in zip(parts, tops, strict=True)]),
+        np.concatenate([part.starts for part in parts]),
+        int(tops[-1]) + parts[-1].used,
+    )
+
+
 def fill(
     tokens: Sequence[np.ndarray], slots: Slots, places: np.ndarray, shape: tuple[int, int], count: int | None = None
 ) -> Group:

@@ -6,27 +6,27 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from simcse_jax.data.batches import Batch
+from simcse_jax.data.batches import Batch, Rows
 from simcse_jax.training.program import Program
 from simcse_jax.training.step import TrainStep
 
 
 class Compilations:
-    """The compiled step for each row count.
+    """The compiled step for all row counts of a run.
 
     One thread compiles them one after another, in the order in which they were asked for. That is the same on every
     process, as it must be: compilers that share their findings between processes (a GPU's autotuning) wait for each
     other.
     """
 
-    def __init__(self, program: Program, shapes: Callable[[int], Batch]):
-        """shapes: row count -> ShapeDtypeStructs of a batch."""
+    def __init__(self, program: Program, shapes: Callable[[Rows], Batch]):
+        """shapes: row counts -> ShapeDtypeStructs of a batch."""
         self._program, self._shapes = program, shapes
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
-        self._steps: dict[int, Future[TrainStep]] = {}
-        self._told: set[int] = set()
+        self._steps: dict[Rows, Future[TrainStep]] = {}
+        self._told: set[Rows] = set()
 
-    def begin(self, *row_counts: int) -> None:
+    def begin(self, *row_counts: Rows) -> None:
         """Have these compiled, unless they are already.
 
         They are traced here, under the caller's own settings of JAX, which other threads do not have.
@@ -36,12 +36,12 @@ class Compilations:
             if rows not in self._steps:
                 self._steps[rows] = self._pool.submit(step.lower(self._program.shapes, self._shapes(rows)).compile)
 
-    def ready(self, rows: int) -> bool:
-        """Whether the step for this row count can run at once."""
+    def ready(self, rows: Rows) -> bool:
+        """Whether the step for these row counts can run at once."""
         return rows in self._steps and self._steps[rows].done()
 
-    def step(self, rows: int) -> TrainStep:
-        """The step for this row count; waits until it is compiled. Raises what the compiler raised."""
+    def step(self, rows: Rows) -> TrainStep:
+        """The step for these row counts; waits until it is compiled. Raises what the compiler raised."""
         self.begin(rows)
         return self._steps[rows].result()
 
@@ -49,8 +49,8 @@ class Compilations:
         """How many are compiled."""
         return sum(_ended(step) and not step.exception() for step in self._steps.values())
 
-    def failures(self) -> list[tuple[int, BaseException]]:
-        """(row count, error) of those that did not compile; each once."""
+    def failures(self) -> list[tuple[Rows, BaseException]]:
+        """(row counts, error) of those that did not compile; each once."""
         found = [(rows, error) for rows, step in self._steps.items() if _ended(step) and (error := step.exception())]
         new = [(rows, error) for rows, error in found if rows not in self._told]
         self._told |= {rows for rows, _ in new}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 
 from simcse_jax.config import LARGEST_GROUP
+from simcse_jax.data.batches import written
 from simcse_jax.data.positives import CHANGES
 from simcse_jax.training.run import Run
 
@@ -15,7 +16,7 @@ def describe(run: Run) -> list[str]:
     count = sum(x.size for x in jax.tree.leaves(run.program.shapes.params))
     layout = run.batches.layout
     groups = layout.batch_size // layout.group_size
-    rows = ", ".join(str(count) for count in run.batches.row_counts)
+    rows = ", ".join(map(written, run.batches.row_counts))
     return [
         f"model: {encoder.family}, {encoder.num_hidden_layers} layers, width {encoder.hidden_size}, {count:,} "
         f"parameters, {config.model.init} weights; pooler: {config.model.train_pooler} in training, "

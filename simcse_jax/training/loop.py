@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from simcse_jax.data.batches import Batch
+from simcse_jax.data.batches import Batch, Rows, written
 from simcse_jax.errors import UserError, short
 from simcse_jax.hosts.agreement import is_first, on_all
 from simcse_jax.training.checkpoint import Checkpoints, Progress
@@ -114,7 +114,7 @@ class _Loop:
                     self.clock.skip()
                 for rows, error in self.compiled.failures():
                     self.display.say(
-                        f"warning: a batch of {rows} rows a group, should one come, cannot run: {short(error)}"
+                        f"warning: a batch of {written(rows)} rows a group, should one come, cannot run: {short(error)}"
                     )
                 with profile.step(step):
                     state, figures = self._step(state, batch)
@@ -162,17 +162,18 @@ class _Loop:
         with jax.transfer_guard("disallow"):
             return step(state, batch)
 
-    def _shapes(self, rows: int) -> Batch:
+    def _shapes(self, rows: Rows) -> Batch:
         batches, columns = self.run.batches, self.run.batches.examples.texts
         return batch_shapes(self.run.config, self.run.program.mesh, columns, rows, batches.layout.row_length)
 
     def _compiled(self, batch: Batch) -> TrainStep:
         """The step for a batch of this shape."""
-        groups, rows, tokens = batch.groups.ids.shape
+        groups, _, tokens = batch.groups.ids.shape
+        rows = batch.rows
         if self.compiled.ready(rows):
             return self.compiled.step(rows)
         started = time.monotonic()
-        self.display.say(f"compiling a batch of groups x rows x tokens {groups} x {rows} x {tokens} ...")
+        self.display.say(f"compiling a batch of groups x rows x tokens {groups} x {written(rows)} x {tokens} ...")
         step = self.compiled.step(rows)
         self.display.say(f"compiled in {time.monotonic() - started:.1f} s")
         self.clock.skip()

@@ -12,11 +12,12 @@ from typing import Any
 import jax
 
 from simcse_jax.config import Config
-from simcse_jax.data.batches import Batches
+from simcse_jax.data.batches import Batches, Rows, written
 from simcse_jax.data.masking import places_of
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.data.vocabulary import id_count
 from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS
 from simcse_jax.training.collectives import collectives
 from simcse_jax.training.devices import Chips
@@ -104,21 +105,26 @@ class Planner:
         )
 
     def flops(self, batch_size: int) -> int:
-        """Of the matrix products of one step on one device: a product of [m, k] and [k, n] has 2 m k n."""
+        """Of the matrix products of one step on one device: a product of [m, k] and [k, n] has 2 m k n.
+
+        The backward pass of a momentum encoder, which there is none of, is counted.
+        """
         config, layout = self.encoder.config, self.batches.layout
         width, length = config.hidden_size, layout.row_length
         groups = batch_size // layout.group_size // self.mesh.size
-        rows = groups * self.rows * length  # positions that one view encodes
+        held = sum(self.rows)
+        rows = groups * held * length  # positions that one view encodes
         sentences = groups * self.batches.examples.texts * layout.group_size
         mlm = self.config.mlm
-        places = groups * places_of(mlm.rate, self.rows, length, sentences // groups) if mlm.weight else 0
+        places = groups * places_of(mlm.rate, held, length, sentences // groups) if mlm.weight else 0
         masked = mlm.weight > 0
         tokens = (self.views + masked) * rows
         layer = 2 * (4 * width * width + 2 * width * config.intermediate_size) + 4 * length * width
         again = bool(self.config.train.groups_at_once) + self.config.model.remat
         encoder = (3 + again) * tokens * config.num_hidden_layers * layer
         encoder += tokens * config.num_hidden_layers * 2 * length * width  # backward, scores are made again
-        encoder += self._others(rows, sentences // groups, layer)
+        if self.predictor is not None:
+            encoder += self._of_predictor(self.predictor, groups, sentences // groups)
         if self.encoder.unroll:
             # The last layer's later products are of the sentences' first tokens, or of the places to predict, alone.
             skipped = masked * rows - places
@@ -134,21 +140,14 @@ class Planner:
         # Of the loss: forward, again, and two products backward.
         return encoder + head + 4 * 2 * share * candidates * batch_size * width
 
-    def _others(self, rows: int, sentences: int, layer: int) -> int:
-        """What a second encoder of pairs, and a predictor, add; layer: operations of one on one of `rows` positions.
-
-        A momentum encoder's backward pass, which there is none of, is counted.
-        """
-        model, extra = self.config.model, 0
-        if model.second_encoder != "none" and self.views == 1:
-            extra += 3 * rows * self.encoder.config.num_hidden_layers * layer
-        if self.predictor is not None:
-            sizes = self.predictor.encoder.config
-            width, length = sizes.hidden_size, self.batches.layout.row_length
-            own = 2 * (4 * width * width + 2 * width * sizes.intermediate_size) + 4 * length * width
-            places = rows // (self.rows * length) * places_of(self.config.data.rate, self.rows, length, sentences)
-            extra += rows * sizes.num_hidden_layers * own + 2 * places * width * (width + sizes.vocab_size)
-        return extra
+    def _of_predictor(self, predictor: Predictor, groups: int, sentences: int) -> int:
+        """What one pass of it over so many groups, of so many sentences each, takes."""
+        sizes, held = predictor.encoder.config, sum(self.rows)
+        width, length = sizes.hidden_size, self.batches.layout.row_length
+        layer = 2 * (4 * width * width + 2 * width * sizes.intermediate_size) + 4 * length * width
+        places = groups * places_of(self.config.data.rate, held, length, sentences)
+        positions = groups * held * length
+        return positions * sizes.num_hidden_layers * layer + 2 * places * width * (width + sizes.vocab_size)
 
     def largest(self, plan: Plan | None, limit: int) -> Iterator[tuple[int, bool]]:
         """(batch size, whether it fits in `limit` bytes) of each that is compiled on the way to the largest that fits.
@@ -226,7 +225,7 @@ def print_plan(config: Config, chips: Chips, say: Callable[[str], None] = print,
         say("--config.train.groups_at_once=1 makes room for far more, at the price of a second forward pass")
 
 
-def shapes(config: Config, encoder: Encoder, batches: Batches, rows: int, views: int) -> list[str]:
+def shapes(config: Config, encoder: Encoder, batches: Batches, rows: Rows, views: int) -> list[str]:
     """Lines on what one device works on."""
     layout, devices = batches.layout, config.mesh.devices
     groups = layout.batch_size // layout.group_size // devices
@@ -238,8 +237,8 @@ def shapes(config: Config, encoder: Encoder, batches: Batches, rows: int, views:
         f"model: {sizes.family}, {sizes.num_hidden_layers} layers, width {sizes.hidden_size}; "
         f"compute in {config.model.dtype}",
         f"batch: {layout.batch_size:,} examples, {layout.batch_size // devices:,} on each device: {groups} groups of "
-        f"{layout.group_size}, {config.train.groups_at_once or groups} at once, in {rows} rows of {layout.row_length} "
-        f"tokens, {' and '.join(times)}",
+        f"{layout.group_size}, {config.train.groups_at_once or groups} at once, in {written(rows)} rows of "
+        f"{layout.row_length} tokens, {' and '.join(times)}",
     ]
     if config.objective.loss == "none":
         return [*lines, f"loss: of masked language modelling alone, over {sizes.vocab_size:,} tokens"]

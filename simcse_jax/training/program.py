@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simcse_jax.config import Config, ObjectiveConfig
-from simcse_jax.data.batches import Batch
+from simcse_jax.data.batches import Batch, Rows
 from simcse_jax.data.masking import places_of
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.init import parameter_shapes
@@ -79,9 +79,19 @@ def make_program(
         start=jax.jit(start, out_shardings=shardings),
         shapes=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
         train_step=compile_train_step(
-            make_train_step(loss, optimizer, keys, config.model.momentum), mesh, shardings, masks, hides
+            make_train_step(loss, optimizer, keys, config.model.momentum),
+            mesh,
+            shardings,
+            masks,
+            hides,
+            apart(config, views),
         ),
     )
+
+
+def apart(config: Config, views: int) -> bool:
+    """Whether anchors and other texts are read by two encoders, and so stand in rows of their own."""
+    return config.model.second_encoder != "none" and views == 1
 
 
 def make_encode(config: Config, encoder: Encoder, mesh: Mesh, predictor: Predictor | None = None) -> EncodeBatch:
@@ -105,8 +115,11 @@ def make_objective(config: ObjectiveConfig, mesh: Mesh) -> Objective | None:
     return matryoshka(made, config.matryoshka_widths) if config.matryoshka_widths else made
 
 
-def batch_shapes(config: Config, mesh: Mesh, columns: int, rows: int, row_length: int) -> Batch:
-    """ShapeDtypeStructs of a batch: V = `columns` texts an example, groups of `rows` rows of `row_length` tokens."""
+def batch_shapes(config: Config, mesh: Mesh, columns: int, rows: Rows, row_length: int) -> Batch:
+    """ShapeDtypeStructs of a batch: V = `columns` texts an example, groups of `rows` rows of `row_length` tokens.
+
+    Two row counts: its texts are apart.
+    """
     hides = config.objective.loss != "none" and config.data.positive == "mask"
     groups, examples = config.train.batch_size // config.group_size, config.train.batch_size
     spread, everywhere = batch_shardings(mesh).groups.ids, batch_shardings(mesh).texts
@@ -114,13 +127,18 @@ def batch_shapes(config: Config, mesh: Mesh, columns: int, rows: int, row_length
     def of_groups(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((groups, *shape), np.int32, sharding=spread)
 
-    tokens, sentences = of_groups(rows, row_length), of_groups(columns * config.group_size)
+    def group(rows: int, columns: int) -> Group:
+        tokens, sentences = of_groups(rows, row_length), of_groups(columns * config.group_size)
+        return Group(tokens, tokens, tokens, tokens, sentences, sentences)
+
     texts = jax.ShapeDtypeStruct((max(columns, 2), examples), np.int32, sharding=everywhere)
 
     def copy(rate: float) -> Masked:
-        places = of_groups(places_of(rate, rows, row_length, columns * config.group_size))
-        return Masked(tokens, places, places)
+        places = of_groups(places_of(rate, sum(rows), row_length, columns * config.group_size))
+        return Masked(of_groups(sum(rows), row_length), places, places)
 
     masked = copy(config.mlm.rate) if config.mlm.weight else None
     hidden = copy(config.data.rate) if hides else None
-    return Batch(Group(tokens, tokens, tokens, tokens, sentences, sentences), texts, masked, hidden)
+    if len(rows) == 1:
+        return Batch(group(rows[0], columns), texts, masked, hidden)
+    return Batch(group(rows[0], 1), texts, masked, hidden, group(rows[1], columns - 1))

@@ -40,7 +40,7 @@ from simcse_jax.training.mesh import make_mesh, place
 from simcse_jax.training.model import first_params, load_predictor, local_model, make_encoder, write_tokenizer
 from simcse_jax.training.optimizer import make_schedule
 from simcse_jax.training.parameters import PREDICTOR, encoder_params
-from simcse_jax.training.program import Program, make_encode, make_program
+from simcse_jax.training.program import Program, apart, make_encode, make_program
 from simcse_jax.training.state import TrainState
 
 # Keys that may differ between the hosts of one run: where the same content lies there.
@@ -146,7 +146,8 @@ def load_data(config: Config, tokenizer: Any) -> tuple[Corpus, int, Batches]:
         _require_hard_negatives(config, examples.texts)
     masking, hiding = _masking(config, tokenizer, seed), _hiding(config, tokenizer) if views else None
     lasting = config.objective.queue > 0
-    return corpus, views, Batches(examples, _layout(config), seed, masking, hiding, lasting)
+    layout = dataclasses.replace(_layout(config), apart=apart(config, views))
+    return corpus, views, Batches(examples, layout, seed, masking, hiding, lasting)
 
 
 def _require_hard_negatives(config: Config, texts: int) -> None:

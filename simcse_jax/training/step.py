@@ -47,8 +47,8 @@ def make_encode_groups(
 
     One view: the V texts that an example has in its group are anchor, positive and hard negatives. Two views: the same
     sentences, encoded twice with independent dropout keys. The masked copies have a view of their own, the last key's.
-    Where there is a second encoder, it encodes all but the anchors; with a predictor, the second view is of sentences
-    in which it has replaced what is hidden.
+    Where there is a second encoder, it encodes all but the anchors, and of one view these are apart; with a predictor,
+    the second view is of sentences in which it has replaced what is hidden.
     To be called within a shard_map over the mesh, with this device's parts of the parameters: a layer's are gathered
     when the layer runs, and dropped after it (ZeRO-3).
     """
@@ -70,12 +70,12 @@ def make_encode_groups(
             ids = replaced(predictor._replace(encoder=whole_predictor.encoder), held, fed.groups, fed.hidden)
             positives = fed.groups._replace(ids=ids)
         elif SECOND in trees:
-            positives = fed.groups
+            assert len(keys) == 2 or fed.others is not None, "of one view, texts must be apart"
+            positives = fed.groups if fed.others is None else fed.others
         else:
             return texts(first, fed.groups, keys)
-        if len(keys) == 2:
-            return jnp.concatenate([texts(first, fed.groups, keys[:1]), texts(second, positives, keys[1:])])
-        return jnp.concatenate([texts(first, fed.groups, keys)[:1], texts(second, positives, keys)[1:]])
+        # Of one view, both encoders drop by its key.
+        return jnp.concatenate([texts(first, fed.groups, keys[:1]), texts(second, positives, keys[-1:])])
 
     def encode(trees: Any, fed: Fed, keys: jax.Array) -> Encoded:
         first = whole.around({name: tree for name, tree in trees.items() if name not in (SECOND, PREDICTOR)})
@@ -83,11 +83,18 @@ def make_encode_groups(
         z = of_views(trees, first, fed, keys[:views]) if views else None
         predicted = None
         if fed.masked is not None:
-            scores = mlm_scores(whole.encoder, first, fed.groups, fed.masked, keys[-1])
+            groups = fed.groups if fed.others is None else _joined(fed.groups, fed.others)
+            scores = mlm_scores(whole.encoder, first, groups, fed.masked, keys[-1])
             predicted = predictions(scores, fed.masked.labels)
         return Encoded(z, predicted)
 
     return encode
+
+
+def _joined(first: Group, rest: Group) -> Group:
+    """The groups, stacked, that were parted into these."""
+    below = rest._replace(first_tokens=rest.first_tokens + first.ids.shape[1] * first.ids.shape[2])
+    return jax.tree.map(lambda one, other: jnp.concatenate([one, other], axis=1), first, below)
 
 
 class _Gathering(NamedTuple):
@@ -204,26 +211,32 @@ def make_train_step(
     return train_step
 
 
-def batch_shardings(mesh: Mesh, masked: bool = False, hidden: bool = False) -> Batch:
+def batch_shardings(mesh: Mesh, masked: bool = False, hidden: bool = False, apart: bool = False) -> Batch:
     """The sharding of each array of a batch: groups and their copies over every device, text numbers on each."""
 
     def spread(fields: Any) -> Any:
         return fields(*[meshes.over_groups(mesh)] * len(fields._fields))
 
     copies = [spread(Masked) if there else None for there in (masked, hidden)]
-    return Batch(spread(Group), meshes.replicated(mesh), *copies)
+    others = spread(Group) if apart else None
+    return Batch(spread(Group), meshes.replicated(mesh), *copies, others=others)
 
 
 def compile_train_step(
-    train_step: TrainStep, mesh: Mesh, state_shardings: Any, masked: bool = False, hidden: bool = False
+    train_step: TrainStep,
+    mesh: Mesh,
+    state_shardings: Any,
+    masked: bool = False,
+    hidden: bool = False,
+    apart: bool = False,
 ) -> TrainStep:
     """The jitted step: state donated and sharded as given, groups spread over the mesh, metrics on every device.
 
-    masked, hidden: whether its batches have such copies.
+    masked, hidden: whether its batches have such copies; apart: whether their texts are apart.
     """
     return jax.jit(
         train_step,
-        in_shardings=(state_shardings, batch_shardings(mesh, masked, hidden)),
+        in_shardings=(state_shardings, batch_shardings(mesh, masked, hidden, apart)),
         out_shardings=(state_shardings, meshes.replicated(mesh)),
         donate_argnums=0,
     )

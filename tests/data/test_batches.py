@@ -1,5 +1,6 @@
 """Batches are a function of (seed, step), whole, in a handful of shapes."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -64,10 +65,41 @@ def test_every_token_is_where_it_belongs(columns: int, one_per_row: bool) -> Non
     assert (groups.segments > 0).sum() == Table(columns).lengths[rows].sum()
 
 
-def test_some_groups_are_those_of_the_whole_batch() -> None:
-    made = batches(3)
+@pytest.mark.parametrize("one_per_row", [False, True])
+def test_anchors_apart_are_in_rows_of_their_own(one_per_row: bool) -> None:
+    made, together = batches(3, one_per_row=one_per_row, apart=True), batches(3, one_per_row=one_per_row)
+    batch, rows = made(4), made.rows(4)
+    assert batch.others is not None
+    assert made.examples.texts == 3
+    for columns, part in (((0,), batch.groups), ((1, 2), batch.others)):
+        for e, row in enumerate(rows):
+            for at, v in enumerate(columns):
+                slot = at * GROUP + e % GROUP
+                begin, length = part.first_tokens[e // GROUP, slot], part.lengths[e // GROUP, slot]
+                assert length == Table(3).lengths[row, v]
+                ids, segments, positions, sentences = (x[e // GROUP].ravel()[begin : begin + length] for x in part[:4])
+                np.testing.assert_array_equal(ids, 1000 * v + row + 1)
+                assert len(set(segments)) == 1
+                np.testing.assert_array_equal(positions, np.arange(length))
+                np.testing.assert_array_equal(sentences, v * BATCH + e)
+        assert (part.segments > 0).sum() == Table(3).lengths[rows][:, columns].sum()
+    np.testing.assert_array_equal(batch.texts, together(4).texts)
+
+
+def test_shapes_of_texts_apart_are_a_handful_and_enough() -> None:
+    made = Batches(AsTheyAre(Table(2, examples=5000)), Layout(64, 64, 32, apart=True), 0)
+    assert 2 <= len(made.row_counts) <= 6
+    assert {made(step).rows for step in range(made.steps_per_epoch)} <= set(made.row_counts)
+    assert made.row_counts[-1] == (64, 64)
+    whole = Batches(AsTheyAre(Table(2, examples=5000)), Layout(64, 64, 32), 0)
+    assert sum(made.planned_rows) < 1.1 * sum(whole.planned_rows)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_some_groups_are_those_of_the_whole_batch(apart: bool) -> None:
+    made = batches(3, apart=apart)
     whole, part = made(2), made(2, [1, 2])
-    for a, b in zip(whole.groups, part.groups, strict=True):
+    for a, b in zip(jax.tree.leaves(whole.fed), jax.tree.leaves(part.fed), strict=True):
         np.testing.assert_array_equal(a[1:3], b)
     np.testing.assert_array_equal(whole.texts, part.texts)
 
@@ -88,7 +120,7 @@ def test_shapes_are_a_handful_and_enough() -> None:
     made = Batches(AsTheyAre(Table(examples=5000)), Layout(64, 64, 32), 0)
     assert len(made.row_counts) <= 6
     shapes = {made(step).groups.ids.shape for step in range(made.steps_per_epoch)}
-    assert shapes <= {(1, count, 32) for count in made.row_counts}
+    assert shapes <= {(1, *rows, 32) for rows in made.row_counts}
     fullness = np.mean([(made(step).groups.segments > 0).mean() for step in range(20)])
     padded = Table(examples=5000).lengths.mean() / LONGEST
     assert fullness > padded + 0.2

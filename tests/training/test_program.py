@@ -33,7 +33,7 @@ def compiled(fsdp: int, groups_at_once: int) -> tuple[list[Collective], int]:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     program = make_program(config, Encoder(CONFIG, has_head=True), mesh, views=2, total_steps=10)
     step: Any = program.train_step
-    made = step.lower(program.shapes, batch_shapes(config, mesh, 1, 23, 64)).compile()
+    made = step.lower(program.shapes, batch_shapes(config, mesh, 1, (23,), 64)).compile()
     return collectives(made.as_text()), made.memory_analysis().argument_size_in_bytes
 
 
@@ -56,7 +56,7 @@ def test_gradients_are_summed_in_full_whatever_the_encoder_computes_in(fsdp: int
     config = resolve(recipe, (), 8)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     program = make_program(config, Encoder(CONFIG, jnp.bfloat16, has_head=True), mesh, views=2, total_steps=10)
-    traced = jax.make_jaxpr(program.train_step)(program.shapes, batch_shapes(config, mesh, 1, 23, 64))
+    traced = jax.make_jaxpr(program.train_step)(program.shapes, batch_shapes(config, mesh, 1, (23,), 64))
     found = list(equations(traced.jaxpr))
     summed = {
         x.aval.dtype for one in found if one.primitive.name.startswith(("reduce_scatter", "psum")) for x in one.invars

@@ -99,6 +99,11 @@ class Kind:
     second: str = "none"
 
     @property
+    def apart(self) -> bool:
+        """Whether two encoders read an example's texts, each its own."""
+        return self.second != "none" and (self.columns > 1 or self.repeats)
+
+    @property
     def keys(self) -> int:
         """Dropout keys of a step."""
         views = 2 if self.columns == 1 and not self.repeats else 1
@@ -121,7 +126,11 @@ KINDS = {
         3, ObjectiveConfig(temperature=5.0, similarity="dot", learned_temperature=True, widths="32,8")
     ),
     "semi-hard triplets": Kind(3, ObjectiveConfig("triplet", margin=0.5, symmetric=True)),
-    "margin ranking of a dual encoder": Kind(3, ObjectiveConfig("margin_ranking", margin=0.5), second="copy"),
+    "hardest triplets": Kind(objective=ObjectiveConfig("triplet", margin=0.5, mining="hardest")),
+    "all triplets, widths": Kind(3, ObjectiveConfig("triplet", margin=0.5, mining="all", widths="32,8")),
+    "margin ranking of a dual encoder, and MLM": Kind(
+        3, ObjectiveConfig("margin_ranking", margin=0.5, similarity="dot"), mlm=0.5, second="copy"
+    ),
     "sigmoid": Kind(objective=ObjectiveConfig("sigmoid", 0.1, bias=-5.0, learned_temperature=True)),
     "momentum and queue": Kind(objective=ObjectiveConfig(queue=50), second="momentum", cutoff="token"),
 }
@@ -143,7 +152,7 @@ class Built:
 
 def build(case: Case, kind: Kind, dtype: Any) -> Built:
     mesh = make_mesh(case.devices // case.fsdp, case.fsdp)
-    layout = Layout(BATCH, case.group, case.row_length, case.one_per_row)
+    layout = Layout(BATCH, case.group, case.row_length, case.one_per_row, kind.apart)
     masking = Masking(VOCABULARY, 0.3, whole_word=True, seed=3) if kind.mlm else None
     hiding = Masking(VOCABULARY, 0.4, whole_word=False, seed=3, all_masked=True) if kind.predicts else None
     batches = Batches(kind.examples(), layout, 3, masking, hiding)
@@ -186,12 +195,12 @@ def parameters_after(case: Case, steps: int, kind: Kind) -> tuple[list[float], A
     shardings = state_shardings(made.mesh, jax.eval_shape(start))
     state = jax.device_put(start(), shardings)
     train_step = make_train_step(made.loss, optimizer, range(kind.keys), momentum=0.9)
-    step: Any = compile_train_step(train_step, made.mesh, shardings, kind.mlm > 0, kind.predicts)
+    step: Any = compile_train_step(train_step, made.mesh, shardings, kind.mlm > 0, kind.predicts, kind.apart)
     compiled: dict[Hashable, Any] = {}
     losses = []
     for n in range(steps):
         batch = made.batches(n)
-        shape = jax.tree.leaves(batch)[0].shape
+        shape = batch.rows
         if shape not in compiled:
             compiled[shape] = step.lower(state, batch).compile(QUICK)
         state, metrics = compiled[shape](state, batch)
