@@ -50,7 +50,7 @@ class Masking:
         bits = [token_bits(key[n], numbers, positions) for n in range(3)]
         chances = token_bits(key[3], numbers[begins], positions[begins]) / 2**32
 
-        text = ~self.vocabulary.special[ids]
+        text = self.vocabulary.predictable[ids]
         wanted = np.floor(self.rate * np.bincount(sentence[text], minlength=len(chances)) + chances).astype(np.int64)
         starts = self.vocabulary.word_starts(ids, begins) if self.whole_word else text
         chosen = np.flatnonzero(_chosen(sentence, text, starts, bits[0], wanted))

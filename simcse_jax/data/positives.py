@@ -26,6 +26,8 @@ from simcse_jax.errors import UserError
 CHANGES = ("crop", "word_deletion", "synonym", "repetition")
 POSITIVES = ("dropout", "columns", "next_sentence", *CHANGES, "mask")
 WINDOWS = (1, 3)
+# Sentences that documents hold on average, at most, to be taken for documents: Wikipedia's hold a hundred.
+LONGEST_DOCUMENT = 1000
 
 
 class Positive(NamedTuple):
@@ -95,10 +97,14 @@ def _documents(corpus: Corpus) -> Any:
             f"data.positive = 'next_sentence' takes .txt files, a sentence a line and a blank line between documents; "
             f"the data is {', '.join(report.files[:3])}.\nWrite it as .txt, or use --config.data.positive=dropout."
         )
-    if report.documents == 1:
+    sentences = len(corpus) / report.documents
+    if report.documents == 1 or sentences > LONGEST_DOCUMENT:
+        found = f"has {report.documents} documents of {sentences:,.0f} sentences on average, as if blank lines were few"
+        if report.documents == 1:
+            found = "has no blank line between documents"
         raise UserError(
-            f"data.positive = 'next_sentence', and {report.files[0]} has no blank line between documents: sentences in "
-            "shuffled order have no next one.\nPut a blank line between documents (in a single one, between its "
-            "chapters), or use --config.data.positive=dropout."
+            f"data.positive = 'next_sentence', and {', '.join(report.files[:3])} {found}: sentences in shuffled order "
+            "have no next one.\nPut a blank line between documents (in long ones, between their chapters), or use "
+            "--config.data.positive=dropout."
         )
     return corpus.documents

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # How words are told apart by tokenizers that mark where one begins: byte-level BPE (RoBERTa), SentencePiece (XLM-R).
 BEGINS = ("\u0120", "\u2581")
+ROLES = ("cls", "sep", "pad", "mask", "bos", "eos")  # of tokens that are no text
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,19 @@ class Vocabulary:
     special: np.ndarray  # bool[V]: [CLS], [PAD] and the like, which are no text, and ids that no token has
     continues: np.ndarray  # bool[V]: goes on with the word of the token before it
     mask_id: int | None  # None where the tokenizer has no mask token
-    marks: np.ndarray | None = (
-        None  # bool[V]: punctuation, a word by itself whatever is around it; None = no such token
-    )
+    # bool[V]: punctuation, a word by itself whatever is around it; None = no such token
+    marks: np.ndarray | None = None
+    unknown: int | None = None  # the token of words that the vocabulary lacks: a word like others, of no use to predict
+
+    @functools.cached_property
+    def predictable(self) -> np.ndarray:
+        """bool[V]: tokens that may be predicted, or stand in the place of others."""
+        return ~self.special & (np.arange(len(self.special)) != (-1 if self.unknown is None else self.unknown))
 
     @functools.cached_property
     def regular(self) -> np.ndarray:
-        """int64: the ids of text."""
-        return np.flatnonzero(~self.special)
+        """int64: the ids of these."""
+        return np.flatnonzero(self.predictable)
 
     def word_starts(self, ids: np.ndarray, begins: np.ndarray) -> np.ndarray:
         """bool[n]: where words begin in ids int[n] laid end to end; begins bool[n]: the first token of each sentence.
@@ -52,6 +58,9 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     special, continues = np.ones(size, bool), np.zeros(size, bool)
     special[[*tokens.values()]] = False
     special[[*tokenizer.all_special_ids]] = True
+    unknown = tokenizer.unk_token_id
+    if isinstance(unknown, int):  # unless it is another one too
+        special[unknown] = unknown in [getattr(tokenizer, f"{role}_token_id", None) for role in ROLES]
     backend: Any = tokenizer.backend_tokenizer
     model = json.loads(backend.to_str())["model"]
     prefix = model.get("continuing_subword_prefix")
@@ -63,7 +72,13 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
             continues[number] = not token.startswith(BEGINS)
             marks[number] = _is_mark(tokenizer.convert_tokens_to_string([token]))
     mask_id = tokenizer.mask_token_id
-    return Vocabulary(special, continues, mask_id if isinstance(mask_id, int) else None, None if prefix else marks)
+    return Vocabulary(
+        special,
+        continues,
+        mask_id if isinstance(mask_id, int) else None,
+        None if prefix else marks,
+        unknown if isinstance(unknown, int) else None,
+    )
 
 
 def _is_mark(text: str) -> bool:

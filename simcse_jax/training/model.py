@@ -137,7 +137,7 @@ def load_predictor(
         return jax.tree.map(lambda x: np.asarray(x, own.param_dtype), params)
 
     held = [] if resumes else [load()]
-    special = vocabulary_of(tokenizer).special
+    special = ~vocabulary_of(tokenizer).predictable
     special = np.pad(special, (0, max(sizes.vocab_size - len(special), 0)), constant_values=True)
     return Predictor(own, special), lambda: held.pop() if held else load()
 

@@ -73,6 +73,18 @@ def test_a_crop_keeps_one_stretch_of_whole_words(rate: float) -> None:
     assert np.mean(starts) == pytest.approx(0.5, abs=0.03)
 
 
+def test_a_word_that_the_vocabulary_lacks_is_a_word() -> None:
+    tokenizer: Any = load_tokenizer(Path(__file__).parents[2] / "models" / "wiki-small")
+    vocabulary, unknown = vocabulary_of(tokenizer), tokenizer.unk_token_id
+    tokens = np.array(tokenizer("the \U00013000 dog \U00013001 \U00013002 runs").input_ids, np.int32)
+    assert (tokens == unknown).sum() == 3
+    for change in (Crop(vocabulary, 0.5), WordDeletion(vocabulary, 0.5), Repetition(vocabulary, 0.9, 40)):
+        counts = {int((new == unknown).sum()) for new in changed(change, [tokens] * 200)}
+        assert counts - {3}, change
+    alone = np.array([tokens[0], unknown, unknown, tokens[-1]], np.int32)
+    assert [len(new) for new in changed(WordDeletion(vocabulary, 0.0), [alone])] == [3]
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.3])
 def test_words_are_deleted_whole_and_anywhere(rate: float) -> None:
     tokens = sentences(4000)
@@ -283,7 +295,12 @@ def test_the_next_sentence_is_of_the_same_document(window: int, tmp_path: Path) 
         (
             "text.txt",
             "a dog\na cat\nthe park\n",
-            r"has no blank line between documents(.|\n)*between its chapters(.|\n)*data.positive=dropout",
+            r"has no blank line between documents(.|\n)*between their chapters(.|\n)*data.positive=dropout",
+        ),
+        (
+            "text.txt",
+            "a dog\n" * 2500 + "\na cat\na dog\n",
+            r"2 documents of 1,251 sentences on average(.|\n)*Put a blank",
         ),
         ("text.txt", "a dog\n\na cat\n\nthe park\n", "every document of the data is a single sentence"),
         ("text.csv", "text\na dog\na cat\n", r"takes .txt files(.|\n)*Write it as .txt"),
@@ -311,6 +328,23 @@ def test_texts_and_views_of_every_kind(kind: str, tokenizer: Any, tmp_path: Path
     }.get(kind, WithChangedCopy)
     with pytest.raises(UserError, match=r"data\.positive = "):
         views_of(kind, ("a",) if kind == "columns" else ("a", "b"))
+
+
+@pytest.mark.parametrize("kind", ["next_sentence", "crop", "word_deletion", "synonym", "repetition"])
+def test_a_positive_is_a_function_of_seed_and_step(kind: str, tokenizer: Any, tmp_path: Path) -> None:
+    """Of the same rows, so that nothing else tells steps and seeds apart."""
+    text = "\n\n".join("\n".join(TEXTS[:5]) for _ in range(40))
+    data, vocabulary = corpus(tmp_path, tokenizer, text), vocabulary_of(tokenizer)
+
+    def drawn(seed: int, step: int) -> list[list[int]]:
+        examples = make_examples(Positive(kind, 0.3, window=3), data, tokenizer, lambda: vocabulary, seed)
+        found = examples.draw(np.arange(150), step).token_ids(np.arange(150))
+        return [positive.tolist() for _, positive in found]
+
+    one = drawn(3, 7)
+    assert one == drawn(3, 7)
+    for other in (drawn(3, 8), drawn(4, 7)):
+        assert sum(a != b for a, b in zip(one, other, strict=True)) > 20
 
 
 @pytest.mark.parametrize("kind", [kind for kind in POSITIVES if kind != "columns"])

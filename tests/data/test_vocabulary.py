@@ -40,7 +40,8 @@ def starts(tokenizer: Any, text: str) -> list[str]:
 
 def test_wordpiece(wordpiece: Any) -> None:
     vocabulary = vocabulary_of(wordpiece)
-    assert vocabulary.special.sum() == 5
+    assert vocabulary.special.sum() == 4
+    assert vocabulary.unknown == wordpiece.unk_token_id
     assert vocabulary.mask_id == wordpiece.mask_token_id
     assert len(vocabulary.regular) == len(wordpiece) - 5
     assert len(wordpiece.tokenize("unbelievable stable")) > 2
@@ -75,6 +76,7 @@ def test_ids_that_no_token_has_are_no_text(wordpiece: Any) -> None:
 
         all_special_ids = (0,)
         mask_token_id = 0
+        unk_token_id = None
         backend_tokenizer = wordpiece.backend_tokenizer
 
         def get_vocab(self) -> dict[str, int]:
@@ -99,7 +101,9 @@ def test_byte_level_bpe() -> None:
     roles = ("cls_token", "pad_token", "sep_token", "unk_token", "mask_token")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **dict(zip(roles, marks, strict=True)))
     vocabulary = vocabulary_of(tokenizer)
-    assert vocabulary.special[:5].all()
+    assert vocabulary.special[:5].tolist() == [True, True, True, False, True]
+    assert vocabulary.unknown == 3
+    assert not vocabulary.predictable[:5].any()
     assert not vocabulary.special[5:].any()
     # The first word has no mark of its own, and begins all the same; "o" goes on with " st".
     assert starts(tokenizer, "ab sto")[0] == "ab"
