@@ -364,6 +364,11 @@ def _check_positives(config: Config) -> None:
             "model.same_mask = True is for two views of one sentence: data.positive = 'dropout' with a contrastive "
             f"objective.loss. This is {data.positive!r} with {config.objective.loss!r}.\nLeave it at False."
         )
+    if model.same_mask and model.cutoff:
+        raise UserError(
+            f"model.same_mask = True drops the same of both views, and model.cutoff = {model.cutoff!r} cuts the same: "
+            "nothing would tell them apart.\nUse one of them: --config.model.cutoff= or --config.model.same_mask=False."
+        )
     if data.positive == "crop":
         _require(data.rate > 0, "data.rate", data.rate, "above 0 with data.positive = 'crop'", 0.1)
     if config.objective.loss == "none" and (model.cutoff or data.positive not in ("dropout", "columns")):

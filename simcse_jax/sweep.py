@@ -55,6 +55,8 @@ _KEEP = flags.DEFINE_enum(
 _PARALLEL = flags.DEFINE_integer("parallel", 1, "How many runs to train at a time.", lower_bound=1)
 _LIST = flags.DEFINE_bool("list", False, "Run nothing: print a shell command for each run that is not finished.")
 _TABLE = flags.DEFINE_bool("table", False, "Run nothing: make the table of what is finished.")
+# Flags that say what a sweep is.
+PLAN_FLAGS = ("seeds", "grid", "row", "judge", "data", "pairs", "fast")
 
 
 def main() -> int:
@@ -66,6 +68,8 @@ def main() -> int:
 
     recipe = config_flags.get_config_filename(flags.FLAGS["config"]) if _CONFIG.value else ""
     folder = _folder(recipe)
+    if _TABLE.value:
+        _refuse_to_change_the_plan()
     plan = None if _TABLE.value else _asked(recipe)
     plan = joined(folder, plan) if plan else read_plan(folder)
     if plan is None:
@@ -109,9 +113,7 @@ def _asked(recipe: str) -> Plan | None:
     from simcse_jax.sweeping.rows import DEFAULT_SEEDS, as_flags, choose_rows, parse_seeds, refuse_seed
 
     if not recipe:
-        names = ("seeds", "grid", "row", "judge", "data", "pairs", "fast")
-        given = next((name for name in names if flags.FLAGS[name].present), None)
-        if given:
+        if given := _of_the_plan():
             raise UserError(f"--{given} says what a sweep is, and needs its recipe too.\nAdd --config=FILE.")
         return None
     require_recipe(recipe)
@@ -119,6 +121,22 @@ def _asked(recipe: str) -> Plan | None:
     common = as_flags(config_flags.get_override_values(flags.FLAGS["config"]))
     refuse_seed(common, "the command line")
     return make_plan(recipe, choose_rows(recipe, _GRID.value, _ROW.value), common, seeds, _judging(recipe))
+
+
+def _of_the_plan() -> str | None:
+    """The first flag that is given of those that say what a sweep is."""
+    return next((name for name in PLAN_FLAGS if flags.FLAGS[name].present), None)
+
+
+def _refuse_to_change_the_plan() -> None:
+    given = _of_the_plan()
+    if not given and _CONFIG.value:
+        given = next((f"config.{key}" for key in config_flags.get_override_values(flags.FLAGS["config"])), None)
+    if given:
+        raise UserError(
+            f"--{given} says what a sweep is, and --table shows what is finished of the one that the folder holds.\n"
+            "Leave one of them out."
+        )
 
 
 def _judging(recipe: str) -> Judging:
@@ -129,7 +147,7 @@ def _judging(recipe: str) -> Judging:
     from simcse_jax.sweeping.plan import Judging
     from simcse_jax.sweeping.rows import recipe_judging
 
-    tasks = _JUDGE.value or recipe_judging(recipe)
+    tasks = _JUDGE.value if flags.FLAGS["judge"].present else recipe_judging(recipe)
     judging = Judging(tasks, _DATA.value, tuple(_PAIRS.value), _FAST.value)
     if not judging.asked:
         given = next((name for name in ("data", "fast") if flags.FLAGS[name].present), None)

@@ -128,6 +128,8 @@ def test_a_run_that_fails_is_shown_and_missing_in_the_table(tmp_path: Path) -> N
         (["--config=configs/nothing.py"], ["configs/nothing.py"]),
         (["--grid=model.dropout=0,1"], ["--grid", "--config=FILE"]),
         (["--table"], ["holds no sweep", "--config=FILE"]),
+        (["--table", "--judge=sts"], ["--judge says what a sweep is", "--table"]),
+        (["--table", "--config=configs/demo.py", "--config.model.dropout=0.2"], ["--config.model.dropout", "--table"]),
         ([], ["holds no sweep"]),
     ],
 )

@@ -116,6 +116,9 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     for words in ("row 'cold'", "objective.temperature: 0.01 there, 0.02 now", "eval.every_steps: 50 there, 7 now"):
         assert words in str(caught.value)
     assert "--workdir=ANOTHER" in str(caught.value)
+    write_plan(tmp_path / "synonyms", demo_plan({"a": {"data.positive": "synonym", "data.synonyms": "a.txt"}}))
+    with pytest.raises(UserError, match=r"data\.synonyms: 'a\.txt' there, 'b\.txt' now"):
+        joined(tmp_path / "synonyms", demo_plan({"a": {"data.positive": "synonym", "data.synonyms": "b.txt"}}))
     other = dataclasses.replace(demo_plan(ROWS), recipe="configs/unsup.py")
     with pytest.raises(UserError, match=r"holds a sweep of configs/demo\.py"):
         joined(tmp_path, other)
