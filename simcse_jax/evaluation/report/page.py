@@ -233,9 +233,9 @@ PICTURES = {  # by the name of the file
     ),
     "training_curves": _Kind(
         pictures.training_curves,
-        "Curves of loss and dev score",
-        "Training loss and dev score against steps. Of a run with dev scores, the best step is what is exported and "
-        "judged.",
+        "Curves of training",
+        "Training loss, alignment and uniformity of training batches (the paper's figure 2), and dev score against "
+        "steps. Of a run with dev scores, the best step is what is exported and judged.",
         _describe_curves,
     ),
 }

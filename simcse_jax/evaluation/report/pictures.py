@@ -141,9 +141,14 @@ def _visible(space: Space, lowest: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def training_curves(results: Results) -> Figure | None:
-    """Loss and dev score against steps; runs of one recipe in one colour, with their mean where they share steps."""
+    """Loss, alignment and uniformity of batches, and dev score against steps (the paper's figure 2).
+
+    Runs of one recipe are in one colour, with their mean where they share steps.
+    """
     kinds = (
         ("loss", "training loss"),
+        ("alignment", "alignment"),
+        ("uniformity", "uniformity"),
         ("dev/perplexity", "held-out perplexity"),
         ("dev/spearman", "dev Spearman x 100"),
     )
