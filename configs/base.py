@@ -1,7 +1,7 @@
 """Every key of a recipe, once, with its meaning. Recipes start from here and change what they need.
 
 Any key can be given on the command line: --config.objective.temperature=0.07. Unknown keys are refused.
-The values here are the paper's (appendix A) for unsupervised BERT-base.
+The values here are the paper's, and its code's, for unsupervised BERT-base (docs/paper.md).
 """
 
 from collections.abc import Mapping

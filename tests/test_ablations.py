@@ -1,5 +1,6 @@
 """The ablations: every row is a recipe that resolves, and differs from the others."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,13 @@ def test_there_is_one_for_each_table_of_the_paper() -> None:
     ]
 
 
-@pytest.mark.parametrize("variant", ["full", "small"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        *itertools.product(NAMES, ("full", "small")),
+        *itertools.product(("labelled_data", "hard_negative_weight"), ("full-neutral", "small-neutral")),
+    ],
+)
 def test_every_row_is_a_recipe_of_its_own(name: str, variant: str) -> None:
     path = str(FOLDER / f"{name}.py")
     module, arguments = recipe_module(f"{path}:{variant}")
@@ -43,7 +49,7 @@ def test_every_row_is_a_recipe_of_its_own(name: str, variant: str) -> None:
         settings = resolve(recipe, overridden, 1).flat()
         assert settings not in seen, label
         seen.append(settings)
-        if variant == "small":
+        if variant.startswith("small"):
             steps = small.STEPS // 3 if own.data.positive == "columns" else small.STEPS
             assert settings["train.steps"] == steps or settings["train.examples"] == small.STEPS * 64
     reference = resolve(*read_recipe(f"{path}:{variant}", GIVEN), 1)

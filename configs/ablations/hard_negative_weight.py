@@ -2,8 +2,8 @@
 
     python -m simcse_jax.sweep --config=configs/ablations/hard_negative_weight.py --seeds=0..4
 
-The row of the paper that adds neutral sentences wants a file with such a column:
---row='and neutral: data.files=FILE data.columns=sent0,sent1,hard_neg,neutral'.
+With :full-neutral, or :small-neutral, and a file that has a column of neutral sentences (docs/data.md makes one), the
+paper's row that adds them is there too.
 """
 
 from ml_collections import ConfigDict
@@ -13,14 +13,17 @@ from configs.ablations import start
 
 def get_config(variant: str = "full") -> ConfigDict:
     """Supervised SimCSE."""
-    return start.supervised(variant)
+    return start.with_neutral(variant)
 
 
-def rows(_variant: str = "full") -> dict[str, dict[str, object]]:
+def rows(variant: str = "full") -> dict[str, dict[str, object]]:
     """The paper's, its choice first."""
-    return {
+    made: dict[str, dict[str, object]] = {
         "1.0": {},
         "no hard negatives": {"data.columns": "sent0,sent1"},
         "0.5": {"objective.hard_negative_weight": 0.5},
         "2.0": {"objective.hard_negative_weight": 2.0},
     }
+    if start.has_neutral(variant):
+        made["1.0, and neutral"] = {"data.columns": "sent0,sent1,hard_neg,neutral"}
+    return made

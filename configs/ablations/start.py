@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 
 from configs import base, small, sup, unsup
 
+NEUTRAL = "-neutral"
+
 
 def unsupervised(variant: str) -> ConfigDict:
     """Unsupervised SimCSE: BERT-base, or a small encoder."""
@@ -26,6 +28,17 @@ def supervised(variant: str) -> ConfigDict:
     """Supervised SimCSE: BERT-base, or a small encoder on fewer triplets a step."""
     makers: dict[str, Callable[[], ConfigDict]] = {"full": sup.get_config, "small": _small_supervised}
     return base.choose(makers, variant)()
+
+
+def with_neutral(variant: str) -> ConfigDict:
+    """Supervised SimCSE; of "full-neutral" and "small-neutral" the rows want a column of neutral sentences too."""
+    base.choose(dict.fromkeys(("full", "small", "full-neutral", "small-neutral")), variant)
+    return supervised(variant.removesuffix(NEUTRAL))
+
+
+def has_neutral(variant: str) -> bool:
+    """Whether the rows have neutral sentences in them."""
+    return variant.endswith(NEUTRAL)
 
 
 def _small_supervised() -> ConfigDict:
