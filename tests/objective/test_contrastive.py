@@ -347,17 +347,56 @@ def test_a_queue_holds_negatives_of_everybody(filled: int, hard_negatives: int) 
         repeated = (older_texts[None] == texts[0][:, None]) | (older_texts[None] == texts[1][:, None])
         assert repeated.any()
         assert not repeated.all()
-        a, c, q = (z / np.linalg.norm(z, axis=-1, keepdims=True) for z in (anchors, candidates, older[:filled]))
-        logits = np.einsum("id,kjd->ikj", a, c) / 0.2
-        own = np.eye(BATCH, dtype=bool)[:, None] & (np.arange(len(c)) == 0)[None, :, None]
+        own = np.eye(BATCH, dtype=bool)[:, None] & (np.arange(len(candidates)) == 0)[None, :, None]
         equal = (texts[1:] == texts[0][:, None, None]) | (texts[1:] == texts[1][:, None, None])
-        terms = (np.exp(logits) * (own | ~equal)).sum((1, 2)) + (np.exp(a @ q.T / 0.2) * ~repeated[:, :filled]).sum(1)
-        expected = np.mean(np.log(terms) - logits[own])
+
+        def wanted(anchors: np.ndarray, candidates: np.ndarray) -> float:
+            a, c, q = (z / np.linalg.norm(z, axis=-1, keepdims=True) for z in (anchors, candidates, older[:filled]))
+            logits = np.einsum("id,kjd->ikj", a, c) / 0.2
+            of_queue = (np.exp(a @ q.T / 0.2) * ~repeated[:, :filled]).sum(1)
+            return float(np.mean(np.log((np.exp(logits) * (own | ~equal)).sum((1, 2)) + of_queue) - logits[own]))
+
+        def slope(argument: int, place: tuple[int, ...]) -> float:
+            """Of `wanted`, by central differences."""
+            moved = [[anchors.copy(), candidates.copy()] for _ in range(2)]
+            for given, by in zip(moved, (1e-5, -1e-5), strict=True):
+                given[argument][place] += by
+            return (wanted(*moved[0]) - wanted(*moved[1])) / 2e-5
+
+        queue = Queue(*map(jnp.asarray, (older, older_texts, filled)))
         for devices, tile in ((1, 0), (4, 5)):
-            objective = jax.jit(make_info_nce(make_mesh(devices), temperature=0.2, tile=tile))
-            shaped = anchors.reshape(GROUPS, SIZE, -1), candidates.reshape(len(candidates), GROUPS, SIZE, -1)
-            value, _ = objective(*shaped, texts, None, Queue(*map(jnp.asarray, (older, older_texts, filled))))
+            objective = make_info_nce(make_mesh(devices), temperature=0.2, tile=tile)
+
+            def loss(anchors: jax.Array, candidates: jax.Array, objective: Any = objective) -> jax.Array:
+                shaped = anchors.reshape(GROUPS, SIZE, -1), candidates.reshape(len(candidates), GROUPS, SIZE, -1)
+                return objective(*shaped, texts, None, queue)[0]
+
+            value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(anchors, candidates)
+            assert float(value) == pytest.approx(wanted(anchors, candidates), abs=1e-9)
+            for argument, place in ((0, (0, 0)), (0, (11, 6)), (0, (23, 3)), (1, (0, 5, 2)), (1, (-1, 17, 4))):
+                assert float(gradients[argument][place]) == pytest.approx(slope(argument, place), abs=1e-8)
+
+
+def test_loss_and_gradient_over_widths_are_those_of_the_definition() -> None:
+    with jax.enable_x64(True):
+        anchors, candidates, texts = inputs(1, 8)
+        widths = (2, WIDTH, 4)
+        expected, to_anchors, to_candidates = 0.0, np.zeros_like(anchors), np.zeros_like(candidates)
+        for width in widths:
+            loss, to_a, to_c = exact(anchors[..., :width], candidates[..., :width], texts)
+            expected += loss / len(widths)
+            to_anchors[..., :width] += to_a / len(widths)
+            to_candidates[..., :width] += to_c / len(widths)
+        for devices in (1, 4):
+            nested = matryoshka(make_info_nce(make_mesh(devices)), widths)
+
+            def loss_of(anchors: jax.Array, candidates: jax.Array, nested: Any = nested) -> jax.Array:
+                return nested(anchors.reshape(GROUPS, SIZE, -1), candidates.reshape(2, GROUPS, SIZE, -1), texts)[0]
+
+            value, gradients = jax.jit(jax.value_and_grad(loss_of, (0, 1)))(anchors, candidates)
             assert float(value) == pytest.approx(expected, abs=1e-9)
+            np.testing.assert_allclose(gradients[0], to_anchors, atol=1e-9)
+            np.testing.assert_allclose(gradients[1], to_candidates, atol=1e-9)
 
 
 def test_matryoshka_is_the_mean_over_widths() -> None:

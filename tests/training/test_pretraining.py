@@ -2,9 +2,11 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from simcse_jax.embedding_model import open_model
 from simcse_jax.errors import UserError
 from simcse_jax.model_folder import export_run
 from simcse_jax.training.description import describe
+from simcse_jax.training.loop import train
 from simcse_jax.training.metrics import read_metrics
 from simcse_jax.training.saved import load_best
 from tests.small_models import VOCABULARY, export_small, prepare_small, train_small
@@ -84,6 +87,20 @@ def test_a_run_and_its_export_are_the_same_model_to_those_who_encode(pretrained:
     assert run.parameter_count == export.parameter_count
     texts = list(demo.sentences(seed=3, count=5))
     np.testing.assert_allclose(run.encode(texts), export.encode(texts), atol=1e-6)
+
+
+def test_a_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"objective__loss": "none", "mlm__weight": 1.0, "train__steps": 6, "data__packed": False}
+    flags |= {"eval__data": "", "checkpoint__every_steps": 3}
+    whole = train_small(tmp_path / "whole", tmp_path / "cache", **flags)
+    parts = train_small(tmp_path / "parts", tmp_path / "cache", **flags)
+    shutil.rmtree(parts / "checkpoints" / "last" / "6")
+    train(prepare_small(parts, tmp_path / "cache", **flags), parts)
+    wanted, found = ([line["loss"] for line in read_metrics(each) if "loss" in line] for each in (whole, parts))
+    assert len(found) == 6
+    assert found == wanted
+    for one, two in zip(*(jax.tree.leaves(load_best(each)[0]) for each in (whole, parts)), strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_a_run_says_that_it_masks(pretrained: Path) -> None:

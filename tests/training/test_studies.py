@@ -1,5 +1,6 @@
 """What a recipe may try beside plain SimCSE, each as a run: positives, dropout, second encoders, losses."""
 
+import dataclasses
 import itertools
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from simcse_jax.data import demo
+from simcse_jax.data.vocabulary import Vocabulary, vocabulary_of
 from simcse_jax.embedding_model import open_model
 from simcse_jax.errors import UserError
 from simcse_jax.model_folder import export_run
@@ -19,6 +21,7 @@ from simcse_jax.training.description import describe
 from simcse_jax.training.loop import train
 from simcse_jax.training.metrics import read_metrics
 from simcse_jax.training.parameters import encoder_params, followed, taken_in, trees_of
+from simcse_jax.training.program import make_encode
 from simcse_jax.training.saved import load_best
 from tests.small_models import VOCABULARY, prepare_small, train_small
 from tests.training.test_pretraining import FROM_FOLDER
@@ -163,6 +166,77 @@ def state_after(workdir: Path, cache: Path, steps: int, **flags: Any) -> Any:
     for step in range(steps):
         state, _ = run.program.train_step(state, run.batches(step))
     return jax.device_get(state)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"model__second_encoder": "copy", "data__files": "demo:triplets", "data__positive": "columns"},
+        {"model__second_encoder": "momentum", "data__files": "demo:triplets", "data__positive": "columns"},
+        {"model__second_encoder": "copy", "data__positive": "word_deletion"},
+        {"model__second_encoder": "momentum"},
+    ],
+    ids=lambda flags: "-".join(flags.values()),
+)
+def test_the_first_encoder_reads_anchors_and_the_second_all_else(
+    flags: dict[str, Any], cache: Path, tmp_path: Path
+) -> None:
+    """Each as if it were the only one: the same texts, dropout included."""
+    flags = flags | {"eval__data": "", "data__packed": False}
+    run = prepare_small(tmp_path / "two", cache, **flags)
+    alone = prepare_small(tmp_path / "one", cache, **flags | {"model__second_encoder": "none"})
+    first, other = (
+        encoder_params(prepare_small(tmp_path / str(seed), cache, train__seed=seed, **flags).initial_state().params)
+        for seed in (1, 2)
+    )
+    second = {name: tree for name, tree in other.items() if name != "mlm"}
+    encode, single = (make_encode(r.config, r.encoder, r.program.mesh) for r in (run, alone))
+    views = 2 if run.batches.examples.texts == 1 else 1
+    keys = jnp.arange(2 * views, dtype=jnp.uint32).reshape(views, 2)
+    both = encode(first | {"second": second}, run.batches(1), keys).z
+    of_first, of_second = (single(params, alone.batches(1), keys).z for params in (first, second))
+    assert both is not None
+    assert of_first is not None
+    assert of_second is not None
+    np.testing.assert_allclose(both[0], of_first[0], atol=2e-6)
+    np.testing.assert_allclose(both[1:], of_second[1:], atol=2e-6)
+    assert np.abs(of_first - of_second).max() > 1e-2
+
+
+@pytest.mark.parametrize("noise", ["dropout", "token", "feature", "span"])
+def test_noise_is_a_function_of_seed_and_step(noise: str, cache: Path, tmp_path: Path) -> None:
+    flags = {} if noise == "dropout" else {"model__dropout": 0.0, "model__cutoff": noise}
+    run = prepare_small(tmp_path / "run", cache, eval__data="", data__packed=False, **flags)
+    other = prepare_small(tmp_path / "other", cache, eval__data="", data__packed=False, train__seed=5, **flags)
+    key = other.initial_state().key
+
+    def loss(**changes: Any) -> float:
+        return float(run.program.train_step(run.initial_state()._replace(**changes), run.batches(1))[1]["loss"])
+
+    step = jnp.asarray(1, jnp.int32)
+    one, again, next_step, next_seed = loss(), loss(), loss(step=step), loss(key=key)
+    assert one == again
+    assert len({round(value, 5) for value in (one, next_step, next_seed)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "instead"),
+    [({"mlm__weight": 0.1}, "mlm.weight=0"), ({"data__positive": "mask"}, "data.positive=dropout")],
+)
+def test_without_a_mask_token_nothing_is_masked(
+    flags: dict[str, Any],
+    instead: str,
+    predictor: Path,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def without(tokenizer: Any) -> Vocabulary:
+        return dataclasses.replace(vocabulary_of(tokenizer), mask_id=None)
+
+    monkeypatch.setattr("simcse_jax.training.run.vocabulary_of", without)
+    with pytest.raises(UserError, match=f"needs a tokenizer with a mask token(.|\n)*--config.{instead}"):
+        prepare_small(tmp_path / "run", cache, **FROM_FOLDER, model__name=str(predictor), **flags)
 
 
 def test_a_copy_has_a_life_of_its_own(cache: Path, tmp_path: Path) -> None:
