@@ -366,8 +366,9 @@ def _check_positives(config: Config) -> None:
         )
     if model.same_mask and model.cutoff:
         raise UserError(
-            f"model.same_mask = True drops the same of both views, and model.cutoff = {model.cutoff!r} cuts the same: "
-            "nothing would tell them apart.\nUse one of them: --config.model.cutoff= or --config.model.same_mask=False."
+            "model.same_mask = True lets nothing tell two views apart, so "
+            f"model.cutoff = {model.cutoff!r} would cut the same of both.\nUse one of them: --config.model.cutoff= or "
+            "--config.model.same_mask=False."
         )
     if data.positive == "crop":
         _require(data.rate > 0, "data.rate", data.rate, "above 0 with data.positive = 'crop'", 0.1)

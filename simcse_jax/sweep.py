@@ -55,8 +55,9 @@ _KEEP = flags.DEFINE_enum(
 _PARALLEL = flags.DEFINE_integer("parallel", 1, "How many runs to train at a time.", lower_bound=1)
 _LIST = flags.DEFINE_bool("list", False, "Run nothing: print a shell command for each run that is not finished.")
 _TABLE = flags.DEFINE_bool("table", False, "Run nothing: make the table of what is finished.")
-# Flags that say what a sweep is.
-PLAN_FLAGS = ("seeds", "grid", "row", "judge", "data", "pairs", "fast")
+# Flags that say how its runs are judged, and all that say what a sweep is.
+JUDGING_FLAGS = ("judge", "data", "pairs", "fast")
+PLAN_FLAGS = ("seeds", "grid", "row", *JUDGING_FLAGS)
 
 
 def main() -> int:
@@ -71,7 +72,8 @@ def main() -> int:
     if _TABLE.value:
         _refuse_to_change_the_plan()
     plan = None if _TABLE.value else _asked(recipe)
-    plan = joined(folder, plan) if plan else read_plan(folder)
+    judges_anew = any(flags.FLAGS[name].present for name in JUDGING_FLAGS)
+    plan = joined(folder, plan, judges_anew) if plan else read_plan(folder)
     if plan is None:
         raise UserError(f"{folder} holds no sweep.\nGive one with --config=FILE, or another folder with --workdir=DIR.")
     require_comparable(plan)

@@ -64,6 +64,10 @@ def curves(seed: int, best: float) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = [{"step": 0, "dev/spearman": 31.5, "dev/pearson": 30.0}]
     for step in range(25, 1001, 25):
         lines.append({"step": step, "loss": 2.5 * np.exp(-step / 120) + 0.02 + 0.01 * rng.random(), "accuracy": 0.9})
+        lines[-1] |= {
+            "alignment": 0.17 + step / 5000,
+            "uniformity": -1.5 - 2 * np.tanh(step / 300) - 0.1 * rng.random(),
+        }
         if step % 125 == 0:
             score = best - (best - 31.5) * np.exp(-step / 200) + rng.normal() - 3 * (step == 1000)
             lines.append({"step": step, "dev/spearman": score, "dev/pearson": score - 1})

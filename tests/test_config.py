@@ -110,7 +110,7 @@ def test_one_duration_given_on_the_command_line_replaces_the_recipe_s() -> None:
             "has no positives to encode",
         ),
         ({"data__positive": "crop", "data__rate": 0.0}, "above 0 with data.positive = 'crop'"),
-        ({"model__same_mask": True, "model__cutoff": "span"}, r"cuts the same: (.|\n)*--config.model.cutoff= or"),
+        ({"model__same_mask": True, "model__cutoff": "span"}, r"cut the same of both(.|\n)*--config.model.cutoff= or"),
         ({"data__synonyms": "file.txt"}, "data.synonyms = 'file.txt' has no effect with data.positive = 'dropout'"),
         ({"data__mask_model": "folder"}, r"Leave it out, or use --config.data.positive=mask"),
         ({**MLM_ALONE, "model__cutoff": "token"}, "model.cutoff = 'token' has no effect with objective.loss = 'none'"),

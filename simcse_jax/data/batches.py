@@ -34,14 +34,12 @@ class Batch(NamedTuple):
 
     V texts an example, n examples a group, B = G * n examples a batch. Example e stands in group e // n; text v of it
     is sentence v * B + e of the global batch, and slot v * n + e % n of its group. Where texts are apart, `groups` hold
-    the anchors alone, and `others` the rest, from slot n on.
+    the anchors alone, and `others` the rest, text v in slot (v - 1) * n + e % n.
     """
 
     groups: Group  # arrays int32[G, R, T] and int32[G, V * n]; [G, n] where texts are apart
     texts: Array  # int32[K + 1, B]: equal number = equal text; rows: anchors, positives, hard negatives
-    masked: Masked | None = (
-        None  # masked copies of groups and others, in rows one below the other; None without masking
-    )
+    masked: Masked | None = None  # masked copies of groups, and of others in rows below them; None without masking
     hidden: Masked | None = None  # the groups with what a predictor is to replace in positives masked; None without one
     others: Group | None = None  # arrays int32[G, R', T] and int32[G, (V - 1) * n]; None unless texts are apart
 
@@ -67,7 +65,7 @@ class Fed(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a batch is laid out. None of it changes a number of the training."""
+    """How a batch is laid out. None of it changes a number of the training; `apart` goes with a second encoder."""
 
     batch_size: int
     group_size: int
@@ -179,8 +177,9 @@ class Batches:
     def _choose_row_counts(self) -> tuple[Rows, ...]:
         """The few row counts, ascending, that batches are padded up to, so that a run compiles a handful of shapes.
 
-        From the first batches of the run's own order: what a third, two thirds and 19 of 20 stay within, the largest,
-        one with some room, and the worst possible. A function of data, layout and seed, so a resumed run has the same.
+        From the first batches of the run's own order: what a third, two thirds and 19 of 20 stay within (of texts
+        apart: in each part), the largest, one with some room, and the worst possible. A function of data, layout and
+        seed, so a resumed run has the same.
         """
         sentences = np.array(self._sentences)
         if self.layout.one_per_row:

@@ -46,11 +46,11 @@ def write_plan(folder: Path, plan: Plan) -> None:
         ) from error
 
 
-def joined(folder: Path, plan: Plan) -> Plan:
+def joined(folder: Path, plan: Plan, judges_anew: bool = False) -> Plan:
     """The plan together with the one that the folder holds: rows and seeds may be added, and none may mean another.
 
-    The stored rows stay first, unless the new plan names them all: then its order counts. Stored judging goes on where
-    the new plan has none.
+    The stored rows stay first, unless the new plan names them all: then its order counts. Stored judging goes on
+    unless `judges_anew`.
     """
     stored = read_plan(folder)
     if stored is None:
@@ -78,7 +78,7 @@ def joined(folder: Path, plan: Plan) -> Plan:
             row = dataclasses.replace(row, folder=folder_name(label, taken))
             taken.append(row.folder)
         rows.append(row)
-    judging = plan.judging if plan.judging.asked else stored.judging
+    judging = plan.judging if judges_anew else stored.judging
     if judging.asked and not judging.data:
         judging = dataclasses.replace(judging, data=stored.judging.data)
     return Plan(plan.recipe, tuple(rows), judging)

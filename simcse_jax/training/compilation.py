@@ -12,7 +12,7 @@ from simcse_jax.training.step import TrainStep
 
 
 class Compilations:
-    """The compiled step for all row counts of a run.
+    """The compiled steps of a run, one for each of the row counts that its batches have.
 
     One thread compiles them one after another, in the order in which they were asked for. That is the same on every
     process, as it must be: compilers that share their findings between processes (a GPU's autotuning) wait for each

@@ -73,6 +73,7 @@ def make_encode_groups(
             assert len(keys) == 2 or fed.others is not None, "of one view, texts must be apart"
             positives = fed.groups if fed.others is None else fed.others
         else:
+            assert fed.others is None, "one encoder reads all texts together"
             return texts(first, fed.groups, keys)
         # Of one view, both encoders drop by its key.
         return jnp.concatenate([texts(first, fed.groups, keys[:1]), texts(second, positives, keys[-1:])])

@@ -41,6 +41,17 @@ def made(
     return Batches(AsTheyAre(Sentences(examples)), Layout(examples, group, row_length, **layout), 0, how)(step)
 
 
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_a_word_that_the_vocabulary_lacks_is_neither_predicted_nor_written(whole_word: bool) -> None:
+    unknown = 7  # a token of the sentences
+    how = Masking(dataclasses.replace(VOCABULARY, unknown=unknown), 0.4, whole_word, seed=0)
+    batch = made(1024, how)
+    there = batch.groups.ids == unknown
+    assert there.sum() > 50
+    np.testing.assert_array_equal(batch.masked.ids == unknown, there)
+    assert not (batch.masked.labels == unknown).any()
+
+
 def by_token(groups: Group, masked: Masked) -> dict[tuple[int, int], tuple[int, int]]:
     """(sentence, position) -> (id in the masked copy, label), of every token to predict."""
     found = {}

@@ -96,11 +96,12 @@ def test_seeds_and_rows_are_added(tmp_path: Path) -> None:
     plan = joined(tmp_path, demo_plan({"new": {}}, (3,)))
     assert {row.label: row.seeds for row in plan.rows} == {"cold": (0, 1), "warm": (0, 1), "new": (3,)}
     assert plan.judging == Judging("sts", "senteval")
-    plan = joined(
-        tmp_path, demo_plan({"warm": ROWS["warm"], "new": {}, "cold": ROWS["cold"]}, (4, 0), tasks="transfer")
-    )
+    more = demo_plan({"warm": ROWS["warm"], "new": {}, "cold": ROWS["cold"]}, (4, 0), tasks="transfer")
+    assert joined(tmp_path, more).judging == Judging("sts", "senteval")  # a recipe's own gives way to what was asked
+    plan = joined(tmp_path, more, judges_anew=True)
     assert {row.label: row.seeds for row in plan.rows} == {"warm": (0, 1, 4), "new": (4, 0), "cold": (0, 1, 4)}
     assert plan.judging == Judging("transfer", "senteval")
+    assert joined(tmp_path, demo_plan(ROWS), judges_anew=True).judging == Judging()
 
 
 def test_added_rows_keep_off_the_folders_that_are_there(tmp_path: Path) -> None:

@@ -89,13 +89,14 @@ def test_a_run_and_its_export_are_the_same_model_to_those_who_encode(pretrained:
     np.testing.assert_allclose(run.encode(texts), export.encode(texts), atol=1e-6)
 
 
-def test_a_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+def test_a_run_resumes_bit_for_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags: dict[str, Any] = {"objective__loss": "none", "mlm__weight": 1.0, "train__steps": 6, "data__packed": False}
     flags |= {"eval__data": "", "checkpoint__every_steps": 3}
     whole = train_small(tmp_path / "whole", tmp_path / "cache", **flags)
     parts = train_small(tmp_path / "parts", tmp_path / "cache", **flags)
     shutil.rmtree(parts / "checkpoints" / "last" / "6")
     train(prepare_small(parts, tmp_path / "cache", **flags), parts)
+    assert "resumed from step 3" in capsys.readouterr().out
     wanted, found = ([line["loss"] for line in read_metrics(each) if "loss" in line] for each in (whole, parts))
     assert len(found) == 6
     assert found == wanted

@@ -304,18 +304,32 @@ def test_other_synonyms_are_another_run(cache: Path, tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("second", ["copy", "momentum"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"model__second_encoder": "copy"},
+        {"model__second_encoder": "momentum", "objective__queue": 20},
+        {
+            "model__second_encoder": "copy",
+            "data__files": "demo:triplets",
+            "data__positive": "columns",
+            "mlm__weight": 0.1,
+            "train__groups_at_once": 1,
+        },
+    ],
+    ids=["copy", "momentum", "triplets-mlm"],
+)
 def test_runs_with_two_encoders_resume_bit_for_bit_and_export_the_first(
-    second: str, cache: Path, tmp_path: Path
+    flags: dict[str, Any], cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags: dict[str, Any] = {"model__second_encoder": second, "checkpoint__every_steps": 3, "train__steps": 6}
-    flags |= {"objective__queue": 20} if second == "momentum" else {}
-    flags |= {"data__packed": False}
+    flags = flags | {"checkpoint__every_steps": 3, "train__steps": 6, "data__packed": False}
     whole = quick(tmp_path / "whole", cache, **flags)
     quick(tmp_path / "parts", cache, **flags)
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "last" / "6")
     run = prepare_small(tmp_path / "parts", cache, eval__data="", **flags)
+    capsys.readouterr()
     train(run, tmp_path / "parts")
+    assert "resumed from step 3" in capsys.readouterr().out
     wanted, found = ([line["loss"] for line in lines(workdir)] for workdir in (whole, tmp_path / "parts"))
     assert found == wanted
     export_run(whole, tmp_path / "model")

@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -178,14 +178,17 @@ def _describe_spearman(results: Results, entry: Entry) -> str:
     return f"Spearman {number(score.value)}" if score and score.cosines is not None else ""
 
 
+def _of(lines: Sequence[dict[str, Any]], key: str) -> list[float]:
+    return [line[key] for line in lines if line.get(key) is not None]
+
+
 def _describe_curves(_: Results, entry: Entry) -> str:
     lines = [line for verdict in entry.verdicts for line in verdict.curves]
-    scores = [line["dev/spearman"] for line in lines if line.get("dev/spearman") is not None]
-    losses = [line["loss"] for line in lines if line.get("loss") is not None]
-    held_out = [line["dev/perplexity"] for line in lines if line.get("dev/perplexity") is not None]
+    scores, losses, held_out = (_of(lines, key) for key in ("dev/spearman", "loss", "dev/perplexity"))
     words = [f"best dev score {number(max(scores))}"] if scores else []
     words += [f"lowest held-out perplexity {min(held_out):.2f}"] if held_out else []
-    words += [f"loss from {losses[0]:.3g} to {losses[-1]:.3g}"] if losses else []
+    for name, values in (("loss", losses), *((key, _of(lines, key)) for key in ("alignment", "uniformity"))):
+        words += [f"{name} from {values[0]:.3g} to {values[-1]:.3g}"] if values else []
     return ", ".join(words)
 
 
@@ -234,8 +237,9 @@ PICTURES = {  # by the name of the file
     "training_curves": _Kind(
         pictures.training_curves,
         "Curves of training",
-        "Training loss, alignment and uniformity of training batches (the paper's figure 2), and dev score against "
-        "steps. Of a run with dev scores, the best step is what is exported and judged.",
+        "Against steps: training loss; of contrastive training, alignment and uniformity of its batches (the paper's "
+        "figure 2); perplexity of held-out text and dev score, where there are some. Of a run with these, the best "
+        "step is what is exported and judged.",
         _describe_curves,
     ),
 }

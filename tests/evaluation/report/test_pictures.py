@@ -170,6 +170,17 @@ def test_curves_skip_what_json_had_no_word_for() -> None:
     assert np.array_equal(figure.axes[0].lines[0].get_xydata(), [(1, 2), (3, 1)])  # type: ignore[arg-type]
 
 
+def test_curves_are_of_loss_alignment_uniformity_and_dev_score() -> None:
+    figure = drawn("training_curves", SETS["usual"])
+    labels = ["training loss", "alignment", "uniformity", "dev Spearman x 100"]
+    assert [axes.get_ylabel() for axes in figure.axes] == labels
+    alone: list[dict[str, Any]] = [
+        {"step": n, "loss": 9.0 - n, "mlm_loss": 9.0 - n, "dev/perplexity": 90.0 - n} for n in range(5)
+    ]
+    figure = drawn("training_curves", results(Entry("mlm", (Verdict("mlm", {}, curves=alone),))))
+    assert [axes.get_ylabel() for axes in figure.axes] == ["training loss", "held-out perplexity"]
+
+
 def lines_of(axes: Axes) -> list[tuple[float, int]]:
     return [(line.get_linewidth(), len(line.get_xdata())) for line in axes.lines]  # type: ignore[arg-type]
 
