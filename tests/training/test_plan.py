@@ -74,6 +74,18 @@ def test_arithmetic_of_masked_language_modelling(tmp_path: Path, loss: str) -> N
 
 
 @pytest.mark.slow
+def test_two_encoders_of_triplets_take_no_more_arithmetic_than_one(tmp_path: Path) -> None:
+    sizes: Any = {"model__unroll": "on", "model__hidden_size": 64, "model__intermediate_size": 256}
+    pairs: Any = {"data__files": "demo:triplets", "data__positive": "columns"}
+    one, two = (planner(tmp_path, 1, **sizes, **pairs, model__second_encoder=second) for second in ("none", "copy"))
+    plans = [made.compile(64) for made in (one, two)]
+    assert plans[1].flops == plans[0].flops
+    assert plans[1].xla_flops == pytest.approx(plans[0].xla_flops, rel=0.02)
+    assert plans[1].flops == pytest.approx(plans[1].xla_flops, rel=0.25)
+    assert "in 64 + 128 rows" in "\n".join(shapes(two.config, two.encoder, two.batches, two.rows, two.views))
+
+
+@pytest.mark.slow
 def test_memory_and_the_largest_batch_follow_the_limit(tmp_path: Path) -> None:
     made = planner(tmp_path, 1)
     plan = made.compile(64)
