@@ -5,9 +5,9 @@
         --config.eval.data=sts-dev.csv
 
 Both start from models/wiki-small (from the clone's folder), 4 layers of width 256, and pool by the mean: [CLS] starts
-5 points lower on STS-B dev, and gains nothing here. The text should be of the kind that is judged: on Wikipedia,
-dropout alone makes this encoder worse at STS, on premises of NLI better (docs/results.md). Rates and length were chosen
-once, on STS-B dev with NLI's premises and triplets.
+5 points lower on STS-B dev, and gains nothing here. The text should be of the kind that is judged, and as short: on
+Wikipedia's sentences, dropout alone makes this encoder worse at STS, on premises of NLI better (docs/results.md). Rates
+and length were chosen once, on STS-B dev with NLI's premises and triplets.
 """
 
 from ml_collections import ConfigDict
