@@ -105,7 +105,7 @@ def run(line: str, place: Path, environment: dict[str, str], said: str = "") -> 
 
 def test_every_line_has_its_test() -> None:
     """`make demo` is in test_end_to_end, `make test` what runs this, several processes in test_several_processes."""
-    modules = {"train": 3, "embed": 1, "search": 2, "evaluate": 3, "sweep": 2}
+    modules = {"train": 3, "embed": 1, "search": 2, "evaluate": 3, "sweep": 3}
     assert {module: len(commands(module)) for module in modules} == modules
     tested = [line for module in modules for line in commands(module)]
     left = [line for line in COMMANDS if line not in tested]
