@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from simcse_jax.errors import UserError
-from simcse_jax.sweeping.plan import FREE_KEYS, Judging, Plan, Row, folder_name
+from simcse_jax.sweeping.plan import FREE_KEYS, PINNED_KEYS, Judging, Plan, Row, folder_name
 from simcse_jax.whole_file import write_whole_text
 
 PLAN = "sweep.json"
@@ -86,7 +86,7 @@ def joined(folder: Path, plan: Plan, judges_anew: bool = False) -> Plan:
 
 def _refuse_other_settings(folder: Path, old: Row, new: Row) -> None:
     """UserError where the two differ. A key that a later version has added counts only where it is overridden."""
-    keys = sorted((old.settings.keys() | new.overrides.keys()) - FREE_KEYS)
+    keys = sorted((old.settings.keys() | new.overrides.keys()) - (FREE_KEYS - PINNED_KEYS))
     changed = [key for key in keys if old.settings.get(key) != new.settings.get(key)]
     if changed:
         table = "\n".join(f"  {key}: {old.settings.get(key)!r} there, {new.settings.get(key)!r} now" for key in changed)

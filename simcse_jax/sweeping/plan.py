@@ -17,14 +17,9 @@ from simcse_jax.sweeping.rows import Overrides
 SEED = "train.seed"
 # Keys that may change between the parts of one sweep. What one run may change in its midst, where it evaluates for
 # example, would still make runs that no longer compare.
-FREE_KEYS = LAYOUT_KEYS - {
-    "data.files",
-    "eval.data",
-    "eval.every_steps",
-    "eval.patience",
-    "mlm.validation",
-    "data.synonyms",
-}
+FREE_KEYS = LAYOUT_KEYS - {"data.files", "eval.data", "eval.every_steps", "eval.patience", "mlm.validation"}
+# Where the synonyms lie tells no finished run from another, but another file is no more of the same row.
+PINNED_KEYS = frozenset({"data.synonyms"})
 _DURATIONS = tuple(f"train.{name}" for name in DURATIONS)
 _LONGEST_NAME = 80  # characters of a folder's name
 

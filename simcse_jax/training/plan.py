@@ -17,6 +17,7 @@ from simcse_jax.data.masking import places_of
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.data.vocabulary import id_count
 from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS
 from simcse_jax.training.collectives import collectives
@@ -119,7 +120,7 @@ class Planner:
         places = groups * places_of(mlm.rate, held, length, sentences // groups) if mlm.weight else 0
         masked = mlm.weight > 0
         tokens = (self.views + masked) * rows
-        layer = 2 * (4 * width * width + 2 * width * config.intermediate_size) + 4 * length * width
+        layer = _of_layer(config, length)
         again = bool(self.config.train.groups_at_once) + self.config.model.remat
         encoder = (3 + again) * tokens * config.num_hidden_layers * layer
         encoder += tokens * config.num_hidden_layers * 2 * length * width  # backward, scores are made again
@@ -144,10 +145,11 @@ class Planner:
         """What one pass of it over so many groups, of so many sentences each, takes."""
         sizes, held = predictor.encoder.config, sum(self.rows)
         width, length = sizes.hidden_size, self.batches.layout.row_length
-        layer = 2 * (4 * width * width + 2 * width * sizes.intermediate_size) + 4 * length * width
         places = groups * places_of(self.config.data.rate, held, length, sentences)
         positions = groups * held * length
-        return positions * sizes.num_hidden_layers * layer + 2 * places * width * (width + sizes.vocab_size)
+        return positions * sizes.num_hidden_layers * _of_layer(sizes, length) + 2 * places * width * (
+            width + sizes.vocab_size
+        )
 
     def largest(self, plan: Plan | None, limit: int) -> Iterator[tuple[int, bool]]:
         """(batch size, whether it fits in `limit` bytes) of each that is compiled on the way to the largest that fits.
@@ -172,6 +174,12 @@ class Planner:
                 ok = False
             fits, fails = (max(fits, size), fails) if ok else (fits, min(fails or size, size))
             yield size, ok
+
+
+def _of_layer(sizes: EncoderConfig, length: int) -> int:
+    """Operations of one layer's products on one position of a row of `length`, forward."""
+    width = sizes.hidden_size
+    return 2 * (4 * width * width + 2 * width * sizes.intermediate_size) + 4 * length * width
 
 
 def _next(known: list[Plan], limit: int, unit: int, fits: int, fails: int) -> int:

@@ -118,6 +118,8 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         assert words in str(caught.value)
     assert "--workdir=ANOTHER" in str(caught.value)
     write_plan(tmp_path / "synonyms", demo_plan({"a": {"data.positive": "synonym", "data.synonyms": "a.txt"}}))
+    (kept,) = demo_plan({"a": {}}).rows
+    assert "data.synonyms" not in kept.meaning  # or runs that finished before it was compared would count as unfinished
     with pytest.raises(UserError, match=r"data\.synonyms: 'a\.txt' there, 'b\.txt' now"):
         joined(tmp_path / "synonyms", demo_plan({"a": {"data.positive": "synonym", "data.synonyms": "b.txt"}}))
     other = dataclasses.replace(demo_plan(ROWS), recipe="configs/unsup.py")
