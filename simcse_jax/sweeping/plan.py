@@ -68,13 +68,23 @@ def make_plan(
 ) -> Plan:
     """The plan of these rows, each checked; common: overrides of every row, which a row's own go before."""
     made: list[Row] = []
+    replaced = {label: _replaced_by(own) for label, own in rows.items()}
+    for key, value in common.items():
+        if all(key in keys for keys in replaced.values()):
+            raise UserError(
+                f"--config.{key}={value} would change nothing: every row has its own, row {next(iter(rows))!r} for "
+                "example.\nLeave it out, or name other rows with --grid or --row."
+            )
     for label, own in rows.items():
-        others = [key for key in _DURATIONS if key not in own]  # a row's own duration replaces theirs, as the recipe's
-        shared = common if len(others) == len(_DURATIONS) else {k: v for k, v in common.items() if k not in others}
-        overrides = shared | own
+        overrides = {key: value for key, value in common.items() if key not in replaced[label]} | own
         name = folder_name(label, [row.folder for row in made])
         made.append(Row(label, name, overrides, checked_settings(recipe, label, overrides), tuple(seeds)))
     return Plan(recipe, tuple(made), judging)
+
+
+def _replaced_by(own: Overrides) -> set[str]:
+    """The keys that a row decides: its own, and every duration where it has one, as it replaces the recipe's."""
+    return {*own, *_DURATIONS} if any(key in own for key in _DURATIONS) else {*own}
 
 
 def checked_settings(recipe: str, label: str, overrides: Overrides) -> dict[str, Any]:

@@ -63,6 +63,13 @@ def test_rows_go_before_what_holds_for_all() -> None:
     assert plan.rows[1].overrides == {"train.steps": "5", "model.dropout": "0.2"}
 
 
+@pytest.mark.parametrize("key", ["model.dropout", "train.steps"])
+def test_what_every_row_replaces_is_refused(key: str) -> None:
+    rows = {"a": {"train.epochs": "2", "model.dropout": "0.1"}, "b": {"train.examples": "64", "model.dropout": "0.2"}}
+    with pytest.raises(UserError, match=f"--config.{key}=3 would change nothing: every row has its own, row 'a'"):
+        make_plan("configs/demo.py", rows, {key: "3"}, (0,), Judging())
+
+
 def test_runs_that_nothing_judges_are_refused() -> None:
     require_comparable(demo_plan({"a": {"eval.data": ""}}, tasks="sts"))
     with pytest.raises(UserError, match="row 'a': nothing judges its runs"):
