@@ -10,6 +10,11 @@ def resident(pid: int | str = "self") -> int:
     return _bytes(pid, "VmRSS")
 
 
+def own(pid: int | str = "self") -> int:
+    """Those of them that are not pages of files, which the kernel takes from a process as others need the room."""
+    return _bytes(pid, "RssAnon")
+
+
 def peak(pid: int | str = "self") -> int:
     """The most bytes that it held since it began; unlike `getrusage`, this does not count what its parent held."""
     return _bytes(pid, "VmHWM")

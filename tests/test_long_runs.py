@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.long_run import faults, samples_of_a_run
+from benchmarks.long_run import faults, samples_of_a_run, table
 from simcse_jax.data.batches import Rows
 from simcse_jax.training.compilation import Compilations
 
@@ -22,9 +22,10 @@ def test_nothing_compiles_and_nothing_grows_after_the_warm_up(tmp_path: Path, mo
 
     monkeypatch.setattr(Compilations, "begin", begin_and_wait)
     samples = samples_of_a_run(tmp_path, 400)
-    assert faults(samples) == []
+    assert faults(samples) == [], "\n".join(table(samples))
     assert 2 <= len(asked) <= 6
     assert samples[-1]["compilations"] > len(asked)
-    # What it would have said.
-    assert faults([*samples, samples[-1] | {"compilations": 99}]) != []
-    assert faults([*samples, samples[-1] | {"resident": samples[-1]["resident"] + 2**30}]) != []
+    for name, more in (("compilations", 1), ("arrays", 21), ("memory", 2**27)):
+        grown = [sample | {name: sample[name] + more} for sample in samples[-6:]]
+        assert [fault.split()[0] for fault in faults([*samples, *grown])] == [name]  # what it would have said
+        assert faults([*samples[:-6], *grown[:2], *samples[-4:]]) == []
