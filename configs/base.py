@@ -137,12 +137,13 @@ def get_config() -> ConfigDict:
     config.objective.tile = 1024
 
     config.mlm = ConfigDict()
-    # Weight of a masked-language-modelling loss beside the contrastive one, on masked copies of the sentences; 0 =
-    # none. The paper's appendix D tries 0.01, 0.1 and 1. The head comes with the pretrained weights.
+    # Weight of a masked-language-modelling loss beside the contrastive one, on masked copies of all texts of a batch,
+    # changed ones too; 0 = none. The paper's appendix D tries 0.01, 0.1 and 1. The head comes with the pretrained
+    # weights.
     config.mlm.weight = 0.0
     # Share of the tokens to predict; of them 80 % are masked, 10 % replaced by random tokens.
     config.mlm.rate = 0.15
-    # Mask whole words instead of their pieces.
+    # Choose whole words, long and short ones alike, instead of their pieces.
     config.mlm.whole_word = False
     # Held-out text, like data.files and with its data.columns: the perplexity of its whole batches is logged with each
     # evaluation, and decides which state is the best where there is no eval.data. "" = none.

@@ -17,6 +17,7 @@ from simcse_jax.hashing import token_bits
 
 # Of the tokens to predict, so many are replaced by the mask and by a random token; the rest stay what they are.
 MASKED, REPLACED = 0.8, 0.1
+LONGEST_WORD = 8  # tokens; longer ones are taken in parts of so many, as a text without spaces would be one word
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Masking:
     def __call__(self, group: Group, step: int) -> Masked:
         """The masked copy of one group int32[R, T] at a step.
 
-        Of each sentence with n tokens of text, rate * n are chosen, rounded up or down by chance so that the share is
-        `rate` exactly; of whole words, as many as stay within that.
+        Of each sentence with n tokens (or whole words) of text, rate * n are chosen, rounded up or down by chance, so
+        that every one of them is chosen with probability `rate`, however many pieces it has.
         """
         purpose = 0x686964 if self.all_masked else 0x6D6C6D  # "hid", "mlm"
         key = np.random.SeedSequence([self.seed, step, purpose]).generate_state(4)
@@ -51,8 +52,8 @@ class Masking:
         chances = token_bits(key[3], numbers[begins], positions[begins]) / 2**32
 
         text = self.vocabulary.predictable[ids]
-        wanted = np.floor(self.rate * np.bincount(sentence[text], minlength=len(chances)) + chances).astype(np.int64)
-        starts = self.vocabulary.word_starts(ids, begins) if self.whole_word else text
+        starts = _cut(self.vocabulary.word_starts(ids, begins)) & text if self.whole_word else text
+        wanted = np.floor(self.rate * np.bincount(sentence[starts], minlength=len(chances)) + chances).astype(np.int64)
         chosen = np.flatnonzero(_chosen(sentence, text, starts, bits[0], wanted))
 
         mask_id, regular = self.vocabulary.mask_id, self.vocabulary.regular
@@ -63,34 +64,44 @@ class Masking:
         masked = group.ids.copy()
         masked.ravel()[at[chosen]] = new
         sentences = group.first_tokens.shape[0]
-        places, labels = np.zeros((2, places_of(self.rate, len(group.ids), row_length, sentences)), np.int32)
+        size = places_of(self.rate, len(group.ids), row_length, sentences, self.whole_word)
+        places, labels = np.zeros((2, size), np.int32)
+        chosen = chosen[:size]  # without effect but for whole words, and for these as good as never
         places[: len(chosen)] = at[chosen]
         labels[: len(chosen)], labels[len(chosen) :] = ids[chosen], -1
         return Masked(masked, places, labels)
 
 
-def places_of(rate: float, rows: int, row_length: int, sentences: int) -> int:
-    """Places of a group int32[rows, row_length] of so many sentences: as many as it can ever need."""
-    return math.ceil(rate * rows * row_length) + sentences
+def places_of(rate: float, rows: int, row_length: int, sentences: int, whole_word: bool = False) -> int:
+    """Places of a group int32[rows, row_length] of so many sentences: as many as it can ever need.
+
+    Whole words have no such bound but all tokens, so theirs is six standard deviations above the mean, for words that
+    are all as long as can be. What does not fit is hidden and not predicted.
+    """
+    mean = rate * rows * row_length
+    if not whole_word:
+        return math.ceil(mean) + sentences
+    return min(rows * row_length, math.ceil(mean + 6 * math.sqrt(mean * LONGEST_WORD)))
+
+
+def _cut(starts: np.ndarray) -> np.ndarray:
+    """bool[n]: where words begin, and the parts of those that are longer than LONGEST_WORD."""
+    at = np.arange(len(starts))
+    since = at - np.maximum.accumulate(np.where(starts, at, 0))
+    return starts | (since % LONGEST_WORD == 0)
 
 
 def _chosen(
     sentence: np.ndarray, text: np.ndarray, starts: np.ndarray, bits: np.ndarray, wanted: np.ndarray
 ) -> np.ndarray:
-    """bool[n]: the tokens of the words that are taken, in the order of their bits, as long as they fit.
+    """bool[n]: the tokens of the words that are taken, in the order of their bits.
 
-    sentence int[n], ascending; text, starts bool[n]: tokens of text, and those that begin a word; wanted int[S].
+    sentence int[n], ascending; text, starts bool[n]: tokens of text, and those that begin a word; wanted int[S], words.
     """
-    word = np.cumsum(starts) - 1
-    sizes = np.bincount(word[text], minlength=int(starts.sum()))
     owner, draw = sentence[starts], bits[starts]
     order = np.lexsort((draw, owner))
-    first = np.searchsorted(owner[order], np.arange(len(wanted) + 1))
-    rank = np.arange(len(order)) - first[owner[order]]
-    taken, free = np.zeros(len(sizes), bool), wanted.copy()
-    for turn in range(int(rank.max(initial=-1)) + 1):
-        words = order[rank == turn]
-        fits = words[sizes[words] <= free[owner[words]]]
-        taken[fits] = True
-        free[owner[fits]] -= sizes[fits]
+    first = np.searchsorted(owner[order], np.arange(len(wanted)))
+    taken = np.zeros(len(order), bool)
+    taken[order] = np.arange(len(order)) - first[owner[order]] < wanted[owner[order]]
+    word = np.cumsum(starts) - 1
     return text & taken[word] if len(taken) else text & False

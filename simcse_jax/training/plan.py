@@ -117,7 +117,9 @@ class Planner:
         rows = groups * held * length  # positions that one view encodes
         sentences = groups * self.batches.examples.texts * layout.group_size
         mlm = self.config.mlm
-        places = groups * places_of(mlm.rate, held, length, sentences // groups) if mlm.weight else 0
+        places = 0
+        if mlm.weight:
+            places = groups * places_of(mlm.rate, held, length, sentences // groups, mlm.whole_word)
         masked = mlm.weight > 0
         tokens = (self.views + masked) * rows
         layer = _of_layer(config, length)

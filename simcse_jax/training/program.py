@@ -133,11 +133,11 @@ def batch_shapes(config: Config, mesh: Mesh, columns: int, rows: Rows, row_lengt
 
     texts = jax.ShapeDtypeStruct((max(columns, 2), examples), np.int32, sharding=everywhere)
 
-    def copy(rate: float) -> Masked:
-        places = of_groups(places_of(rate, sum(rows), row_length, columns * config.group_size))
+    def copy(rate: float, whole_word: bool = False) -> Masked:
+        places = of_groups(places_of(rate, sum(rows), row_length, columns * config.group_size, whole_word))
         return Masked(of_groups(sum(rows), row_length), places, places)
 
-    masked = copy(config.mlm.rate) if config.mlm.weight else None
+    masked = copy(config.mlm.rate, config.mlm.whole_word) if config.mlm.weight else None
     hidden = copy(config.data.rate) if hides else None
     if len(rows) == 1:
         return Batch(group(rows[0], columns), texts, masked, hidden)

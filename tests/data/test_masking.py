@@ -74,10 +74,8 @@ def test_so_many_are_hidden_four_fifths_of_them_by_the_mask(rate: float, whole_w
     assert old.min() >= SPECIAL
     text = int((batch.groups.ids >= SPECIAL).sum())
     share = used.sum() / text
-    if whole_word:
-        assert 0.8 * rate < share < rate  # words that no longer fit are passed over
-    else:
-        assert abs(share - rate) < 4 * 0.5 * np.sqrt(4096) / text + 1e-9  # each sentence is rounded by chance
+    spread = 0.5 * np.sqrt(4096) if not whole_word else np.sqrt(4 * rate * text)  # words are of a few tokens
+    assert abs(share - rate) < 4 * spread / text + 1e-9  # each sentence is rounded by chance
     kinds = [(new == MASK).sum(), ((new != MASK) & (new != old)).sum(), (new == old).sum()]
     at_random = 0.1 * (1 - 1 / (VOCAB - SPECIAL))  # a random token may be the old one
     expected = np.array([0.8, at_random, 0.2 - at_random]) * used.sum()
@@ -139,7 +137,8 @@ def test_whole_words_are_taken_whole() -> None:
             tokens[int(s), int(p)] = int(i)
     split = 0
     for (sentence, position), token in tokens.items():
-        if token >= 200 and position > 1:  # goes on with the word of the token before
+        before = [tokens.get((sentence, position - n), 0) >= 200 for n in range(1, 8)]
+        if token >= 200 and position > 1 and not all(before):  # goes on with the word of the token before
             assert ((sentence, position) in hidden) == ((sentence, position - 1) in hidden)
             split += (sentence, position) in hidden
     assert split > 500
@@ -147,6 +146,49 @@ def test_whole_words_are_taken_whole() -> None:
     assert any(
         tokens[s, p] >= 200 and p > 1 and (s, p - 1) not in single for s, p in single
     )  # without whole_word, pieces are
+
+
+def test_a_long_word_is_chosen_as_often_as_a_short_one() -> None:
+    sentences = Sentences(2048)
+    rng = np.random.default_rng(1)
+    for row in sentences.tokens:  # words of one to six tokens, the same number of tokens in each
+        sizes = rng.permutation(np.repeat(np.arange(1, 7), [6, 3, 2, 2, 1, 1]))
+        ids = rng.integers(200, VOCAB, sizes.sum())
+        ids[np.cumsum(sizes) - sizes] = rng.integers(SPECIAL, 200, len(sizes))
+        row[: len(ids)] = ids[: len(row)]
+    sentences.lengths[:] = 35 + 2
+    batches = Batches(AsTheyAre(sentences), Layout(2048, 64, 64), 0, masking(whole_word=True))
+    words, chosen = np.zeros(7), np.zeros(7)
+    for step in range(3):
+        batch = batches(step)
+        hidden = np.zeros(batch.groups.ids.shape, bool).reshape(len(batch.groups.ids), -1)
+        for g, places in enumerate(batch.masked.places):
+            hidden[g, places[batch.masked.labels[g] >= 0]] = True
+        ids = batch.groups.ids.reshape(hidden.shape)
+        text = ids >= SPECIAL
+        starts = text & (ids < 200)
+        for g in range(len(ids)):
+            begins = np.flatnonzero(starts[g])
+            word = np.cumsum(starts[g]) - 1
+            sizes = np.bincount(word[text[g]], minlength=len(begins))
+            words += np.bincount(sizes, minlength=7)
+            chosen += np.bincount(sizes[hidden[g, begins]], minlength=7)
+    for size in range(1, 7):
+        assert stats.binomtest(int(chosen[size]), int(words[size]), 0.15).pvalue > 1e-3, (size, words, chosen)
+
+
+@pytest.mark.parametrize("group", [1, 2, 64])
+def test_text_without_spaces_is_taken_in_parts(group: int) -> None:
+    sentences = Sentences(256)
+    sentences.tokens[:] = 200 + sentences.tokens % 100  # every token goes on with the word before
+    sentences.lengths[:] = 38
+    batches = Batches(AsTheyAre(sentences), Layout(256, group, 64), 0, masking(whole_word=True))
+    batch = batches(0)
+    hidden = [*by_token(batch.groups, batch.masked)]
+    share = len(hidden) / int((batch.groups.ids >= SPECIAL).sum())
+    assert 0.1 < share < 0.2
+    parts = {(sentence, (position - 1) // 8) for sentence, position in hidden}
+    assert len(hidden) == sum(8 if part < 4 else 36 - 4 * 8 for _, part in parts)
 
 
 def test_places_suffice_at_the_worst() -> None:
