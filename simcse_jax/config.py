@@ -192,6 +192,11 @@ class Config:
     mesh: MeshConfig
     group_size: int = dataclasses.field(metadata={"derived": True}, default=0)
 
+    def in_batches_of(self, size: int) -> Config:
+        """The same with batches of this size, which its devices divide, encoded all at once."""
+        train = dataclasses.replace(self.train, batch_size=size, groups_at_once=0)
+        return dataclasses.replace(self, train=train, group_size=_group_size(size, self.mesh.devices))
+
     def flat(self) -> dict[str, Any]:
         """Every key of the recipe by its full name, "train.seed" for example."""
         sections = dataclasses.asdict(self)

@@ -9,7 +9,7 @@ from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_TAGS = ("sentence-transformers", "feature-extraction", "sentence-similarity", "simcse", "jax")
+_TAGS = ("sentence-transformers", "feature-extraction", "sentence-similarity", "jax")
 _POOLERS = {
     "cls": "the first token through the trained head (dense + tanh)",
     "cls_before_pooler": "the first token of the last layer, before the head",
@@ -30,10 +30,10 @@ def model_card(
     the name of the model that this one is a copy of, for what was not trained here.
     """
     recipe, data, scores = card.get("recipe") or {}, card.get("data") or {}, card.get("scores") or {}
+    origin = _pretrained(name) if _only_pretrained(recipe) else f"{_origin(card.get('source'))}."
     sections = [
         _front_matter(recipe),
-        f"# {name}\n\n{_origin(card.get('source'))}. A sentence becomes a vector of {config.hidden_size} numbers; "
-        "compare vectors by cosine.",
+        f"# {name}\n\n{origin} A sentence becomes a vector of {config.hidden_size} numbers; compare vectors by cosine.",
         _facts(config, pooler, train_pooler, has_head),
         "## Use\n\n" + "\n\n".join(_usage(name, config, pooler)),
     ]
@@ -56,12 +56,25 @@ def _origin(source: str | None) -> str:
     return f"Sentence embeddings {by} simcse_jax {__version__}"
 
 
+def _only_pretrained(recipe: Mapping[str, Any]) -> bool:
+    return recipe.get("objective.loss") == "none"
+
+
+def _pretrained(name: str) -> str:
+    return (
+        f"Masked language modelling alone, by simcse_jax {__version__}: no good sentence encoder by itself, but one to "
+        "train further, with [SimCSE](https://arxiv.org/abs/2104.08821) for example "
+        f"(`python -m simcse_jax.train --config=configs/unsup.py --config.model.name={name}`). Its head for predicting "
+        "tokens is in it: `AutoModelForMaskedLM` of transformers reads it."
+    )
+
+
 def _front_matter(recipe: Mapping[str, Any]) -> str:
     lines = [
         "library_name: sentence-transformers",
         "pipeline_tag: sentence-similarity",
         "tags:",
-        *(f"- {tag}" for tag in _TAGS),
+        *(f"- {tag}" for tag in (*_TAGS, "fill-mask" if _only_pretrained(recipe) else "simcse")),
     ]
     base = str(recipe.get("model.name") or "")
     # The Hub refuses a base_model that is no name of its own; a local path is nobody else's business.

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -17,6 +17,9 @@ from ml_collections import config_flags
 from simcse_jax import cli
 from simcse_jax.errors import UserError
 from simcse_jax.recipe import default_workdir, require_recipe
+
+if TYPE_CHECKING:
+    from simcse_jax.config import Config
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -92,7 +95,7 @@ def main() -> int:
         return 128 + outcome.signal
     with together():  # the others stay until the export is done: a launcher takes the end of one for the end of the run
         if is_first():
-            _finish(outcome, workdir, config.eval.data)
+            _finish(outcome, workdir, config)
     return 0
 
 
@@ -124,15 +127,15 @@ def _join() -> None:
         Console(soft_wrap=True, highlight=False).print(table(cards))
 
 
-def _finish(outcome: Any, workdir: Path, data: str) -> None:
+def _finish(outcome: Any, workdir: Path, config: Config) -> None:
     """Export the best model, write the report, and say what to do next."""
     from simcse_jax.model_folder import export_run
 
     if outcome.progress.best_step == 0:
         print(f"note: no evaluation beat the model before training, so {workdir / 'model'} holds the untrained weights")
     export_run(workdir, workdir / "model")
-    _report(workdir, data)
-    print(_next_steps(workdir), flush=True)
+    _report(workdir, config.eval.data)
+    print(_next_steps(workdir, config.objective.loss == "none"), flush=True)
 
 
 def _report(workdir: Path, data: str) -> None:
@@ -146,17 +149,29 @@ def _report(workdir: Path, data: str) -> None:
         print(f"note: no report was written: {type(error).__name__}: {error}")
 
 
-def _next_steps(workdir: Path) -> str:
+def _next_steps(workdir: Path, pretrained: bool) -> str:
+    """pretrained: by masked language modelling alone, so that SimCSE is still to come."""
     model, here = workdir / "model", Path(sys.executable)
     python = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else "python"
-    return f"""
-The best model is in {model}. What to do next:
-  use it from PyTorch:  SentenceTransformer("{model}").encode(["a text"])  # pip install sentence-transformers
-  judge it:             {python} -m simcse_jax.evaluate --model={workdir} --data=senteval  # or --pairs=graded.tsv
-  write it elsewhere:   {python} -m simcse_jax.export --workdir={workdir} --out=DIR
-  look at the curves:   tensorboard --logdir={workdir / "tensorboard"}  # pip install tensorboard
-  train on your text:   {python} -m simcse_jax.train --config=configs/unsup.py --config.data.files=sentences.txt
-This run is finished; --workdir=ANOTHER starts a new one."""
+    simcse = f"{python} -m simcse_jax.train --config=configs/unsup.py --config.data.files=sentences.txt"
+    encode = f'SentenceTransformer("{model}").encode(["a text"])'
+    steps = {
+        "use it from PyTorch": f"{encode}  # pip install sentence-transformers",
+        "judge it": f"{python} -m simcse_jax.evaluate --model={workdir} --data=senteval  # or --pairs=graded.tsv",
+        "write it elsewhere": f"{python} -m simcse_jax.export --workdir={workdir} --out=DIR",
+        "look at the curves": f"tensorboard --logdir={workdir / 'tensorboard'}  # pip install tensorboard",
+        "train on your text": simcse,
+    }
+    if pretrained:
+        del steps["train on your text"]
+        steps = {"train SimCSE from it": f"{simcse} --config.model.name={model}  # small: configs/small.py"} | steps
+    return "\n".join(
+        [
+            f"\nThe best model is in {model}. What to do next:",
+            *(f"  {f'{what}:':<21} {command}" for what, command in steps.items()),
+            "This run is finished; --workdir=ANOTHER starts a new one.",
+        ]
+    )
 
 
 if __name__ == "__main__":

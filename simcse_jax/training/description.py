@@ -76,8 +76,8 @@ def _masking(run: Run) -> list[str]:
     what = (
         "alone" if run.config.objective.loss == "none" else f"beside the contrastive loss, with weight {mlm.weight:g}"
     )
-    words = " in whole words" if mlm.whole_word else ""
-    return [f"masked language modelling: {what}; {mlm.rate:.0%} of the tokens of each sentence{words}"]
+    units = "words" if mlm.whole_word else "tokens"
+    return [f"masked language modelling: {what}; {mlm.rate:.0%} of the {units} of each sentence"]
 
 
 def _notes(run: Run) -> list[str]:

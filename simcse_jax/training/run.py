@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
@@ -97,7 +97,7 @@ def _assemble(config: Config, workdir: Path) -> Run:
     contents = {
         "data.files": corpus.fingerprint,
         "eval.data": pairs.fingerprint if pairs else "",
-        "mlm.validation": held_out[0].fingerprint if held_out else "",
+        "mlm.validation": held_out.corpus.fingerprint if held_out else "",
         "data.synonyms": synonyms_fingerprint(config.data.how),
     }
     require_equal({f"the content of {key}": fingerprint for key, fingerprint in contents.items()})
@@ -122,7 +122,7 @@ def _assemble(config: Config, workdir: Path) -> Run:
         dev=make_dev(
             pairs,
             SentenceEncoder(encoder, tokenizer, mesh, config.model.pooler),
-            _perplexity(config, encoder, mesh, held_out[1]) if held_out else None,
+            _perplexity(held_out, encoder, mesh) if held_out else None,
         ),
     )
     info = run_info(run, contents)
@@ -159,16 +159,27 @@ def _require_hard_negatives(config: Config, texts: int) -> None:
         )
 
 
-def load_held_out(config: Config, tokenizer: Any) -> tuple[Corpus, Batches]:
-    """The tokenised text of mlm.validation, and its batches, which are the same whatever the run's seed."""
+class HeldOut(NamedTuple):
+    """Text on which perplexity is taken, and how."""
+
+    config: Config  # the run's, with smaller batches where there is too little text for its own
+    corpus: Corpus
+    batches: Batches  # the same whatever the run's seed
+
+
+def load_held_out(config: Config, tokenizer: Any) -> HeldOut:
+    """The tokenised text of mlm.validation, in batches; UserError where not every device has a sentence of it."""
     files, columns = listed(config.mlm.validation), listed(config.data.columns)
     corpus = load_corpus(files, tokenizer, config.data.max_length, columns, config.data.cache_dir or None)
-    if len(corpus) < config.train.batch_size:
+    devices = config.mesh.devices
+    if len(corpus) < devices:
         raise UserError(
-            f"mlm.validation = {config.mlm.validation!r} holds {len(corpus)} examples, and perplexity is taken over "
-            f"whole batches of {config.train.batch_size}.\nGive more held-out text, or leave it out."
+            f"mlm.validation = {config.mlm.validation!r} holds {len(corpus)} examples for {devices} devices.\n"
+            "Give more held-out text, or leave it out."
         )
-    return corpus, Batches(AsTheyAre(corpus), _layout(config), 0, _masking(config, tokenizer, seed=0))
+    if len(corpus) < config.train.batch_size:
+        config = config.in_batches_of(len(corpus) // devices * devices)
+    return HeldOut(config, corpus, Batches(AsTheyAre(corpus), _layout(config), 0, _masking(config, tokenizer, seed=0)))
 
 
 def _layout(config: Config) -> Layout:
@@ -192,9 +203,9 @@ def _hiding(config: Config, tokenizer: Any) -> Masking | None:
     return Masking(vocabulary, config.data.rate, whole_word=False, seed=config.train.seed, all_masked=True)
 
 
-def _perplexity(config: Config, encoder: Encoder, mesh: Mesh, held_out: Batches) -> Callable[[Any], Scores]:
+def _perplexity(held_out: HeldOut, encoder: Encoder, mesh: Mesh) -> Callable[[Any], Scores]:
     no_dropout = encoder.clone(config=dataclasses.replace(encoder.config, dropout=0.0))
-    return make_perplexity(make_encode(config, no_dropout, mesh), held_out, mesh)
+    return make_perplexity(make_encode(held_out.config, no_dropout, mesh), held_out.batches, mesh)
 
 
 def run_info(run: Run, contents: dict[str, str]) -> dict[str, Any]:

@@ -104,11 +104,20 @@ def test_a_run_resumes_bit_for_bit(tmp_path: Path, capsys: pytest.CaptureFixture
         np.testing.assert_array_equal(one, two)
 
 
+def test_the_card_says_what_it_was_trained_by(pretrained: Path) -> None:
+    card = (pretrained / "model" / "README.md").read_text(encoding="utf-8")
+    assert "# model\n\nMasked language modelling alone, by simcse_jax" in card
+    assert "--config.model.name=model" in card
+    assert "- fill-mask\n" in card
+    assert "- simcse\n" not in card
+    assert "trained with" not in card
+
+
 def test_a_run_says_that_it_masks(pretrained: Path) -> None:
     kept = {"objective__loss": "none", "mlm__weight": 1.0, "mlm__rate": 0.3}
     run = prepare_small(pretrained / "said", pretrained / "cache", **kept, mlm__whole_word=True, eval__data="")
     text = "\n".join(describe(run))
-    assert "masked language modelling: alone; 30% of the tokens of each sentence in whole words" in text
+    assert "masked language modelling: alone; 30% of the words of each sentence" in text
     assert run.dev is None
 
 
@@ -132,7 +141,15 @@ def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
         train_small(tmp_path / "run", tmp_path / "cache", mlm__weight=0.1, model__name=str(model), **FROM_FOLDER)
 
 
-def test_too_little_held_out_text_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "few.txt").write_text("a story\n")
-    with pytest.raises(UserError, match=r"holds 1 examples, and perplexity is taken over whole batches of 16"):
-        train_small(tmp_path / "run", tmp_path / "cache", mlm__weight=1.0, mlm__validation=str(tmp_path / "few.txt"))
+def test_held_out_text_of_less_than_a_batch(tmp_path: Path) -> None:
+    held_out = tmp_path / "few.txt"
+    flags: Any = {"mlm__weight": 1.0, "mlm__validation": str(held_out), "eval__data": "", "train__groups_at_once": 1}
+    held_out.write_text("\n".join(demo.sentences(seed=9, count=5)) + "\n")
+    run = prepare_small(tmp_path / "five", tmp_path / "cache", **flags)
+    assert run.batches.layout.batch_size == 16
+    assert run.dev
+    scores = run.dev.evaluate(run.initial_state().params)
+    assert scores["perplexity"] == pytest.approx(VOCABULARY, rel=0.5)
+    held_out.write_text("")
+    with pytest.raises(UserError, match=r"mlm\.validation"):
+        prepare_small(tmp_path / "none", tmp_path / "cache", **flags)
