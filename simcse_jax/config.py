@@ -15,6 +15,7 @@ from simcse_jax.data.positives import POSITIVES, WINDOWS, Positive
 from simcse_jax.encoder.config import CUTOFFS
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.errors import UserError
+from simcse_jax.idle_keys import idle_keys, way_out
 
 LOSSES = ("info_nce", "triplet", "margin_ranking", "sigmoid", "none")
 SIMILARITIES = ("cosine", "dot")
@@ -231,6 +232,9 @@ def resolve(recipe: Any, overridden: Collection[str], devices: int, x64: bool = 
     config = Config(**sections)
     for check in (_check_model, _check_ranges, _check_positives, _check_losses):
         check(config)
+    values = config.flat()
+    for key in idle_keys(values, defaults()):
+        raise UserError(way_out(key, values))
     if config.model.dtype == "float64" and not x64:
         raise UserError("model.dtype = 'float64' needs JAX's 64-bit mode.\nSet JAX_ENABLE_X64=1, or use float32.")
     mesh = _mesh(config.mesh, devices, processes)
@@ -383,13 +387,6 @@ def _check_positives(config: Config) -> None:
             f"{key} = {config.flat()[key]!r} has no effect with objective.loss = 'none': nothing is compared.\n"
             f"Use --config.{key}={works}"
         )
-    for key, kind in {"synonyms": "synonym", "mask_model": "mask"}.items():
-        value = getattr(data, key)
-        if value and data.positive != kind:
-            raise UserError(
-                f"data.{key} = {value!r} has no effect with data.positive = {data.positive!r}.\n"
-                f"Leave it out, or use --config.data.positive={kind}."
-            )
     if twice and not (model.dropout or model.cutoff or model.same_mask):
         raise UserError(
             "model.dropout = 0 with data.positive = 'dropout': both views of a sentence would be the same vector.\n"
@@ -413,11 +410,6 @@ def _check_losses(config: Config) -> None:
         raise UserError(
             "objective.loss = 'none' never trains the head of the pooler 'cls'.\n"
             "Use --config.model.pooler=avg --config.model.train_pooler=avg."
-        )
-    if mlm.validation and not mlm.weight:
-        raise UserError(
-            f"mlm.validation = {mlm.validation!r} has no effect with mlm.weight = 0: no head predicts anything.\n"
-            "Leave it out, or give the loss a weight: --config.mlm.weight=0.1"
         )
 
 
@@ -448,21 +440,17 @@ def _check_objective(config: Config) -> None:
         "comma-separated numbers above 0, each once",
         "768,256,64",
     )
-    for asked, needed, why in (
-        (objective.similarity == "dot", objective.loss != "triplet", "objective.similarity = 'dot': the triplet loss "
-         "takes distances on the unit sphere.\nUse --config.objective.loss=margin_ranking for products"),
-        (objective.learned_temperature, objective.loss in ("info_nce", "sigmoid"), "objective.learned_temperature = "
-         f"True: objective.loss = {objective.loss!r} has no temperature.\nUse info_nce or sigmoid"),
-        (objective.hard_negative_weight != 1, objective.loss == "info_nce", "objective.hard_negative_weight = "
-         f"{objective.hard_negative_weight}: objective.loss = {objective.loss!r} has no such weight.\nUse info_nce"),
-        (objective.queue, objective.loss == "info_nce" and model.second_encoder == "momentum",
-         f"objective.queue = {objective.queue}: a queue holds what the second encoder made of earlier batches, and "
-         "serves info_nce.\nUse --config.model.second_encoder=momentum --config.objective.loss=info_nce"),
-        (model.second_encoder != "none", objective.loss != "none", f"model.second_encoder = {model.second_encoder!r}: "
-         "masked language modelling alone has no positives to encode.\nUse --config.model.second_encoder=none"),
-    ):  # fmt: skip
-        if asked and not needed:
-            raise UserError(f"{why}, or leave it out.")
+    if objective.queue and (objective.loss != "info_nce" or model.second_encoder != "momentum"):
+        raise UserError(
+            f"objective.queue = {objective.queue}: a queue holds what the second encoder made of earlier batches, and "
+            "serves info_nce.\nUse --config.model.second_encoder=momentum --config.objective.loss=info_nce, or leave "
+            "it out."
+        )
+    if model.second_encoder != "none" and objective.loss == "none":
+        raise UserError(
+            f"model.second_encoder = {model.second_encoder!r}: masked language modelling alone has no positives to "
+            "encode.\nUse --config.model.second_encoder=none, or leave it out."
+        )
 
 
 def _mesh(mesh: MeshConfig, visible: int, processes: int) -> MeshConfig:

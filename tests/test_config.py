@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from configs import base
-from simcse_jax.config import LAYOUT_KEYS, Config, differences, resolve
+from simcse_jax.config import LAYOUT_KEYS, Config, defaults, differences, resolve
 from simcse_jax.errors import UserError
+from simcse_jax.idle_keys import DECIDED
 
 
 def recipe(**values: Any) -> Any:
@@ -88,14 +89,17 @@ def test_one_duration_given_on_the_command_line_replaces_the_recipe_s() -> None:
         ),
         ({"objective__loss": "none"}, r"leaves nothing to train.\nUse --config.mlm.weight=1"),
         ({"objective__loss": "none", "mlm__weight": 1.0}, "never trains the head of the pooler 'cls'"),
-        ({"objective__loss": "triplet", "objective__similarity": "dot"}, "distances on the unit sphere"),
+        (
+            {"objective__loss": "triplet", "objective__similarity": "dot"},
+            r"no effect with objective.loss = 'triplet'.\nLeave it out, or use --config.objective.loss=info_nce or",
+        ),
         ({"objective__similarity": "l2"}, "must be one of cosine, dot"),
         ({"objective__mining": "easy"}, "must be one of all, semi_hard, hardest"),
         ({"objective__margin": 0.0}, "objective.margin = 0.0: must be above 0"),
         ({"objective__widths": "64,x"}, r"objective.widths = '64,x': must be comma-separated numbers above 0"),
         ({"objective__widths": "64,64"}, "each once"),
-        ({"objective__loss": "triplet", "objective__learned_temperature": True}, "has no temperature"),
-        ({"objective__loss": "sigmoid", "objective__hard_negative_weight": 2.0}, "has no such weight"),
+        ({"objective__loss": "triplet", "objective__learned_temperature": True}, "has no effect with"),
+        ({"objective__loss": "sigmoid", "objective__hard_negative_weight": 2.0}, "has no effect with"),
         ({"objective__queue": 64}, r"Use --config.model.second_encoder=momentum"),
         ({"objective__queue": -1}, r"0 \(none\) or more"),
         ({"model__second_encoder": "two"}, "must be one of none, copy, momentum"),
@@ -156,6 +160,36 @@ def test_one_duration_given_on_the_command_line_replaces_the_recipe_s() -> None:
 def test_wrong_values_are_refused_with_a_way_out(values: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         resolved(**values)
+
+
+@pytest.mark.parametrize("key", DECIDED)
+def test_a_key_without_effect_is_refused(key: str) -> None:
+    other: dict[str, Any] = {
+        "data.synonyms": "file.txt",
+        "data.mask_model": "folder",
+        "data.window": 3,
+        "objective.learned_temperature": True,
+        "objective.symmetric": True,
+        "objective.similarity": "dot",
+        "objective.mining": "all",
+        "objective.widths": "8,4",
+        "mlm.whole_word": True,
+        "mlm.validation": "held_out.txt",
+        "model.momentum": 0.5,
+    }
+    value = other.get(key, 0.25)
+    decider, serves = DECIDED[key]
+    idle: dict[str, Any] = {"objective.loss": "none", "data.positive": "dropout", "mlm.weight": 0.0}
+    given: dict[str, Any] = {decider: idle.get(decider, defaults()[decider]), key: value}
+    if given.get("objective.loss") == "none":
+        given = {"mlm.weight": 1.0, "model.pooler": "avg", "model.train_pooler": "avg"} | given
+    with pytest.raises(
+        UserError, match=f"{key} = {value!r} has no effect with {decider} = (.|\n)*Leave it out, or use"
+    ):
+        resolved(**{name.replace(".", "__"): each for name, each in given.items()})
+    works: dict[str, Any] = given | {decider: serves[0] if serves else {"mlm.weight": 0.1}.get(decider, "token")}
+    settings = resolved(**{name.replace(".", "__"): each for name, each in works.items()})
+    assert settings.flat()[key] == value
 
 
 def test_without_dropout_something_else_must_tell_views_apart() -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from simcse_jax import cli
-from simcse_jax.config import DURATIONS, LAYOUT_KEYS, resolve
+from simcse_jax.config import DURATIONS, LAYOUT_KEYS, defaults, resolve
 from simcse_jax.errors import UserError
+from simcse_jax.idle_keys import idle_keys
 from simcse_jax.recipe import read_recipe
 from simcse_jax.sweeping.rows import Overrides
 
@@ -66,7 +68,11 @@ class Plan:
 def make_plan(
     recipe: str, rows: Mapping[str, Overrides], common: Overrides, seeds: Sequence[int], judging: Judging
 ) -> Plan:
-    """The plan of these rows, each checked; common: overrides of every row, which a row's own go before."""
+    """The plan of these rows, each checked.
+
+    common: overrides of every row. A row's own go before them, and one that only has an effect in other rows is left
+    out, as a rate is in a row whose positives have none.
+    """
     made: list[Row] = []
     replaced = {label: _replaced_by(own) for label, own in rows.items()}
     for key, value in common.items():
@@ -75,8 +81,11 @@ def make_plan(
                 f"--config.{key}={value} would change nothing: every row has its own, row {next(iter(rows))!r} for "
                 "example.\nLeave it out, or name other rows with --grid or --row."
             )
+    idle = {label: _idle_keys(recipe, label, common | own) for label, own in rows.items()}
+    nowhere = set.intersection(*idle.values())
     for label, own in rows.items():
-        overrides = {key: value for key, value in common.items() if key not in replaced[label]} | own
+        left_out = replaced[label] | (idle[label] - nowhere)
+        overrides = {key: value for key, value in common.items() if key not in left_out} | own
         name = folder_name(label, [row.folder for row in made])
         made.append(Row(label, name, overrides, checked_settings(recipe, label, overrides), tuple(seeds)))
     return Plan(recipe, tuple(made), judging)
@@ -87,19 +96,34 @@ def _replaced_by(own: Overrides) -> set[str]:
     return {*own, *_DURATIONS} if any(key in own for key in _DURATIONS) else {*own}
 
 
+def _idle_keys(recipe: str, label: str, overrides: Overrides) -> set[str]:
+    """The keys that have no effect in a row."""
+    with _naming(recipe, label):
+        sections = read_recipe(recipe, overrides)[0].to_dict()
+        values = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+        return {*idle_keys(defaults() | values, defaults())}
+
+
 def checked_settings(recipe: str, label: str, overrides: Overrides) -> dict[str, Any]:
     """Every key of the row's recipe but the seed; UserError, naming the row, for a key or value that is wrong."""
-    try:
+    with _naming(recipe, label):
         config, overridden = read_recipe(recipe, overrides)
         mesh = config["mesh"]
         # How many devices there are, only the runs know; whatever the recipe asks for is taken as there.
         devices = max(mesh["data"], 1) * max(mesh["fsdp"], 1)
         x64 = os.environ.get("JAX_ENABLE_X64", "").lower() in ("1", "true", "t", "yes", "y", "on")
         settings = resolve(config, overridden, devices, x64).flat()
-    except cli.WRONG_FLAG as error:
-        raise UserError(f"row {label!r} of {recipe}: {cli.plain(error)}") from error
     del settings[SEED]
     return settings
+
+
+@contextlib.contextmanager
+def _naming(recipe: str, label: str) -> Iterator[None]:
+    """What is wrong in a recipe says in which row."""
+    try:
+        yield
+    except cli.WRONG_FLAG as error:
+        raise UserError(f"row {label!r} of {recipe}: {cli.plain(error)}") from error
 
 
 def require_comparable(plan: Plan) -> None:

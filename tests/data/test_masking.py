@@ -161,6 +161,7 @@ def test_a_long_word_is_chosen_as_often_as_a_short_one() -> None:
     words, chosen = np.zeros(7), np.zeros(7)
     for step in range(3):
         batch = batches(step)
+        assert batch.masked
         hidden = np.zeros(batch.groups.ids.shape, bool).reshape(len(batch.groups.ids), -1)
         for g, places in enumerate(batch.masked.places):
             hidden[g, places[batch.masked.labels[g] >= 0]] = True
@@ -184,6 +185,7 @@ def test_text_without_spaces_is_taken_in_parts(group: int) -> None:
     sentences.lengths[:] = 38
     batches = Batches(AsTheyAre(sentences), Layout(256, group, 64), 0, masking(whole_word=True))
     batch = batches(0)
+    assert batch.masked
     hidden = [*by_token(batch.groups, batch.masked)]
     share = len(hidden) / int((batch.groups.ids >= SPECIAL).sum())
     assert 0.1 < share < 0.2

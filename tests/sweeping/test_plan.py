@@ -70,6 +70,16 @@ def test_what_every_row_replaces_is_refused(key: str) -> None:
         make_plan("configs/demo.py", rows, {key: "3"}, (0,), Judging())
 
 
+def test_what_holds_for_all_is_left_out_where_it_has_no_effect() -> None:
+    rows = {"dropout": {}, "crop": {"data.positive": "crop"}, "own": {"data.positive": "crop", "data.rate": "0.3"}}
+    plan = make_plan("configs/demo.py", rows, {"data.rate": "0.2"}, (0,), Judging())
+    assert [row.settings["data.rate"] for row in plan.rows] == [0.1, 0.2, 0.3]
+    with pytest.raises(UserError, match=r"row 'dropout'(.|\n)*data.rate = 0.2 has no effect with data.positive"):
+        make_plan("configs/demo.py", {"dropout": {}}, {"data.rate": "0.2"}, (0,), Judging())
+    with pytest.raises(UserError, match=r"row 'odd'(.|\n)*data.rate = 0.2 has no effect with data.positive"):
+        make_plan("configs/demo.py", rows | {"odd": {"data.rate": "0.2"}}, {}, (0,), Judging())
+
+
 def test_runs_that_nothing_judges_are_refused() -> None:
     require_comparable(demo_plan({"a": {"eval.data": ""}}, tasks="sts"))
     with pytest.raises(UserError, match="row 'a': nothing judges its runs"):
