@@ -108,20 +108,27 @@ def test_words_are_deleted_whole_and_anywhere(rate: float) -> None:
 def test_repetition_doubles_tokens_in_place() -> None:
     tokens, change = sentences(4000, least=4), Repetition(VOCABULARY, 0.32, LONGEST)
     shares, grown = [], changed(change, tokens)
+    quarters, expected = np.zeros(4), np.zeros(4)
     for old, new in zip(tokens, grown, strict=True):
         at, twice = 0, 0
-        for token in old:
+        doubled = np.zeros(len(old), bool)
+        for n, token in enumerate(old):
             assert new[at] == token
             at += 1
             if at < len(new) and new[at] == token:
                 assert token not in (CLS, SEP)
                 at, twice = at + 1, twice + 1
+                doubled[n] = True
+        places = 4 * np.arange(len(old) - 2) // (len(old) - 2)
+        quarters += np.bincount(places[doubled[1:-1]], minlength=4)
+        expected += twice * np.bincount(places, minlength=4) / len(places)
         assert at == len(new) <= LONGEST
         most = min(max(2, int(0.32 * len(old))), LONGEST - len(old))
         assert twice <= most
         if len(old) + most <= LONGEST and most > 2:
             shares.append(twice / most)
     assert np.mean(shares) == pytest.approx(0.5, abs=0.02)  # any number up to the most, as likely
+    assert stats.chisquare(quarters, expected).pvalue > 1e-4  # no part of a sentence is favoured
     full = [np.full(LONGEST, 7, np.int32)]
     np.testing.assert_array_equal(changed(change, full)[0], full[0])  # no room
 

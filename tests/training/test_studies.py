@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from simcse_jax.data import demo
 from simcse_jax.data.vocabulary import Vocabulary, vocabulary_of
@@ -20,7 +21,7 @@ from simcse_jax.objective.contrastive import Queue
 from simcse_jax.training.description import describe
 from simcse_jax.training.loop import train
 from simcse_jax.training.metrics import read_metrics
-from simcse_jax.training.parameters import encoder_params, followed, taken_in, trees_of
+from simcse_jax.training.parameters import PREDICTOR, encoder_params, followed, taken_in, trees_of
 from simcse_jax.training.program import make_encode
 from simcse_jax.training.saved import load_best
 from tests.small_models import VOCABULARY, prepare_small, train_small
@@ -65,7 +66,8 @@ POSITIVES = ["next_sentence", "crop", "word_deletion", "synonym", "repetition"]
 @pytest.mark.parametrize("positive", POSITIVES)
 def test_every_positive_trains(positive: str, documents: Path, cache: Path, tmp_path: Path) -> None:
     """And tells the two texts of a pair apart, also with no dropout at all."""
-    flags: dict[str, Any] = {"data__files": str(documents), "data__positive": positive, "data__rate": 0.3}
+    flags: dict[str, Any] = {"data__files": str(documents), "data__positive": positive}
+    flags |= {} if positive == "next_sentence" else {"data__rate": 0.3}
     run = quick(tmp_path / "run", cache, model__dropout=0.0, train__steps=3, **flags)
     found = lines(run)
     assert len(found) == 3
@@ -89,6 +91,48 @@ def test_positives_of_a_predictor(predictor: Path, cache: Path, tmp_path: Path) 
     # What is kept as the best, and exported, is the encoder alone.
     params, _ = load_best(tmp_path / "some")
     assert params.keys() == {"embeddings", "layers"}
+
+
+def test_the_named_model_predicts_and_stays_as_it_is(predictor: Path, cache: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"  # of the same tokenizer, and guesses something else
+    shutil.copytree(predictor, other)
+    tensors = load_file(other / "model.safetensors")
+    tensors["cls.predictions.bias"] = tensors["cls.predictions.bias"][::-1] * 100
+    save_file(tensors, other / "model.safetensors")
+    flags: dict[str, Any] = {
+        **FROM_FOLDER,
+        "model__name": str(predictor),
+        "data__positive": "mask",
+        "data__rate": 0.4,
+        "data__packed": False,
+        "eval__data": "",
+        "train__steps": 3,
+    }
+    run = prepare_small(tmp_path / "own", cache, **flags)
+    named = prepare_small(tmp_path / "named", cache, **flags, data__mask_model=str(other))
+    # A step donates the state that it is given, so what is looked at later is copied.
+    starts = [jax.device_get(each.initial_state()) for each in (run, named)]
+    jax.tree.map(np.testing.assert_array_equal, starts[0].params, starts[1].params)
+    np.testing.assert_array_equal(starts[1].extra[PREDICTOR]["mlm"]["bias"], tensors["cls.predictions.bias"])
+    ends, losses = [], []
+    for state in (run.initial_state(), named.initial_state()):
+        found = []
+        for step in range(3):
+            state, metrics = run.program.train_step(state, run.batches(step))
+            found.append(float(metrics["loss"]))
+        ends.append(jax.device_get(state))
+        losses.append(found)
+    assert all(abs(a - b) > 1e-4 for a, b in zip(*losses, strict=True))
+    for before, after in zip(starts, ends, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, before.extra[PREDICTOR], after.extra[PREDICTOR])
+    # At a later step too it is the predictor that predicts, not the encoder as it has become.
+    mixed = ends[0]._replace(extra=ends[1].extra)
+    shardings = run.program.shardings
+    one, two = (
+        float(run.program.train_step(jax.device_put(state, shardings), run.batches(3))[1]["loss"])
+        for state in (ends[0], mixed)
+    )
+    assert abs(one - two) > 1e-4
 
 
 def test_a_predictor_of_other_words_is_refused(predictor: Path, cache: Path, tmp_path: Path) -> None:

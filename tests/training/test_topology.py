@@ -20,6 +20,7 @@ from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.mlm import Predictor
+from simcse_jax.objective.contrastive import Queue
 from simcse_jax.training.mesh import make_mesh, state_shardings
 from simcse_jax.training.optimizer import make_optimizer
 from simcse_jax.training.parameters import with_rest
@@ -174,8 +175,22 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
     return Built(mesh, batches, loss, params, extra)
 
 
+def in_its_midst(made: Built, queue: int) -> Built:
+    """As after some steps: the queue partly filled, and the momentum encoder another than the first."""
+    if not queue:
+        return made
+    rng = np.random.default_rng(4)
+    z = rng.standard_normal(made.extra["queue"].z.shape).astype(np.float32)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    # Texts of the batch among them, which are nobody's negatives there.
+    texts = np.where(np.arange(queue) % 3 == 0, np.resize(made.batches(2).texts[0], queue), 10**6 + np.arange(queue))
+    filled = Queue(jnp.asarray(z), jnp.asarray(texts, jnp.int32), jnp.int32(queue - 7))
+    second = jax.tree.map(lambda x: x + 0.05 * jnp.sin(jnp.arange(x.size)).reshape(x.shape), made.extra["second"])
+    return dataclasses.replace(made, extra=made.extra | {"queue": filled, "second": second})
+
+
 def gradients(case: Case, kind: Kind) -> tuple[float, Any]:
-    made = build(case, kind, jnp.float32)
+    made = in_its_midst(build(case, kind, jnp.float32), kind.objective.queue)
     keys = jnp.arange(2 * kind.keys, dtype=jnp.uint32).reshape(kind.keys, 2) + jnp.uint32(7)
     given = (made.params, made.extra, made.batches(2), keys)
     with jax.sharding.set_mesh(made.mesh):
