@@ -111,8 +111,10 @@ def get_config() -> ConfigDict:
     # similarities; "sigmoid": SigLIP's; "none": masked language modelling alone (mlm.weight above 0).
     config.objective.loss = "info_nce"
     config.objective.temperature = 0.05
-    # Learn the temperature, and sigmoid's bias, from those on. SigLIP starts at 0.1 and -10.
+    # Learn the temperature, and sigmoid's bias, from those on, at a learning rate of their own, with the optimizer's
+    # schedule. SigLIP starts at 0.1 and -10, at 1e-3.
     config.objective.learned_temperature = False
+    config.objective.learning_rate = 1e-3
     config.objective.bias = -10.0
     # "cosine" or "dot".
     config.objective.similarity = "cosine"

@@ -122,6 +122,7 @@ class ObjectiveConfig:
     hard_negative_weight: float = 1.0
     similarity: str = "cosine"
     learned_temperature: bool = False
+    learning_rate: float = 1e-3
     bias: float = -10.0
     margin: float = 0.2
     mining: str = "semi_hard"
@@ -343,6 +344,7 @@ def _check_ranges(config: Config) -> None:
     for key, works in {
         "objective.temperature": 0.05,
         "objective.hard_negative_weight": 1.0,
+        "objective.learning_rate": 1e-3,
         "optimizer.learning_rate": 3e-5,
         "optimizer.eps": 1e-8,
     }.items():

@@ -17,6 +17,7 @@ DECIDED: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "model.momentum": ("model.second_encoder", ("momentum",)),
     "objective.temperature": ("objective.loss", ("info_nce", "sigmoid")),
     "objective.learned_temperature": ("objective.loss", ("info_nce", "sigmoid")),
+    "objective.learning_rate": ("objective.learned_temperature", None),
     "objective.hard_negative_weight": ("objective.loss", ("info_nce",)),
     "objective.bias": ("objective.loss", ("sigmoid",)),
     "objective.margin": ("objective.loss", ("triplet", "margin_ranking")),
@@ -29,7 +30,7 @@ DECIDED: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "mlm.validation": ("mlm.weight", None),
 }
 # What a decider that takes any value may be set to.
-FOR_EXAMPLE = {"model.cutoff": "token", "mlm.weight": "0.1"}
+FOR_EXAMPLE = {"model.cutoff": "token", "mlm.weight": "0.1", "objective.learned_temperature": "True"}
 
 
 def idle_keys(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:

@@ -187,7 +187,9 @@ def test_a_key_without_effect_is_refused(key: str) -> None:
         UserError, match=f"{key} = {value!r} has no effect with {decider} = (.|\n)*Leave it out, or use"
     ):
         resolved(**{name.replace(".", "__"): each for name, each in given.items()})
-    works: dict[str, Any] = given | {decider: serves[0] if serves else {"mlm.weight": 0.1}.get(decider, "token")}
+    works: dict[str, Any] = given | {
+        decider: serves[0] if serves else {"mlm.weight": 0.1, "model.cutoff": "token"}.get(decider, True)
+    }
     settings = resolved(**{name.replace(".", "__"): each for name, each in works.items()})
     assert settings.flat()[key] == value
 

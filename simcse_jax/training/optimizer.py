@@ -10,6 +10,7 @@ import optax
 
 from simcse_jax.config import OptimizerConfig
 from simcse_jax.training.mesh import VECTORS
+from simcse_jax.training.parameters import LEARNED
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -21,17 +22,37 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm. Weight decay, when asked for, spares biases and LayerNorms."""
-    adamw = optax.adamw(
-        make_schedule(config, total_steps),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=_decayed if config.weight_decay else None,
-    )
-    return optax.chain(_clip(config.clip_norm), adamw) if config.clip_norm else adamw
+def make_optimizer(
+    config: OptimizerConfig, total_steps: int, learned_rate: float | None = None
+) -> optax.GradientTransformation:
+    """AdamW after clipping by global norm. Weight decay, when asked for, spares biases and LayerNorms.
+
+    learned_rate: the learning rate of what the objective learns, with the same schedule; None: nothing is learned.
+    """
+    steps: list[optax.GradientTransformation] = [
+        optax.adamw(
+            make_schedule(config, total_steps),
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=_decayed if config.weight_decay else None,
+        )
+    ]
+    if config.clip_norm:
+        steps.insert(0, _clip(config.clip_norm))
+    if learned_rate is not None:
+        steps.append(_scale_learned(learned_rate / config.learning_rate))
+    return optax.chain(*steps) if len(steps) > 1 else steps[0]
+
+
+def _scale_learned(factor: float) -> optax.GradientTransformation:
+    """The updates of what the objective learns, times a factor."""
+
+    def scaled(updates: Any, params: Any) -> optax.Updates:
+        return updates | {LEARNED: jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), updates[LEARNED])}
+
+    return optax.stateless(scaled)
 
 
 def _clip(norm: float) -> optax.GradientTransformation:
