@@ -144,7 +144,7 @@ def _refuse_to_change_the_plan() -> None:
 def _judging(recipe: str) -> Judging:
     """How runs are judged: as flags say, else as the recipe does; what can be wrong is found here."""
     from simcse_jax.evaluation.graded_pairs import load_graded_pairs
-    from simcse_jax.evaluation.judge import choose_tasks
+    from simcse_jax.evaluation.judge import GEOMETRY, choose_tasks
     from simcse_jax.evaluation.senteval import senteval_folder
     from simcse_jax.sweeping.plan import Judging
     from simcse_jax.sweeping.rows import recipe_judging
@@ -158,15 +158,18 @@ def _judging(recipe: str) -> Judging:
                 f"--{given} is for judging finished runs.\nAdd --judge=sts,transfer,geometry, or leave it out."
             )
         return judging
+    needs_senteval = bool(judging.data)
     if tasks:
         try:
-            choose_tasks(tasks, "test")
+            chosen = choose_tasks(tasks, "test")
+            # Lines of --list run elsewhere, and fetch it there.
+            needs_senteval |= not _LIST.value and not (judging.pairs and {*chosen} <= {GEOMETRY})
         except UserError as error:
             where = "--judge" if _JUDGE.value else f"judged() of {recipe}"
             raise UserError(str(error).replace("--tasks", where)) from error
     for source in judging.pairs:
         load_graded_pairs(source)
-    if judging.data:
+    if needs_senteval:
         senteval_folder(judging.data)
     return judging
 

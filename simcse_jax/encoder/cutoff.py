@@ -1,4 +1,7 @@
-"""Cutoff: parts of the input embeddings zeroed in training (Shen et al. 2020, section 3.1; ConSERT, section 3.2)."""
+"""Cutoff: parts of the input embeddings zeroed in training (Shen et al. 2020, section 3.1; ConSERT, section 3.2).
+
+As in ConSERT, the others go on to see where cut tokens were; the code of Shen et al. masks them in attention as well.
+"""
 
 from __future__ import annotations
 
