@@ -111,10 +111,11 @@ def get_config() -> ConfigDict:
     # similarities; "sigmoid": SigLIP's; "none": masked language modelling alone (mlm.weight above 0).
     config.objective.loss = "info_nce"
     config.objective.temperature = 0.05
-    # Learn the temperature, and sigmoid's bias, from those on, at a learning rate of their own, with the optimizer's
-    # schedule. SigLIP starts at 0.1 and -10, at 1e-3.
+    # Learn the temperature, and sigmoid's bias, from those on. SigLIP starts at 0.1 and -10.
     config.objective.learned_temperature = False
-    config.objective.learning_rate = 1e-3
+    # The learning rate of these, with the optimizer's schedule; 0 = the optimizer's, which hardly moves them where it
+    # is that of a pretrained encoder. SigLIP: 1e-3.
+    config.objective.learning_rate = 0.0
     config.objective.bias = -10.0
     # "cosine" or "dot".
     config.objective.similarity = "cosine"

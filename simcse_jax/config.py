@@ -8,6 +8,7 @@ Longer than most files here, so that every key stands in one place with its limi
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping
 from typing import Any, get_type_hints
 
@@ -122,7 +123,7 @@ class ObjectiveConfig:
     hard_negative_weight: float = 1.0
     similarity: str = "cosine"
     learned_temperature: bool = False
-    learning_rate: float = 1e-3
+    learning_rate: float = 0.0
     bias: float = -10.0
     margin: float = 0.2
     mining: str = "semi_hard"
@@ -195,9 +196,13 @@ class Config:
     group_size: int = dataclasses.field(metadata={"derived": True}, default=0)
 
     def in_batches_of(self, size: int) -> Config:
-        """The same with batches of this size, which its devices divide, encoded all at once."""
-        train = dataclasses.replace(self.train, batch_size=size, groups_at_once=0)
-        return dataclasses.replace(self, train=train, group_size=_group_size(size, self.mesh.devices))
+        """The same with batches of this size, which its devices divide, and no more groups at a time."""
+        group_size = _group_size(size, self.mesh.devices)
+        at_once = self.train.groups_at_once and math.gcd(
+            self.train.groups_at_once, size // self.mesh.devices // group_size
+        )
+        train = dataclasses.replace(self.train, batch_size=size, groups_at_once=at_once)
+        return dataclasses.replace(self, train=train, group_size=group_size)
 
     def flat(self) -> dict[str, Any]:
         """Every key of the recipe by its full name, "train.seed" for example."""
@@ -213,8 +218,12 @@ def defaults() -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Keys that change the mathematics and differ, with both values; arguments are from `Config.flat`."""
-    keys = sorted((old.keys() | new.keys()) - LAYOUT_KEYS)
+    """Keys that change the mathematics and differ, with both values; arguments are from `Config.flat`.
+
+    Not those that had no effect in the old recipe: they were not always refused.
+    """
+    idle = idle_keys(defaults() | dict(old), defaults()) if old else []
+    keys = sorted((old.keys() | new.keys()) - LAYOUT_KEYS - {*idle})
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
@@ -235,7 +244,7 @@ def resolve(recipe: Any, overridden: Collection[str], devices: int, x64: bool = 
         check(config)
     values = config.flat()
     for key in idle_keys(values, defaults()):
-        raise UserError(way_out(key, values))
+        raise UserError(way_out(key, values, defaults()))
     if config.model.dtype == "float64" and not x64:
         raise UserError("model.dtype = 'float64' needs JAX's 64-bit mode.\nSet JAX_ENABLE_X64=1, or use float32.")
     mesh = _mesh(config.mesh, devices, processes)
@@ -329,6 +338,7 @@ def _check_ranges(config: Config) -> None:
         "train.groups_at_once": 0,
         "train.log_every_steps": 1,
         "optimizer.warmup_steps": 0,
+        "objective.learning_rate": 0,
         "optimizer.weight_decay": 0,
         "optimizer.clip_norm": 0,
         "eval.every_steps": 1,
@@ -344,7 +354,6 @@ def _check_ranges(config: Config) -> None:
     for key, works in {
         "objective.temperature": 0.05,
         "objective.hard_negative_weight": 1.0,
-        "objective.learning_rate": 1e-3,
         "optimizer.learning_rate": 3e-5,
         "optimizer.eps": 1e-8,
     }.items():

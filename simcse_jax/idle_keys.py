@@ -25,6 +25,7 @@ DECIDED: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "objective.similarity": ("objective.loss", ("info_nce", "margin_ranking", "sigmoid")),
     "objective.symmetric": ("objective.loss", ("info_nce", "triplet", "margin_ranking", "sigmoid")),
     "objective.widths": ("objective.loss", ("info_nce", "triplet", "margin_ranking", "sigmoid")),
+    "objective.mask_duplicates": ("objective.loss", ("info_nce", "triplet", "margin_ranking", "sigmoid")),
     "mlm.rate": ("mlm.weight", None),
     "mlm.whole_word": ("mlm.weight", None),
     "mlm.validation": ("mlm.weight", None),
@@ -42,12 +43,15 @@ def idle_keys(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[st
     ]
 
 
-def way_out(key: str, values: Mapping[str, Any]) -> str:
+def way_out(key: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     """What an error says of an idle key."""
     decider, serves = DECIDED[key]
+    first, *others = serves or (FOR_EXAMPLE[decider],)
+    or_one_of = f" (or {', '.join(others)})" if others else ""
     return (
         f"{key} = {values[key]!r} has no effect with {decider} = {values[decider]!r}.\n"
-        f"Leave it out, or use --config.{decider}={' or '.join(serves or (FOR_EXAMPLE[decider],))}."
+        f"Leave it out (--config.{key}={defaults[key]}), or use --config.{decider}={first}"
+        f"{or_one_of}."
     )
 
 

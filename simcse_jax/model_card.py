@@ -30,7 +30,7 @@ def model_card(
     the name of the model that this one is a copy of, for what was not trained here.
     """
     recipe, data, scores = card.get("recipe") or {}, card.get("data") or {}, card.get("scores") or {}
-    origin = _pretrained(name) if _only_pretrained(recipe) else f"{_origin(card.get('source'))}."
+    origin = _pretrained(name, recipe) if _only_pretrained(recipe) else f"{_origin(card.get('source'))}."
     sections = [
         _front_matter(recipe),
         f"# {name}\n\n{origin} A sentence becomes a vector of {config.hidden_size} numbers; compare vectors by cosine.",
@@ -60,13 +60,19 @@ def _only_pretrained(recipe: Mapping[str, Any]) -> bool:
     return recipe.get("objective.loss") == "none"
 
 
-def _pretrained(name: str) -> str:
+def _pretrained(name: str, recipe: Mapping[str, Any]) -> str:
+    simcse = simcse_recipe(str(recipe.get("model.init")))
     return (
         f"Masked language modelling alone, by simcse_jax {__version__}: no good sentence encoder by itself, but one to "
         "train further, with [SimCSE](https://arxiv.org/abs/2104.08821) for example "
-        f"(`python -m simcse_jax.train --config=configs/unsup.py --config.model.name={name}`). Its head for predicting "
+        f"(`python -m simcse_jax.train --config={simcse} --config.model.name={name}`). Its head for predicting "
         "tokens is in it: `AutoModelForMaskedLM` of transformers reads it."
     )
+
+
+def simcse_recipe(init: str) -> str:
+    """The recipe of SimCSE for a model that masked language modelling made from such weights ("random": small ones)."""
+    return "configs/small.py" if init == "random" else "configs/unsup.py"
 
 
 def _front_matter(recipe: Mapping[str, Any]) -> str:
@@ -89,7 +95,9 @@ def _facts(config: EncoderConfig, pooler: str, train_pooler: str, has_head: bool
         "longest text": f"{config.max_length} tokens",
         "pooler": f"`{pooler}`: {_POOLERS[pooler]}",
         "pooler in training": f"`{train_pooler}`",
-        "head": "trained, as `pooler.dense`" if has_head else "none: the `pooler_output` of transformers is random",
+        "pooling head": "trained, as `pooler.dense`"
+        if has_head
+        else "none: the `pooler_output` of transformers is random",
     }
     return _table(facts)
 

@@ -83,6 +83,8 @@ def main() -> int:
         _show(folder, plan, jobs)
         return 0
     require_models(jobs)
+    if not _LIST.value and not all(job.done for job in jobs):
+        _require_senteval(plan.judging)  # lines of --list run elsewhere
     write_plan(folder, plan)
     if _LIST.value:
         _list(folder, jobs)
@@ -144,7 +146,7 @@ def _refuse_to_change_the_plan() -> None:
 def _judging(recipe: str) -> Judging:
     """How runs are judged: as flags say, else as the recipe does; what can be wrong is found here."""
     from simcse_jax.evaluation.graded_pairs import load_graded_pairs
-    from simcse_jax.evaluation.judge import GEOMETRY, choose_tasks
+    from simcse_jax.evaluation.judge import choose_tasks
     from simcse_jax.evaluation.senteval import senteval_folder
     from simcse_jax.sweeping.plan import Judging
     from simcse_jax.sweeping.rows import recipe_judging
@@ -158,20 +160,32 @@ def _judging(recipe: str) -> Judging:
                 f"--{given} is for judging finished runs.\nAdd --judge=sts,transfer,geometry, or leave it out."
             )
         return judging
-    needs_senteval = bool(judging.data)
     if tasks:
         try:
-            chosen = choose_tasks(tasks, "test")
-            # Lines of --list run elsewhere, and fetch it there.
-            needs_senteval |= not _LIST.value and not (judging.pairs and {*chosen} <= {GEOMETRY})
+            choose_tasks(tasks, "test")
         except UserError as error:
             where = "--judge" if _JUDGE.value else f"judged() of {recipe}"
             raise UserError(str(error).replace("--tasks", where)) from error
     for source in judging.pairs:
         load_graded_pairs(source)
-    if needs_senteval:
+    if judging.data:
         senteval_folder(judging.data)
     return judging
+
+
+def _require_senteval(judging: Judging) -> None:
+    """UserError where tasks need SentEval's data and it is neither here nor to be fetched, before any run trains."""
+    from simcse_jax.evaluation.judge import GEOMETRY, choose_tasks
+    from simcse_jax.evaluation.senteval import senteval_folder
+
+    if not judging.tasks or (
+        judging.pairs and not judging.data and {*choose_tasks(judging.tasks, "test")} <= {GEOMETRY}
+    ):
+        return
+    try:
+        senteval_folder(judging.data)
+    except UserError as error:
+        raise UserError(f"--judge={judging.tasks} needs SentEval's data (--data=DIR). {error}") from error
 
 
 def _list(folder: Path, jobs: list[Job]) -> None:

@@ -135,7 +135,7 @@ def _finish(outcome: Any, workdir: Path, config: Config) -> None:
         print(f"note: no evaluation beat the model before training, so {workdir / 'model'} holds the untrained weights")
     export_run(workdir, workdir / "model")
     _report(workdir, config.eval.data)
-    print(_next_steps(workdir, config.objective.loss == "none"), flush=True)
+    print(_next_steps(workdir, config), flush=True)
 
 
 def _report(workdir: Path, data: str) -> None:
@@ -149,11 +149,14 @@ def _report(workdir: Path, data: str) -> None:
         print(f"note: no report was written: {type(error).__name__}: {error}")
 
 
-def _next_steps(workdir: Path, pretrained: bool) -> str:
-    """pretrained: by masked language modelling alone, so that SimCSE is still to come."""
+def _next_steps(workdir: Path, config: Config) -> str:
+    from simcse_jax.model_card import simcse_recipe
+
     model, here = workdir / "model", Path(sys.executable)
     python = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else "python"
-    simcse = f"{python} -m simcse_jax.train --config=configs/unsup.py --config.data.files=sentences.txt"
+    pretrained = config.objective.loss == "none"
+    recipe = simcse_recipe(config.model.init) if pretrained else "configs/unsup.py"
+    simcse = f"{python} -m simcse_jax.train --config={recipe} --config.data.files=sentences.txt"
     encode = f'SentenceTransformer("{model}").encode(["a text"])'
     steps = {
         "use it from PyTorch": f"{encode}  # pip install sentence-transformers",
@@ -164,7 +167,7 @@ def _next_steps(workdir: Path, pretrained: bool) -> str:
     }
     if pretrained:
         del steps["train on your text"]
-        steps = {"train SimCSE from it": f"{simcse} --config.model.name={model}  # small: configs/small.py"} | steps
+        steps = {"train SimCSE from it": f"{simcse} --config.model.name={model}"} | steps
     return "\n".join(
         [
             f"\nThe best model is in {model}. What to do next:",

@@ -91,7 +91,7 @@ def test_one_duration_given_on_the_command_line_replaces_the_recipe_s() -> None:
         ({"objective__loss": "none", "mlm__weight": 1.0}, "never trains the head of the pooler 'cls'"),
         (
             {"objective__loss": "triplet", "objective__similarity": "dot"},
-            r"no effect with objective.loss = 'triplet'.\nLeave it out, or use --config.objective.loss=info_nce or",
+            r"objective.loss = 'triplet'.\nLeave it out \(--config.objective.similarity=cosine\), or use --config.obj",
         ),
         ({"objective__similarity": "l2"}, "must be one of cosine, dot"),
         ({"objective__mining": "easy"}, "must be one of all, semi_hard, hardest"),
@@ -116,7 +116,10 @@ def test_one_duration_given_on_the_command_line_replaces_the_recipe_s() -> None:
         ({"data__positive": "crop", "data__rate": 0.0}, "above 0 with data.positive = 'crop'"),
         ({"model__same_mask": True, "model__cutoff": "span"}, r"cut the same of both(.|\n)*--config.model.cutoff= or"),
         ({"data__synonyms": "file.txt"}, "data.synonyms = 'file.txt' has no effect with data.positive = 'dropout'"),
-        ({"data__mask_model": "folder"}, r"Leave it out, or use --config.data.positive=mask"),
+        (
+            {"data__mask_model": "folder"},
+            r"Leave it out \(--config.data.mask_model=\), or use --config.data.positive=mask\.",
+        ),
         ({**MLM_ALONE, "model__cutoff": "token"}, "model.cutoff = 'token' has no effect with objective.loss = 'none'"),
         ({**MLM_ALONE, "data__positive": "crop"}, r"nothing is compared.\nUse --config.data.positive=dropout"),
         ({**MLM_ALONE, "model__same_mask": True}, "two views of one sentence"),
@@ -170,6 +173,7 @@ def test_a_key_without_effect_is_refused(key: str) -> None:
         "data.window": 3,
         "objective.learned_temperature": True,
         "objective.symmetric": True,
+        "objective.mask_duplicates": False,
         "objective.similarity": "dot",
         "objective.mining": "all",
         "objective.widths": "8,4",
@@ -183,15 +187,21 @@ def test_a_key_without_effect_is_refused(key: str) -> None:
     given: dict[str, Any] = {decider: idle.get(decider, defaults()[decider]), key: value}
     if given.get("objective.loss") == "none":
         given = {"mlm.weight": 1.0, "model.pooler": "avg", "model.train_pooler": "avg"} | given
-    with pytest.raises(
-        UserError, match=f"{key} = {value!r} has no effect with {decider} = (.|\n)*Leave it out, or use"
-    ):
+    with pytest.raises(UserError, match=f"{key} = {value!r} has no effect with {decider} = (.|\n)*Leave it out"):
         resolved(**{name.replace(".", "__"): each for name, each in given.items()})
     works: dict[str, Any] = given | {
         decider: serves[0] if serves else {"mlm.weight": 0.1, "model.cutoff": "token"}.get(decider, True)
     }
     settings = resolved(**{name.replace(".", "__"): each for name, each in works.items()})
     assert settings.flat()[key] == value
+
+
+def test_a_key_without_effect_is_no_difference() -> None:
+    """It was not always refused, and such runs go on."""
+    old = resolved().flat() | {"data.rate": 0.2, "objective.margin": 0.3}
+    assert differences(old, resolved().flat()) == {}
+    crop = resolved(data__positive="crop").flat()
+    assert differences(crop | {"data.rate": 0.2}, crop) == {"data.rate": (0.2, 0.1)}
 
 
 def test_without_dropout_something_else_must_tell_views_apart() -> None:

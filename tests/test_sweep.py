@@ -122,7 +122,7 @@ def test_a_run_that_fails_is_shown_and_missing_in_the_table(tmp_path: Path) -> N
         (["--config=configs/demo.py", "--grid=objective.temprature=1,2"], ["temprature=1", "configs/base.py"]),
         (["--config=configs/demo.py", "--judge=stss"], ["--judge: 'stss' is unknown", "transfer"]),
         (["--config=configs/demo.py", "--judge=sts", "--data=/nowhere"], ["--data=/nowhere", "senteval.tar"]),
-        (["--config=configs/demo.py", "--judge=sts"], ["senteval.tar", "HF_HUB_OFFLINE", "give a local path"]),
+        (["--config=configs/demo.py", "--judge=sts"], ["--data=DIR", "senteval.tar", "HF_HUB_OFFLINE"]),
         (["--config=configs/demo.py", "--fast"], ["--fast is for judging", "--judge=sts,transfer"]),
         (["--config=configs/demo.py", "--measure=sts"], ["--measure=sts", "dev/spearman"]),
         (["--config=configs/demo.py", "--config.train.seed=2"], ["train.seed = 2", "--seeds=2"]),

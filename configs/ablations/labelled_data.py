@@ -5,10 +5,7 @@
 
 The second has rows with neutral pairs too, and wants a file with such a column (docs/data.md makes one of NLI's
 labels), as the published triplets have none. Other data sets want files of their own, and are added to the same table
-by a command after the first:
-
-    python -m simcse_jax.sweep --config=configs/ablations/labelled_data.py --seeds=0..4 \\
-        --row='quora: data.files=pairs.csv data.columns=question1,question2'
+by the first command again, with --row='quora: data.files=pairs.csv data.columns=question1,question2'.
 """
 
 from ml_collections import ConfigDict

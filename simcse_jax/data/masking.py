@@ -52,9 +52,8 @@ class Masking:
         chances = token_bits(key[3], numbers[begins], positions[begins]) / 2**32
 
         text = self.vocabulary.predictable[ids]
-        starts = _cut(self.vocabulary.word_starts(ids, begins)) & text if self.whole_word else text
-        wanted = np.floor(self.rate * np.bincount(sentence[starts], minlength=len(chances)) + chances).astype(np.int64)
-        chosen = np.flatnonzero(_chosen(sentence, text, starts, bits[0], wanted))
+        starts = _cut(self.vocabulary.word_starts(ids, begins)) if self.whole_word else text
+        chosen = np.flatnonzero(_chosen(sentence, text, starts, bits[0], self.rate, chances))
 
         mask_id, regular = self.vocabulary.mask_id, self.vocabulary.regular
         assert mask_id is not None  # `require_mask_token` has seen to it
@@ -92,16 +91,21 @@ def _cut(starts: np.ndarray) -> np.ndarray:
 
 
 def _chosen(
-    sentence: np.ndarray, text: np.ndarray, starts: np.ndarray, bits: np.ndarray, wanted: np.ndarray
+    sentence: np.ndarray, text: np.ndarray, starts: np.ndarray, bits: np.ndarray, rate: float, chances: np.ndarray
 ) -> np.ndarray:
     """bool[n]: the tokens of the words that are taken, in the order of their bits.
 
-    sentence int[n], ascending; text, starts bool[n]: tokens of text, and those that begin a word; wanted int[S], words.
+    sentence int[n], ascending; text, starts bool[n]: tokens of text, and those that begin a word; chances float[S],
+    how the number of a sentence's words is rounded. Tokens that are no text are no part of a word; some words have none
+    that are.
     """
-    owner, draw = sentence[starts], bits[starts]
+    word = np.cumsum(starts) - 1
+    some = np.bincount(word[text], minlength=int(starts.sum())) > 0
+    owner, draw = sentence[starts][some], bits[starts][some]
+    wanted = np.floor(rate * np.bincount(owner, minlength=len(chances)) + chances).astype(np.int64)
     order = np.lexsort((draw, owner))
     first = np.searchsorted(owner[order], np.arange(len(wanted)))
-    taken = np.zeros(len(order), bool)
+    taken, chosen = np.zeros(len(order), bool), np.zeros(len(some), bool)
     taken[order] = np.arange(len(order)) - first[owner[order]] < wanted[owner[order]]
-    word = np.cumsum(starts) - 1
-    return text & taken[word] if len(taken) else text & False
+    chosen[some] = taken
+    return text & chosen[word] if len(chosen) else text & False

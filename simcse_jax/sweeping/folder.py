@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from simcse_jax.config import defaults
 from simcse_jax.errors import UserError
+from simcse_jax.idle_keys import idle_keys
 from simcse_jax.sweeping.plan import FREE_KEYS, PINNED_KEYS, Judging, Plan, Row, folder_name
 from simcse_jax.whole_file import write_whole_text
 
@@ -85,8 +87,12 @@ def joined(folder: Path, plan: Plan, judges_anew: bool = False) -> Plan:
 
 
 def _refuse_other_settings(folder: Path, old: Row, new: Row) -> None:
-    """UserError where the two differ. A key that a later version has added counts only where it is overridden."""
-    keys = sorted((old.settings.keys() | new.overrides.keys()) - (FREE_KEYS - PINNED_KEYS))
+    """UserError where the two differ.
+
+    A key that a later version has added counts only where it is overridden, and one that had no effect does not count.
+    """
+    idle = idle_keys(defaults() | old.settings, defaults())
+    keys = sorted((old.settings.keys() | new.overrides.keys()) - (FREE_KEYS - PINNED_KEYS) - {*idle})
     changed = [key for key in keys if old.settings.get(key) != new.settings.get(key)]
     if changed:
         table = "\n".join(f"  {key}: {old.settings.get(key)!r} there, {new.settings.get(key)!r} now" for key in changed)

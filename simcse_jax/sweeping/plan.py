@@ -81,7 +81,7 @@ def make_plan(
                 f"--config.{key}={value} would change nothing: every row has its own, row {next(iter(rows))!r} for "
                 "example.\nLeave it out, or name other rows with --grid or --row."
             )
-    idle = {label: _idle_keys(recipe, label, common | own) for label, own in rows.items()}
+    idle = {label: _idle_keys(recipe, label, common, own) for label, own in rows.items()}
     nowhere = set.intersection(*idle.values())
     for label, own in rows.items():
         left_out = replaced[label] | (idle[label] - nowhere)
@@ -96,12 +96,21 @@ def _replaced_by(own: Overrides) -> set[str]:
     return {*own, *_DURATIONS} if any(key in own for key in _DURATIONS) else {*own}
 
 
-def _idle_keys(recipe: str, label: str, overrides: Overrides) -> set[str]:
-    """The keys that have no effect in a row."""
-    with _naming(recipe, label):
-        sections = read_recipe(recipe, overrides)[0].to_dict()
-        values = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
-        return {*idle_keys(defaults() | values, defaults())}
+def _idle_keys(recipe: str, label: str, common: Overrides, own: Overrides) -> set[str]:
+    """The common keys that have no effect in a row, and those that have none without them."""
+    found: set[str] = set()
+    while True:
+        with _naming(recipe, label):
+            kept = {key: value for key, value in common.items() if key not in found}
+            sections = read_recipe(recipe, kept | own)[0].to_dict()
+        values = defaults()
+        for key in values:
+            section, _, name = key.partition(".")
+            values[key] = sections.get(section, {}).get(name, values[key])
+        more = {*idle_keys(values, defaults())} & kept.keys() - own.keys()
+        if not more:
+            return found
+        found |= more
 
 
 def checked_settings(recipe: str, label: str, overrides: Overrides) -> dict[str, Any]:

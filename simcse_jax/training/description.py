@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 
 from simcse_jax.config import LARGEST_GROUP
 from simcse_jax.data.batches import written
 from simcse_jax.data.positives import CHANGES
 from simcse_jax.training.run import Run
+
+LITTLE = 0.1  # change of a learned temperature's logarithm that a run says will hardly be one
 
 
 def describe(run: Run) -> list[str]:
@@ -85,6 +89,13 @@ def _notes(run: Run) -> list[str]:
     notes, warmup, layout = [], run.config.optimizer.warmup_steps, run.batches.layout
     if warmup >= run.total_steps:
         notes.append(f"note: the {run.total_steps} steps end within optimizer.warmup_steps = {warmup}")
+    objective = run.config.objective
+    rate = objective.learning_rate or run.config.optimizer.learning_rate
+    if objective.learned_temperature and rate * run.total_steps / 2 < LITTLE:
+        notes.append(
+            f"note: at a learning rate of {rate:g} the temperature changes by less than {math.expm1(LITTLE):.0%} in "
+            f"{run.total_steps} steps; --config.objective.learning_rate=1e-3 is one of its own"
+        )
     share = layout.batch_size // run.program.mesh.size
     if layout.group_size < min(share, LARGEST_GROUP) / 4:
         notes.append(

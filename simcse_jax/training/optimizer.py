@@ -27,7 +27,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW after clipping by global norm. Weight decay, when asked for, spares biases and LayerNorms.
 
-    learned_rate: the learning rate of what the objective learns, with the same schedule; None: nothing is learned.
+    learned_rate: the learning rate of what the objective learns, with the same schedule; None: as the others.
     """
     steps: list[optax.GradientTransformation] = [
         optax.adamw(

@@ -65,7 +65,7 @@ def make_program(
     loss = make_loss(
         make_encode(config, encoder, mesh, predictor), make_objective(config.objective, mesh), config.mlm.weight
     )
-    learned_rate = config.objective.learning_rate if config.objective.learned_temperature else None
+    learned_rate = config.objective.learning_rate or None
     optimizer = make_optimizer(config.optimizer, total_steps, learned_rate)
     of_predictor = predictor and parameter_shapes(predictor.encoder)
 

@@ -168,17 +168,20 @@ class HeldOut(NamedTuple):
 
 
 def load_held_out(config: Config, tokenizer: Any) -> HeldOut:
-    """The tokenised text of mlm.validation, in batches; UserError where not every device has a sentence of it."""
+    """The tokenised text of mlm.validation, in batches; UserError where there is too little for the devices.
+
+    Less than a batch is taken in batches of a power of two, so that what is left over does not depend on the devices.
+    """
     files, columns = listed(config.mlm.validation), listed(config.data.columns)
     corpus = load_corpus(files, tokenizer, config.data.max_length, columns, config.data.cache_dir or None)
-    devices = config.mesh.devices
-    if len(corpus) < devices:
-        raise UserError(
-            f"mlm.validation = {config.mlm.validation!r} holds {len(corpus)} examples for {devices} devices.\n"
-            "Give more held-out text, or leave it out."
-        )
+    size, devices = 1 << len(corpus).bit_length() - 1, config.mesh.devices
     if len(corpus) < config.train.batch_size:
-        config = config.in_batches_of(len(corpus) // devices * devices)
+        if size % devices:
+            raise UserError(
+                f"mlm.validation = {config.mlm.validation!r} holds {len(corpus)} examples: less than a batch, and "
+                f"{size} of them do not divide over {devices} devices.\nGive more held-out text, or leave it out."
+            )
+        config = config.in_batches_of(size)
     return HeldOut(config, corpus, Batches(AsTheyAre(corpus), _layout(config), 0, _masking(config, tokenizer, seed=0)))
 
 

@@ -52,6 +52,21 @@ def test_a_word_that_the_vocabulary_lacks_is_neither_predicted_nor_written(whole
     assert not (batch.masked.labels == unknown).any()
 
 
+def test_pieces_after_an_unknown_token_are_a_word_of_their_own() -> None:
+    """Whatever stands before them: the last word of another sentence, in some layouts."""
+    sentences = Sentences(128)
+    sentences.tokens[:, 0], sentences.tokens[:, 1:3] = 7, 250
+    how = Masking(dataclasses.replace(VOCABULARY, unknown=7), 0.3, whole_word=True, seed=0)
+    found = []
+    for group in (1, 8, 128):
+        batch = Batches(AsTheyAre(sentences), Layout(128, group, 64), 0, how)(0)
+        assert batch.masked
+        found.append(by_token(batch.groups, batch.masked))
+    assert found[0] == found[1] == found[2]
+    both = [((s, 2) in found[0]) + ((s, 3) in found[0]) for s, _ in found[0]]
+    assert both.count(2) > 10
+
+
 def by_token(groups: Group, masked: Masked) -> dict[tuple[int, int], tuple[int, int]]:
     """(sentence, position) -> (id in the masked copy, label), of every token to predict."""
     found = {}

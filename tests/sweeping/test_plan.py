@@ -74,6 +74,9 @@ def test_what_holds_for_all_is_left_out_where_it_has_no_effect() -> None:
     rows = {"dropout": {}, "crop": {"data.positive": "crop"}, "own": {"data.positive": "crop", "data.rate": "0.3"}}
     plan = make_plan("configs/demo.py", rows, {"data.rate": "0.2"}, (0,), Judging())
     assert [row.settings["data.rate"] for row in plan.rows] == [0.1, 0.2, 0.3]
+    learned = {"objective.learned_temperature": "True", "objective.learning_rate": "0.01"}
+    plan = make_plan("configs/demo.py", {"a": {}, "b": {"objective.loss": "triplet"}}, learned, (0,), Judging())
+    assert [row.overrides for row in plan.rows] == [learned, {"objective.loss": "triplet"}]
     with pytest.raises(UserError, match=r"row 'dropout'(.|\n)*data.rate = 0.2 has no effect with data.positive"):
         make_plan("configs/demo.py", {"dropout": {}}, {"data.rate": "0.2"}, (0,), Judging())
     with pytest.raises(UserError, match=r"row 'odd'(.|\n)*data.rate = 0.2 has no effect with data.positive"):
@@ -142,6 +145,14 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     other = dataclasses.replace(demo_plan(ROWS), recipe="configs/unsup.py")
     with pytest.raises(UserError, match=r"holds a sweep of configs/demo\.py"):
         joined(tmp_path, other)
+
+
+def test_a_key_that_had_no_effect_makes_no_other_row(tmp_path: Path) -> None:
+    """Such keys were taken once."""
+    plan = demo_plan({"dropout": {}})
+    old = dataclasses.replace(plan.rows[0], settings=plan.rows[0].settings | {"data.rate": 0.2})
+    write_plan(tmp_path, dataclasses.replace(plan, rows=(old,)))
+    assert joined(tmp_path, plan).rows[0].settings["data.rate"] == 0.2
 
 
 def test_layout_may_change_and_finished_runs_stay_finished(tmp_path: Path) -> None:

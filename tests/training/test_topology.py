@@ -132,7 +132,7 @@ KINDS = {
     "margin ranking of a dual encoder, and MLM": Kind(
         3, ObjectiveConfig("margin_ranking", margin=0.5, similarity="dot"), mlm=0.5, second="copy"
     ),
-    "sigmoid": Kind(objective=ObjectiveConfig("sigmoid", 0.1, bias=-5.0, learned_temperature=True)),
+    "sigmoid": Kind(objective=ObjectiveConfig("sigmoid", 0.1, bias=-5.0, learned_temperature=True, learning_rate=0.01)),
     "momentum and queue": Kind(objective=ObjectiveConfig(queue=50), second="momentum", cutoff="token"),
 }
 # What is about the objective alone meets a few layouts: more devices, padding, parts over fsdp, chunks, tiles.
@@ -202,7 +202,7 @@ def gradients(case: Case, kind: Kind) -> tuple[float, Any]:
 def parameters_after(case: Case, steps: int, kind: Kind) -> tuple[list[float], Any]:
     """Losses, and final parameters and what goes with them, of a run in float64."""
     made = build(case, kind, jnp.float64)
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), steps)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), steps, kind.objective.learning_rate or None)
 
     def start() -> TrainState:
         return init_state(made.params, optimizer, 5, made.extra)
