@@ -17,14 +17,10 @@ ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "docs" / "domain.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
-def write_graded(path: Path, split: str) -> None:
-    path.write_text("".join(f"{gold}\t{a}\t{b}\n" for gold, a, b in demo.graded_pairs(split=split)[:40]))
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # three commands, each with its programs to compile
 def test_from_documents_to_a_judged_encoder(tmp_path: Path) -> None:
-    (split, commands) = (block for _, block in BLOCKS)
+    split, commands = (block for _, block in BLOCKS)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     sentences = [f"{text.capitalize()}." for text in demo.sentences(count=480)]
     (tmp_path / "reports").mkdir()
@@ -32,8 +28,9 @@ def test_from_documents_to_a_judged_encoder(tmp_path: Path) -> None:
         halves = [" ".join(sentences[n : n + 6]) for n in (12 * number, 12 * number + 6)]
         text = "\n\n".join(half.replace(" ", "\n", 3) for half in halves)  # lines that end within sentences
         (tmp_path / "reports" / f"{number:02}.txt").write_text(text)
-    write_graded(tmp_path / "graded-dev.tsv", "dev")
-    write_graded(tmp_path / "graded-test.tsv", "test")
+    for name, pairs in (("dev", demo.graded_pairs(split="dev")), ("test", demo.graded_pairs(split="test"))):
+        lines = "".join(f"{gold}\t{a}\t{b}\n" for gold, a, b in pairs[:40])
+        (tmp_path / f"graded-{name}.tsv").write_text(lines)
 
     with serve_hub(tmp_path / "hub") as hub:
         add_bert(hub, tmp_path / "bert")
@@ -63,8 +60,8 @@ def test_from_documents_to_a_judged_encoder(tmp_path: Path) -> None:
         said = run("bash", "-c", pretrain)
         assert "train SimCSE from it" in said
         assert "--config.model.name=runs/domain/model" in said
-        lines = [json.loads(line) for line in (tmp_path / "runs/domain/metrics.jsonl").read_text().splitlines()]
-        assert len([line["dev/perplexity"] for line in lines if "dev/perplexity" in line]) >= 2
+        told = [json.loads(line) for line in (tmp_path / "runs/domain/metrics.jsonl").read_text().splitlines()]
+        assert len([line["dev/perplexity"] for line in told if "dev/perplexity" in line]) >= 2
         said = run("bash", "-c", train)
         assert "train on your text" in said
         started = json.loads((tmp_path / "runs/domain-simcse/config.json").read_text())
