@@ -2,7 +2,8 @@
 
     python -m simcse_jax.sweep --config=configs/ablations/batch_size.py --seeds=0..4
 
-Every row sees as many sentences, and is evaluated as often.
+Every row sees as many sentences, and is evaluated as often. How many: --config.train.examples or --config.train.epochs;
+steps would be of different sizes.
 """
 
 from ml_collections import ConfigDict
