@@ -94,7 +94,7 @@ def _notes(run: Run) -> list[str]:
     if objective.learned_temperature and rate * run.total_steps / 2 < LITTLE:
         notes.append(
             f"note: at a learning rate of {rate:g} the temperature changes by less than {math.expm1(LITTLE):.0%} in "
-            f"{run.total_steps} steps; --config.objective.learning_rate=1e-3 is one of its own"
+            f"{run.total_steps} steps; a larger --config.objective.learning_rate is for it alone"
         )
     share = layout.batch_size // run.program.mesh.size
     if layout.group_size < min(share, LARGEST_GROUP) / 4:

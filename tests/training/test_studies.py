@@ -387,6 +387,14 @@ def test_runs_with_two_encoders_resume_bit_for_bit_and_export_the_first(
     assert any("second encoder" in line for line in describe(run))
 
 
+def test_a_run_says_that_a_temperature_will_hardly_be_learned(cache: Path, tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"objective__learned_temperature": True, "train__steps": 100, "eval__data": ""}
+    low = prepare_small(tmp_path / "low", cache, **flags, optimizer__learning_rate=3e-5)
+    assert any("the temperature changes by less than 11% in 100 steps" in line for line in describe(low))
+    own = prepare_small(tmp_path / "own", cache, **flags, optimizer__learning_rate=3e-5, objective__learning_rate=1e-2)
+    assert not any("the temperature" in line for line in describe(own))
+
+
 def test_trees_and_what_happens_to_them() -> None:
     params = {"layers": {"a": np.ones(2)}, "objective": {"bias": np.ones(())}}
     queue = Queue(jnp.zeros((3, 1)), jnp.array([7, 8, 9]), jnp.asarray(1))
