@@ -243,8 +243,8 @@ def resolve(recipe: Any, overridden: Collection[str], devices: int, x64: bool = 
     for check in (_check_model, _check_ranges, _check_positives, _check_losses):
         check(config)
     values = config.flat()
-    for key in idle_keys(values, defaults()):
-        raise UserError(way_out(key, values, defaults()))
+    if idle := idle_keys(values, defaults()):
+        raise UserError(way_out(idle[0], values, defaults()))
     if config.model.dtype == "float64" and not x64:
         raise UserError("model.dtype = 'float64' needs JAX's 64-bit mode.\nSet JAX_ENABLE_X64=1, or use float32.")
     mesh = _mesh(config.mesh, devices, processes)

@@ -142,6 +142,20 @@ def serve_hub(root: Path) -> Iterator[HubServer]:
         thread.join()
 
 
+def reached_from(hub: HubServer, folder: Path) -> dict[str, str]:
+    """What commands run with that know this Hub alone, on one device: their caches are in the folder."""
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder / "hf_home"),
+        "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "SIMCSE_CACHE": str(folder / "cache"),
+        "COLUMNS": "200",
+    }
+
+
 @pytest.fixture
 def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A running Hub that huggingface_hub talks to, empty, with an empty cache."""

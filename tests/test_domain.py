@@ -1,7 +1,6 @@
 """docs/domain.md word for word: from documents to a judged encoder, on a small model from a Hub of our own."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from simcse_jax.data import demo
-from tests.conftest import serve_hub
+from tests.conftest import reached_from, serve_hub
 from tests.test_readme import add_bert
 
 ROOT = Path(__file__).parent.parent
@@ -34,17 +33,7 @@ def test_from_documents_to_a_judged_encoder(tmp_path: Path) -> None:
 
     with serve_hub(tmp_path / "hub") as hub:
         add_bert(hub, tmp_path / "bert")
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "hf_home"),
-            "HF_HUB_OFFLINE": "0",
-            "NO_PROXY": "127.0.0.1,localhost",
-            "SIMCSE_CACHE": str(tmp_path / "cache"),
-            "PYTHONPATH": str(ROOT),
-            "COLUMNS": "200",
-        }
+        environment = reached_from(hub, tmp_path) | {"PYTHONPATH": str(ROOT)}
 
         def run(*line: str) -> str:
             done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -19,7 +18,7 @@ import transformers
 from simcse_jax.data import demo
 from simcse_jax.data.tokenizer import train_wordpiece
 from simcse_jax.evaluation.transfer import TASKS as TRANSFER
-from tests.conftest import HubServer, serve_hub
+from tests.conftest import HubServer, reached_from, serve_hub
 from tests.serving.web.servers import process
 from tests.small_models import train_small
 from tests.small_senteval import write_senteval
@@ -84,16 +83,7 @@ def environment(place: Path) -> Iterator[dict[str, str]]:
         archive = place / "senteval.tar"
         subprocess.run(["tar", "-cf", archive, "-C", place, "senteval"], check=True)
         hub.add("princeton-nlp/datasets-for-simcse", "senteval.tar", archive.read_bytes(), kind="dataset")
-        yield os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(place / "hf_home"),
-            "HF_HUB_OFFLINE": "0",
-            "NO_PROXY": "127.0.0.1,localhost",
-            "SIMCSE_CACHE": str(place / "cache"),
-            "COLUMNS": "200",
-        }
+        yield reached_from(hub, place)
 
 
 def run(line: str, place: Path, environment: dict[str, str], said: str = "") -> str:
