@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from benchmarks.sizes import SIZES
 from configs import base
-from simcse_jax.config import resolve
+from simcse_jax.config.schema import resolve
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.training.model import unrolls

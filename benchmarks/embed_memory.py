@@ -19,8 +19,8 @@ from absl import flags
 from benchmarks import process_memory
 from simcse_jax import cli
 from simcse_jax.encoding import CACHED_BLOCKS
-from simcse_jax.errors import UserError
 from simcse_jax.serving.vector_file import PART
+from simcse_jax.system.errors import UserError
 
 FLAGS = flags.FLAGS
 

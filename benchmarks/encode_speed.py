@@ -26,10 +26,10 @@ from absl import flags
 from benchmarks import process_memory
 from simcse_jax import cli
 from simcse_jax.embedding_model import open_model
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.evaluation.sts import TASKS, load_sts
 from simcse_jax.serving.corpus_texts import corpus_texts
+from simcse_jax.system.errors import UserError
 
 FLAGS = flags.FLAGS
 

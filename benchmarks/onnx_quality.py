@@ -18,12 +18,12 @@ import numpy as np
 from absl import flags
 
 from simcse_jax import cli
-from simcse_jax.conversion import convert
 from simcse_jax.embedding_model import open_model
 from simcse_jax.evaluation.results import Encode
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.evaluation.sts import evaluate_pairs, load_sts
-from simcse_jax.onnx.export import MODEL, MODEL_INT8, TOKENIZER, require_onnx, write_onnx
+from simcse_jax.model_folder.conversion import convert
+from simcse_jax.model_folder.onnx_export import MODEL, MODEL_INT8, TOKENIZER, require_onnx, write_onnx
 
 FLAGS = flags.FLAGS
 

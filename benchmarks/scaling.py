@@ -20,7 +20,7 @@ from absl import flags
 from benchmarks.chips import CHIPS, Assumed, Chip
 from benchmarks.scaling_model import MODELS, SUPERVISED, UNSUPERVISED, Model, Recipe, Step, step
 from simcse_jax import cli
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 FLAGS = flags.FLAGS
 

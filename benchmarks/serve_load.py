@@ -26,7 +26,7 @@ from benchmarks import process_memory
 from simcse_jax import cli
 from simcse_jax.data import demo
 from simcse_jax.data.corpus import read_sentences
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 FLAGS = flags.FLAGS
 

@@ -24,7 +24,7 @@ from absl import flags
 
 from benchmarks.sizes import SIZES
 from simcse_jax import cli
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 FLAGS = flags.FLAGS
 

@@ -15,11 +15,11 @@ import numpy as np
 from benchmarks import process_memory
 from benchmarks.train_work import CLIP_NORM, LEARNING_RATE, TEMPERATURE, Work
 from configs import base
-from simcse_jax.config import resolve
+from simcse_jax.config.schema import resolve
 from simcse_jax.data.batches import Batch, Rows
 from simcse_jax.data.corpus import read_sentences
-from simcse_jax.host_memory import keep_freed_memory
-from simcse_jax.model_folder import export_model
+from simcse_jax.model_folder.export import export_model
+from simcse_jax.system.host_memory import keep_freed_memory
 from simcse_jax.training.compilation import Compilations
 from simcse_jax.training.feeding import feed
 from simcse_jax.training.folder import TOKENIZER

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from benchmarks import process_memory
 from benchmarks.train_work import CLIP_NORM, LEARNING_RATE, TEMPERATURE, Work
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 if importlib.util.find_spec("accelerate") is None:
     raise UserError("sentence-transformers trains with accelerate only.\npip install 'sentence-transformers[train]'")

@@ -40,7 +40,7 @@ from benchmarks.sizes import SIZES
 from benchmarks.train_work import VIEWS, Work
 from benchmarks.workers import Worker
 from simcse_jax import cli
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 FLAGS = flags.FLAGS
 

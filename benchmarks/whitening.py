@@ -17,11 +17,11 @@ from absl import flags
 
 from simcse_jax import cli
 from simcse_jax.embedding_model import open_model
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation.graded_pairs import GradedPairs
 from simcse_jax.evaluation.results import Encode
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.evaluation.sts import TASKS, evaluate_pairs, joined, load_sts
+from simcse_jax.system.errors import UserError
 
 FLAGS = flags.FLAGS
 DEV = "dev"

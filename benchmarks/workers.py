@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 LEAVE_S = 20  # seconds that a process has to leave by itself
 

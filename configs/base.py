@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from ml_collections import ConfigDict
 
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 Recipe = TypeVar("Recipe")
 

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 USER_ERROR_STATUS = 2
 # What parsing flags raises when one of them, a recipe or a key is wrong.

@@ -12,8 +12,8 @@ from typing import Any
 from absl import flags
 
 from simcse_jax import cli
-from simcse_jax.errors import UserError
 from simcse_jax.serving.vector_file import PART
+from simcse_jax.system.errors import UserError
 
 _MODEL = flags.DEFINE_string("model", "", "A run folder, an exported or Hugging Face folder, or a Hub name.")
 _INPUT = flags.DEFINE_list("input", [], "Files of sentences: .txt (a sentence a line), .csv, .tsv, .jsonl, .parquet.")
@@ -39,10 +39,10 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from simcse_jax.compiled import keep_compiled
     from simcse_jax.serving.corpus_texts import corpus_texts
     from simcse_jax.serving.model import SimCSE
     from simcse_jax.serving.vector_file import write_vectors
+    from simcse_jax.system.compiled import keep_compiled
 
     keep_compiled()
     texts = corpus_texts(_INPUT.value, _COLUMN.value)

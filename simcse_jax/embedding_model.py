@@ -18,19 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from simcse_jax.config import differences
+from simcse_jax.config.schema import differences
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.pooling import POOLERS
-from simcse_jax.encoder.pretrained import load_params, read_config
-from simcse_jax.encoder.st_modules import normalizes, read_pooler
 from simcse_jax.encoding import SentenceEncoder
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation.results import OWN
-from simcse_jax.hub import model_folder
-from simcse_jax.progress import Progress
+from simcse_jax.model_folder.pretrained import load_params, read_config
+from simcse_jax.model_folder.st_modules import normalizes, read_pooler
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.hub import model_folder
+from simcse_jax.system.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

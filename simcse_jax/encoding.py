@@ -18,9 +18,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from simcse_jax.data.packing import Slots, fill
 from simcse_jax.encoder.bert import Encoder, unstacked
 from simcse_jax.encoder.pooling import POOLERS
-from simcse_jax.errors import UserError
 from simcse_jax.group import Group
-from simcse_jax.progress import Progress
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from simcse_jax import cli
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
     from simcse_jax.embedding_model import EmbeddingModel
@@ -52,12 +52,12 @@ def main() -> int:
     """Evaluate as the flags say; 1 when a task failed."""
     from rich.console import Console
 
-    from simcse_jax.compiled import keep_compiled
     from simcse_jax.evaluation.graded_pairs import load_graded_pairs
     from simcse_jax.evaluation.judge import GEOMETRY, Exam, choose_tasks, passed
     from simcse_jax.evaluation.senteval import senteval_folder
     from simcse_jax.evaluation.terminal import print_results
     from simcse_jax.judging import judge_models, require_writable, write_results
+    from simcse_jax.system.compiled import keep_compiled
 
     names = model_names(_MODEL.value)
     out = Path(_OUT.value).expanduser() if _OUT.value else default_out(names)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from absl import flags
 
 from simcse_jax import cli
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder whose best model is exported.")
 _MODEL = flags.DEFINE_string("model", "", "In place of --workdir: a Hugging Face or exported folder, or a Hub name.")
@@ -22,9 +22,9 @@ _INT8 = flags.DEFINE_bool("int8", False, "With --onnx: also model_int8.onnx, qua
 
 def main() -> None:
     """Export as the flags say."""
-    from simcse_jax.conversion import convert
-    from simcse_jax.model_folder import export_run
-    from simcse_jax.onnx.export import require_onnx, write_onnx
+    from simcse_jax.model_folder.conversion import convert
+    from simcse_jax.model_folder.export import export_run
+    from simcse_jax.model_folder.onnx_export import require_onnx, write_onnx
 
     if bool(_WORKDIR.value) == bool(_MODEL.value) or not _OUT.value:
         raise UserError(

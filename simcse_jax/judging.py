@@ -10,13 +10,13 @@ import numpy as np
 
 from simcse_jax import __version__
 from simcse_jax.embedding_model import EmbeddingModel, open_model
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation.compare import differences, grouped
 from simcse_jax.evaluation.judge import GEOMETRY, Exam, Subject, judge
 from simcse_jax.evaluation.record import write_scores
 from simcse_jax.evaluation.report import write_report
 from simcse_jax.evaluation.results import Results
-from simcse_jax.progress import progress_bar
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.progress import progress_bar
 from simcse_jax.training.metrics import read_metrics
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simcse_jax.embedding_model import open_model
-from simcse_jax.errors import UserError
-from simcse_jax.progress import progress_bar
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.progress import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

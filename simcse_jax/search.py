@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from simcse_jax import cli
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
     from simcse_jax.serving.model import SimCSE
@@ -65,8 +65,8 @@ def main() -> None:
             "--corpus is needed: a file of sentences, or a saved index.\nFor example: --corpus=sentences.txt"
         )
 
-    from simcse_jax.compiled import keep_compiled
     from simcse_jax.serving.model import SimCSE
+    from simcse_jax.system.compiled import keep_compiled
 
     keep_compiled()
     model = SimCSE(_MODEL.value, _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value)

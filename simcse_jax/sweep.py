@@ -15,8 +15,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from simcse_jax import cli
-from simcse_jax.errors import UserError
-from simcse_jax.recipe import default_workdir, require_recipe
+from simcse_jax.config.recipe import default_workdir, require_recipe
+from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
     from simcse_jax.sweeping.jobs import Job

@@ -15,11 +15,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from simcse_jax import cli
-from simcse_jax.errors import UserError
-from simcse_jax.recipe import default_workdir, require_recipe
+from simcse_jax.config.recipe import default_workdir, require_recipe
+from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
-    from simcse_jax.config import Config
+    from simcse_jax.config.schema import Config
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -67,10 +67,10 @@ def main() -> int:
 
     import jax
 
-    from simcse_jax.compiled import keep_compiled
-    from simcse_jax.config import resolve
-    from simcse_jax.host_memory import keep_freed_memory
+    from simcse_jax.config.schema import resolve
     from simcse_jax.hosts.agreement import is_first, processes, together
+    from simcse_jax.system.compiled import keep_compiled
+    from simcse_jax.system.host_memory import keep_freed_memory
     from simcse_jax.training.description import describe
     from simcse_jax.training.loop import summary, train
     from simcse_jax.training.run import prepare
@@ -101,7 +101,7 @@ def main() -> int:
 
 def _plan() -> int:
     """Print what the recipe's step costs."""
-    from simcse_jax.config import resolve
+    from simcse_jax.config.schema import resolve
     from simcse_jax.training.devices import topology_chips, visible_chips
     from simcse_jax.training.plan import print_plan
 
@@ -129,7 +129,7 @@ def _join() -> None:
 
 def _finish(outcome: Any, workdir: Path, config: Config) -> None:
     """Export the best model, write the report, and say what to do next."""
-    from simcse_jax.model_folder import export_run
+    from simcse_jax.model_folder.export import export_run
 
     if outcome.progress.best_step == 0:
         print(f"note: no evaluation beat the model before training, so {workdir / 'model'} holds the untrained weights")
@@ -150,7 +150,7 @@ def _report(workdir: Path, data: str) -> None:
 
 
 def _next_steps(workdir: Path, config: Config) -> str:
-    from simcse_jax.model_card import simcse_recipe
+    from simcse_jax.model_folder.card import simcse_recipe
 
     model, here = workdir / "model", Path(sys.executable)
     python = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else "python"

@@ -7,12 +7,9 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of commands that tests start, but where they say otherwise
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said aloud, or a fork later on makes tokenizers warn
 
 import hashlib
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,24 +20,29 @@ from pathlib import Path
 import jax
 import pytest
 
-from simcse_jax import compiled
+from simcse_jax.system import compiled
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-_PROGRAMS = pytest.StashKey[Path]()
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Programs that this process compiles once more come out of a cache of its own."""
-    jax.config.update("jax_enable_compilation_cache", True)
-    if compiled.takes_back(compiled.cpu_code()):
-        config.stash[_PROGRAMS] = Path(tempfile.mkdtemp(prefix="simcse-programs-"))
-        jax.config.update("jax_compilation_cache_dir", str(config.stash[_PROGRAMS]))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", compiled.SHORTEST_COMPILATION_S)
+    """Share compiled programs between workers, the commands that tests start, and later runs of the suite.
 
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if folder := config.stash.get(_PROGRAMS, None):
-        shutil.rmtree(folder)
+    $SIMCSE_TEST_PROGRAMS names another folder than the default, .pytest_cache/programs.
+    """
+    code = compiled.cpu_code()
+    jax.config.update("jax_enable_compilation_cache", compiled.takes_back(code))
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = str(compiled.takes_back(code)).lower()
+    root = Path(os.environ.get("SIMCSE_TEST_PROGRAMS") or ROOT / ".pytest_cache" / "programs")
+    settings = {
+        "jax_compilation_cache_dir": str(root / hashlib.blake2b(code, digest_size=8).hexdigest()),
+        "jax_compilation_cache_max_size": compiled.LARGEST_BYTES,  # also makes JAX lock each access
+        "jax_persistent_cache_min_compile_time_secs": compiled.SHORTEST_COMPILATION_S,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,13 @@ from typing import Any
 import jax
 
 from configs import base
-from simcse_jax.config import resolve
+from simcse_jax.config.schema import resolve
 from simcse_jax.data import demo
 from simcse_jax.data.tokenizer import train_wordpiece
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.init import init_params
-from simcse_jax.model_folder import export_model
+from simcse_jax.model_folder.export import export_model
 from simcse_jax.training.loop import train
 from simcse_jax.training.run import Run, prepare
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from configs import small
-from simcse_jax.config import resolve
-from simcse_jax.errors import UserError
-from simcse_jax.recipe import read_recipe, recipe_module
+from simcse_jax.config.recipe import read_recipe, recipe_module
+from simcse_jax.config.schema import resolve
+from simcse_jax.system.errors import UserError
 
 FOLDER = Path(__file__).parent.parent / "configs" / "ablations"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "start"))

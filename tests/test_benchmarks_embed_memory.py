@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.embed_memory import WARM, measure, table
-from simcse_jax.errors import UserError
 from simcse_jax.serving.vector_file import PART
+from simcse_jax.system.errors import UserError
 from tests.small_models import export_small
 
 

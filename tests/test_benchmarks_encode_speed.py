@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import encode_speed
 from simcse_jax.data import demo
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 from tests.small_models import export_small
 
 pytest.importorskip("sentence_transformers")

@@ -26,7 +26,7 @@ from benchmarks.scaling_model import (
     step,
     updated,
 )
-from simcse_jax.config import OptimizerConfig
+from simcse_jax.config.schema import OptimizerConfig
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.training.collectives import Collective, collectives

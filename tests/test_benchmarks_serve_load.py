@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks.serve_load import measure, table
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 from tests.serving.web.made_model import CAPTIONS
 
 

@@ -17,7 +17,7 @@ from benchmarks.train_work import Work
 from benchmarks.workers import Worker
 from simcse_jax.data import demo
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 TINY = Sizes(num_hidden_layers=2, hidden_size=64, num_attention_heads=4, intermediate_size=128)
 

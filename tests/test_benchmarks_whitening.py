@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks.whitening import centred, measure, table, whitened
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation.graded_pairs import GradedPairs
+from simcse_jax.system.errors import UserError
 
 WIDTH = 6
 

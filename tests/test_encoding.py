@@ -13,7 +13,7 @@ from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoding import SMALL_GROUP, SentenceEncoder, pack_rows, row_lengths
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 from simcse_jax.training.mesh import state_shardings
 
 WORDS = [f"{a}{b}" for a in ("sun", "moon", "star", "sea", "hill", "wood") for b in ("", "ly", "er", "ward", "ish")]

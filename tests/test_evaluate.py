@@ -13,13 +13,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from simcse_jax.embedding_model import open_model
-from simcse_jax.errors import UserError
 from simcse_jax.evaluate import model_names
 from simcse_jax.evaluation import judge as judging_room
 from simcse_jax.evaluation.judge import Exam, choose_tasks
 from simcse_jax.evaluation.results import Results
 from simcse_jax.evaluation.sts import TASKS, YEARS, evaluate_sts, load_sts
 from simcse_jax.judging import judge_models, report_run, write_results
+from simcse_jax.system.errors import UserError
 from tests.small_models import export_small, train_small
 from tests.small_senteval import write_senteval
 

@@ -17,17 +17,17 @@ import transformers
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
-from simcse_jax import model_folder
 from simcse_jax.data.packing import pack
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.embedding_model import open_model
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.pooling import POOLERS
-from simcse_jax.encoder.pretrained import load_params, read_config
-from simcse_jax.encoder.st_modules import read_pooler
-from simcse_jax.errors import UserError
-from simcse_jax.model_folder import export_model, export_run
+from simcse_jax.model_folder import export as model_folder
+from simcse_jax.model_folder.export import export_model, export_run
+from simcse_jax.model_folder.pretrained import load_params, read_config
+from simcse_jax.model_folder.st_modules import read_pooler
+from simcse_jax.system.errors import UserError
 from simcse_jax.training.checkpoint import Checkpoints
 from simcse_jax.training.folder import write_run_info
 from tests.torch_models import FAMILIES, random_model, relative_error, torch_embeddings

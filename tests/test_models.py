@@ -7,7 +7,7 @@ import numpy as np
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.data.vocabulary import id_count
 from simcse_jax.embedding_model import open_model
-from simcse_jax.encoder.pretrained import load_params, read_config
+from simcse_jax.model_folder.pretrained import load_params, read_config
 
 FOLDER = Path(__file__).parent.parent / "models" / "wiki-small"
 

@@ -8,10 +8,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from simcse_jax.embedding_model import open_model
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.evaluation.sts import evaluate_pairs
 from simcse_jax.mteb_encoder import MtebEncoder
+from simcse_jax.system.errors import UserError
 from tests.small_models import export_small
 
 mteb = pytest.importorskip("mteb", reason="pip install mteb")

@@ -19,8 +19,8 @@ import numpy as np
 from simcse_jax.data import packing
 from simcse_jax.data.examples import Drawn, Examples
 from simcse_jax.data.masking import Masking
-from simcse_jax.errors import UserError
 from simcse_jax.group import Array, Group, Masked
+from simcse_jax.system.errors import UserError
 
 # Batches looked at to choose the shapes of a run.
 SAMPLED_BATCHES = 32

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simcse_jax.data.cache import cache_folder
 from simcse_jax.data.readers import Table
 from simcse_jax.data.sources import RowCounts, choose_columns, open_tables, read_rows
 from simcse_jax.data.tokenise import CACHE_FORMAT, build, column
-from simcse_jax.errors import UserError
+from simcse_jax.system.cache import cache_folder
+from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa

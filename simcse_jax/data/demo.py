@@ -15,7 +15,7 @@ from typing import Literal
 
 from simcse_jax.data.demo_grammar import Voice, realise
 from simcse_jax.data.demo_scenes import DETAILS, TOPICS, Scene, contradict, draw, draw_scene, generalise, grade, without
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 SENTENCES = 30_000
 TRIPLETS = 20_000

@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from simcse_jax.data.changes import Change
-from simcse_jax.errors import UserError
 from simcse_jax.hashing import token_bits
+from simcse_jax.system.errors import UserError
 
 
 class Drawn(NamedTuple):

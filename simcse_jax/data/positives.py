@@ -20,7 +20,7 @@ from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.examples import AsTheyAre, Examples, WithChangedCopy, WithNext
 from simcse_jax.data.synonyms import SHIPPED, Synonym, load_replacements
 from simcse_jax.data.vocabulary import Vocabulary
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 # Those that change a text; `rate` is the share of it that is changed.
 CHANGES = ("crop", "word_deletion", "synonym", "repetition")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 FORMATS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 COMPRESSIONS = (".gz", ".xz")

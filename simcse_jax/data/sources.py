@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simcse_jax.data.readers import FORMATS, Table, format_of, open_table
-from simcse_jax.errors import UserError
-from simcse_jax.hub import dataset_file, require_hub
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.hub import dataset_file, require_hub
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -22,8 +22,8 @@ import numpy as np
 
 from simcse_jax.data.changes import chosen_words, words_of
 from simcse_jax.data.vocabulary import Vocabulary
-from simcse_jax.errors import UserError
 from simcse_jax.hashing import token_bits
+from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

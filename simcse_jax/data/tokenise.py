@@ -13,7 +13,7 @@ import numpy as np
 
 from simcse_jax.data.readers import Table
 from simcse_jax.data.sources import RowCounts, read_rows
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,7 +7,7 @@ from typing import Any
 
 from simcse_jax.encoder.activations import ACTIVATIONS
 from simcse_jax.encoder.config import EncoderConfig
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 CONFIG = "config.json"
 # model_type -> our family. CamemBERT is RoBERTa under another name; MiniLM and most national models say "bert" or

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from simcse_jax.data import demo
-from simcse_jax.errors import UserError
-from simcse_jax.hub import DATASET_PREFIX, dataset_file
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.hub import DATASET_PREFIX, dataset_file
 
 STSB_DEV = "STSBenchmark/sts-dev.csv"  # where SentEval's folder and archive keep the dev pairs
 SUFFIXES = (".tsv", ".csv", ".txt")

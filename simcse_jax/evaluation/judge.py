@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation import sts, transfer
 from simcse_jax.evaluation.graded_pairs import GradedPairs, load_graded_pairs
 from simcse_jax.evaluation.results import Encode, Score, Space, Verdict
 from simcse_jax.evaluation.space import measure_space
+from simcse_jax.system.errors import UserError
 
 GEOMETRY = "geometry"
 GROUPS = ("sts", "transfer", GEOMETRY)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation.senteval import read_lines
+from simcse_jax.system.errors import UserError
 
 # A file of each class, in the order of the labels' appearance: those labelled 1 first. SentEval reads them as latin-1.
 CLASS_FILES: dict[str, tuple[str, str]] = {

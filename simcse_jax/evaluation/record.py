@@ -9,7 +9,7 @@ from typing import Any
 
 from simcse_jax.evaluation.compare import average, averages_of, spread
 from simcse_jax.evaluation.results import Entry, Results, Score, Space, Verdict
-from simcse_jax.whole_file import write_whole_text
+from simcse_jax.system.whole_file import write_whole_text
 
 SCORES = "scores.json"
 _DIGITS = 6

@@ -9,9 +9,9 @@ import tarfile
 from contextlib import suppress
 from pathlib import Path
 
-from simcse_jax.data.cache import cache_folder
-from simcse_jax.errors import UserError
-from simcse_jax.hub import DATASET_PREFIX, dataset_file
+from simcse_jax.system.cache import cache_folder
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.hub import DATASET_PREFIX, dataset_file
 
 HUB_ARCHIVE = "hf://datasets/princeton-nlp/datasets-for-simcse/senteval.tar"
 KNOWN_FOLDERS = ("STS", "SICK", "MR", "CR", "SUBJ", "MPQA", "SST", "TREC", "MRPC")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation.graded_pairs import GradedPairs
 from simcse_jax.evaluation.results import Encode, Space
 from simcse_jax.objective import geometry
+from simcse_jax.system.errors import UserError
 
 CLOSE = 0.8  # of the scale; on STS-B's 0 to 5, pairs above 4, as in SimCSE's figures 2 and 3
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation.graded_pairs import GradedPairs, load_graded_pairs, parse_score
 from simcse_jax.evaluation.results import Encode, Score
 from simcse_jax.evaluation.senteval import read_lines
+from simcse_jax.system.errors import UserError
 
 YEARS: dict[str, tuple[str, ...]] = {
     "STS12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation.labelled import CLASS_FILES, TASKS, Labelled, load_labelled
 from simcse_jax.evaluation.results import Encode, Score
+from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:  # scikit-learn takes a second to import, and most evaluations do without it
     from sklearn.linear_model import LogisticRegression

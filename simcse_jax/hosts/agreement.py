@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 # A process that has died is noticed by its missing heartbeat; this only bounds how long a living one may take.
 PATIENCE_S = 6 * 3600

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 # Where other launchers say how many processes there are, and which one this is.
 COUNTS = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 from rich.table import Table
 
-from simcse_jax.errors import UserError
 from simcse_jax.hosts import agreement
 from simcse_jax.hosts.cluster import Cluster, as_arguments
 from simcse_jax.hosts.roll_call import Card, roll_call
+from simcse_jax.system.errors import UserError
 
 # All are there, as the roll call has shown, so JAX's own start takes seconds.
 START_S = 120

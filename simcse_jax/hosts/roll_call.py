@@ -13,8 +13,8 @@ import time
 from typing import Any
 
 from simcse_jax import __version__
-from simcse_jax.errors import UserError
 from simcse_jax.hosts.cluster import Cluster
+from simcse_jax.system.errors import UserError
 
 RETRY_S = 0.2
 # What a process may take to say its name once it is connected; nobody else has reason to connect.

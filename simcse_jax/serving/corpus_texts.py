@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from simcse_jax.data.readers import Table
 from simcse_jax.data.sources import RowCounts, choose_columns, open_tables, read_rows
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 
 @dataclass(frozen=True)

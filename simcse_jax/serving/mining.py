@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simcse_jax.errors import UserError
 from simcse_jax.serving.index.exact import ExactSearch
 from simcse_jax.serving.index.vectors import Vectors
+from simcse_jax.system.errors import UserError
 
 # (float32[Q, D], k) -> (float32[Q, k] scores, descending; int64[Q, k] ids, -1 where fewer were found)
 Nearest = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]

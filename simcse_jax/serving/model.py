@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from simcse_jax.embedding_model import open_model
-from simcse_jax.errors import UserError
-from simcse_jax.progress import progress_bar
 from simcse_jax.serving.blocks import blocks
 from simcse_jax.serving.corpus_texts import corpus_texts
 from simcse_jax.serving.fingerprint import fingerprint
 from simcse_jax.serving.index.sentence_index import Hit, SentenceIndex, open_index
 from simcse_jax.serving.mining import Pair, paraphrases, require_cosine
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.progress import progress_bar
 
 BATCH = 16384  # sentences that are tokenised, sorted and packed together
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simcse_jax.data.sources import RowCounts, choose_columns, open_tables, read_rows
-from simcse_jax.errors import UserError
-from simcse_jax.whole_file import write_whole
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.whole_file import write_whole
 
 if TYPE_CHECKING:
     from simcse_jax.data.readers import Table

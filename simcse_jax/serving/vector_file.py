@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simcse_jax.errors import UserError
 from simcse_jax.serving.blocks import blocks
 from simcse_jax.serving.fingerprint import difference
-from simcse_jax.whole_file import write_whole
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.whole_file import write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa

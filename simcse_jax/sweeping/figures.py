@@ -6,11 +6,11 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation import transfer
 from simcse_jax.evaluation.judge import GEOMETRY, choose_tasks
 from simcse_jax.sweeping.jobs import Job
 from simcse_jax.sweeping.plan import Judging
+from simcse_jax.system.errors import UserError
 from simcse_jax.training.metrics import read_metrics
 
 Figures = dict[str, float]

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from simcse_jax.config import defaults
-from simcse_jax.errors import UserError
-from simcse_jax.idle_keys import idle_keys
+from simcse_jax.config.idle_keys import idle_keys
+from simcse_jax.config.schema import defaults
 from simcse_jax.sweeping.plan import FREE_KEYS, PINNED_KEYS, Judging, Plan, Row, folder_name
-from simcse_jax.whole_file import write_whole_text
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.whole_file import write_whole_text
 
 PLAN = "sweep.json"
 LOCK = ".lock"

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from simcse_jax.errors import UserError
+from simcse_jax.config.recipe import override_flags
 from simcse_jax.evaluation.record import SCORES
-from simcse_jax.recipe import override_flags
 from simcse_jax.sweeping.plan import SEED, Judging, Plan, Row
+from simcse_jax.system.errors import UserError
 
 # What is left of a finished run's folder, and what is deleted.
 KEEP = {"all": (), "model": ("checkpoints",), "scores": ("checkpoints", "model")}

@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from simcse_jax import cli
-from simcse_jax.config import DURATIONS, LAYOUT_KEYS, defaults, resolve
-from simcse_jax.errors import UserError
-from simcse_jax.idle_keys import idle_keys
-from simcse_jax.recipe import read_recipe
+from simcse_jax.config.idle_keys import idle_keys
+from simcse_jax.config.recipe import read_recipe
+from simcse_jax.config.schema import DURATIONS, LAYOUT_KEYS, defaults, resolve
 from simcse_jax.sweeping.rows import Overrides
+from simcse_jax.system.errors import UserError
 
 SEED = "train.seed"
 # Keys that may change between the parts of one sweep. What one run may change in its midst, where it evaluates for

@@ -7,8 +7,8 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
-from simcse_jax.errors import UserError
-from simcse_jax.recipe import recipe_module
+from simcse_jax.config.recipe import recipe_module
+from simcse_jax.system.errors import UserError
 
 Overrides = dict[str, str]  # key of the recipe, as written after --config. : value
 DEFAULT_SEEDS = "0..4"

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from simcse_jax.errors import UserError
 from simcse_jax.sweeping.figures import LOWER_IS_BETTER, SPACE, TITLES
 from simcse_jax.sweeping.picture import draw
 from simcse_jax.sweeping.table import Difference, Table, TableRow, as_json, missing
-from simcse_jax.whole_file import write_whole, write_whole_text
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.whole_file import write_whole, write_whole_text
 
 NONE = "–"  # noqa: RUF001 (a dash, as in printed tables)
 

@@ -20,8 +20,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from simcse_jax.errors import UserError, short
 from simcse_jax.hosts.agreement import first_says, gather, is_first, on_all, processes, together
+from simcse_jax.system.errors import UserError, short
 from simcse_jax.training.manifest import complete_steps, incomplete, seal
 from simcse_jax.training.mesh import place
 from simcse_jax.training.saved import read_state

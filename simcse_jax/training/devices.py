@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 # Memory that a program may use on each device, GiB: what the TPU compiler (libtpu 0.0.42) says when it is too little.
 # Topologies of TPU v4 list two devices a chip.

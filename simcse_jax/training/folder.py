@@ -17,11 +17,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from simcse_jax.config import Config, defaults, differences
-from simcse_jax.errors import UserError
+from simcse_jax.config.schema import Config, defaults, differences
 from simcse_jax.hosts.agreement import first_says, is_first, processes, together
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.whole_file import write_whole_text
 from simcse_jax.training.manifest import complete_steps
-from simcse_jax.whole_file import write_whole_text
 
 TOKENIZER = "tokenizer"
 # How long a network file system may take to show one host what another has written.

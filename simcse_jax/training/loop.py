@@ -19,8 +19,8 @@ from typing import Any
 import jax
 
 from simcse_jax.data.batches import Batch, Rows, written
-from simcse_jax.errors import UserError, short
 from simcse_jax.hosts.agreement import is_first, on_all
+from simcse_jax.system.errors import UserError, short
 from simcse_jax.training.checkpoint import Checkpoints, Progress
 from simcse_jax.training.clock import Clock
 from simcse_jax.training.compilation import Compilations

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simcse_jax.whole_file import write_whole_text
+from simcse_jax.system.whole_file import write_whole_text
 
 # Significant digits of a figure: what the numbers hold.
 FLOAT32_DIGITS, FLOAT64_DIGITS = 7, 16

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simcse_jax.config import Config, ModelConfig
+from simcse_jax.config.schema import Config, ModelConfig
 from simcse_jax.data.corpus import read_sentences
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.data.vocabulary import id_count, vocabulary_of
@@ -20,9 +20,9 @@ from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.mlm import Predictor
-from simcse_jax.encoder.pretrained import load_params, read_config
-from simcse_jax.errors import UserError
-from simcse_jax.hub import model_folder
+from simcse_jax.model_folder.pretrained import load_params, read_config
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.hub import model_folder
 
 # Sentences that a tokenizer trained on the spot looks at.
 TOKENIZER_SENTENCES = 1_000_000

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from simcse_jax.config import OptimizerConfig
+from simcse_jax.config.schema import OptimizerConfig
 from simcse_jax.training.mesh import VECTORS
 from simcse_jax.training.parameters import LEARNED
 

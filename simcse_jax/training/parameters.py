@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from simcse_jax.config import ObjectiveConfig
+from simcse_jax.config.schema import ObjectiveConfig
 from simcse_jax.objective.contrastive import Queue
 
 SECOND, LEARNED, QUEUE, PREDICTOR = "second", "objective", "queue", "predictor"

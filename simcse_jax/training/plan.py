@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from simcse_jax.config import Config
+from simcse_jax.config.schema import Config
 from simcse_jax.data.batches import Batches, Rows, written
 from simcse_jax.data.masking import places_of
 from simcse_jax.data.tokenizer import load_tokenizer

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from simcse_jax.config import Config, ObjectiveConfig
+from simcse_jax.config.schema import Config, ObjectiveConfig
 from simcse_jax.data.batches import Batch, Rows
 from simcse_jax.data.masking import places_of
 from simcse_jax.encoder.bert import Encoder

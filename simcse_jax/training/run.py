@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from simcse_jax.config import Config, row_length
+from simcse_jax.config.schema import Config, row_length
 from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.corpus import Corpus, load_corpus
 from simcse_jax.data.examples import AsTheyAre
@@ -21,9 +21,9 @@ from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.data.vocabulary import id_count, require_mask_token, vocabulary_of
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoding import SentenceEncoder
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.hosts.agreement import first_says, is_first, require_equal, together
+from simcse_jax.system.errors import UserError
 from simcse_jax.training.dev import Dev, Scores, make_dev, make_perplexity
 from simcse_jax.training.folder import (
     TOKENIZER,

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.init import parameter_shapes
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 from simcse_jax.training.folder import read_run_info
 from simcse_jax.training.manifest import complete_steps, require_intact
 

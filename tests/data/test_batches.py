@@ -6,7 +6,7 @@ import pytest
 
 from simcse_jax.data.batches import Batch, Batches, Layout
 from simcse_jax.data.examples import AsTheyAre
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 EXAMPLES, BATCH, GROUP, LONGEST = 103, 16, 4, 16
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simcse_jax import hub
 from simcse_jax.data import corpus as corpus_module
 from simcse_jax.data.corpus import Corpus, load_corpus, read_sentences
 from simcse_jax.data.readers import Table
 from simcse_jax.data.sources import dataset_table
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
-from simcse_jax.errors import UserError
+from simcse_jax.system import hub
+from simcse_jax.system.errors import UserError
 
 SENTENCES = [
     "a man is playing a guitar",

@@ -18,7 +18,7 @@ from simcse_jax.data import demo
 from simcse_jax.data.demo_grammar import Voice, inflect, realise, with_article
 from simcse_jax.data.demo_lexicon import lexicon
 from simcse_jax.data.demo_scenes import Entity, Scene, draw_scene, grade, topic_of
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 DIGEST = """
 import hashlib, json

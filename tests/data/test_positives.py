@@ -20,7 +20,7 @@ from simcse_jax.data.positives import POSITIVES, Positive, make_examples, views_
 from simcse_jax.data.synonyms import SHIPPED, Synonym, load_replacements
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.data.vocabulary import Vocabulary, vocabulary_of
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 CLS, SEP, LONGEST = 2, 3, 40
 # Tokens from 200 on go on with a word.

@@ -8,7 +8,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from simcse_jax.data.readers import format_of, open_table
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 
 def write(path: Path, content: str | bytes) -> Path:

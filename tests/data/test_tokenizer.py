@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from simcse_jax.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_wordpiece
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 ENGLISH = [
     "A man is playing a guitar.",

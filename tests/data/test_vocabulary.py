@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.data.vocabulary import id_count, require_mask_token, vocabulary_of
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 TEXTS = ["unbelievable stories", "a story"] * 30 + ["believable able un"] * 10
 

@@ -15,9 +15,9 @@ from simcse_jax.data.tokenizer import train_wordpiece
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.init import init_params, parameter_shapes
 from simcse_jax.encoder.mlm import Predictor, mlm_scores, replaced
-from simcse_jax.encoder.pretrained import load_mlm_head, load_params, read_config, to_hugging_face
 from simcse_jax.group import Masked
-from simcse_jax.model_folder import export_model
+from simcse_jax.model_folder.export import export_model
+from simcse_jax.model_folder.pretrained import load_mlm_head, load_params, read_config, to_hugging_face
 from tests.torch_models import FAMILIES, pad, random_model
 
 LENGTHS = (7, 12, 3, 9)

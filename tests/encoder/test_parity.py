@@ -16,8 +16,8 @@ from simcse_jax.data.packing import pack
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.pooling import POOLERS
-from simcse_jax.encoder.pretrained import load_params, read_config, to_hugging_face
 from simcse_jax.group import Group
+from simcse_jax.model_folder.pretrained import load_params, read_config, to_hugging_face
 from tests.torch_models import FAMILIES, pad, random_model, relative_error, torch_embeddings
 
 TOLERANCE = 2e-5  # of the largest entry, float32

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation.graded_pairs import GradedPairs, load_graded_pairs
+from simcse_jax.system.errors import UserError
 
 SENTEVAL = (
     "main-captions\tMSRvid\t2012test\t0001\t5.000\tA \"plane\" takes off.\tAn air plane, off.\n"
@@ -83,7 +83,7 @@ def test_senteval_archive_from_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
         asked.append((repo, filename, kind, revision))
         return path if filename == "senteval.tar" else None
 
-    monkeypatch.setattr("simcse_jax.hub.hub_file", hub_file)
+    monkeypatch.setattr("simcse_jax.system.hub.hub_file", hub_file)
     _check_senteval(load_graded_pairs(str(path)))
     _check_senteval(load_graded_pairs("hf://datasets/princeton-nlp/datasets-for-simcse/senteval.tar"))
     with pytest.raises(UserError, match=r"'o/n' \(revision v1\) has no file 'a/b\.tsv'"):

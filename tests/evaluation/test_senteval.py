@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation.senteval import HUB_ARCHIVE, read_lines, senteval_folder
+from simcse_jax.system.errors import UserError
 from tests.conftest import HubServer
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation.graded_pairs import GradedPairs
 from simcse_jax.evaluation.space import measure_space
+from simcse_jax.system.errors import UserError
 
 SCALE = (0.0, 5.0)
 PAIRS = GradedPairs("some pairs", np.array([5.0, 4.0, 4.2, 0.0]), ["a", "b", "c", "a"], ["b", "c", "d", "e"])

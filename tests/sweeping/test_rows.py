@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from simcse_jax.errors import UserError
 from simcse_jax.sweeping.rows import as_flags, choose_rows, parse_seeds, recipe_judging
+from simcse_jax.system.errors import UserError
 
 DEMO = "configs/demo.py"
 

@@ -10,13 +10,13 @@ import pytest
 from rich.console import Console
 from scipy.special import betainc
 
-from simcse_jax.errors import UserError
 from simcse_jax.sweeping.figures import LAST, choose_measure, possible, read_figures, require_measure, shown
 from simcse_jax.sweeping.jobs import make_jobs
 from simcse_jax.sweeping.picture import draw
 from simcse_jax.sweeping.plan import Judging, Plan, Row
 from simcse_jax.sweeping.table import Table, make_table
 from simcse_jax.sweeping.writing import markdown, print_table, write_table
+from simcse_jax.system.errors import UserError
 from tests.sweeping.made_sweep import demo_plan
 
 DEV = "dev/spearman"

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 from simcse_jax.training.checkpoint import ATTEMPTS, Checkpoints, Progress
 from simcse_jax.training.manifest import NAME, complete_steps
 from simcse_jax.training.mesh import make_mesh, replicated
@@ -169,7 +169,7 @@ FULL_DISK = """
 import resource, sys
 from tests.training import test_checkpoint as test
 from simcse_jax.training.checkpoint import Checkpoints, Progress
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 from pathlib import Path
 said = []
 with Checkpoints(Path(sys.argv[1]), said.append) as checkpoints:

@@ -12,8 +12,8 @@ import pytest
 
 from simcse_jax.data import demo
 from simcse_jax.embedding_model import open_model
-from simcse_jax.errors import UserError
-from simcse_jax.model_folder import export_run
+from simcse_jax.model_folder.export import export_run
+from simcse_jax.system.errors import UserError
 from simcse_jax.training.description import describe
 from simcse_jax.training.loop import train
 from simcse_jax.training.metrics import read_metrics

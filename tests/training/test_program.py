@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import base
-from simcse_jax.config import resolve
+from simcse_jax.config.schema import resolve
 from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.init import parameter_shapes

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from configs import base
-from simcse_jax.config import Config, resolve
-from simcse_jax.encoder.pretrained import hugging_face_config
-from simcse_jax.errors import UserError
-from simcse_jax.model_folder import export_run
+from simcse_jax.config.schema import Config, resolve
+from simcse_jax.model_folder.export import export_run
+from simcse_jax.model_folder.pretrained import hugging_face_config
+from simcse_jax.system.errors import UserError
 from simcse_jax.training.checkpoint import Checkpoints
 from simcse_jax.training.description import describe
 from simcse_jax.training.dev import SPEARMAN, Dev

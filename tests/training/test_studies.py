@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 from simcse_jax.data import demo
 from simcse_jax.data.vocabulary import Vocabulary, vocabulary_of
 from simcse_jax.embedding_model import open_model
-from simcse_jax.errors import UserError
-from simcse_jax.model_folder import export_run
+from simcse_jax.model_folder.export import export_run
 from simcse_jax.objective.contrastive import Queue
+from simcse_jax.system.errors import UserError
 from simcse_jax.training.description import describe
 from simcse_jax.training.loop import train
 from simcse_jax.training.metrics import read_metrics

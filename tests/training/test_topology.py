@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from simcse_jax.config import ObjectiveConfig, OptimizerConfig
+from simcse_jax.config.schema import ObjectiveConfig, OptimizerConfig
 from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.changes import Repetition
 from simcse_jax.data.examples import AsTheyAre, Examples, WithChangedCopy

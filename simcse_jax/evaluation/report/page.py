@@ -14,11 +14,11 @@ import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation.names import shown_names
 from simcse_jax.evaluation.report import drawing, geometry, pair_pictures, pictures, protocols, tables
 from simcse_jax.evaluation.report.tables import number
 from simcse_jax.evaluation.results import OWN, Entry, Results, Verdict
+from simcse_jax.system.errors import UserError
 
 REPORT = "report.html"
 _CSS_PIXELS = 96  # an inch

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from simcse_jax.errors import UserError
 from simcse_jax.serving.index.vectors import BLOCK, Vectors, open_array
+from simcse_jax.system.errors import UserError
 
 KINDS = ("hnsw", "ivfpq")
 WORTHWHILE = 10_000  # rows below which exact search takes milliseconds, and IVF-PQ cannot be trained well

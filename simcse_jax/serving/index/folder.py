@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from simcse_jax.errors import UserError
-from simcse_jax.whole_file import names_to_disk, to_disk
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.whole_file import names_to_disk, to_disk
 
 RECORD = "index.json"
 FORMAT = 1

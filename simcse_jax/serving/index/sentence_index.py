@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simcse_jax.errors import UserError
 from simcse_jax.serving.fingerprint import difference
 from simcse_jax.serving.index.approximate import KINDS as APPROXIMATE
 from simcse_jax.serving.index.approximate import ApproximateSearch
@@ -18,6 +17,7 @@ from simcse_jax.serving.index.exact import ExactSearch
 from simcse_jax.serving.index.folder import BUILD_ANEW, read_record, require_whole, write_folder
 from simcse_jax.serving.index.texts import Texts, open_texts
 from simcse_jax.serving.index.vectors import Vectors, open_array, open_vectors
+from simcse_jax.system.errors import UserError
 
 KINDS = ("exact", *APPROXIMATE)
 LENGTH_ERROR = 1e-3  # by which a vector's length may differ from 1; bfloat16 models stay below

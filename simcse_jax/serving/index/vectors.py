@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 STORAGES = ("float32", "float16", "int8")
 BLOCK = 16384  # rows of a block: their scores for 100 queries still lie in a CPU's cache

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simcse_jax.errors import UserError
 from simcse_jax.serving.web.settings import LOOPBACK, Settings
+from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
     import uvicorn

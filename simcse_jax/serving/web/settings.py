@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

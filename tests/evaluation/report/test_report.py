@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from simcse_jax.errors import UserError
 from simcse_jax.evaluation.compare import average, spread
 from simcse_jax.evaluation.names import shown_names
 from simcse_jax.evaluation.report.geometry import changed, measured
 from simcse_jax.evaluation.report.page import PICTURES, write_report
 from simcse_jax.evaluation.report.tables import score_tables
 from simcse_jax.evaluation.results import Difference, Entry, Results, Score, Verdict
+from simcse_jax.system.errors import UserError
 from tests.made_results import STS, TRANSFER, crowd, results, space, usual, verdict
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}

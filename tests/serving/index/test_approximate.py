@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simcse_jax.errors import UserError
 from simcse_jax.serving.index import approximate
 from simcse_jax.serving.index.sentence_index import SentenceIndex, open_index
+from simcse_jax.system.errors import UserError
 
 WIDTH, COUNT = 16, 4000
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simcse_jax import whole_file
-from simcse_jax.errors import UserError
 from simcse_jax.serving.index import folder as index_folder
 from simcse_jax.serving.index import sentence_index
 from simcse_jax.serving.index.sentence_index import SentenceIndex, open_index
 from simcse_jax.serving.index.vectors import BLOCK, STORAGES
+from simcse_jax.system import whole_file
+from simcse_jax.system.errors import UserError
 
 WIDTH = 8
 ODD_TEXTS = ["", "näive", "two\nlines", "\x00", "half \ud83d", "日本語 🙂"]

@@ -14,8 +14,8 @@ import numpy as np
 import openai
 import pytest
 
-from simcse_jax.errors import UserError
 from simcse_jax.serving.web.settings import Settings
+from simcse_jax.system.errors import UserError
 from tests.serving.web.made_model import CAPTIONS, WIDTH, MadeIndex, MadeModel, hashed
 from tests.serving.web.servers import served
 

@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from simcse_jax.errors import UserError
 from simcse_jax.serving.index.exact import QUERIES
 from simcse_jax.serving.web.launch import serve, warm_up
 from simcse_jax.serving.web.settings import Settings
+from simcse_jax.system.errors import UserError
 from tests.serving.web.made_model import MadeIndex, MadeModel
 from tests.serving.web.servers import process
 

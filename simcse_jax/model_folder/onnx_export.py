@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from simcse_jax.data.tokenizer import load_tokenizer
-from simcse_jax.encoder.pretrained import load_params, read_config
-from simcse_jax.encoder.st_modules import OURS, read_pooler
-from simcse_jax.errors import UserError
-from simcse_jax.onnx.graph import encoder_graph
-from simcse_jax.whole_file import write_whole
+from simcse_jax.model_folder.onnx_graph import encoder_graph
+from simcse_jax.model_folder.pretrained import load_params, read_config
+from simcse_jax.model_folder.st_modules import OURS, read_pooler
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.whole_file import write_whole
 
 if TYPE_CHECKING:
     import onnx

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 
 def cache_folder(kind: str, chosen: str | os.PathLike[str] | None = None) -> Path:

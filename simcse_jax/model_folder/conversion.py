@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from simcse_jax.encoder.pooling import POOLERS
-from simcse_jax.encoder.pretrained import load_params, read_config
-from simcse_jax.encoder.st_modules import read_pooler
-from simcse_jax.errors import UserError
-from simcse_jax.hub import model_folder
-from simcse_jax.model_folder import export_model
+from simcse_jax.model_folder.export import export_model
+from simcse_jax.model_folder.pretrained import load_params, read_config
+from simcse_jax.model_folder.st_modules import read_pooler
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.hub import model_folder
 
 
 def convert(name: str, out: str | Path, pooler: str | None = None, half: bool = False) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from configs import base
-from simcse_jax.config import LAYOUT_KEYS, Config, defaults, differences, resolve
-from simcse_jax.errors import UserError
-from simcse_jax.idle_keys import DECIDED
+from simcse_jax.config.idle_keys import DECIDED
+from simcse_jax.config.schema import LAYOUT_KEYS, Config, defaults, differences, resolve
+from simcse_jax.system.errors import UserError
 
 
 def recipe(**values: Any) -> Any:

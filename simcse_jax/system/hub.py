@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
 
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # tried in this order; each may also be sharded, with an index

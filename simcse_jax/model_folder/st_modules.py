@@ -13,7 +13,7 @@ import numpy as np
 
 from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS, POOLERS
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 OURS = "simcse_jax.json"
 _TYPES = "sentence_transformers.models."

@@ -12,11 +12,11 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any, get_type_hints
 
+from simcse_jax.config.idle_keys import idle_keys, way_out
 from simcse_jax.data.positives import POSITIVES, WINDOWS, Positive
 from simcse_jax.encoder.config import CUTOFFS
 from simcse_jax.encoder.pooling import POOLERS
-from simcse_jax.errors import UserError
-from simcse_jax.idle_keys import idle_keys, way_out
+from simcse_jax.system.errors import UserError
 
 LOSSES = ("info_nce", "triplet", "margin_ranking", "sigmoid", "none")
 SIMILARITIES = ("cosine", "dot")

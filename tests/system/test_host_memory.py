@@ -31,5 +31,5 @@ def pages(first: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux" or "glibc" not in str(os.confstr("CS_GNU_LIBC_VERSION")), reason="of glibc")
 def test_freed_memory_is_used_again() -> None:
-    kept = pages("from simcse_jax.host_memory import keep_freed_memory; keep_freed_memory()")
+    kept = pages("from simcse_jax.system.host_memory import keep_freed_memory; keep_freed_memory()")
     assert kept < 0.1 * pages("")

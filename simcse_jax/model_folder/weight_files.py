@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_dtypes  # noqa: F401
 import numpy as np
 
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 SAFETENSORS, PYTORCH = "model.safetensors", "pytorch_model.bin"
 _FLOATS = ("F64", "F32", "F16", "BF16")

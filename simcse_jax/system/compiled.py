@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jaxlib.version
 
-from simcse_jax.data.cache import cache_folder
-from simcse_jax.errors import UserError
+from simcse_jax.system.cache import cache_folder
+from simcse_jax.system.errors import UserError
 
 LARGEST_BYTES = 2 * 2**30  # of all programs together; those that were not used for longest go first
 SHORTEST_COMPILATION_S = 0.2  # what compiles faster is not kept

@@ -14,8 +14,8 @@ import numpy as np
 
 from simcse_jax.encoder.config import EncoderConfig
 from simcse_jax.encoder.hf_config import hugging_face_config, read_config
-from simcse_jax.encoder.weight_files import read_weights
-from simcse_jax.errors import UserError
+from simcse_jax.model_folder.weight_files import read_weights
+from simcse_jax.system.errors import UserError
 
 __all__ = ["hugging_face_config", "load_mlm_head", "load_params", "read_config", "to_hugging_face"]
 

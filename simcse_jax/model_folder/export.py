@@ -14,16 +14,16 @@ import numpy as np
 
 from simcse_jax import __version__
 from simcse_jax.encoder.config import EncoderConfig
-from simcse_jax.encoder.pretrained import hugging_face_config, to_hugging_face
-from simcse_jax.encoder.st_modules import (
+from simcse_jax.model_folder.card import model_card
+from simcse_jax.model_folder.pretrained import hugging_face_config, to_hugging_face
+from simcse_jax.model_folder.st_modules import (
     OURS,
     module_folder,
     modules_json,
     pooling_modules,
     transformer_settings,
 )
-from simcse_jax.errors import UserError
-from simcse_jax.model_card import model_card
+from simcse_jax.system.errors import UserError
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model")
 _TOKENIZER_SETTINGS = "tokenizer_config.json"

@@ -16,14 +16,14 @@ import pytest
 import tokenizers
 from tokenizers import Tokenizer
 
-from simcse_jax.conversion import convert
 from simcse_jax.embedding_model import open_model
-from simcse_jax.encoder.pretrained import load_params
-from simcse_jax.encoder.st_modules import read_pooler
-from simcse_jax.errors import UserError
-from simcse_jax.model_folder import export_model
-from simcse_jax.onnx import export as onnx_export
-from simcse_jax.onnx.export import MODEL, MODEL_INT8, require_onnx, write_onnx
+from simcse_jax.model_folder import onnx_export as onnx_export
+from simcse_jax.model_folder.conversion import convert
+from simcse_jax.model_folder.export import export_model
+from simcse_jax.model_folder.onnx_export import MODEL, MODEL_INT8, require_onnx, write_onnx
+from simcse_jax.model_folder.pretrained import load_params
+from simcse_jax.model_folder.st_modules import read_pooler
+from simcse_jax.system.errors import UserError
 from tests.small_models import export_small
 from tests.torch_models import random_model
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from simcse_jax import compiled
-from simcse_jax.compiled import TUNED, takes_back
+from simcse_jax.system import compiled
+from simcse_jax.system.compiled import TUNED, takes_back
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import jax, jax.numpy as jnp
-from simcse_jax import compiled
+from simcse_jax.system import compiled
 compiled.SHORTEST_COMPILATION_S = 0
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name) if name.endswith("/cache_hits") else None)
@@ -24,7 +24,8 @@ print(jax.jit(lambda x: jnp.tanh(x @ x).sum())(jnp.ones((3, 3))), len(hits), jax
 
 def start(cache: Path, before: str = "", **variables: str) -> tuple[str, int, str, str]:
     """(result, programs taken from the cache, its folder, stderr) of one process, `before` run first."""
-    environment = os.environ | {"SIMCSE_CACHE": str(cache), "JAX_ENABLE_COMPILATION_CACHE": "true"} | variables
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_COMPIL", "JAX_PERSI"))}
+    environment = inherited | {"SIMCSE_CACHE": str(cache), "JAX_ENABLE_COMPILATION_CACHE": "true"} | variables
     command = [sys.executable, "-c", PROGRAM.replace("compiled.keep", f"{before}\ncompiled.keep")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

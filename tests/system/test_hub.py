@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from simcse_jax import hub
-from simcse_jax.errors import UserError
-from simcse_jax.hub import hub_file, model_folder
+from simcse_jax.system import hub
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.hub import hub_file, model_folder
 
 
 def test_file_of_a_model_and_of_a_data_set(hub_server):

@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from simcse_jax.encoder.pretrained import (
+from simcse_jax.model_folder.pretrained import (
     hugging_face_config,
     load_mlm_head,
     load_params,
     read_config,
     to_hugging_face,
 )
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 from tests.torch_models import FAMILIES, random_model
 
 WEIGHTS = "model.safetensors"

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 from simcse_jax.data import demo
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.embedding_model import open_model
-from simcse_jax.encoder.st_modules import read_pooler
-from simcse_jax.errors import UserError
+from simcse_jax.model_folder.st_modules import read_pooler
+from simcse_jax.system.errors import UserError
 from tests.conftest import HubServer
 from tests.torch_models import pad, random_model, relative_error, torch_embeddings
 

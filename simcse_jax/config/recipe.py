@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from simcse_jax.errors import UserError
+from simcse_jax.system.errors import UserError
 
 
 def require_recipe(recipe: str) -> None:

@@ -12,8 +12,8 @@ import torch
 
 from simcse_jax.encoder.activations import ACTIVATIONS
 from simcse_jax.encoder.pooling import POOLERS
-from simcse_jax.encoder.pretrained import load_params, read_config
-from simcse_jax.onnx.graph import OPSET, encoder_graph
+from simcse_jax.model_folder.onnx_graph import OPSET, encoder_graph
+from simcse_jax.model_folder.pretrained import load_params, read_config
 from tests.torch_models import FAMILIES, pad, random_model, torch_embeddings
 
 TOLERANCE = 2e-6  # of vectors of length 1

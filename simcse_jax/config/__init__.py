@@ -1,0 +1,1 @@
+"""Recipes: each key with its default, range and meaning, and their validation."""

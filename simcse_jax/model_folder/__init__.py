@@ -1,0 +1,1 @@
+"""A folder of any origin <-> our model: read, export, card, ONNX."""

@@ -1,1 +1,0 @@
-"""The encoder as an ONNX graph, written without PyTorch."""

@@ -1,0 +1,1 @@
+"""What every room needs and none is about: errors, whole files, caches, the Hub, compiled programs."""
