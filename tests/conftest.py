@@ -32,8 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
     $SIMCSE_TEST_PROGRAMS names another folder than the default, .pytest_cache/programs.
     """
     code = compiled.cpu_code()
-    jax.config.update("jax_enable_compilation_cache", compiled.takes_back(code))
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = str(compiled.takes_back(code)).lower()
+    jax.config.update("jax_enable_compilation_cache", compiled.is_reloadable(code))
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = str(compiled.is_reloadable(code)).lower()
     root = Path(os.environ.get("SIMCSE_TEST_PROGRAMS") or ROOT / ".pytest_cache" / "programs")
     settings = {
         "jax_compilation_cache_dir": str(root / hashlib.blake2b(code, digest_size=8).hexdigest()),

@@ -1,4 +1,4 @@
-"""Where things that can be made again are kept."""
+"""Find the folder for data that can be made again."""
 
 import os
 from pathlib import Path
@@ -7,9 +7,10 @@ from simcse_jax.system.errors import UserError
 
 
 def cache_folder(kind: str, chosen: str | os.PathLike[str] | None = None) -> Path:
-    """The writable folder `kind` in `chosen`, else in $SIMCSE_CACHE, else in ~/.cache/simcse_jax; made if need be.
+    """Return the writable folder `kind` in `chosen`, or else in $SIMCSE_CACHE, or else in ~/.cache/simcse_jax.
 
-    All that lies there may be deleted at any time. UserError when it cannot be made or written.
+    Makes the folder if there is none. Users may delete everything in it at any time. Raises UserError when it cannot
+    be made or written.
     """
     root = Path(chosen or os.environ.get("SIMCSE_CACHE") or Path("~/.cache/simcse_jax")).expanduser() / kind
     try:

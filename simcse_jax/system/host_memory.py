@@ -1,6 +1,6 @@
-"""Memory that a CPU's programs free, kept for the next one instead of given back to the system.
+"""Keep the memory that a program on a CPU frees, for the next program, instead of returning it to the system.
 
-A training step takes gigabytes anew each time, and the system hands out every page by itself and full of zeros, which
+A training step allocates gigabytes each time. The system hands them out page by page, each filled with zeros, which
 takes longer than much of the arithmetic (docs/performance.md). GPUs and TPUs have allocators of their own.
 """
 
@@ -12,16 +12,16 @@ from typing import Any
 
 import jax
 
-# Of glibc's malloc.h.
+# Constants of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Where the only device is a CPU: malloc keeps what is freed, and programs run in the thread that calls them.
+    """Make malloc keep freed memory, and run programs in the calling thread, where the only device is one CPU.
 
-    That thread's heap is the one that can grow to any size. The price: the process stays as large as it once was, and
-    the host does nothing else while a step runs. To be called before anything else makes JAX look for devices. Programs
-    of several CPU devices run in threads of their own as ever, and where malloc is not glibc's nothing changes.
+    The heap of the calling thread is the only one that can grow to any size. The price: the process stays as large as
+    it once was, and the host does nothing else while a step runs. Call this before anything makes JAX look for devices.
+    Programs for several CPU devices still run in threads of their own; where malloc is not glibc's, nothing changes.
     """
     config: Any = jax.config
     config.update("jax_cpu_enable_async_dispatch", False)

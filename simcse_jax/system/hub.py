@@ -1,4 +1,4 @@
-"""Files of Hugging Face Hub repositories as local paths; the only module that talks to the network."""
+"""Fetch files of Hugging Face Hub repositories; no other module talks to the network."""
 
 import functools
 import os
@@ -34,16 +34,16 @@ _PROBE_EVERY_S = 30
 
 
 class _NotCached(UserError):
-    """The network is away and the cache does not hold the file: for an optional file this is no failure."""
+    """Report that there is no network and the cache lacks the file; for an optional file this is no failure."""
 
 
 def hub_file(
     repo: str, filename: str, kind: Literal["model", "dataset"] = "model", revision: str = "main"
 ) -> Path | None:
-    """Local path of one file of a Hub repository, downloaded once; None if the repository has no such file.
+    """Return the local path of one file of a Hub repository, downloaded once, or None if there is no such file.
 
-    Goes through huggingface_hub, so HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE work as everywhere. Without a
-    network the cached file is used; if there is none, a UserError comes within seconds.
+    huggingface_hub does the work, so HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE have their usual effect.
+    Without a network the cached file is used; if there is none, raises UserError within seconds.
     """
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub import errors as hub_errors
@@ -54,12 +54,12 @@ def hub_file(
         cached = try_to_load_from_cache(repo, filename, revision=revision, repo_type=kind)
         if isinstance(cached, str):
             return Path(cached)
-        if cached is not None:  # the cache remembers that the repository has no such file
+        if cached is not None:  # the cache records that the repository has no such file
             return None
         raise _NotCached(_no_network(what, filename, unreachable))
     try:
         return Path(hf_hub_download(repo, filename, repo_type=kind, revision=revision))
-    except hub_errors.LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError that means "could not ask"
+    except hub_errors.LocalEntryNotFoundError as error:  # despite its base class it means "could not ask"
         raise _NotCached(_no_network(what, filename, str(error.__cause__ or error))) from error
     except hub_errors.EntryNotFoundError:
         return None
@@ -77,7 +77,7 @@ def hub_file(
         raise UserError(f"{what} has no revision {revision!r}. 'main' always exists.") from error
     except hub_errors.HFValidationError as error:
         raise UserError(f"{repo!r} is not a Hub name: it must look like OWNER/NAME. Or give a local folder.") from error
-    except Exception as error:  # whatever HTTP client huggingface_hub uses: its errors are not ours to list
+    except Exception as error:  # huggingface_hub may use any HTTP client, with errors of its own
         raise UserError(
             f"Fetching {filename} of {what} from {constants.ENDPOINT} failed:\n"
             f"  {type(error).__name__}: {_first_line(error)}\n{_WAY_OUT}"
@@ -85,7 +85,10 @@ def hub_file(
 
 
 def dataset_file(address: str) -> Path:
-    """Local path of `hf://datasets/OWNER/NAME[@REVISION]/FILE`; UserError when it is malformed or does not exist."""
+    """Return the local path of `hf://datasets/OWNER/NAME[@REVISION]/FILE`.
+
+    Raises UserError when the address is malformed or there is no such file.
+    """
     match = _DATASET_FILE.fullmatch(address)
     if match is None:
         raise UserError(
@@ -103,10 +106,10 @@ def dataset_file(address: str) -> Path:
 
 
 def model_folder(name: str, weights: bool = True) -> Path:
-    """Local folder of a model: `name` itself if it is a folder, else the files of that Hub repository, fetched.
+    """Return the local folder of a model: `name` itself if it is a folder, else the files of that Hub repository.
 
-    Only single files are asked for, never a listing, so plain mirrors of the Hub's resolve protocol serve as well.
-    `weights=False` fetches config and tokenizer only.
+    Asks for single files and never for a listing, so that plain mirrors of the Hub's resolve protocol work too.
+    weights: False fetches config and tokenizer only. Raises UserError when there is no such model.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -126,13 +129,13 @@ def model_folder(name: str, weights: bool = True) -> Path:
     if weights and not any(_fetch_weights(name, filename) for filename in WEIGHTS):
         raise UserError(
             f"The model {name!r} has none of {', '.join(WEIGHTS)} (whole or sharded).\n"
-            "If the network is away, they may merely not be cached: fetch the model once where there is a network."
+            "Without a network, it may be that they are only not cached: fetch the model once where there is a network."
         )
     return config.parent
 
 
 def _optional_file(repo: str, filename: str) -> Path | None:
-    """Path of the file, or None if the repository lacks it or (without a network) the cache does."""
+    """Return the path of the file, or None if the repository lacks it or, without a network, the cache does."""
     try:
         return hub_file(repo, filename)
     except _NotCached:
@@ -140,7 +143,7 @@ def _optional_file(repo: str, filename: str) -> Path | None:
 
 
 def _fetch_weights(repo: str, filename: str) -> bool:
-    """True once the weights are local, either one file or the shards that `filename`.index.json names."""
+    """Fetch the weights, one file or the shards that `filename`.index.json names; return whether there are any."""
     import json
 
     if _optional_file(repo, filename):
@@ -159,7 +162,7 @@ def _fetch_weights(repo: str, filename: str) -> bool:
 
 
 def require_hub() -> None:
-    """Nothing, or a UserError within seconds if the Hub cannot be reached."""
+    """Raise UserError within seconds if the Hub cannot be reached."""
     from huggingface_hub import constants
 
     unreachable = _unreachable(constants.ENDPOINT)
@@ -168,7 +171,7 @@ def require_hub() -> None:
 
 
 def _unreachable(endpoint: str) -> str:
-    """Why the Hub cannot be asked; "" if it can."""
+    """Return why the Hub cannot be reached; "" if it can."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -178,21 +181,21 @@ def _unreachable(endpoint: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _probe(endpoint: str, period: int) -> str:
-    """Why the endpoint does not answer, "" if it does; asked once per `period`, for a model is some twenty files.
+    """Return why the endpoint does not answer, "" if it does; asks once per `period`, since a model has twenty files.
 
-    huggingface_hub alone retries for 23 s per file before it gives up; a machine without a network should hear it at
-    once. One retry, because the first name look-up of a starting pod often fails.
+    huggingface_hub alone would retry for 23 s per file. One retry here, because the first name look-up of a starting
+    pod often fails.
     """
     from huggingface_hub import constants, get_session
 
-    del period  # only tells the cache when to forget
+    del period  # a new period makes lru_cache ask again
     problem: Exception | None = None
     for attempt in range(2):
         started = time.monotonic()
         try:
             get_session().head(endpoint, timeout=constants.HF_HUB_ETAG_TIMEOUT)
             return ""
-        except Exception as error:  # noqa: BLE001 (connection, name look-up, proxy, TLS: of whatever client is in use)
+        except Exception as error:  # noqa: BLE001 (connection, name look-up, proxy or TLS, from any HTTP client)
             problem = error
         if attempt == 1 or time.monotonic() - started > constants.HF_HUB_ETAG_TIMEOUT / 2:
             break

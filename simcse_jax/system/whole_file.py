@@ -1,16 +1,34 @@
-"""Files that are written whole or not at all, whoever is killed and whenever the power goes."""
+"""Write files whole or not at all, also when the process is killed or the power fails."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from simcse_jax.system.errors import UserError
+
+
+@contextmanager
+def writing(path: str | Path, way_out: str = "Give another folder.", name: str = "") -> Iterator[None]:
+    """Turn an OSError of the block into a UserError: "PATH cannot be written: REASON." and the way out.
+
+    name: what the message calls the path, for example "--out=results"; default: the path itself.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = f"{name or path} cannot be written: {error.strerror or error}."
+        raise UserError(f"{reason}\n{way_out}" if way_out else reason) from error
+
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Have `write` make a file beside `path`, then rename it there; raises what `write` raises, and leaves nothing."""
+    """Call `write` with a temporary path beside `path`, then rename that file to `path`.
+
+    Raises what `write` raises, and then leaves nothing behind.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
         write(partial)
@@ -22,18 +40,18 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_whole_text(path: Path, text: str) -> None:
-    """The same, of a text as UTF-8."""
+    """Write a text as UTF-8, whole or not at all."""
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def names_to_disk(folder: Path) -> None:
-    """The same as `to_disk` of a folder's names; where the file system cannot, they are in place all the same."""
+    """Flush the names of a folder's files to disk, where the file system can do that."""
     with suppress(OSError):
         to_disk(folder)
 
 
 def to_disk(path: Path) -> None:
-    """Have the system write what it still holds back of a file, or of a folder's names."""
+    """Flush a file, or the list of a folder's names, to disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

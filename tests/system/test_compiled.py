@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from simcse_jax.system import compiled
-from simcse_jax.system.compiled import TUNED, takes_back
+from simcse_jax.system.compiled import TUNED, is_reloadable
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -34,7 +34,7 @@ def start(cache: Path, before: str = "", **variables: str) -> tuple[str, int, st
 
 
 # On some CPUs XLA does not take its own programs back, and none are kept: see `keep_compiled`.
-needs_kept_programs = pytest.mark.skipif(not takes_back(compiled.cpu_code()), reason="XLA refuses its programs here")
+needs_kept_programs = pytest.mark.skipif(not is_reloadable(compiled.cpu_code()), reason="XLA refuses its programs here")
 
 
 @needs_kept_programs
