@@ -1,4 +1,4 @@
-"""What a collective costs on which chips: published figures, what is assumed beside them, and three formulae.
+"""Estimate what collectives cost on chips, from published figures, stated assumptions and three formulas.
 
 Nothing here was measured on the chips named. Sizes are in bytes, times in seconds; sent bytes are those of one chip.
 """
@@ -11,29 +11,32 @@ import math
 
 @dataclasses.dataclass(frozen=True)
 class Assumed:
-    """What is assumed, not published: change it to see what depends on it."""
+    """Hold what is assumed and not published; change a value to see what depends on it."""
 
-    peak_share: float = 0.4  # achieved share of a chip's peak, padding counted as work
-    link_share: float = 0.8  # achieved share of a link's published bandwidth
+    peak_share: float = 0.4  # share of a chip's peak that is reached; padding counts as work
+    link_share: float = 0.8  # share of a link's published bandwidth that is reached
     launch: float = 5e-6  # seconds before a collective's first byte
-    logit_passes: int = 10  # how often the logits go through HBM in a step, forward and backward
+    logit_passes: int = 10  # times that the logits pass through HBM in a step, forward and backward
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Published figures of one chip, bandwidths in bytes a second and one direction, and how chips are joined."""
+    """Hold the published figures of one chip and how its kind is connected.
+
+    Bandwidths are in bytes a second and in one direction.
+    """
 
     name: str
     peak: float  # FLOP/s, bfloat16, dense
     float32_peak: float  # FLOP/s of products in full float32 precision
     hbm: float
-    inner_size: int  # chips joined by the fast links: a TPU slice, a GPU node
-    inner: float  # of all of a chip's fast links together
+    inner_size: int  # chips that the fast links join: a TPU slice, a GPU node
+    inner: float  # bandwidth of all fast links of a chip together
     outer: float  # a chip's share of the network between slices or nodes
     inner_hop: float  # assumed seconds from one chip to the next over the fast links
     outer_hop: float  # assumed seconds from one slice or node to another
-    links: int = 0  # of a chip in a torus, all together `inner`; 0 = a switch joins every pair
-    ring: int = 0  # the shortest axis of a torus that is closed to a ring
+    links: int = 0  # fast links of a chip in a torus, together `inner`; 0 = a switch joins every pair
+    ring: int = 0  # length of the shortest axis of a torus that closes to a ring
 
 
 CHIPS = {
@@ -58,7 +61,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Sent:
-    """What one chip sends: bytes over the fast links and over the outer network, and the seconds both take."""
+    """Hold the bytes that one chip sends over the fast links and the outer network, and the seconds that both take."""
 
     inner: float = 0.0
     outer: float = 0.0
@@ -72,17 +75,20 @@ class Sent:
 
 
 def torus_shape(chips: int, axes: int = 2) -> tuple[int, ...]:
-    """The most nearly equal powers of two, shortest first: the slices that TPUs come in, for v5e 2 x 4 to 16 x 16."""
+    """Return the most nearly equal powers of two, shortest first.
+
+    Those are the shapes of TPU slices, for v5e 2 x 4 to 16 x 16.
+    """
     exponent = chips.bit_length() - 1
     return tuple(1 << (exponent + axis) // axes for axis in range(axes))
 
 
 def fast_links(chip: Chip, chips: int, shape: tuple[int, ...] = ()) -> tuple[float, int]:
-    """Bandwidth of one chip's fast links in a collective over `chips` of them, and the hops to the farthest.
+    """Return the bandwidth of one chip's fast links in a collective, and the hops to the farthest chip.
 
-    shape: how they stand in a torus; otherwise as nearly equal axes as can be. A v5e axis of 16 is closed to a ring and
-    sends both ways; a shorter one is a line, whose last chip has one link. Between GPUs a switch gives every pair all
-    of the bandwidth; a ring passes everyone.
+    chips: how many take part; shape: their axes in a torus, by default as nearly equal as possible. A v5e axis of 16
+    closes to a ring and sends both ways; a shorter one is a line, whose last chip has one link. Between GPUs a switch
+    gives every pair the whole bandwidth, and a ring passes every GPU.
     """
     if not chip.links:
         return chip.inner, chips - 1
@@ -92,10 +98,10 @@ def fast_links(chip: Chip, chips: int, shape: tuple[int, ...] = ()) -> tuple[flo
 
 
 def gathered(chip: Chip, chips: int, size: float, assumed: Assumed, shape: tuple[int, ...] = ()) -> Sent:
-    """One all-gather to `size` bytes on every chip, or one reduce-scatter from them: (n - 1) / n of the size is sent.
+    """Estimate one all-gather to `size` bytes on every chip, or one reduce-scatter from them.
 
-    Over several slices or nodes: first among those that stand at the same place in each, then within each. shape: how
-    the chips of a slice stand (see `fast_links`).
+    Either sends (n - 1) / n of the size. Over several slices or nodes, it first runs among the chips at the same place
+    in each, then within each. shape: the axes of a slice (see `fast_links`).
     """
     if chips == 1:
         return Sent()

@@ -1,4 +1,4 @@
-"""The training step that the benchmarks compile and do not run: unsupervised SimCSE, AdamW, packed rows."""
+"""Compile, but do not run, the training step of the benchmarks: unsupervised SimCSE, AdamW, packed rows."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from simcse_jax.training.model import unrolls
 from simcse_jax.training.program import batch_shapes, make_program
 
 ENCODERS = {name: EncoderConfig("bert", 30522, **dataclasses.asdict(sizes)) for name, sizes in SIZES.items()}
-# 64 Wikipedia sentences of 21.9 tokens in the mean fill 23 rows of 64; fewer take as many rows as their share.
+# 64 Wikipedia sentences, with a mean of 21.9 tokens, fill 23 rows of 64; smaller groups take a proportional share.
 GROUP, ROWS, ROW_LENGTH = 64, 23, 64
 
 
 def lower(mesh: Mesh, sizes: EncoderConfig, batch_size: int, dtype: str, changes: dict[str, Any]) -> Any:
-    """The lowered step of configs/base.py with `changes` (dotted keys), for the devices of this mesh.
+    """Lower the step of configs/base.py with `changes` (dotted keys) for the devices of this mesh.
 
-    UserError for a batch that the devices cannot share. dtype: what the encoder computes in.
+    dtype: the encoder's precision. Raises UserError for a batch that does not divide over the devices.
     """
     recipe = base.get_config()
     values: dict[str, Any] = {"data.files": "none", "train.batch_size": batch_size, "model.dtype": dtype}
@@ -40,10 +40,11 @@ def lower(mesh: Mesh, sizes: EncoderConfig, batch_size: int, dtype: str, changes
 
 
 def memory_of(compiled: Any) -> dict[str, int]:
-    """Bytes of a compiled step: arguments, outputs, aliased (outputs in the place of arguments), temporaries, needed.
+    """Return bytes of a compiled step by kind.
 
-    `needed` is the sum, as temporaries share places that are theirs at different times; `peak` is XLA's own figure,
-    which on CPUs counts no temporaries.
+    The kinds are arguments, outputs, aliased (outputs stored in arguments), temporaries, needed and peak. `needed` is
+    the sum, in which temporaries that live at different times share memory; `peak` is XLA's own figure, which on CPUs
+    counts no temporaries.
     """
     memory = compiled.memory_analysis()
     arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes

@@ -1,10 +1,12 @@
-"""The demonstration's table: word overlap, encoders before and after training, mean and spread over finished runs.
+r"""Print the demo's table: word overlap, encoders before and after training, mean and spread over finished runs.
 
-for seed in 0 1 2 3 4; do for variant in unsup sup scratch scratch-sup; do
-python -m simcse_jax.train --config=configs/demo.py:$variant --config.train.seed=$seed \
+    for seed in 0 1 2 3 4; do for variant in unsup sup scratch scratch-sup; do
+    python -m simcse_jax.train --config=configs/demo.py:$variant --config.train.seed=$seed \
         --workdir=runs/demo-$variant-$seed
-done; done
-python -m benchmarks.demo_scores runs/demo-*
+    done; done
+    python -m benchmarks.demo_scores runs/demo-*
+
+The arguments are finished run folders.
 """
 
 from __future__ import annotations
@@ -25,13 +27,13 @@ from simcse_jax.training.metrics import read_metrics
 
 
 def overlap_score(pairs: GradedPairs) -> float:
-    """Spearman x 100 of word overlap (Jaccard of lower-cased words) with the grades."""
+    """Return Spearman x 100 between word overlap (Jaccard of lower-cased words) and the gold scores."""
     overlaps = [word_overlap(a, b) for a, b in zip(pairs.first, pairs.second, strict=True)]
     return 100 * float(np.asarray(spearmanr(overlaps, pairs.gold))[0])
 
 
 def scores_of(workdir: Path, test: GradedPairs) -> dict[str, float]:
-    """Dev at step 0, dev and test of the best checkpoint; Spearman x 100."""
+    """Return Spearman x 100 of dev at step 0, and of dev and test with the best checkpoint."""
     dev = [line["dev/spearman"] for line in read_metrics(workdir) if "dev/spearman" in line]
     return {
         "dev, before training": dev[0],
@@ -41,7 +43,7 @@ def scores_of(workdir: Path, test: GradedPairs) -> dict[str, float]:
 
 
 def main(workdirs: list[str]) -> None:
-    """Print the table of these run folders, grouped by what they trained on, and from where."""
+    """Print the table of these run folders, grouped by training data and initial weights."""
     dev, test = load_graded_pairs("demo:dev"), load_graded_pairs("demo:test")
     runs = defaultdict(list)
     for workdir in map(Path, workdirs):

@@ -1,8 +1,8 @@
-"""The memory of `embed` while it streams: `python -m benchmarks.embed_memory --model=DIR --input=FILE`.
+"""Measure the memory of `embed` while it streams: `python -m benchmarks.embed_memory --model=DIR --input=FILE`.
 
-Starts `python -m simcse_jax.embed` as a process of its own, and looks at what it holds each time that a part of the
-file is finished. Memory may grow until the encoder's cache of packed blocks is full; what it grows after that is told
-by itself. The vectors are thrown away.
+Starts `python -m simcse_jax.embed` as a separate process, and reads its memory each time it finishes a part of the
+file. Memory may grow until the encoder's cache of packed blocks is full; growth after that is reported separately. The
+vectors are thrown away.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from simcse_jax.system.errors import UserError
 
 FLAGS = flags.FLAGS
 
-EVERY_S = 0.2  # between two looks
-WARM = CACHED_BLOCKS + 1  # parts until everything that is kept was kept once
+EVERY_S = 0.2  # seconds between two readings
+WARM = CACHED_BLOCKS + 1  # parts after which the cache is full
 
 
 def measure(model: str, files: list[str]) -> list[tuple[int, float, int]]:
-    """(sentences done, seconds since the start, resident bytes) at each part, and last of all the peak at the end."""
+    """Return (sentences done, seconds since the start, resident bytes) at each part, and the peak as the last entry."""
     seen: list[tuple[int, float, int]] = []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "vectors.parquet"
@@ -44,7 +44,7 @@ def measure(model: str, files: list[str]) -> list[tuple[int, float, int]]:
                 done = len(list(parts.glob("[0-9]*.parquet")))
                 try:
                     resident, highest = process_memory.resident(process.pid), process_memory.peak(process.pid)
-                except (OSError, StopIteration):  # it has just ended
+                except (OSError, StopIteration):  # the process has just ended
                     break
                 if done * PART > (seen[-1][0] if seen else 0):
                     seen.append((done * PART, time.monotonic() - start, resident))
@@ -56,7 +56,7 @@ def measure(model: str, files: list[str]) -> list[tuple[int, float, int]]:
 
 
 def table(seen: list[tuple[int, float, int]]) -> list[str]:
-    """The curve as Markdown: at most 20 of its points, the last always, and what memory grew once all was kept."""
+    """Format the curve as Markdown: at most 20 of its points, always the last, and the growth after the warm-up."""
     *curve, last = seen
     shown = curve[:: max(1, len(curve) // 20)]
     lines = ["| sentences | seconds | MiB |", "|---:|---:|---:|"]
@@ -69,7 +69,7 @@ def table(seen: list[tuple[int, float, int]]) -> list[str]:
 
 
 def define_flags() -> None:
-    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    """Define the command's flags; only the command calls this, so that tests of other commands may import this file."""
     flags.DEFINE_string("model", "", "A model, as embed takes it.")
     flags.DEFINE_list("input", [], "Files of sentences, as embed takes them.")
     flags.DEFINE_string("json", "", "Write the curve there as well.")

@@ -1,14 +1,15 @@
-"""Encoding speed, ours beside sentence-transformers': the same sentences, in one run, in alternation.
+"""Measure encoding speed beside sentence-transformers: the same sentences, in one run, in alternation.
 
     python -m benchmarks.encode_speed --model=DIR --texts=sentences.txt --sentences=20000 --json=FILE
 
-Both encode the same distinct sentences with the same model folder in float32, on all cores, each sorting by length as
-it does. The sentences are dealt into parts, and each side encodes one part after the other in turn with the other; the
-ratio is that of the sums, its spread that over the parts. All vectors of the two sides must be equal within 2e-5 in
-every number. Ours is compiled anew by each process, so a first part is timed too, from opening the model. Peak memory
-is that of a process which loads the model and encodes one part. --peer_batch_size: sentence-transformers' own (its
-default is 32), several to give it its best. Without --texts: the sentences of the seven STS tasks. Needs PyTorch and
-sentence-transformers.
+Both sides encode the same distinct sentences with the same model folder in float32, on all cores, and each sorts them
+by length in its own way. The sentences are split into parts, and the sides take turns part by part. The ratio is that
+of the summed seconds, and its spread that over the parts. All vectors of the two sides must agree within 2e-5 in every
+coordinate. Our side compiles in each process, so a first part is timed too, from opening the model. Peak memory is
+that of a process which loads the model and encodes one part.
+
+--peer_batch_size: sentence-transformers' batch size (its default is 32); give several to find its best. Without
+--texts: the sentences of the seven STS tasks. Needs PyTorch and sentence-transformers.
 """
 
 from __future__ import annotations
@@ -39,32 +40,32 @@ Encode = Callable[[list[str]], np.ndarray]
 
 
 def sts_sentences(data: str) -> list[str]:
-    """The sentences of the seven STS tasks."""
+    """Return the sentences of the seven STS tasks."""
     folder = senteval_folder(data)
     parts = [pairs for task in TASKS for pairs in load_sts(folder, task).values()]
     return [text for pairs in parts for text in (*pairs.first, *pairs.second)]
 
 
 def distinct(texts: list[str], count: int) -> list[str]:
-    """Each text once, or `count` of them drawn at random; 0 = all."""
+    """Return each text once, or `count` of them drawn at random; 0 = all."""
     once = list(dict.fromkeys(texts))
     return [once[n] for n in np.random.default_rng(0).permutation(len(once))[: count or None]]
 
 
 def peer_model(folder: str) -> Any:
-    """sentence-transformers' own model of the folder, in float32."""
+    """Return sentence-transformers' own model of the folder, in float32."""
     from sentence_transformers import SentenceTransformer
 
     return SentenceTransformer(folder)
 
 
 def sides(folder: str, batch_sizes: list[int]) -> dict[str, Encode]:
-    """What is compared, by name, ours first; both cut texts at the length that sentence-transformers would."""
+    """Return the encode functions to compare by name, ours first; both cut texts at sentence-transformers' length."""
     peer = peer_model(folder)
     encoder, rng = open_model(folder, max_length=peer.max_seq_length), np.random.default_rng(0)
 
     def ours(texts: list[str]) -> np.ndarray:
-        # A fresh order, so that nothing is taken from what is kept of the round before.
+        # A new order, so that no packed block of the round before can be used again.
         order = rng.permutation(len(texts))
         vectors = np.empty((len(texts), encoder.width), np.float32)
         vectors[order] = encoder.encode([texts[n] for n in order])
@@ -77,14 +78,14 @@ def sides(folder: str, batch_sizes: list[int]) -> dict[str, Encode]:
 
 
 def seconds(encode: Encode, texts: list[str]) -> tuple[float, np.ndarray]:
-    """How long it took, and what came out."""
+    """Return the seconds that the call took, and its result."""
     start = time.perf_counter()
     vectors = encode(texts)
     return time.perf_counter() - start, vectors
 
 
 def peak_memory(folder: str, texts: list[str], batch_size: int) -> dict[str, float]:
-    """MiB that a process of each side held at most, which loads the model and encodes the texts; 0: ours."""
+    """Return the peak MiB of a process that loads one side's model and encodes the texts; 0: ours."""
     context = multiprocessing.get_context("spawn")
     found = {}
     for name, size in ((OURS, 0), (f"sentence-transformers, batch {batch_size}", batch_size)):
@@ -102,11 +103,11 @@ def _encode_once(folder: str, texts: list[str], batch_size: int) -> float:
 
 
 def measure(model: str, parts: list[list[str]], batch_sizes: list[int]) -> dict[str, Any]:
-    """The figures: seconds of each side by part, and by peer how many times as fast as it ours is."""
+    """Return the results: seconds of each side by part, and for each peer how many times faster our side is."""
     first = seconds(lambda texts: open_model(model).encode(texts), parts[0])[0]
     compared = sides(model, batch_sizes)
     for encode in compared.values():
-        encode(parts[0])  # compiles every shape, and fills what is kept
+        encode(parts[0])  # compiles every shape and fills the caches
     times: dict[str, list[float]] = {name: [] for name in compared}
     worst = 0.0
     for part in parts:
@@ -115,7 +116,7 @@ def measure(model: str, parts: list[list[str]], batch_sizes: list[int]) -> dict[
             taken, vectors[name] = seconds(encode, part)
             times[name].append(taken)
         worst = float(np.max([worst, *(np.abs(vectors[OURS] - other).max() for other in vectors.values())]))
-    if not worst <= CLOSE:  # nor where it is no number
+    if not worst <= CLOSE:  # `not <=` also catches NaN
         raise UserError(f"The sides disagree by {worst:.1e}: they do not encode alike, so no times are told.")
     return {
         "sentences": sum(map(len, parts)),
@@ -134,7 +135,7 @@ def measure(model: str, parts: list[list[str]], batch_sizes: list[int]) -> dict[
 
 
 def define_flags() -> None:
-    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    """Define the command's flags; only the command calls this, so that tests of other commands may import this file."""
     flags.DEFINE_string("model", "", "A model folder that both sides can read.")
     flags.DEFINE_list("texts", [], "Files of sentences; without any, those of the STS tasks.")
     flags.DEFINE_string("data", "", "SentEval's data: its folder or a senteval.tar. Default: fetched from the Hub.")

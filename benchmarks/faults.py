@@ -1,15 +1,15 @@
-"""Break runs on purpose, go on with them, and compare: `python -m benchmarks.faults --runs=100`.
+"""Break runs on purpose, resume them, and compare: `python -m benchmarks.faults --runs=100`.
 
-Each run is a small one of its own, broken once while it trains, in one of these ways in turn:
+Each run is a small one of its own. It is broken once while it trains, in one of these ways in turn:
 
-    kill        kill -9 at a random moment, the start-up included
-    save        kill -9 within a save
+    kill        kill -9 at a random moment, start-up included
+    save        kill -9 during a save
     truncate    kill -9, then cut off random files of the newest checkpoint
     flip        kill -9, then flip one bit in the newest checkpoint
     term        SIGTERM at a random moment
 
-and started again with the same command. It counts as resumed when that ends well and the final parameters are those
-of an unbroken run, bit for bit. Prints a line a run and a total; exit status 1 if one did not.
+It is then started again with the same command. It counts as resumed when it ends well and its final parameters equal
+those of an unbroken run, bit for bit. Prints a line for each run and a total; exit status 1 if one run failed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ RECIPE = (
 
 
 class Breaker:
-    """Runs in one folder, which share a little data and the compiled programs."""
+    """Break and resume runs in one folder; they share a little data and the compiled programs."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -66,7 +66,7 @@ class Breaker:
         (folder / "dev.tsv").write_text("\n".join(graded) + "\n", encoding="utf-8")
 
     def start(self, name: str) -> subprocess.Popen[str]:
-        """The training command, its output added to `name.log`."""
+        """Start the training command; its output is appended to `name.log`."""
         command = [sys.executable, "-m", "simcse_jax.train", *RECIPE, f"--workdir={self.folder / name}"]
         command.append(f"--config.data.files={self.folder / 'sentences.txt'}")
         command.append(f"--config.eval.data={self.folder / 'dev.tsv'}")
@@ -81,13 +81,13 @@ class Breaker:
             return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
 
     def whole(self) -> Any:
-        """The parameters of an unbroken run."""
+        """Return the parameters of an unbroken run."""
         if self.start("whole").wait():
             raise RuntimeError((self.folder / "whole.log").read_text())
         return load_best(self.folder / "whole")[0]
 
     def broken(self, number: int, seed: int, expected: Any) -> dict[str, Any]:
-        """Break one run, go on with it, and say how it ended."""
+        """Break one run, resume it, and return how it ended."""
         kind, name, chance = KINDS[number % len(KINDS)], f"run-{number}", random.Random(f"{seed}-{number}")
         process = self.start(name)
         moment = self._await_moment(process, name, kind, chance)
@@ -114,7 +114,7 @@ class Breaker:
         }
 
     def _await_moment(self, process: subprocess.Popen[str], name: str, kind: str, chance: random.Random) -> str:
-        """Wait for the moment to strike; what it is."""
+        """Wait until it is time to break the run, and return a description of that moment."""
         workdir = self.folder / name
         if kind == "kill" and chance.random() < 0.3:
             delay = chance.uniform(0.0, 12.0)
@@ -131,14 +131,14 @@ class Breaker:
         return f"{1000 * delay:.0f} ms after {'a save began past ' if kind == 'save' else ''}step {step}"
 
     def _damage(self, name: str, kind: str, chance: random.Random) -> str:
-        """Spoil the newest checkpoint as the kind says; what was done."""
+        """Damage the newest checkpoint as the kind says, and return what was done."""
         saved = [path for path in (self.folder / name / "checkpoints" / "last").glob("*") if path.name.isdigit()]
         if kind not in ("truncate", "flip") or not saved:
             return ""
         newest = max(saved, key=lambda path: int(path.name))
         files = sorted(path for path in (newest / "state").rglob("*") if path.is_file() and path.stat().st_size)
         if kind == "flip":
-            # Of the numbers themselves: the largest files hold them.
+            # In the arrays themselves: the largest files hold them.
             file = max(files, key=lambda path: path.stat().st_size)
             content = bytearray(file.read_bytes())
             bit = chance.randrange(8 * len(content))
@@ -156,7 +156,7 @@ def _equal(params: Any, expected: Any) -> bool:
 
 
 def define_flags() -> None:
-    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    """Define the command's flags; only the command calls this, so that tests of other commands may import this file."""
     flags.DEFINE_integer("runs", 100, "How many runs to break.", lower_bound=1)
     flags.DEFINE_integer("jobs", 2, "How many at a time.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Of the moments, files and bits.")
@@ -164,7 +164,7 @@ def define_flags() -> None:
 
 
 def main() -> int:
-    """Break as many runs as the flags say; 1 if one did not come out as the unbroken one."""
+    """Break as many runs as the flags say; return 1 if one differs from the unbroken run."""
     with tempfile.TemporaryDirectory() as folder:
         breaker = Breaker(Path(folder))
         expected = breaker.whole()

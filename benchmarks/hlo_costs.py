@@ -1,15 +1,16 @@
-"""What each instruction of a compiled program costs: FLOPs of products and bytes accessed, as often as it runs.
+"""Count what each instruction of a compiled program costs: FLOPs of products and bytes accessed, times its runs.
 
-XLA's own `cost_analysis()` counts a loop's body once, however often it turns, says nothing of single instructions, and
-of a TPU's asynchronous copies counts each four times instead of twice. Here each line of the program's text is counted,
-times the turns of the loops it stands in. Programs of products and loops compiled for a TPU v5e agree with XLA's count
-once each loop is taken once and each copy as XLA takes it; the step of BERT-base to 4 %, of very small models to 20 %.
+XLA's own `cost_analysis()` counts a loop's body once, however often it runs, reports no single instructions, and counts
+each asynchronous copy of a TPU four times instead of twice. Here each line of the program's text is counted, times the
+iterations of the loops around it. Programs of products and loops compiled for a TPU v5e agree with XLA's count once
+each loop is counted once and each copy as XLA counts it; the step of BERT-base agrees to 4 %, of very small models to
+20 %.
 
-- An instruction reads its operands and writes its result; of an operand that only slices or lookups take from, what
-  they take; where a result is an update in the place of an operand, the update. Within a fusion nothing is accessed.
-- `accessed` is the arrays' elements, wherever they lie, as in XLA's count. `hbm` is what goes through a TPU's main
-  memory: arrays that lie on the chip (VMEM) cost nothing, others their whole tiles, padding included.
-- FLOPs are those of matrix products alone, 2 for each multiplication of two elements that are there.
+- An instruction reads its operands and writes its result. Of an operand that only slices or lookups read, it reads
+  what they take; where the result updates an operand in place, it writes the update. Within a fusion it is free.
+- `accessed` counts the arrays' elements, wherever they are stored, as XLA does. `hbm` counts what passes through a
+  TPU's main memory: arrays in on-chip memory (VMEM) cost nothing, others their whole tiles, padding included.
+- FLOPs are those of matrix products alone: 2 for each multiplication of two elements that are not padding.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import re
 from simcse_jax.training.collectives import KINDS
 from simcse_jax.training.hlo import Array, Instruction, Module
 
-# Nothing is moved: names for what is there, or lines whose work stands in a computation that is counted itself.
+# These move nothing: they name existing arrays, or call a computation that is counted itself.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
     *("while", "conditional", "call", "async-update", "opt-barrier", "add-dependency"),
@@ -40,29 +41,29 @@ GROUPS = (
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One instruction; bytes and FLOPs are of one time that it runs."""
+    """Hold one instruction; bytes and FLOPs are those of one execution."""
 
     name: str
     opcode: str
     op_name: str
     result: str  # element types and shapes
     group: str  # one of GROUPS
-    times: int | None  # None where a loop's length is not in the text; counted once then
+    times: int | None  # None where the text does not give a loop's length; then counted once
     flops: float
-    exact_flops: float  # of them: products of float32 in full precision
+    exact_flops: float  # the part in float32 at full precision
     accessed: float
     hbm: float
 
     @property
     def runs(self) -> int:
-        """How often it is counted."""
+        """Return how often it is counted."""
         return 1 if self.times is None else self.times
 
 
 def parts(text: str, chip_memory: bool) -> list[Part]:
-    """Every instruction that computes or moves anything, in the order of the text.
+    """Return every instruction that computes or moves anything, in the order of the text.
 
-    chip_memory: memory spaces other than 0 lie on the chip, as in a TPU's program; elsewhere they say something else.
+    chip_memory: memory spaces other than 0 are on the chip, as in a TPU's program; elsewhere they mean something else.
     """
     module = Module(text)
     loops = {one.called("body"): one.op_name for one in module.instructions() if one.opcode == "while"}
@@ -81,7 +82,7 @@ def parts(text: str, chip_memory: bool) -> list[Part]:
 
 
 def _top_level(module: Module) -> list[str]:
-    """The computations whose instructions run one by one: the entry, loops, branches, calls; not within fusions."""
+    """Return the computations whose instructions run one by one: entry, loops, branches and calls, but not fusions."""
     found, waiting = [], [module.entry]
     while waiting:
         computation = waiting.pop()
@@ -95,7 +96,10 @@ def _top_level(module: Module) -> list[str]:
 
 
 def _accessed(module: Module, one: Instruction, chip_memory: bool) -> tuple[float, float]:
-    """Bytes that it reads and writes, and those in main memory; a pair reads at its start, writes at its end."""
+    """Return the bytes that it reads and writes, and the part of them in main memory.
+
+    An asynchronous pair reads at its start and writes at its end.
+    """
     accessed = hbm = 0.0
 
     def count(array: Array, share: float) -> None:
@@ -119,26 +123,26 @@ def _accessed(module: Module, one: Instruction, chip_memory: bool) -> tuple[floa
 
 
 def _share_taken(one: Instruction, place: int, lines: dict[str, Instruction]) -> float:
-    """The share of an operand's elements that this instruction reads."""
+    """Return the share of an operand's elements that this instruction reads."""
     if place:
         return 1.0
     if one.opcode in ("dynamic-update-slice", "scatter"):
         return 0.0
     if one.opcode in _TAKES:
-        # An asynchronous start holds operands, what is taken and a counter.
+        # The result of an asynchronous start holds operands, result and a counter.
         taken = one.arrays[-2 if one.opcode.endswith("-start") else 0]
         return min(1.0, taken.size / max(lines[one.operands[0]].arrays[0].size, 1))
     return 1.0
 
 
 def _share_read(module: Module, computation: str, place: int) -> float:
-    """The share of a parameter that a fusion reads: less than all where nothing but slices takes from it."""
+    """Return the share of a parameter that a fusion reads: less than all where only slices read it."""
     share, is_given_on = _share_within(module, computation, place)
     return 1.0 if is_given_on else min(share, 1.0)
 
 
 def _share_within(module: Module, computation: str, place: int) -> tuple[float, bool]:
-    """The share that is read within a fusion, and whether the parameter as a whole is also its result."""
+    """Return the share that is read within a fusion, and whether the whole parameter is also its result."""
     lines = module.computations[computation]
     waiting = [one for one in lines.values() if one.opcode == "parameter" and one.arguments == str(place)]
     share, is_given_on = 0.0, False
@@ -159,7 +163,7 @@ def _share_within(module: Module, computation: str, place: int) -> tuple[float, 
 
 
 def _written(module: Module, one: Instruction) -> list[tuple[Array, float]]:
-    """(array, share of it) for each that is written."""
+    """Return (array, share) for each array that is written."""
     if one.opcode == "fusion":
         root = module.root(one.called("calls"))
         if root:
@@ -168,7 +172,7 @@ def _written(module: Module, one: Instruction) -> list[tuple[Array, float]]:
 
 
 def _shares_written(module: Module, root: Instruction) -> list[float]:
-    """For each array of a result, the share of it that is new."""
+    """Return, for each array of a result, the share that is new."""
     lines = module.computations[root.computation]
     while root.opcode == "bitcast" and root.operands[0] in lines:
         root = lines[root.operands[0]]
@@ -182,7 +186,7 @@ def _shares_written(module: Module, root: Instruction) -> list[float]:
 
 
 def _flops(module: Module, one: Instruction) -> tuple[float, float]:
-    """(FLOPs of all products in it, those of float32 in full precision)."""
+    """Return (FLOPs of all its products, FLOPs of those in float32 at full precision)."""
     if one.opcode == "fusion":
         inner = [_flops(module, line) for line in module.computations[one.called("calls")].values()]
         return sum(f for f, _ in inner), sum(exact for _, exact in inner)
@@ -201,7 +205,7 @@ def _flops(module: Module, one: Instruction) -> tuple[float, float]:
 
 
 def _contracted(one: Instruction) -> list[int]:
-    """The axes of the left factor that a product sums over: of a `dot`, and of a call to a GPU's library."""
+    """Return the axes of the left factor that a product sums over, of a `dot` or of a call to a GPU's library."""
     if one.opcode != "dot" and not (one.opcode == "custom-call" and "gemm" in one.attributes):
         return []
     written = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([^\]}]*)', one.attributes)
@@ -209,7 +213,7 @@ def _contracted(one: Instruction) -> list[int]:
 
 
 def _convolution(one: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:
-    """A TPU writes every product as a convolution, axes of a batch as spatial ones with holes between elements."""
+    """Return the FLOPs of a convolution: a TPU writes every product as one, with batch axes as dilated spatial axes."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
     assert labels, f"{one.name} without dim_labels"
     of_left, of_right, of_result = labels.groups()
@@ -233,10 +237,10 @@ def _convolution(one: Instruction, left: tuple[int, ...], right: tuple[int, ...]
 
 
 def _group(module: Module, one: Instruction, loops: dict[str, str]) -> str:
-    """The part of the step that an instruction belongs to.
+    """Return the part of the step that an instruction belongs to.
 
-    One that only stacks or takes from a stack belongs to what it computes besides, or to what made its operands.
-    loops: the op_name of the loop that a computation is the body of.
+    An instruction that only stacks, or reads from a stack, belongs to what else it computes, or to the source of its
+    operands. loops: op_name of the loop whose body a computation is.
     """
     if one.opcode.removesuffix("-start").removesuffix("-done") in KINDS:
         return "collectives"
@@ -267,7 +271,10 @@ def _group(module: Module, one: Instruction, loops: dict[str, str]) -> str:
 
 
 def group_of(op_name: str) -> str:
-    """The part of the step that JAX's name of an operation tells; named scopes go before what is known of the step."""
+    """Return the part of the step that JAX's name of an operation tells.
+
+    Named scopes come before general knowledge of the step.
+    """
     scopes = op_name.split("/")
     for group in ("dropout", "norm", "attention", "ffn", "embeddings", "head", "loss", "optimizer"):
         if group in scopes:

@@ -1,9 +1,8 @@
-"""Memory and compilations over a long run: `python -m benchmarks.long_run --steps=10000`.
+"""Check memory and compilations over a long run: `python -m benchmarks.long_run --steps=10000`.
 
-Trains a small model on the embedded data, with evaluations and checkpoints, and looks at the process every so many
-steps: the memory it holds, the arrays that live on devices, and how many programs were compiled so far. Exit status 1
-where, after the warm-up (the first fifth of the run), a program was compiled, arrays stayed behind, or the memory
-grew by more than MAY_GROW.
+Trains a small model on the demo's text, with evaluations and checkpoints. At regular steps it samples the memory of
+the process, the arrays on devices, and the number of compiled programs. Exit status 1 if, after the warm-up (the first
+fifth of the run), a program was compiled, arrays were left behind, or memory grew by more than MAY_GROW.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from simcse_jax.training.run import prepare
 FLAGS = flags.FLAGS
 
 SAMPLES = 20
-MAY_GROW = 64 * 2**20  # bytes: what an allocator's arenas still find to do
-FLEETING = 20  # arrays: the batch of the next step, the figures of the last
+MAY_GROW = 64 * 2**20  # bytes: growth that an allocator's arenas explain
+FLEETING = 20  # arrays: the batch of the next step, the metrics of the last
 
 
 def samples_of_a_run(folder: Path, steps: int) -> list[dict[str, Any]]:
-    """Train in `folder`, and return what was seen: step, memory in bytes, device arrays, their bytes, compilations."""
+    """Train in `folder`; return samples of step, memory in bytes, device arrays, their bytes, compilations."""
     recipe, every = demo.get_config("scratch"), steps // SAMPLES
     recipe.update_from_flattened_dict(
         {
@@ -69,7 +68,7 @@ def samples_of_a_run(folder: Path, steps: int) -> list[dict[str, Any]]:
 def _look() -> dict[str, int]:
     live = jax.live_arrays()
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # glibc's: what is free in an arena is nobody's
+        ctypes.CDLL(None).malloc_trim(0)  # glibc: return free memory of arenas to the system
     return {
         "memory": process_memory.own(),
         "arrays": len(live),
@@ -78,7 +77,7 @@ def _look() -> dict[str, int]:
 
 
 def table(samples: list[dict[str, Any]]) -> list[str]:
-    """A line a sample."""
+    """Return a line for each sample."""
     return [
         "   step     memory MiB   device arrays   of KiB   programs compiled",
         *(
@@ -90,13 +89,16 @@ def table(samples: list[dict[str, Any]]) -> list[str]:
 
 
 def define_flags() -> None:
-    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    """Define the command's flags; only the command calls this, so that tests of other commands may import this file."""
     flags.DEFINE_integer("steps", 10_000, "Steps to train.", lower_bound=SAMPLES)
     flags.DEFINE_string("json", "", "Write the samples there as well.")
 
 
 def faults(samples: list[dict[str, Any]]) -> list[str]:
-    """What grew after the warm-up and stayed so: a checkpoint that is still being written holds arrays for a while."""
+    """Return what grew after the warm-up and stayed grown.
+
+    A checkpoint that is still being written holds arrays for a while, so a rise that goes away is no fault.
+    """
     share = len(samples) // 5
     first, last = samples[share], samples[-share:]
     grown = {name: min(sample[name] for sample in last) - first[name] for name in first}
@@ -109,7 +111,7 @@ def faults(samples: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> int:
-    """Train as long as the flags say, and print what was seen; 1 if something grew."""
+    """Train as long as the flags say, and print the samples; return 1 if something grew."""
     with tempfile.TemporaryDirectory() as folder:
         samples = samples_of_a_run(Path(folder), FLAGS.steps)
     print("\n".join(table(samples)))

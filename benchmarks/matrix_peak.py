@@ -1,27 +1,27 @@
-"""What the device multiplies at its best: one large square product, by each framework that is asked for."""
+"""Measure the device's best rate of multiplication: one large square product, by each framework asked for."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-ON_CPU, ON_CHIPS = 2048, 8192  # rows: much arithmetic to a byte, and short
+ON_CPU, ON_CHIPS = 2048, 8192  # rows: much arithmetic a byte, and quick
 REPEATS = 3
 
-Product = tuple[Callable[[], object], int]  # multiplies, returning when it is done; rows
+Product = tuple[Callable[[], object], int]  # a function that multiplies and waits for the result; rows
 
 
 class Products:
-    """Square products in `dtype`, "float32" (whole precision) or "bfloat16"."""
+    """Multiply square matrices in `dtype`, "float32" (full precision) or "bfloat16"."""
 
     def __init__(self, dtype: str, frameworks: list[str]):
-        """frameworks: "jax", "torch" or both."""
+        """Compile and warm up; frameworks: "jax", "torch" or both."""
         makers = {"jax": _jax_product, "torch": _torch_product}
         self.products: dict[str, Product] = {name: makers[name](dtype) for name in frameworks}
         self.rates()  # compiles and warms up
 
     def rates(self) -> dict[str, float]:
-        """FLOP/s by framework, of the fastest of a few."""
+        """Return FLOP/s by framework, of the fastest of a few products."""
         return {
             name: max(_rate(multiply, rows) for _ in range(REPEATS)) for name, (multiply, rows) in self.products.items()
         }

@@ -1,13 +1,14 @@
-"""Memory of a training step by batch size, from XLA's own analysis: steps are compiled and none is run.
+"""Measure the memory of a training step by batch size, from XLA's own analysis: steps are compiled and none runs.
 
     python -m benchmarks.memory --json=FILE --plot=FILE.png
     JAX_PLATFORMS=cpu python -m benchmarks.memory --topology=v5e:2x2 --batch_sizes=65536
 
 The step is the real one: unsupervised SimCSE of BERT-base, AdamW, sentences of at most 32 tokens packed into rows of
-64, on one device. Six layouts of it, which train alike: `whole` encodes the batch at once and ranks it in one block,
-`remat` recomputes each layer in the backward pass (model.remat), `tiles` ranks in tiles (objective.tile), `groups`
-encodes a group of 64 at a time (train.groups_at_once=1), `both` does these two, `all` recomputes each layer as well.
-With --topology, one chip of a TPU that need not be there is compiled for (pip install libtpu): minutes a step.
+64, on one device. Six layouts of it are compiled, all with the same results: `whole` encodes the batch at once and
+computes the loss in one block, `remat` recomputes each layer in the backward pass (model.remat), `tiles` computes the
+loss in tiles (objective.tile), `groups` encodes a group of 64 at a time (train.groups_at_once=1), `both` is tiles and
+groups, `all` also recomputes each layer. With --topology, the step is compiled for one chip of a TPU that need not be
+present (pip install libtpu): minutes a step.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 def measure(mesh: Mesh, batch_size: int, layout: str, dtype: str) -> dict[str, Any]:
-    """The memory of a compiled step (`memory_of`), or `out of memory`: the words of a compiler that has too little."""
+    """Return the memory of a compiled step (`memory_of`), or the compiler's message as `out of memory`."""
     lowered = lower(mesh, ENCODERS["bert-base"], batch_size, dtype, LAYOUTS[layout])
     figures: dict[str, Any] = {"batch size": batch_size, "layout": layout}
     try:
@@ -53,7 +54,7 @@ def measure(mesh: Mesh, batch_size: int, layout: str, dtype: str) -> dict[str, A
 
 
 def table(results: list[dict[str, Any]]) -> list[str]:
-    """What is needed, as Markdown: a line a batch size, a column a layout."""
+    """Return the needed memory as Markdown: a line for each batch size, a column for each layout."""
     layouts = list(dict.fromkeys(result["layout"] for result in results))
     cells = {(result["batch size"], result["layout"]): size(result) for result in results}
     return [
@@ -67,12 +68,12 @@ def table(results: list[dict[str, Any]]) -> list[str]:
 
 
 def size(result: dict[str, Any]) -> str:
-    """What is needed in GiB, or that the device has less."""
+    """Return the needed GiB, or say that the device has less."""
     return f"{result['needed'] / 2**30:,.2f} GiB" if "needed" in result else "too large"
 
 
 def draw(results: list[dict[str, Any]], path: str) -> None:
-    """Memory against batch size, both logarithmic."""
+    """Plot memory against batch size, both logarithmic."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -105,7 +106,7 @@ def draw(results: list[dict[str, Any]], path: str) -> None:
 
 
 def define_flags() -> None:
-    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    """Define the command's flags; only the command calls this, so that tests of other commands may import this file."""
     flags.DEFINE_list(
         "batch_sizes", ["64", "256", "1024", "4096", "16384", "65536"], f"Batch sizes, multiples of {GROUP}."
     )

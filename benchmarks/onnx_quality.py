@@ -1,8 +1,8 @@
-"""What ONNX and its int8 form cost on STS-B: `python -m benchmarks.onnx_quality --model=DIR --data=senteval`.
+"""Measure the cost of ONNX and its int8 form on STS-B: `python -m benchmarks.onnx_quality --model=DIR --data=senteval`.
 
 Converts the model, and scores three encoders on the same pairs: ours, model.onnx and model_int8.onnx (Spearman x 100,
-dev and test). Beside the scores: the cosine between each ONNX vector and ours, the size of the file, and the seconds of
-one pass over all sentences with texts sorted by length, 32 at a time; ours packs them, and compiles in its pass.
+dev and test). Also prints the cosine between each ONNX vector and ours, the size of the file, and the seconds of one
+pass over all sentences sorted by length, 32 at a time; our side packs them, and its pass includes compilation.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BATCH = 32
 
 
 def onnx_encoder(folder: Path, name: str, max_length: int) -> Encode:
-    """An `encode` function that runs that file of the folder with ONNX Runtime and `tokenizers` alone."""
+    """Return an `encode` function that runs that file of the folder with ONNX Runtime and `tokenizers` alone."""
     import onnxruntime
     from tokenizers import Tokenizer
 
@@ -47,7 +47,7 @@ def onnx_encoder(folder: Path, name: str, max_length: int) -> Encode:
         parts = []
         for start in range(0, len(order), BATCH):
             some = [tokens[n] for n in order[start : start + BATCH]]
-            ids = np.zeros((len(some), len(some[-1])), np.int64)  # what stands in the padding is not looked at
+            ids = np.zeros((len(some), len(some[-1])), np.int64)  # the graph ignores ids of padding
             mask = np.zeros_like(ids)
             for row, sentence in enumerate(some):
                 ids[row, : len(sentence)], mask[row, : len(sentence)] = sentence, 1
@@ -61,7 +61,7 @@ def onnx_encoder(folder: Path, name: str, max_length: int) -> Encode:
 
 
 def measure(model: str, data: str, folder: Path) -> list[dict[str, Any]]:
-    """A row for each encoder. folder: where the model is converted to."""
+    """Return a row for each encoder. folder: where the converted model goes."""
     convert(model, folder)
     write_onnx(folder, int8=True)
     ours = open_model(str(folder))
@@ -97,7 +97,7 @@ def measure(model: str, data: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """A line an encoder."""
+    """Return a table with a line for each encoder."""
     return [
         f"{'':<16}{'dev':>8}{'test':>8}   mean cosine   least   largest difference   MiB   seconds",
         *(
@@ -110,7 +110,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def define_flags() -> None:
-    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    """Define the command's flags; only the command calls this, so that tests of other commands may import this file."""
     flags.DEFINE_string("model", None, "A model folder or Hub name.", required=True)
     flags.DEFINE_string("data", "", "SentEval's data: its folder or a senteval.tar. Default: fetched from the Hub.")
     flags.DEFINE_string("json", "", "Write the rows there as well.")

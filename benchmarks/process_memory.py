@@ -1,4 +1,4 @@
-"""The memory of a process, as Linux counts it."""
+"""Read the memory of a process, as Linux counts it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from pathlib import Path
 
 
 def resident(pid: int | str = "self") -> int:
-    """Bytes that the process holds now."""
+    """Return the bytes that the process holds now."""
     return _bytes(pid, "VmRSS")
 
 
 def own(pid: int | str = "self") -> int:
-    """Those of them that are not pages of files, which the kernel takes from a process as others need the room."""
+    """Return the resident bytes without pages of files, which the kernel can reclaim."""
     return _bytes(pid, "RssAnon")
 
 
 def peak(pid: int | str = "self") -> int:
-    """The most bytes that it held since it began; unlike `getrusage`, this does not count what its parent held."""
+    """Return the most bytes that the process ever held; unlike `getrusage`, without those of its parent."""
     return _bytes(pid, "VmHWM")
 
 

@@ -1,14 +1,15 @@
-"""The least time of a training step by what chips publish: arithmetic, memory and links, of the step as it is compiled.
+"""Bound the time of a training step by published figures of chips: arithmetic, memory and links of the compiled step.
 
     JAX_PLATFORMS=cpu python -m benchmarks.roofline --topology=v5e:2x4 --model=bert-base --batch=512
     JAX_PLATFORMS=cpu python -m benchmarks.roofline --dtype=bfloat16,float32 --breakdown --json=FILE
     python -m benchmarks.roofline --on=device --batch=64,512
 
-The step is the real one (benchmarks/compiled_step.py), compiled by the TPU's own compiler for chips that need not be
-there (pip install libtpu): minutes a step, and nothing is run. With --on=device, by the compiler of one device that is
-there. All figures are of one chip and one step. What is counted, and how it differs from XLA's own `cost_analysis()`,
-which takes a loop's body once: benchmarks/hlo_costs.py. Published figures: benchmarks/chips.py, taken as reached in
-full, so no step can be faster; the longest of the three times binds, as the other two can pass behind it.
+The step is the real one (benchmarks/compiled_step.py). The TPU's own compiler compiles it for chips that need not be
+present (pip install libtpu): minutes a step, and nothing runs. With --on=device, the compiler of one present device
+does. All figures are of one chip and one step. benchmarks/hlo_costs.py explains what is counted, and how it differs
+from XLA's own `cost_analysis()`, which counts a loop's body once. The published figures (benchmarks/chips.py) are
+taken as fully reached, so no step can be faster. The longest of the three times is the bound, since the other two can
+overlap with it.
 """
 
 from __future__ import annotations
@@ -48,23 +49,26 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one chip does in one step."""
+    """Hold what one chip does in one step."""
 
     flops: float  # of products
-    exact_flops: float  # of them: of float32 in full precision
-    accessed: float  # bytes, wherever they lie
+    exact_flops: float  # the part in float32 at full precision
+    accessed: float  # bytes, in whichever memory
     hbm: float  # bytes through main memory, padding included
     unknown_loops: int  # instructions in loops of unknown length, counted once
-    xla_flops: float  # XLA's own counts, in which a loop's body stands once
+    xla_flops: float  # XLA's own counts, with a loop's body counted once
     xla_accessed: float
-    accessed_once: float  # as `accessed`, a loop's body once: to be compared with XLA's
+    accessed_once: float  # as `accessed`, with a loop's body counted once, to compare with XLA's
     memory: dict[str, int]
     sent: list[Collective]
     parts: list[Part]
 
 
 def work(text: str, cost: dict[str, float], memory: dict[str, int], is_tpu: bool, chips: int) -> Work:
-    """What a compiled program's text, `cost_analysis()` and `memory_of` say; one chip alone sends nothing."""
+    """Return the work of a compiled program from its text, `cost_analysis()` and `memory_of`.
+
+    One chip alone sends nothing.
+    """
     found = parts(text, is_tpu)
     return Work(
         flops=sum(part.flops * part.runs for part in found),
@@ -83,7 +87,7 @@ def work(text: str, cost: dict[str, float], memory: dict[str, int], is_tpu: bool
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """Seconds of one step that a chip's published figures allow, side by side."""
+    """Hold the seconds of one step that a chip's published figures allow, by resource."""
 
     arithmetic: float
     hbm: float
@@ -100,10 +104,10 @@ class Bound:
 
 
 def bound(done: Work, chip: Chip, shape: tuple[int, ...], chips: int) -> Bound:
-    """The bound of this work; shape: how the chips stand in a torus.
+    """Return the bound of this work; shape: the axes of the chips in a torus.
 
-    Products of float32 in full precision take the chip's rate for those; all others that of bfloat16, to which TPUs
-    round factors by default.
+    Products of float32 in full precision run at the chip's rate for those, all others at that of bfloat16, to which
+    TPUs round factors by default.
     """
     sent = sum((sent_by(one, chip, shape, chips) for one in done.sent), Sent())
     arithmetic = (done.flops - done.exact_flops) / chip.peak + done.exact_flops / chip.float32_peak
@@ -111,7 +115,7 @@ def bound(done: Work, chip: Chip, shape: tuple[int, ...], chips: int) -> Bound:
 
 
 def sent_by(one: Collective, chip: Chip, shape: tuple[int, ...], chips: int) -> Sent:
-    """What a collective over all chips sends: an all-reduce is a scatter and a gather."""
+    """Return what a collective over all chips sends; an all-reduce is a scatter and a gather."""
     size = one.bytes * chips if one.kind == "reduce-scatter" else one.bytes
     passes = 2 if one.kind == "all-reduce" else 1
     return gathered(chip, chips, size, PUBLISHED, shape) * (passes * (1 if one.times is None else one.times))
@@ -124,7 +128,7 @@ HEADER = (
 
 
 def row(case: dict[str, Any]) -> str:
-    """One line of the table; without times for a device whose figures are not known here."""
+    """Return one line of the table; without times for a device whose figures are not known here."""
     done = case["work"]
     cells = [
         f"{case['chips']} x {case['device']}",
@@ -146,7 +150,7 @@ def row(case: dict[str, Any]) -> str:
 
 
 def notes(case: dict[str, Any]) -> Iterator[str]:
-    """Lines under the table: collectives, and XLA's own counts."""
+    """Return the lines under the table: collectives, and XLA's own counts."""
     done = case["work"]
     for kind in dict.fromkeys(one["kind"] for one in done["sent"]):
         same = [one for one in done["sent"] if one["kind"] == kind]
@@ -161,7 +165,7 @@ def notes(case: dict[str, Any]) -> Iterator[str]:
 
 
 def breakdown(found: list[Part], most: int) -> Iterator[str]:
-    """What accesses the bytes: by part of the step, and the instructions that access most."""
+    """Return a table of accessed bytes, by part of the step, and the instructions that access most."""
     total = sum(part.hbm * part.runs for part in found) or 1.0
     yield "| part | GB accessed | GB through HBM | share | TFLOP |\n" + "|---" * 5 + "|"
     of_group = {group: [part for part in found if part.group == group] for group in GROUPS}
@@ -176,7 +180,7 @@ def breakdown(found: list[Part], most: int) -> Iterator[str]:
 
 
 def sums(name: str, found: list[Part], total: float) -> str:
-    """One line of the table of parts."""
+    """Return one line of the table of parts."""
     accessed, hbm, flops = (
         sum(getattr(part, field) * part.runs for part in found) for field in ("accessed", "hbm", "flops")
     )
@@ -184,7 +188,7 @@ def sums(name: str, found: list[Part], total: float) -> str:
 
 
 def short(op_name: str) -> str:
-    """The scopes of an operation without those that all have; `back` for what the backward pass does."""
+    """Return the scopes of an operation without the common ones; `back` marks the backward pass."""
     scopes = [
         scope
         for scope in re.sub(r"\w+\((?:[^()]|\([^()]*\))*\)/?", "", op_name).split("/")
@@ -197,7 +201,7 @@ def short(op_name: str) -> str:
 def measure(
     mesh: Mesh, shape: tuple[int, ...], model: str, dtype: str, batch: int, unroll: bool = False
 ) -> tuple[dict[str, Any], list[Part]]:
-    """The figures of one step, ready for JSON, and its parts."""
+    """Return the figures of one step, ready for JSON, and its parts."""
     compiled = lower(mesh, ENCODERS[model], batch, dtype, {"model.unroll": "on" if unroll else "off"}).compile()
     device = mesh.devices.flat[0]
     cost, is_tpu = compiled.cost_analysis() or {}, device.platform == "tpu"
@@ -222,7 +226,7 @@ def measure(
 
 
 def meshes() -> Iterator[tuple[Mesh, tuple[int, ...]]]:
-    """(mesh, how its chips stand) for each set of chips that the flags name."""
+    """Yield (mesh, axes of its chips) for each set of chips that the flags name."""
     if FLAGS.on == "device":
         yield make_mesh(1), ()
         return
@@ -234,7 +238,7 @@ def meshes() -> Iterator[tuple[Mesh, tuple[int, ...]]]:
 
 
 def define_flags() -> None:
-    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    """Define the command's flags; only the command calls this, so that tests of other commands may import this file."""
     flags.DEFINE_enum("on", "topology", ["topology", "device"], "Chips that need not be there, or one that is.")
     flags.DEFINE_list("topology", ["v5e:2x4", "v5p:2x2x2", "v6e:2x4"], "TPU topologies.")
     flags.DEFINE_list("model", ["bert-base"], f"Some of {', '.join(ENCODERS)}.")
@@ -247,7 +251,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """Compile and say what the flags ask for."""
+    """Compile and print what the flags ask for."""
     for name, given, known in (("model", FLAGS.model, ENCODERS), ("dtype", FLAGS.dtype, DTYPES)):
         unknown = [value for value in given if value not in known]
         if unknown:

@@ -1,10 +1,10 @@
-"""A model of training on 1 to 4,096 chips: what a step computes, sends, and which of the two binds. Not a measurement.
+"""Model training on 1 to 4,096 chips: what a step computes and sends, and which of the two limits it. No measurement.
 
     python -m benchmarks.scaling
     python -m benchmarks.scaling --model=bert-large --chips=h100 --batch=32768 --json=FILE --plot=FILE
 
-Prints the tables of docs/scaling-model.md. The formulae stand in benchmarks/scaling_model.py, the chips and what is
-assumed of them in benchmarks/chips.py.
+Prints the tables of docs/scaling-model.md. benchmarks/scaling_model.py has the formulas, benchmarks/chips.py the chips
+and the assumptions about them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from simcse_jax.system.errors import UserError
 FLAGS = flags.FLAGS
 
 COUNTS = tuple(2**n for n in range(13))  # 1 to 4,096 chips
-MOST_EXAMPLES = 65536  # of one chip, when asking how many it takes
+MOST_EXAMPLES = 65536  # the most examples a chip that are tried
 
 
 HEADER = (
@@ -36,7 +36,7 @@ HEADER = (
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One table: a recipe, with the batch fixed, or growing with the chips."""
+    """Describe one table: a recipe, with the batch fixed or growing with the number of chips."""
 
     title: str
     recipe: Recipe
@@ -44,13 +44,13 @@ class Setting:
     per_chip: int = 0
 
     def steps(self, chip: Chip, model: Model, assumed: Assumed) -> list[Step]:
-        """One for each number of chips that has a whole example a chip."""
+        """Return one step for each number of chips that leaves at least one example a chip."""
         examples = {n: self.per_chip or self.batch // n for n in COUNTS}
         return [step(chip, n, b, model, self.recipe, assumed) for n, b in examples.items() if b]
 
 
 def settings(recipe: Recipe, supervised: Recipe, per_chip: int, batches: list[int]) -> list[Setting]:
-    """The tables of the chapter."""
+    """Return the tables of the chapter."""
     return [
         Setting(f"Unsupervised, {per_chip} sentences a chip", recipe, per_chip=per_chip),
         Setting("Supervised, 512 triplets in all", supervised, batch=512),
@@ -59,7 +59,7 @@ def settings(recipe: Recipe, supervised: Recipe, per_chip: int, batches: list[in
 
 
 def binding_from(steps: list[Step]) -> int | None:
-    """The fewest chips from which on, at every larger number, communication takes longer than compute."""
+    """Return the fewest chips from which on communication always takes longer than compute."""
     over = [s.communication > s.compute for s in steps]
     last_under = max((n for n, is_over in enumerate(over) if not is_over), default=-1)
     return steps[last_under + 1].chips if last_under + 1 < len(steps) else None
@@ -68,7 +68,10 @@ def binding_from(steps: list[Step]) -> int | None:
 def examples_needed(
     chip: Chip, chips: int, model: Model, recipe: Recipe, assumed: Assumed, share: float = 0.2
 ) -> int | None:
-    """The fewest sentences a chip (a multiple of 8) that keep communication's share at `share`; None if none does."""
+    """Return the fewest sentences a chip, a multiple of 8, that keep communication at `share` of the step.
+
+    None if no number does.
+    """
     for examples in range(8, MOST_EXAMPLES + 1, 8):
         if step(chip, chips, examples, model, recipe, assumed).share <= share:
             return examples
@@ -76,7 +79,7 @@ def examples_needed(
 
 
 def row(s: Step) -> str:
-    """One line of a table; MB over the fast links + over the outer network."""
+    """Return one line of a table; MB over the fast links + over the outer network."""
 
     def sent(inner: float, outer: float) -> str:
         return f"{inner / 1e6:,.1f}" + (f" + {outer / 1e6:,.1f}" if outer else "")
@@ -97,7 +100,7 @@ def row(s: Step) -> str:
 
 
 def summary(chips: list[Chip], model: Model, recipe: Recipe, per_chip: int, assumed: Assumed) -> Iterator[str]:
-    """Where communication binds, and the sentences a chip that keep it at a fifth."""
+    """Return where communication is the limit, and the sentences a chip that keep it at a fifth of the step."""
     counts = COUNTS[1::2] + COUNTS[-1:]
     yield f"| | communication exceeds compute, {per_chip} a chip | " + " | ".join(f"{n:,} chips" for n in counts) + " |"
     yield "|---" * (len(counts) + 2) + "|"
@@ -110,7 +113,7 @@ def summary(chips: list[Chip], model: Model, recipe: Recipe, per_chip: int, assu
 
 
 def draw(path: str, found: dict[str, list[Step]]) -> None:
-    """Communication's share against chips, a line for each chip."""
+    """Plot communication's share against the number of chips, a line for each chip."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -124,7 +127,7 @@ def draw(path: str, found: dict[str, list[Step]]) -> None:
 
 
 def whole_numbers(name: str, values: list[str]) -> list[int]:
-    """The positive whole numbers of a list flag; UserError otherwise."""
+    """Return the positive integers of a list flag; raise UserError for anything else."""
     for value in values:
         if not value.isdigit() or not int(value):
             raise UserError(
@@ -134,7 +137,7 @@ def whole_numbers(name: str, values: list[str]) -> list[int]:
 
 
 def define_flags() -> None:
-    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    """Define the command's flags; only the command calls this, so that tests of other commands may import this file."""
     flags.DEFINE_enum("model", "bert-base", sorted(MODELS), "Whose sizes.")
     flags.DEFINE_list("chips", ["v5e", "h100", "h200"], f"Of {', '.join(CHIPS)}.")
     flags.DEFINE_integer("per_chip", 64, "Sentences a chip where the batch grows with the chips.", 1)

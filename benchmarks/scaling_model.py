@@ -1,7 +1,7 @@
-"""A step's work and time on many chips: the formulae of docs/scaling-model.md.
+"""Model a step's work and time on many chips: the formulas of docs/scaling-model.md.
 
-This is a model: nothing in it was measured on such chips. Sizes are in bytes, times in seconds; FLOPs and sent bytes
-are those of one chip in one step.
+Nothing here was measured on such chips. Sizes are in bytes, times in seconds; FLOPs and sent bytes are those of one
+chip in one step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FLOAT32 = 4
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The sizes of an encoder with its head (dense + tanh), as in its config.json."""
+    """Hold the sizes of an encoder with its head (dense + tanh), as in its config.json."""
 
     layers: int
     width: int
@@ -29,28 +29,28 @@ class Model:
 
     @property
     def matrices(self) -> int:
-        """Parameters that each token is multiplied with: four of attention and two of the feed-forward, per layer."""
+        """Return the parameters in matrices that multiply each token: four of attention and two of the FFN a layer."""
         return self.layers * (4 * self.width**2 + 2 * self.width * self.ffn)
 
     @property
     def of_layers(self) -> int:
-        """Parameters of all layers: matrices, biases, two norms a layer."""
+        """Return the parameters of all layers: matrices, biases, two norms a layer."""
         d = self.width
         return self.matrices + self.layers * (4 * d + self.ffn + d + 4 * d)
 
     @property
     def around(self) -> int:
-        """Parameters before and after the layers: tables and their norm, head."""
+        """Return the parameters outside the layers: embedding tables and their norm, head."""
         d = self.width
         return (self.vocabulary + self.positions + self.types) * d + 2 * d + d * d + d
 
     @property
     def parameters(self) -> int:
-        """All of them."""
+        """Return the number of all parameters."""
         return self.of_layers + self.around
 
     def split(self, parts: int) -> tuple[int, int]:
-        """(kernels, tables): how many parameters of each kind are split over so many chips (training/mesh.py)."""
+        """Return how many parameters of (kernels, tables) are split over so many chips (training/mesh.py)."""
         d = self.width
         kernels_by_axis = (d, 3 * d * d), (d, d * self.ffn), (self.ffn, d * self.ffn)
         kernels = sum(self.layers * count for size, count in kernels_by_axis if size % (8 * parts) == 0)
@@ -70,16 +70,19 @@ MODELS = {
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a step encodes: `texts` an example, `views` times; every anchor meets `candidates` of every example."""
+    """Describe what a step encodes: `texts` an example, `views` times each.
+
+    Every anchor meets `candidates` of every example.
+    """
 
     texts: int = 1
     views: int = 2
     candidates: int = 1
-    tokens: float = 21.9  # a sentence's mean
+    tokens: float = 21.9  # mean of a sentence
     row_length: int = 64
-    gradient_bytes: int = FLOAT32  # an element of the gradients, as they are sent
-    kernel_bytes: int = FLOAT32  # an element of the kernels, as they are sent: what the encoder computes in
-    chunks: int = 1  # in how many a chip's groups are encoded (train.groups_at_once); 1 = all at once
+    gradient_bytes: int = FLOAT32  # bytes of an element of the gradients that are sent
+    kernel_bytes: int = FLOAT32  # bytes of an element of the kernels that are sent, in the encoder's precision
+    chunks: int = 1  # parts in which a chip's groups are encoded (train.groups_at_once); 1 = all at once
     fsdp: bool = False  # parameters and gradients split over the slice or node within the step too
 
 
@@ -89,19 +92,20 @@ SUPERVISED = Recipe(texts=3, views=1, candidates=2, tokens=12.9)
 
 
 def fill(groups: int) -> float:
-    """The share of row positions that hold a token, when all groups have the rows of the fullest.
+    """Return the share of row positions that hold a token, when all groups have the rows of the fullest.
 
-    Measured with this project's packer on the lengths of 11,914 sentences of the paper's corpus, groups of 64: median
-    of the fullest of 1, 8, 64, 512, 4096 groups: 23, 24, 25, 26, 27 rows, where 21.9 would hold the tokens.
+    Measured with this project's packer on the lengths of 11,914 sentences of the paper's corpus, in groups of 64: the
+    fullest of 1, 8, 64, 512 and 4096 groups has 23, 24, 25, 26 and 27 rows in the median, where 21.9 would hold the
+    tokens.
     """
     return 21.9 / (23 + math.log2(groups) / 3)
 
 
 def encoder_flops(model: Model, recipe: Recipe, examples: int, groups: int) -> float:
-    """FLOPs of one chip: forward 2 per parameter and position, attention 4 T D a layer and position, backward twice it.
+    """Return the encoder's FLOPs of one chip in a step.
 
-    Backward, attention's scores are made again. Looking up word embeddings costs none. In chunks, the forward pass is
-    made twice.
+    Forward: 2 per parameter and position, and 4 T D a layer and position for attention. Backward: twice that, and
+    attention's scores once more. Embedding look-ups cost none. In chunks, the forward pass runs twice.
     """
     sentences = examples * recipe.texts * recipe.views
     positions = sentences * recipe.tokens / fill(groups)
@@ -111,20 +115,21 @@ def encoder_flops(model: Model, recipe: Recipe, examples: int, groups: int) -> f
 
 
 def loss_flops(model: Model, recipe: Recipe, examples: int, batch: int) -> float:
-    """FLOPs of one chip: its anchors against all candidates, in full float32, in tiles that are computed again.
+    """Return the loss's FLOPs of one chip: its anchors against all candidates, in full float32, in recomputed tiles.
 
-    Four products: forward, again, and two backward.
+    Four products: forward, forward again, and two backward.
     """
     return 4 * 2 * examples * batch * recipe.candidates * model.width
 
 
 def gradients_sent(chip: Chip, chips: int, model: Model, recipe: Recipe, assumed: Assumed) -> Sent:
-    """All of a step's exchange of gradients and parameters. An all-reduce is a scatter and a gather.
+    """Return a step's whole exchange of gradients and parameters; an all-reduce is a scatter and a gather.
 
-    Without fsdp, once a step, however many chunks: gradients of what is split over the chips are scattered and its
-    parameters gathered, in chunks as float32; gradients of the rest are all-reduced. With fsdp over a slice or node:
-    layer by layer and chunk by chunk, parameters (float32) are gathered and gradients scattered within it; one
-    all-reduce over the others follows, of what is left, or a scatter and a gather, which are the same bytes.
+    Without fsdp it happens once a step, however many chunks: gradients of split parameters are scattered and the
+    parameters gathered, in chunks as float32; gradients of the rest are all-reduced. With fsdp over a slice or node it
+    happens layer by layer and chunk by chunk: within it, parameters (float32) are gathered and gradients scattered.
+    One all-reduce over the other slices or nodes follows, of what is left, or a scatter and a gather, which send the
+    same bytes.
     """
     size = model.parameters * recipe.gradient_bytes
     reduced = gathered(chip, chips, size, assumed) * 2
@@ -141,8 +146,8 @@ def gradients_sent(chip: Chip, chips: int, model: Model, recipe: Recipe, assumed
     across = reduced + gathered(chip, within, size, assumed) * -2
     again = recipe.chunks > 1
     layer = FLOAT32 * model.of_layers / model.layers
-    # A layer is gathered when it runs: forward, in chunks once more to recompute, and backward. What is around the
-    # layers the backward pass needs not, and the first pass over all chunks gathers it once.
+    # A layer is gathered when it runs: forward, once more to recompute it in chunks, and backward. The backward pass
+    # does not need the tables outside the layers, and the first pass over all chunks gathers them once.
     layers = gathered(chip, within, layer, assumed) * (recipe.chunks * model.layers * (2 + again))
     around = gathered(chip, within, FLOAT32 * model.around, assumed) * (1 + recipe.chunks * again)
     scattered = gathered(chip, within, size, assumed) + gathered(chip, within, 0, assumed) * model.layers
@@ -150,7 +155,7 @@ def gradients_sent(chip: Chip, chips: int, model: Model, recipe: Recipe, assumed
 
 
 def updated(chip: Chip, chips: int, model: Model, recipe: Recipe) -> float:
-    """Parameters that one chip's optimizer updates; with fsdp beyond a slice or node at most so many."""
+    """Return the parameters that one chip's optimizer updates; with fsdp beyond a slice or node at most this many."""
     if recipe.fsdp:
         return model.parameters / min(chips, chip.inner_size)
     split = sum(model.split(chips))
@@ -159,7 +164,7 @@ def updated(chip: Chip, chips: int, model: Model, recipe: Recipe) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One step as the model sees it: FLOPs, sent bytes and seconds of one chip."""
+    """Hold one step of the model: FLOPs, sent bytes and seconds of one chip."""
 
     chips: int
     examples: int  # of one chip
@@ -169,7 +174,7 @@ class Step:
     hbm: float
     embeddings: Sent
     gradients: Sent
-    backward: float  # of `compute`: what gradients could travel behind
+    backward: float  # the part of `compute` that sending gradients could overlap with
 
     @property
     def communication(self) -> float:
@@ -177,34 +182,34 @@ class Step:
 
     @property
     def longest(self) -> float:
-        """Seconds when nothing is hidden: the sum."""
+        """Return the seconds without any overlap: the sum."""
         return self.compute + self.hbm + self.communication
 
     @property
     def shortest(self) -> float:
-        """Seconds if gradients and parameters travelled behind the passes, all counted against the backward one.
+        """Return the seconds if all gradients and parameters were sent during the backward pass.
 
-        The embeddings cannot: all wait for them. It is not what is compiled: without fsdp, parameters are gathered
-        before the forward pass, and gradients exchanged after the backward one. Nor can the optimizer start before
-        the last gradient is there, as it clips by the norm of all of them.
+        The embeddings cannot be: everything waits for them. The compiled step does not do this: without fsdp,
+        parameters are gathered before the forward pass, and gradients exchanged after the backward pass. The optimizer
+        cannot start before the last gradient is there either, as it clips by the norm of all of them.
         """
         exposed = max(0.0, self.gradients.seconds - self.backward)
         return self.compute + self.hbm + self.embeddings.seconds + exposed
 
     @property
     def share(self) -> float:
-        """Communication's share of the sum."""
+        """Return communication's share of the sum."""
         return self.communication / self.longest
 
     @property
     def binds(self) -> str:
-        """The largest of the three."""
+        """Return the name of the largest of the three."""
         parts = {"compute": self.compute, "HBM": self.hbm, "communication": self.communication}
         return max(parts, key=lambda name: parts[name])
 
 
 def step(chip: Chip, chips: int, examples: int, model: Model, recipe: Recipe, assumed: Assumed) -> Step:
-    """A step of `examples` a chip on this many chips (a power of two)."""
+    """Model a step of `examples` a chip on this many chips (a power of two)."""
     batch = examples * chips
     encoder = encoder_flops(model, recipe, examples, max(chips, batch // 64))
     loss = loss_flops(model, recipe, examples, batch)
@@ -215,6 +220,6 @@ def step(chip: Chip, chips: int, examples: int, model: Model, recipe: Recipe, as
     moved = (16 + 12) * updated(chip, chips, model, recipe) + assumed.logit_passes * logits
     embeddings = gathered(chip, chips, batch * recipe.candidates * model.width * FLOAT32, assumed) * 2
     gradients = gradients_sent(chip, chips, model, recipe, assumed)
-    # In chunks the forward pass is made again within the backward one.
+    # In chunks the backward pass repeats the forward pass.
     backward = of_encoder * (2 / 3 if recipe.chunks == 1 else 3 / 4)
     return Step(chips, examples, encoder, loss, compute, moved / chip.hbm, embeddings, gradients, backward)

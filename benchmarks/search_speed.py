@@ -1,12 +1,12 @@
-"""Search speed, ours beside NumPy's and faiss's: the same vectors and queries, in one run, in alternation.
+"""Measure search speed beside NumPy and faiss: the same vectors and queries, in one run, in alternation.
 
     python -m benchmarks.search_speed --vectors=1000000 --width=384 --queries=100 --json=FILE
 
-Exact: ours with each storage, NumPy (product and argpartition, block by block), faiss IndexFlatIP. Approximate, through
-our index: HNSW and IVF-PQ, with what building took. A round times each side once, all queries together; medians and
-spread are over rounds. Recall is against NumPy's results. Memory is what a search takes at its peak above what was
-there before it, so without the stored vectors. Vectors are drawn in clusters, and lie near a space of 64 dimensions, as
-those of sentences do: in 384 independent ones, all neighbours are equally far. Needs faiss.
+Exact: our index with each storage, NumPy (product and argpartition, block by block), faiss IndexFlatIP. Approximate,
+through our index: HNSW and IVF-PQ, with the time to build them. A round times each side once, all queries together;
+medians and spread are over rounds. Recall is against NumPy's results. Memory is a search's peak above what was held
+before it, so without the stored vectors. Vectors are drawn in clusters near a space of 64 dimensions, as vectors of
+sentences are: in 384 independent dimensions, all neighbours would be equally far. Needs faiss.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from simcse_jax.serving.index.vectors import STORAGES
 FLAGS = flags.FLAGS
 
 LATENT = 64  # dimensions in which clusters and their members differ
-CLUSTER = 1000  # vectors of a cluster
-BLOCK = 65536  # vectors that are drawn, added and multiplied by NumPy together
+CLUSTER = 1000  # vectors in a cluster
+BLOCK = 65536  # vectors that NumPy draws, adds and multiplies together
 OURS = "exact, float32"
 Search = Callable[[], np.ndarray]  # int64[Q, k], ids of the results
 
 
 def made(count: int, width: int, seed: int = 0) -> Callable[[int], np.ndarray]:
-    """A function that draws float32[n, width] of length 1, around the same centres at each call."""
+    """Return a function that draws float32[n, width] unit vectors, around the same centres at each call."""
     rng = np.random.default_rng(seed)
     latent = min(LATENT, width)
     centres = rng.standard_normal((max(1, count // CLUSTER), latent), np.float32)
@@ -53,7 +53,7 @@ def made(count: int, width: int, seed: int = 0) -> Callable[[int], np.ndarray]:
 
 
 def numpy_search(vectors: np.ndarray, queries: np.ndarray, top_k: int) -> np.ndarray:
-    """The ids of the best, by product and argpartition over one block after the other."""
+    """Return the ids of the best, by product and argpartition, block by block."""
     scores, ids = [], []
     for at in range(0, len(vectors), BLOCK):
         some = queries @ vectors[at : at + BLOCK].T
@@ -67,7 +67,7 @@ def numpy_search(vectors: np.ndarray, queries: np.ndarray, top_k: int) -> np.nda
 def our_side(
     vectors: np.ndarray, queries: np.ndarray, top_k: int, kind: str, storage: str
 ) -> tuple[Search, dict[str, float]]:
-    """A search through an index of ours, and the seconds that adding and building took."""
+    """Return a search through an index of ours, and the seconds to add and build."""
     index = SentenceIndex(vectors.shape[1], "benchmark", kind, storage)
     start = time.perf_counter()
     for at in range(0, len(vectors), BLOCK):
@@ -80,7 +80,7 @@ def our_side(
 def sides(
     vectors: np.ndarray, queries: np.ndarray, top_k: int, kinds: list[str]
 ) -> dict[str, tuple[Search, dict[str, float]]]:
-    """Every side by its name: how it searches, and what is already known of it."""
+    """Return every side by its name: its search, and what is already known of it."""
     faiss = load_faiss()
     flat = faiss.IndexFlatIP(vectors.shape[1])
     start = time.perf_counter()
@@ -95,21 +95,21 @@ def sides(
 
 
 def recall(found: np.ndarray, truth: np.ndarray) -> float:
-    """The share of the true results that were found."""
+    """Return the share of the true results that were found."""
     hits = [len(set(a) & set(b)) for a, b in zip(found.tolist(), truth.tolist(), strict=True)]
     return sum(hits) / truth.size
 
 
 def extra_bytes(search: Search) -> int:
-    """Resident bytes that a search takes at its peak above what was there before; Linux keeps count."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
+    """Return the resident bytes that a search takes at its peak above those before it, as Linux counts them."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
     before = process_memory.resident()
     search()
     return max(process_memory.peak() - before, 0)
 
 
 def measure(count: int, width: int, query_count: int, top_k: int, rounds: int, kinds: list[str]) -> dict[str, Any]:
-    """The figures: for each side seconds, recall, memory; `ratio` by peer is above 1 where our float32 is faster."""
+    """Return seconds, recall and memory of each side; `ratio` by peer is above 1 where our float32 search is faster."""
     draw, vectors = made(count, width), np.empty((count, width), np.float32)
     for at in range(0, count, BLOCK):
         vectors[at : at + BLOCK] = draw(min(BLOCK, count - at))
@@ -144,7 +144,7 @@ def measure(count: int, width: int, query_count: int, top_k: int, rounds: int, k
 
 
 def table(figures: dict[str, Any]) -> list[str]:
-    """A line a side."""
+    """Return a table with a line for each side."""
     k = figures["top_k"]
     lines = [
         f"{figures['vectors']:,} vectors of width {figures['width']}, {figures['queries']} queries at once, "
@@ -165,7 +165,7 @@ def table(figures: dict[str, Any]) -> list[str]:
 
 
 def define_flags() -> None:
-    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    """Define the command's flags; only the command calls this, so that tests of other commands may import this file."""
     flags.DEFINE_integer("vectors", 1_000_000, "Vectors to search in.", lower_bound=1)
     flags.DEFINE_integer("width", 384, "Features of a vector.", lower_bound=1)
     flags.DEFINE_integer("queries", 100, "Queries, asked together.", lower_bound=1)

@@ -1,8 +1,8 @@
-"""The server under load: `python -m benchmarks.serve_load --model=DIR [--corpus=FILE] --json=out.json`.
+"""Put load on the server: `python -m benchmarks.serve_load --model=DIR [--corpus=FILE] --json=out.json`.
 
-Starts `python -m simcse_jax.search --serve` as a process of its own, lets 64 clients ask it for a minute, each its next
-request once it has the answer to the last, and prints how long answers took, how many failed, and the server's memory
-as it went. Clients and server share the machine, so the clients' own work is in every figure.
+Starts `python -m simcse_jax.search --serve` as a separate process. For a minute, 64 clients send it requests, each its
+next one once the last is answered. Prints how long answers took, how many failed, and the server's memory over time.
+Clients and server share the machine, so the clients' own work is part of every figure.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from simcse_jax.system.errors import UserError
 
 FLAGS = flags.FLAGS
 
-SAMPLES = 20  # looks at the server's memory
-SENTENCES = 20_000  # of the demo's world, where no corpus is given
-# Requests of each kind in a hundred: mostly what a page or a service asks, a text at a time.
+SAMPLES = 20  # readings of the server's memory
+SENTENCES = 20_000  # of the demo's text, where no corpus is given
+# Percentage of each kind of request: mostly one text at a time, as a page or a service sends.
 MIX = {"/search": 60, "/encode": 20, "/similarity": 10, "/v1/embeddings": 10}
 
 
 class Asked(NamedTuple):
-    """One request: its path, its status (0: the connection broke), how long it took and when it ended."""
+    """Hold one request: its path, its status (0: the connection broke), how long it took and when it ended."""
 
     path: str
     status: int
@@ -46,7 +46,7 @@ class Asked(NamedTuple):
 
 
 def measure(command: list[str], texts: list[str], clients: int, seconds: float) -> dict[str, Any]:
-    """What was seen of the server that `command` starts; it says its address in its first line that has one."""
+    """Return the results for the server that `command` starts, whose first printed address is the one to ask."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             host, port = _address(server)
@@ -67,7 +67,7 @@ def measure(command: list[str], texts: list[str], clients: int, seconds: float) 
 
 
 def table(seen: dict[str, Any]) -> list[str]:
-    """The same for people."""
+    """Return the results as a table for people."""
     head = f"{'route':<16} {'requests':>9} {'p50 ms':>9} {'p95 ms':>9} {'p99 ms':>9} {'most ms':>9}"
     rows = [
         f"{path:<16} {times['count']:>9,} " + " ".join(f"{times[key] * 1000:>9.1f}" for key in _TIMES)
@@ -106,7 +106,7 @@ def _address(server: subprocess.Popen[str]) -> tuple[str, int]:
 async def _load(
     pid: int, host: str, port: int, texts: list[str], clients: int, seconds: float
 ) -> tuple[list[Asked], list[tuple[float, int]]]:
-    """Everything that was asked, and (seconds since the start, the server's resident bytes)."""
+    """Return every request, and (seconds since the start, the server's resident bytes)."""
     asked: list[Asked] = []
     memory = [(0.0, process_memory.resident(pid))]
     start = time.monotonic()
@@ -139,7 +139,7 @@ async def _client(host: str, port: int, texts: list[str], rng: random.Random, en
 
 
 async def _status(reader: asyncio.StreamReader) -> int:
-    """The status of the next answer, which is read to its end and looked at for being whole JSON."""
+    """Return the status of the next answer, after checking that its body is complete JSON."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
     assert length, head
@@ -160,7 +160,7 @@ def _request(texts: list[str], rng: random.Random) -> tuple[str, dict[str, Any]]
 
 
 def define_flags() -> None:
-    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    """Define the command's flags; only the command calls this, so that tests of other commands may import this file."""
     flags.DEFINE_string("model", None, "The model to serve: a folder or a Hub name.", required=True)
     flags.DEFINE_string("corpus", "", "The sentences to search and to ask for; by default the demo's.")
     flags.DEFINE_integer("clients", 64, "Clients that ask at once.", lower_bound=1)
@@ -169,7 +169,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """Start the server, ask it as the flags say, and print what was seen."""
+    """Start the server, send requests as the flags say, and print the results."""
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(FLAGS.corpus or f"{folder}/corpus.txt")
         if not FLAGS.corpus:

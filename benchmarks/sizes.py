@@ -1,4 +1,4 @@
-"""The sizes of the encoders that are measured, named as in Hugging Face's config.json. Light to import."""
+"""Name the sizes of the encoders that are measured, as in Hugging Face's config.json. Light to import."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """An encoder's."""
+    """Hold the sizes of an encoder."""
 
     num_hidden_layers: int
     hidden_size: int

@@ -1,11 +1,11 @@
-"""From the command to the first step: the real command, timed by the lines that it prints.
+"""Time the real command from its start to the first step, by the lines that it prints.
 
     python -m benchmarks.start_up --files=sentences.txt --model_folder=DIR --json=FILE
 
-Each shape is started from random weights with an empty cache (`cold`: the data is tokenised, the step compiled), then
-with what that start left there (`warm`), and ended after its first step. Stages: `parts` (imports, tokenizer, data,
-what the step is made of), `weights` (the state before the first step), `compile`, `step`; seconds by the clock, and
-of processor time in brackets, which other programs on the machine disturb less.
+Each shape starts from random weights with an empty cache (`cold`: the data is tokenised, the step compiled), then with
+the cache that this start left (`warm`), and ends after its first step. Stages: `parts` (imports, tokenizer, data,
+building the step), `weights` (the state before the first step), `compile`, `step`. Seconds are wall time, with
+processor time in brackets, which other programs on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ from simcse_jax.system.errors import UserError
 FLAGS = flags.FLAGS
 
 ROOT = Path(__file__).resolve().parent.parent
-# The line that ends each stage begins so.
+# How the line that ends each stage begins.
 STAGES = {"parts": "model: ", "weights": "compiling a batch", "compile": "compiled in", "step": "step 1/"}
 
-Seconds = tuple[float, float]  # by the clock, of processor time
+Seconds = tuple[float, float]  # wall time, processor time
 
 
 def start(shape: str, files: str, model_folder: str, cache: Path) -> dict[str, Seconds]:
-    """Start a run of that shape in a folder of its own; seconds of each stage and in all. RuntimeError if it fails."""
+    """Start a run of that shape in its own folder; return the seconds of each stage and in all.
+
+    Raises RuntimeError if the run fails.
+    """
     with tempfile.TemporaryDirectory() as workdir:
         command = [
             *(sys.executable, "-m", "simcse_jax.train", "--config=configs/unsup.py", f"--workdir={workdir}/run"),
@@ -66,13 +69,13 @@ def start(shape: str, files: str, model_folder: str, cache: Path) -> dict[str, S
 
 
 def _processor_time(pid: int) -> float:
-    """Seconds of processor time that a process has used, in all its threads (Linux)."""
+    """Return the processor seconds that a process has used, in all its threads (Linux)."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def table(results: list[dict[str, Any]]) -> list[str]:
-    """The results as Markdown: a line a start, a column a stage."""
+    """Return the results as Markdown: a line for each start, a column for each stage."""
     names = [*STAGES, "total"]
     return [
         f"| model | start | {' | '.join(names)} |",
@@ -87,7 +90,7 @@ def table(results: list[dict[str, Any]]) -> list[str]:
 
 
 def define_flags() -> None:
-    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    """Define the command's flags; only the command calls this, so that tests of other commands may import this file."""
     flags.DEFINE_list("models", ["minilm", "bert-base"], f"Some of {', '.join(SIZES)}.")
     flags.DEFINE_string("files", "", "Sentences to train on, as data.files takes them.")
     flags.DEFINE_string("model_folder", "", "A folder with BERT's tokenizer and config.json.")

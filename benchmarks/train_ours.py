@@ -1,4 +1,4 @@
-"""Our side of `benchmarks.train_speed`: the step of a real run, on its real batches."""
+"""Run our side of `benchmarks.train_speed`: the step of a real run, on its real batches."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from simcse_jax.training.step import TrainStep
 
 
 class Side:
-    """A run of ours on one device, and where it stands."""
+    """Hold a run of ours on one device, and its current state."""
 
     def __init__(self, work: Work):
-        keep_freed_memory()  # as train does
+        keep_freed_memory()  # as `simcse_jax.train` does
         recipe = base.get_config()
         recipe.update_from_flattened_dict(
             {
@@ -49,7 +49,7 @@ class Side:
                 "train.epochs": 0.0,
                 "train.steps": work.steps,
                 "objective.temperature": TEMPERATURE,
-                "objective.mask_duplicates": False,  # the other sides have none
+                "objective.mask_duplicates": False,  # the other sides do not mask duplicates
                 "optimizer.learning_rate": LEARNING_RATE,
                 "optimizer.clip_norm": CLIP_NORM,
                 "eval.data": "",
@@ -57,20 +57,20 @@ class Side:
             }
         )
         config = resolve(recipe, (), jax.device_count())
-        # A recipe may not turn dropout off where it is what makes the views, but the check of the losses does.
+        # Comparing losses needs dropout off, which recipes refuse where dropout makes the views.
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=work.dropout))
         self.work, self.workdir = work, Path(tempfile.mkdtemp(prefix="run-", dir=work.folder))
         self.run = prepare(config, self.workdir)
         self.state = self.run.initial_state()
         self.compiled = Compilations(self.run.program, self._shapes)
-        # Whole float32 products, as PyTorch's, where a chip would otherwise shorten them.
+        # Products in full float32 precision, like PyTorch's; some chips round by default.
         self.exactly = work.dtype == "float32"
 
     def about(self) -> str:
         return f"jax {jax.__version__}, {self._device().device_kind}"
 
     def share(self) -> None:
-        """Write the first weights and the batches of all steps for the others."""
+        """Write the first weights and the batches of all steps for the other sides."""
         work, run, count = self.work, self.run, self.work.steps
         export_model(work.model, self.state.params, run.encoder.config, self.workdir / TOKENIZER, "cls", card={})
         sentences = list(read_sentences(listed(work.data)))
@@ -83,12 +83,12 @@ class Side:
         work.write_batches(ids, run.corpus.lengths[rows][:, :, 0], texts)
 
     def losses(self, steps: int) -> list[tuple[float, float]]:
-        """(loss, gradient's norm before clipping) of the first steps."""
+        """Return (loss, norm of the gradient before clipping) of the first steps."""
         figures = [self._step(batch) for batch in self._batches(0, steps)]
         return [(float(one["loss"]), float(one["gradient_norm"])) for one in figures]
 
     def first_step(self) -> float:
-        """Seconds of step 0, tracing and compilation included."""
+        """Return the seconds of step 0, tracing and compilation included."""
         (batch,) = self._batches(0, 1)
         start = time.perf_counter()
         self._step(batch)
@@ -96,7 +96,7 @@ class Side:
         return time.perf_counter() - start
 
     def steps(self, first: int, last: int) -> float:
-        """Seconds of steps first <= step < last. Their batches lie on the device, and their shapes are compiled."""
+        """Return the seconds of steps first <= step < last, with batches on the device and shapes compiled."""
         batches = self._batches(first, last)
         for batch in batches:
             self._compiled(batch)
@@ -107,7 +107,7 @@ class Side:
         return time.perf_counter() - start
 
     def peak_memory(self) -> int:
-        """Bytes: the device's, or those of the process where that is the device."""
+        """Return the peak bytes of the device, or of the process where the device is a CPU."""
         return int((self._device().memory_stats() or {}).get("peak_bytes_in_use", 0)) or process_memory.peak()
 
     def _device(self) -> Any:

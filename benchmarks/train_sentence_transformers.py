@@ -1,6 +1,6 @@
-"""sentence-transformers' side of `benchmarks.train_speed`: its own trainer, on (sentence, the same sentence) pairs.
+"""Run sentence-transformers' side of `benchmarks.train_speed`: its own trainer, on (sentence, the same sentence) pairs.
 
-The trainer tokenises as it goes, so that is in its time. It encodes the two views one after the other.
+The trainer tokenises as it goes, so its time includes that. It encodes the two views one after the other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 
 
 class Side:
-    """A model in training. Each call of `steps` is a training of its own, that goes on with the same weights."""
+    """Hold a model in training. Each call of `steps` starts a new training with the same weights."""
 
     def __init__(self, work: Work):
         self.work = work
@@ -42,17 +42,17 @@ class Side:
         return f"sentence-transformers {sentence_transformers.__version__}, torch {torch.__version__}"
 
     def first_step(self) -> float:
-        """Seconds of a first step."""
+        """Return the seconds of a first step."""
         clock = self._trained(0, 1)
         return clock.ended[0] - clock.began
 
     def steps(self, first: int, last: int) -> float:
-        """Seconds of so many steps on these sentences, after one that is not counted; in the trainer's own order."""
+        """Return the seconds of these steps, after one that is not counted, in the trainer's own order of sentences."""
         ended = self._trained(first - 1, last).ended
         return ended[-1] - ended[0]
 
     def peak_memory(self) -> int:
-        """Bytes: the device's, or those of the process where that is the device."""
+        """Return the peak bytes of the device, or of the process where the device is a CPU."""
         return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else process_memory.peak()
 
     def _trained(self, first: int, last: int) -> _Clock:
@@ -83,7 +83,7 @@ class Side:
 
 
 class _Clock(TrainerCallback):
-    """When the first step began, and when each ended."""
+    """Record when the first step began and when each step ended."""
 
     def __init__(self) -> None:
         self.began, self.ended = 0.0, []

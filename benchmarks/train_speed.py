@@ -1,10 +1,10 @@
-"""Training speed, ours beside PyTorch's: the same sentences in the same batches, in one run, in alternation.
+"""Measure training speed beside PyTorch: the same sentences in the same batches, in one run, in alternation.
 
     python -m benchmarks.train_speed --model=bert-base --batch=64 --data=sentences.txt --tokenizer=DIR --json=FILE
     python -m benchmarks.train_speed --model=bert-large --batch=512 --dtype=bfloat16 ...    # on a GPU
 
-Unsupervised SimCSE of a BERT with random weights, the same on all sides: dropout 0.1 everywhere, the MLP head, InfoNCE
-at temperature 0.05, AdamW with linear decay, clipping at 1. The sides (--sides):
+Every side trains unsupervised SimCSE of a BERT with the same random weights: dropout 0.1 everywhere, the MLP head,
+InfoNCE at temperature 0.05, AdamW with linear decay, clipping at 1. The sides (--sides):
 
     jax                    ours: sentences packed into rows
     torch                  transformers' BertModel padded to the batch's longest, both views in one batch, PyTorch's
@@ -13,14 +13,14 @@ at temperature 0.05, AdamW with linear decay, clipping at 1. The sides (--sides)
     torch-compile          `torch` with torch.compile
     sentence-transformers  its own trainer (pip install 'sentence-transformers[train]'), tokenising included
 
-Each side is a process of its own on one device, which all use in turn: a round times --steps steps of each, and every
-second round turns the order round. Batches are made before the clock starts. First of all the losses of `jax` and
-`torch` are compared in float32 with dropout off, updates included: sides that disagree are not timed.
+Each side is a separate process on one device, and they take turns: a round times --steps steps of each, and every
+second round reverses the order. Batches are made before the clock starts. First, the losses of `jax` and `torch` are
+compared in float32 with dropout off, updates included; sides that disagree are not timed.
 
-Reported: median and quartiles over rounds. Tokens are real ones, both views; model FLOPs are what these need, and their
-share is of the fastest large matrix product that was timed between the rounds. The first step includes compilation.
-Peak memory is the device's; on a CPU the process's, libraries and compiler included. The ratio is to our seconds in the
-same round.
+Reported are median and quartiles over rounds. Tokens are real ones of both views; model FLOPs are those that these
+tokens need, and their share is of the fastest large matrix product timed between the rounds. The first step includes
+compilation. Peak memory is the device's; on a CPU the process's, libraries and compiler included. The ratio is to our
+seconds in the same round.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from simcse_jax.system.errors import UserError
 FLAGS = flags.FLAGS
 
 OURS = "jax"
-# Side: module and what its making takes beside the work.
+# Side: its module, and arguments beside the work.
 SIDES: dict[str, tuple[str, tuple[Any, ...]]] = {
     OURS: ("benchmarks.train_ours", ()),
     "torch": ("benchmarks.train_torch", ()),
@@ -54,19 +54,22 @@ SIDES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "sentence-transformers": ("benchmarks.train_sentence_transformers", ()),
 }
 CHECKED_STEPS = 5
-WARM_UP_STEPS = 3  # the first one, and those that no round counts
+WARM_UP_STEPS = 3  # the first step, and steps that no round counts
 LOSS_TOLERANCE = 1e-4  # relative
 NORM_TOLERANCE = 1e-3  # relative; of the gradient
 
 
 def started(side: str, work: Work) -> Worker:
-    """A side in its own process."""
+    """Start a side in its own process."""
     module, arguments = SIDES[side]
     return Worker(module, "Side", work, *arguments)
 
 
 def share_and_check(work: Work, with_torch: bool) -> dict[str, float]:
-    """Have our side write what all share, and the worst relative differences to PyTorch; UserError if too large."""
+    """Have our side write what all share; return the worst relative differences to PyTorch.
+
+    Raises UserError if they are too large.
+    """
     check = dataclasses.replace(work, dropout=0.0, dtype="float32")
     with started(OURS, check) as ours:
         ours.call("share")
@@ -86,9 +89,9 @@ def share_and_check(work: Work, with_torch: bool) -> dict[str, float]:
 
 
 def measure(work: Work, sides: list[str], steps: int, rounds: int) -> dict[str, Any]:
-    """The figures: `sides` by name, and `ratio` by peer, which is above 1 where ours is faster.
+    """Return the results: `sides` by name, and `ratio` by peer, which is above 1 where our side is faster.
 
-    work.steps must be those of all rounds and of the warm-up. Ours is measured whether it is among `sides` or not.
+    work.steps must be those of all rounds and of the warm-up. Our side is measured whether or not it is among `sides`.
     """
     sides = [OURS, *(side for side in sides if side != OURS)]
     torch_too = len(sides) > 1
@@ -142,7 +145,7 @@ def measure(work: Work, sides: list[str], steps: int, rounds: int) -> dict[str, 
 
 
 def table(figures: dict[str, Any]) -> list[str]:
-    """A line a side, as Markdown."""
+    """Return a line for each side, as Markdown."""
     lines = [
         "| side | ms a step (quartiles) | sentences/s | tokens/s | model GFLOP/s | of the peak | peak MiB "
         "| first step s | ours is |",
@@ -167,12 +170,12 @@ def table(figures: dict[str, Any]) -> list[str]:
 
 
 def draw(figures: dict[str, Any], title: str, path: str) -> None:
-    """Sentences a second of each side, with quartiles."""
+    """Plot sentences a second of each side, with quartiles."""
     from matplotlib.figure import Figure
 
     sides = figures["sides"]
     speeds = [side["sentences/s"] for side in sides.values()]
-    # The slow quartile of the time is the low one of the speed.
+    # The upper quartile of the time is the lower one of the speed.
     ends = np.array([figures["batch size"] / np.array(side["seconds a step"]["quartiles"]) for side in sides.values()])
     figure = Figure(figsize=(7, 1 + 0.6 * len(sides)), layout="constrained")
     axes = figure.subplots()
@@ -190,7 +193,7 @@ def draw(figures: dict[str, Any], title: str, path: str) -> None:
 
 
 def define_flags() -> None:
-    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    """Define the command's flags; only the command calls this, so that tests of other commands may import this file."""
     flags.DEFINE_enum("model", "bert-base", list(SIZES), "Whose sizes; weights are random.")
     flags.DEFINE_string("data", "", "Sentences to train on, as train's data.files.")
     flags.DEFINE_string("tokenizer", "", "A folder with the tokenizer, such as that of bert-base-uncased.")
@@ -212,7 +215,7 @@ def main() -> None:
     unknown = [side for side in FLAGS.sides if side not in SIDES]
     if unknown:
         raise UserError(f"--sides: {unknown[0]!r} is unknown.\nUse some of {','.join(SIDES)}.")
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave the others their part of a GPU
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the sides share a GPU's memory
     total = WARM_UP_STEPS + FLAGS.rounds * FLAGS.steps
     with tempfile.TemporaryDirectory() as folder:
         work = Work(

@@ -1,4 +1,4 @@
-"""PyTorch's side of `benchmarks.train_speed`: SimCSE's step as its users write it, with what PyTorch has to be fast.
+"""Run PyTorch's side of `benchmarks.train_speed`: SimCSE's step as its users write it, with PyTorch's fast options.
 
 transformers' BertModel with PyTorch's own attention kernels, the batch padded to its longest sentence, both views in
 one pass, fused AdamW; bfloat16 by autocast.
@@ -21,7 +21,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Side:
-    """A model in training, and where it stands. attention: as transformers calls it, "sdpa" or "eager"."""
+    """Hold a model in training, and its current state. attention: "sdpa" or "eager", as transformers names it."""
 
     def __init__(self, work: Work, compiled: bool = False, attention: str = "sdpa"):
         self.work = work
@@ -39,18 +39,18 @@ class Side:
         return f"torch {torch.__version__}, {name}"
 
     def losses(self, steps: int) -> list[tuple[float, float]]:
-        """(loss, gradient's norm before clipping) of the first steps."""
+        """Return (loss, norm of the gradient before clipping) of the first steps."""
         figures = [self._step(batch) for batch in self._batches(0, steps)]
         return [(float(loss), float(norm)) for loss, norm in figures]
 
     def first_step(self) -> float:
-        """Seconds of step 0, compilation included."""
+        """Return the seconds of step 0, compilation included."""
         (batch,) = self._batches(0, 1)
         self.seen.add(batch[0].shape)
         return self._seconds([batch])
 
     def steps(self, first: int, last: int) -> float:
-        """Seconds of steps first <= step < last. Their batches lie on the device, and their shapes were met before."""
+        """Return the seconds of steps first <= step < last; their batches are on the device and their shapes known."""
         batches = self._batches(first, last)
         for batch in batches:
             if batch[0].shape not in self.seen:
@@ -59,7 +59,7 @@ class Side:
         return self._seconds(batches)
 
     def peak_memory(self) -> int:
-        """Bytes: the device's, or those of the process where that is the device."""
+        """Return the peak bytes of the device, or of the process where the device is a CPU."""
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else process_memory.peak()
 
     def _batches(self, first: int, last: int) -> list[Batch]:

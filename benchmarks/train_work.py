@@ -1,7 +1,7 @@
-"""What every side of `benchmarks.train_speed` trains on, and what that takes: batches, first weights, FLOPs.
+"""Define what every side of `benchmarks.train_speed` trains on: batches, first weights, FLOPs.
 
-Our side writes it into a folder, the others read it there. Light to import: each side is measured with its own
-libraries in memory and no other's.
+Our side writes it into a folder, and the others read it. Light to import: each side is measured with its own libraries
+in memory and no others.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ DROPOUT = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Unsupervised SimCSE of a BERT with random weights: AdamW, linear decay to 0 over `steps` steps, clipping.
+    """Describe unsupervised SimCSE of a BERT with random weights: AdamW, linear decay over `steps` steps, clipping.
 
-    dtype: what the encoder computes in, "float32" or "bfloat16"; parameters are float32.
+    dtype: the encoder's precision, "float32" or "bfloat16"; parameters are float32.
     """
 
-    folder: Path  # where the sides share what follows
+    folder: Path  # shared by the sides
     data: str
     tokenizer: str
     sizes: Sizes
@@ -42,35 +42,35 @@ class Work:
 
     @property
     def model(self) -> Path:
-        """A folder with the first weights, as transformers and sentence-transformers read it."""
+        """Return the folder with the first weights, as transformers and sentence-transformers read it."""
         return self.folder / "model"
 
     def write_batches(self, ids: np.ndarray, lengths: np.ndarray, texts: list[list[str]]) -> None:
-        """Keep the batches of all steps: ids int32[steps, B, max_length], lengths int32[steps, B], texts alike."""
+        """Store the batches of all steps: ids int32[steps, B, max_length], lengths int32[steps, B], and the texts."""
         np.save(self.folder / "ids.npy", ids)
         np.save(self.folder / "lengths.npy", lengths)
         (self.folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
 
     def lengths(self) -> np.ndarray:
-        """int32[steps, B]: tokens of each sentence, the special ones included."""
+        """Return int32[steps, B]: the tokens of each sentence, special tokens included."""
         return np.load(self.folder / "lengths.npy")
 
     def padded(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(token ids, mask), int64[2 B, longest of the batch]: both views, one after the other."""
+        """Return (token ids, mask), int64[2 B, longest of the batch]: both views, one after the other."""
         lengths = np.tile(np.load(self.folder / "lengths.npy", mmap_mode="r")[step], VIEWS)
         ids = np.load(self.folder / "ids.npy", mmap_mode="r")[step, :, : lengths.max()]
         mask = np.arange(lengths.max()) < lengths[:, None]
         return np.tile(ids, (VIEWS, 1)).astype(np.int64), mask.astype(np.int64)
 
     def texts(self, first: int, last: int) -> list[str]:
-        """The sentences of steps first <= step < last, in their order."""
+        """Return the sentences of steps first <= step < last, in order."""
         return [text for batch in json.loads((self.folder / "texts.json").read_text())[first:last] for text in batch]
 
     def flops(self, lengths: np.ndarray) -> float:
-        """FLOPs that one step needs on average, lengths [steps, B]: real tokens only, forward and twice that backward.
+        """Return the FLOPs that one step needs on average: real tokens only, forward and twice that backward.
 
-        Products with the matrices, attention of each token to those of its sentence, the head on the first tokens, and
-        the cosines. Optimizer, norms and dropout multiply next to nothing.
+        lengths [steps, B]. Counts the products with matrices, attention of each token to those of its sentence, the
+        head on the first tokens, and the cosines. Optimizer, norms and dropout multiply next to nothing.
         """
         sizes, tokens = self.sizes, lengths.astype(np.float64)
         model = Model(sizes.num_hidden_layers, sizes.hidden_size, sizes.intermediate_size)

@@ -1,9 +1,9 @@
-"""What centring and whitening do to STS: `python -m benchmarks.whitening --model=DIR --data=senteval --texts=FILE`.
+"""Measure centring and whitening on STS: `python -m benchmarks.whitening --model=DIR --data=senteval --texts=FILE`.
 
-A contrastive loss spreads vectors over the sphere, and the plainest way to spread them is linear: take their mean away,
-then make their covariance the identity (BERT-whitening, arXiv 2103.15316, a baseline of the paper's table 5). Which
-text mean and covariance are taken from says what spreading by that text can give: here the first lines of --texts, or
-the sentences of each task themselves. Spearman x 100, STS-B dev and the seven test sets.
+A contrastive loss spreads vectors over the sphere. The simplest way to spread them is linear: subtract their mean,
+then make their covariance the identity (BERT-whitening, arXiv 2103.15316, a baseline of the paper's table 5). The text
+that gives mean and covariance shows what spreading by that text can achieve: here the first lines of --texts, or the
+sentences of each task itself. Spearman x 100, STS-B dev and the seven test sets.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Map = Callable[[np.ndarray], np.ndarray]
 
 
 def centred(vectors: np.ndarray) -> Map:
-    """The map that takes the mean of float[N, D] vectors away."""
+    """Return a map that subtracts the mean of float[N, D] vectors."""
     mean = vectors.mean(0, dtype=np.float64)
     return lambda some: some - mean
 
 
 def whitened(vectors: np.ndarray) -> Map:
-    """The map after which float[N, D] vectors, N > D, have mean 0 and the identity as covariance."""
+    """Return a map that gives float[N, D] vectors, N > D, mean 0 and the identity as covariance."""
     mean = vectors.mean(0, dtype=np.float64)
     values, directions = np.linalg.eigh(np.cov(vectors.T.astype(np.float64)))
     scaled = directions / np.sqrt(np.maximum(values, 1e-12 * values[-1]))
@@ -44,7 +44,7 @@ def whitened(vectors: np.ndarray) -> Map:
 
 
 def measure(encode: Encode, texts: Sequence[str], sets: dict[str, GradedPairs]) -> dict[str, dict[str, float]]:
-    """Row to the score of each set: as they are, then centred and whitened by `texts` and by each set itself."""
+    """Return the score of each set by row: as they are, then centred and whitened by `texts` and by each set itself."""
     of_texts = encode(list(texts))
     if len(of_texts) <= of_texts.shape[1]:
         raise UserError(
@@ -66,7 +66,7 @@ def measure(encode: Encode, texts: Sequence[str], sets: dict[str, GradedPairs]) 
 
 
 def table(rows: dict[str, dict[str, float]]) -> list[str]:
-    """The rows as Markdown, the average over the test sets last."""
+    """Return the rows as Markdown, the average over the test sets last."""
     names = list(next(iter(rows.values())))
     lines = [f"| | {' | '.join(names)} | average of the tests |", "|---|" + "---:|" * (len(names) + 1)]
     for row, scores in rows.items():
@@ -76,7 +76,7 @@ def table(rows: dict[str, dict[str, float]]) -> list[str]:
 
 
 def define_flags() -> None:
-    """The command's flags; only the command has them, so that other commands' tests may import this file."""
+    """Define the command's flags; only the command calls this, so that tests of other commands may import this file."""
     flags.DEFINE_string("model", None, "A run folder, model folder or Hub name.", required=True)
     flags.DEFINE_string("pooler", None, "Its pooler, where not its own.")
     flags.DEFINE_string("data", "", "SentEval's data: its folder or a senteval.tar. Default: fetched from the Hub.")

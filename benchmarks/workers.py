@@ -1,6 +1,6 @@
-"""Objects that live in processes of their own and wait there while others work.
+"""Keep objects in processes of their own, where they wait while others work.
 
-So each has its own memory and threads, and is measured as it would be alone.
+So each has its own memory and threads, and is measured as if it were alone.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 
 from simcse_jax.system.errors import UserError
 
-LEAVE_S = 20  # seconds that a process has to leave by itself
+LEAVE_S = 20  # seconds that a process gets to exit by itself
 
 
 class Worker:
-    """One object, made in a new process by calling `module`.`name` with `arguments`, which must pickle."""
+    """Hold one object, made in a new process by calling `module`.`name` with `arguments`, which must be picklable."""
 
     def __init__(self, module: str, name: str, *arguments: Any):
-        """Returns once the object is made; raises what its making raised, as `call` does."""
+        """Return once the object is made; raise what making it raised, as `call` does."""
         self.name = f"{module}.{name}"
-        # A forked process would share its parent's native threads.
+        # A forked process would inherit its parent's native threads.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, module, name, arguments))
@@ -37,8 +37,11 @@ class Worker:
             raise
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """What the object's method returns; waits for it. Errors end it: UserErrors as they are, others as text."""
-        with suppress(OSError):  # of a process that is gone, which the answer tells
+        """Call the object's method and return its result.
+
+        Errors end the process: UserErrors are raised as they are, others as text.
+        """
+        with suppress(OSError):  # the process is gone; the answer says so
             self._connection.send((method, arguments))
         return self._answer()
 
@@ -78,7 +81,7 @@ def _serve(connection: Connection, module: str, name: str, arguments: tuple[Any,
             method, arguments = connection.recv()
             connection.send((getattr(one, method)(*arguments), None))
     except (EOFError, KeyboardInterrupt):
-        pass  # nobody asks any more
+        pass  # nobody waits for the answer
     except UserError as error:
         connection.send((None, error))
     except Exception:  # noqa: BLE001
