@@ -12,17 +12,17 @@ from jax.sharding import Mesh
 from benchmarks.sizes import SIZES
 from configs import base
 from simcse_jax.config.schema import resolve
-from simcse_jax.encoder.bert import Encoder
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
+from simcse_jax.encoder.model import Encoder
 from simcse_jax.training.model import unrolls
 from simcse_jax.training.program import batch_shapes, make_program
 
-ENCODERS = {name: EncoderConfig("bert", 30522, **dataclasses.asdict(sizes)) for name, sizes in SIZES.items()}
+ENCODERS = {name: Architecture("bert", 30522, **dataclasses.asdict(sizes)) for name, sizes in SIZES.items()}
 # 64 Wikipedia sentences, with a mean of 21.9 tokens, fill 23 rows of 64; smaller groups take a proportional share.
 GROUP, ROWS, ROW_LENGTH = 64, 23, 64
 
 
-def lower(mesh: Mesh, sizes: EncoderConfig, batch_size: int, dtype: str, changes: dict[str, Any]) -> Any:
+def lower(mesh: Mesh, sizes: Architecture, batch_size: int, dtype: str, changes: dict[str, Any]) -> Any:
     """Lower the step of configs/base.py with `changes` (dotted keys) for the devices of this mesh.
 
     dtype: the encoder's precision. Raises UserError for a batch that does not divide over the devices.

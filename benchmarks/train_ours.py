@@ -72,7 +72,7 @@ class Side:
     def share(self) -> None:
         """Write the first weights and the batches of all steps for the other sides."""
         work, run, count = self.work, self.run, self.work.steps
-        export_model(work.model, self.state.params, run.encoder.config, self.workdir / TOKENIZER, "cls", card={})
+        export_model(work.model, self.state.params, run.encoder.architecture, self.workdir / TOKENIZER, "cls", card={})
         sentences = list(read_sentences(listed(work.data)))
         rows = np.stack([run.batches.rows(step) for step in range(count)])
         ids = np.zeros((*rows.shape, work.max_length), np.int32)

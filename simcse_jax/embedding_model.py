@@ -20,9 +20,9 @@ from jax.sharding import Mesh
 
 from simcse_jax.config.schema import differences
 from simcse_jax.data.tokenizer import load_tokenizer
-from simcse_jax.encoder.bert import Encoder
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.init import init_params
+from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.evaluation.results import OWN
@@ -44,7 +44,7 @@ class _Origin:
     """Where a model is, and what it says of itself; its weights are read when they are asked for."""
 
     kind: str  # "run folder", "model folder" or "Hub model"
-    sizes: EncoderConfig
+    sizes: Architecture
     tokenizer: PreTrainedTokenizerFast
     pooler: str  # "" when the model does not say, or asks for more than one of our poolers
     normalizes: bool
@@ -224,7 +224,7 @@ def _run_folder(workdir: Path, pooler: str | None) -> _Origin:
         )
     return _Origin(
         kind="run folder, its best checkpoint",
-        sizes=EncoderConfig(**info["encoder"]),
+        sizes=Architecture(**info["encoder"]),
         tokenizer=load_tokenizer(workdir / info["tokenizer"]),
         pooler=info["pooler"],
         normalizes=False,

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from simcse_jax.data.packing import Slots, fill
-from simcse_jax.encoder.bert import Encoder, unstacked
+from simcse_jax.encoder.model import Encoder, unstack_layers
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.group import Group
 from simcse_jax.system.errors import UserError
@@ -60,7 +60,7 @@ class SentenceEncoder:
         pooler: str,
         max_length: int | None = None,
     ):
-        limit = model.config.max_length
+        limit = model.architecture.max_length
         if max_length is not None and not 3 <= max_length <= limit:
             raise UserError(
                 f"max_length is {max_length}; this model takes 3 to {limit} tokens, e.g. {min(128, limit)}."
@@ -75,7 +75,7 @@ class SentenceEncoder:
         self._cache: dict[tuple[str, ...], list[_Call]] = {}
         # One host reads its devices' parts as they are; several need the whole on each.
         out = self._split if self._split.is_fully_addressable else self._whole
-        self._unstacked: Any = jax.jit(unstacked, out_shardings=self._whole)
+        self._unstacked: Any = jax.jit(unstack_layers, out_shardings=self._whole)
         self._apply: Any = jax.jit(self._encode_groups, out_shardings=out)
 
     def encode(self, params: Any, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
@@ -89,7 +89,7 @@ class SentenceEncoder:
         texts = _strings(texts)
         index: dict[str, int] = {}
         places = np.fromiter((index.setdefault(text, len(index)) for text in texts), np.int64, len(texts))
-        vectors = np.zeros((len(index), self.model.config.hidden_size), np.float32)
+        vectors = np.zeros((len(index), self.model.architecture.hidden_size), np.float32)
         repeated = np.bincount(places, minlength=len(index))
         for members, result in self._results(self.placed(params), tuple(index)):
             host = np.asarray(result)
@@ -184,10 +184,10 @@ class SentenceEncoder:
         )
         tokens = [np.array(ids, np.int32) for ids in encoded["input_ids"]]
         largest = max(int(ids.max()) for ids in tokens)
-        if largest >= self.model.config.vocab_size:
+        if largest >= self.model.architecture.vocab_size:
             raise UserError(
                 f"The tokenizer gives token id {largest}, but the model's vocabulary ends at "
-                f"{self.model.config.vocab_size - 1}: they do not belong together. Use the model's own tokenizer."
+                f"{self.model.architecture.vocab_size - 1}: they do not belong together. Use the model's own tokenizer."
             )
         return tokens
 

@@ -21,7 +21,7 @@ class Group(NamedTuple):
     first_tokens: Array  # int32[N]: r * T + t of each sentence's first token
     lengths: Array  # int32[N]: tokens of each sentence
 
-    def parted(self, rows: int, slots: int) -> tuple[Group, Group]:
+    def split(self, rows: int, slots: int) -> tuple[Group, Group]:
         """Two groups of one: its first `rows` rows, which hold the sentences of its first `slots` slots, and the rest.
 
         Not of stacked ones.
@@ -32,7 +32,7 @@ class Group(NamedTuple):
         return Group(*first), Group(*rest)._replace(first_tokens=self.first_tokens[slots:] - rows * self.ids.shape[1])
 
 
-class Masked(NamedTuple):
+class MaskedGroup(NamedTuple):
     """The masked copy of a group, and what its encoder is to predict; more groups stack on leading axes.
 
     An unused place has label -1.

@@ -9,9 +9,9 @@ from configs import base
 from simcse_jax.config.schema import resolve
 from simcse_jax.data import demo
 from simcse_jax.data.tokenizer import train_wordpiece
-from simcse_jax.encoder.bert import Encoder
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.init import init_params
+from simcse_jax.encoder.model import Encoder
 from simcse_jax.model_folder.export import export_model
 from simcse_jax.training.loop import train
 from simcse_jax.training.run import Run, prepare
@@ -32,7 +32,7 @@ SMALL_ENCODER = {
 def export_small(folder: Path, seed: int = 0, pooler: str = "avg") -> Path:
     """A folder with a model of random weights that know the demo's words; returns folder / "model"."""
     train_wordpiece(demo.sentences(count=500), VOCABULARY, folder / "tokenizer")
-    config = EncoderConfig("bert", VOCABULARY, 32, 2, 4, 48, max_position_embeddings=64, initializer_range=0.3)
+    config = Architecture("bert", VOCABULARY, 32, 2, 4, 48, max_position_embeddings=64, initializer_range=0.3)
     params = jax.jit(lambda: init_params(Encoder(config, has_head=True), seed))()
     export_model(folder / "model", params, config, folder / "tokenizer", pooler, card={})
     return folder / "model"

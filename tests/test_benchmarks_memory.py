@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.compiled_step import lower, memory_of
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.training.mesh import make_mesh
 
 ROOT = Path(__file__).parent.parent
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.slow
 def test_recomputed_layers_take_a_fraction_of_the_memory_on_a_cpu_too() -> None:
-    sizes = EncoderConfig("bert", 1000, 128, 8, 4, 512)
+    sizes = Architecture("bert", 1000, 128, 8, 4, 512)
     needed = [
         memory_of(lower(make_mesh(1), sizes, 256, "float32", {"model.remat": remat}).compile())["temporaries"]
         for remat in (False, True)

@@ -17,7 +17,7 @@ from benchmarks.chips import CHIPS
 from benchmarks.compiled_step import ENCODERS
 from benchmarks.hlo_costs import Part, group_of, parts
 from benchmarks.scaling_model import UNSUPERVISED, Model, encoder_flops, loss_flops
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.training.collectives import Collective
 from simcse_jax.training.devices import topology_chips
 from simcse_jax.training.mesh import make_mesh
@@ -173,7 +173,7 @@ def test_operations_are_named_without_what_all_have() -> None:
     assert roofline.short(f"jit(train_step)/transpose(jvp())/{scopes}") == "back: layers/ffn/up/dot_general"
 
 
-TINY = EncoderConfig("bert", 1000, 64, 2, 2, 128, max_position_embeddings=64)
+TINY = Architecture("bert", 1000, 64, 2, 2, 128, max_position_embeddings=64)
 TINY_MODEL = Model(2, 64, 128, 1000, 64)
 
 

@@ -27,8 +27,8 @@ from benchmarks.scaling_model import (
     updated,
 )
 from simcse_jax.config.schema import OptimizerConfig
-from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.init import parameter_shapes
+from simcse_jax.encoder.model import Encoder
 from simcse_jax.training.collectives import Collective, collectives
 from simcse_jax.training.mesh import AXES, state_shardings
 from simcse_jax.training.optimizer import make_optimizer

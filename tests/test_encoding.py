@@ -10,14 +10,14 @@ from jax.sharding import AxisType, Mesh
 
 from simcse_jax.data.packing import pack
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
-from simcse_jax.encoder.bert import Encoder
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
+from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoding import SMALL_GROUP, SentenceEncoder, pack_rows, row_lengths
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.mesh import state_shardings
 
 WORDS = [f"{a}{b}" for a in ("sun", "moon", "star", "sea", "hill", "wood") for b in ("", "ly", "er", "ward", "ish")]
-CONFIG = EncoderConfig("bert", 200, 32, 2, 4, 64, max_position_embeddings=128, initializer_range=0.3)
+CONFIG = Architecture("bert", 200, 32, 2, 4, 64, max_position_embeddings=128, initializer_range=0.3)
 MODEL = Encoder(CONFIG)
 
 
@@ -197,7 +197,7 @@ def test_misuse_is_named(tokenizer: Any, params: Any) -> None:
         SentenceEncoder(MODEL, tokenizer, _mesh(1), "avg", max_length=600)
     with pytest.raises(UserError, match=r"Unknown pooler 'mean'; known: cls"):
         SentenceEncoder(MODEL, tokenizer, _mesh(1), "mean")
-    small = Encoder(EncoderConfig("bert", 7, 32, 2, 4, 48))
+    small = Encoder(Architecture("bert", 7, 32, 2, 4, 48))
     with pytest.raises(UserError, match=r"token id \d+, but the model's vocabulary ends at 6"):
         SentenceEncoder(small, tokenizer, _mesh(1), "avg").encode(params, WORDS)
 

@@ -20,8 +20,8 @@ from sentence_transformers import SentenceTransformer
 from simcse_jax.data.packing import pack
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.embedding_model import open_model
-from simcse_jax.encoder.bert import Encoder
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
+from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.model_folder import export as model_folder
 from simcse_jax.model_folder.export import export_model, export_run
@@ -47,7 +47,7 @@ class Source:
     """What an export is made of."""
 
     params: Any
-    config: EncoderConfig
+    config: Architecture
     tokenizer: Path
 
     def export(self, out: Path, pooler: str = "cls_before_pooler", **changes: Any) -> Path:

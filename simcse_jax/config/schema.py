@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 from simcse_jax.config.idle_keys import idle_keys, way_out
 from simcse_jax.data.positives import POSITIVES, WINDOWS, Positive
-from simcse_jax.encoder.config import CUTOFFS
+from simcse_jax.encoder.architecture import CUTOFFS
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.system.errors import UserError
 

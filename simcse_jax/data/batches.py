@@ -19,7 +19,7 @@ import numpy as np
 from simcse_jax.data import packing
 from simcse_jax.data.examples import Drawn, Examples
 from simcse_jax.data.masking import Masking
-from simcse_jax.group import Array, Group, Masked
+from simcse_jax.group import Array, Group, MaskedGroup
 from simcse_jax.system.errors import UserError
 
 # Batches looked at to choose the shapes of a run.
@@ -39,8 +39,8 @@ class Batch(NamedTuple):
 
     groups: Group  # arrays int32[G, R, T] and int32[G, V * n]; [G, n] where texts are apart
     texts: Array  # int32[K + 1, B]: equal number = equal text; rows: anchors, positives, hard negatives
-    masked: Masked | None = None  # masked copies of groups, and of others in rows below them; None without masking
-    hidden: Masked | None = None  # the groups with what a predictor is to replace in positives masked; None without one
+    masked: MaskedGroup | None = None  # masked copies of groups, and of others in rows below them; None without masking
+    hidden: MaskedGroup | None = None  # groups, masked where a predictor writes; None without one
     others: Group | None = None  # arrays int32[G, R', T] and int32[G, (V - 1) * n]; None unless texts are apart
 
     @property
@@ -58,8 +58,8 @@ class Fed(NamedTuple):
     """What encoders get of a batch; see there."""
 
     groups: Group
-    masked: Masked | None = None
-    hidden: Masked | None = None
+    masked: MaskedGroup | None = None
+    hidden: MaskedGroup | None = None
     others: Group | None = None
 
 
@@ -130,7 +130,7 @@ class Batches:
         copies = [_stacked([how(group, step) for group in laid]) if how else None for how in self._copies]
         others = None
         if self.layout.apart:
-            laid, rest = zip(*(group.parted(rows[0], size) for group in laid), strict=True)
+            laid, rest = zip(*(group.split(rows[0], size) for group in laid), strict=True)
             others = _stacked(rest)
         return Batch(_stacked(laid), self._texts(drawn), *copies, others=others)
 

@@ -1,4 +1,4 @@
-"""Masked copies of sentences: BERT's masking (Devlin et al. 2019, section 3.1 and appendix A.1).
+"""MaskedGroup copies of sentences: BERT's masking (Devlin et al. 2019, section 3.1 and appendix A.1).
 
 What is masked is a function of (seed, step) and of the token's place in its sentence of the global batch, never of the
 group, row or host that happens to hold it.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simcse_jax.data.vocabulary import Vocabulary
-from simcse_jax.group import Group, Masked
+from simcse_jax.group import Group, MaskedGroup
 from simcse_jax.hashing import token_bits
 
 # Of the tokens to predict, so many are replaced by the mask and by a random token; the rest stay what they are.
@@ -34,7 +34,7 @@ class Masking:
     seed: int
     all_masked: bool = False
 
-    def __call__(self, group: Group, step: int) -> Masked:
+    def __call__(self, group: Group, step: int) -> MaskedGroup:
         """The masked copy of one group int32[R, T] at a step.
 
         Of each sentence with n tokens (or whole words) of text, rate * n are chosen, rounded up or down by chance, so
@@ -68,7 +68,7 @@ class Masking:
         chosen = chosen[:size]  # without effect but for whole words, and for these as good as never
         places[: len(chosen)] = at[chosen]
         labels[: len(chosen)], labels[len(chosen) :] = ids[chosen], -1
-        return Masked(masked, places, labels)
+        return MaskedGroup(masked, places, labels)
 
 
 def places_of(rate: float, rows: int, row_length: int, sentences: int, whole_word: bool = False) -> int:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from simcse_jax.encoder import dropout as drop
 
 
-class Among(NamedTuple):
+class AttentionMask(NamedTuple):
     """Which tokens of a row see each other, and what is dropped of their weights."""
 
     segments: jax.Array  # int32[B, T]: a token sees those of its own number; padding is 0, and so sees padding
@@ -23,7 +23,7 @@ class Among(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, among: Among, rate: float) -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, among: AttentionMask, rate: float) -> jax.Array:
     """[B, T, H, D]: for each token of each row, the values of its sentence, weighted by softmax(q k / sqrt(D)).
 
     q, k, v: [B, T, H, D], one dtype. rate: of dropout on the weights. The softmax is in at least float32.
@@ -31,7 +31,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, among: Among, rate: float) 
     return _forward(q, k, v, among, rate)[0]
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, among: Among, rate: float) -> tuple[jax.Array, Any]:
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, among: AttentionMask, rate: float) -> tuple[jax.Array, Any]:
     scores = _scores(q, k, among.segments)
     largest = scores.max(-1, keepdims=True)
     weights = jnp.exp(scores - largest)
@@ -74,7 +74,7 @@ def _products(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum("bthd,bshd->bhts", a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
 
 
-def _dropped(weights: jax.Array, among: Among, rate: float) -> jax.Array:
+def _dropped(weights: jax.Array, among: AttentionMask, rate: float) -> jax.Array:
     if among.keys is None or among.pairs is None:
         return weights
     return drop.dropout(weights, among.keys, among.pairs, rate)

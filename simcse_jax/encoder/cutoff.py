@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from simcse_jax.encoder import dropout as drop
-from simcse_jax.encoder.layer import Dropout, Rows
+from simcse_jax.encoder.layer import Dropout, PackedRows
 
 # Cutoff has keys of its own: of a layer that no model has.
 LAYER = 1 << 20
 
 
-def cut(x: jax.Array, kind: str, rate: float, noise: Dropout, rows: Rows) -> jax.Array:
+def cut(x: jax.Array, kind: str, rate: float, noise: Dropout, rows: PackedRows) -> jax.Array:
     """x [B, T, D], the input embeddings, with a share `rate` of them zeroed; nothing is scaled to make up for it.
 
     kind: "token" (each token by chance), "feature" (each feature by chance, the same of all tokens of a sentence) or
@@ -32,7 +32,7 @@ def cut(x: jax.Array, kind: str, rate: float, noise: Dropout, rows: Rows) -> jax
     return jnp.where(kept, x, jnp.zeros((), x.dtype))
 
 
-def _in_span(rate: float, noise: Dropout, rows: Rows) -> jax.Array:
+def _in_span(rate: float, noise: Dropout, rows: PackedRows) -> jax.Array:
     """bool[B, T]: whether a token is in its sentence's stretch."""
     together = rows.segments[:, :, None] == rows.segments[:, None, :]
     length = together.sum(-1, dtype=jnp.int32)  # of the token's sentence

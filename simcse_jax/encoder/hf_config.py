@@ -1,4 +1,4 @@
-"""Hugging Face's config.json <-> EncoderConfig."""
+"""Hugging Face's config.json <-> Architecture."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from simcse_jax.encoder.activations import ACTIVATIONS
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.system.errors import UserError
 
 CONFIG = "config.json"
@@ -24,7 +24,7 @@ _SIZES = (
 )
 
 
-def read_config(folder: str | Path) -> EncoderConfig:
+def read_config(folder: str | Path) -> Architecture:
     """The sizes of the model in a Hugging Face folder; dropout is a matter of the training, whatever the file says.
 
     Raises UserError for a missing or malformed config.json, another architecture, an unknown activation, relative
@@ -41,7 +41,7 @@ def read_config(folder: str | Path) -> EncoderConfig:
             f"{sizes['num_attention_heads']}.\nIn BERT each head has 64: {max(sizes['hidden_size'] // 64, 1)} heads."
         )
     # Defaults are those of transformers' config classes, for files that leave a key out.
-    result = EncoderConfig(
+    result = Architecture(
         family=family,
         **sizes,
         hidden_act=_activation(config, path),
@@ -58,7 +58,7 @@ def read_config(folder: str | Path) -> EncoderConfig:
     return result
 
 
-def hugging_face_config(config: EncoderConfig, has_mlm_head: bool = False) -> dict[str, Any]:
+def hugging_face_config(config: Architecture, has_mlm_head: bool = False) -> dict[str, Any]:
     """The content of a config.json that transformers 4 and 5 read, and `read_config` too.
 
     has_mlm_head: whether the weights are those of the class for masked language modelling. A model without token types

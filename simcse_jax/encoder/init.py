@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from simcse_jax.encoder.bert import Encoder
-from simcse_jax.encoder.mlm import head_of
+from simcse_jax.encoder.mlm import make_mlm_head
+from simcse_jax.encoder.model import Encoder
 from simcse_jax.group import Group
 
 
@@ -24,8 +24,8 @@ def init_params(encoder: Encoder, seed: int) -> Any:
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), 0)
     params = encoder.clone(unroll=False).init(key, group, pooler)["params"]
     if encoder.has_mlm_head:
-        hidden = jnp.zeros((1, encoder.config.hidden_size), encoder.dtype)
-        head = head_of(encoder).init(jax.random.fold_in(key, 1), hidden, params["embeddings"]["word"])["params"]
+        hidden = jnp.zeros((1, encoder.architecture.hidden_size), encoder.dtype)
+        head = make_mlm_head(encoder).init(jax.random.fold_in(key, 1), hidden, params["embeddings"]["word"])["params"]
         params = {**params, "mlm": head}
     return params
 

@@ -17,15 +17,15 @@ import jax.numpy as jnp
 from simcse_jax.encoder import dropout as drop
 from simcse_jax.encoder import pooling
 from simcse_jax.encoder.activations import ACTIVATIONS
-from simcse_jax.encoder.attention import Among, attend
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
+from simcse_jax.encoder.attention import AttentionMask, attend
 from simcse_jax.encoder.norm import LayerNorm
 
 if TYPE_CHECKING:
     from simcse_jax.group import Group
 
 
-class Rows(NamedTuple):
+class PackedRows(NamedTuple):
     """Where the tokens and sentences of a hidden state are; see `group.Group`."""
 
     segments: jax.Array  # int32[B, T]
@@ -35,22 +35,22 @@ class Rows(NamedTuple):
     lengths: jax.Array  # int32[W, N]
 
 
-def rows_of(group: Group, views: int) -> Rows:
+def flatten_rows(group: Group, views: int) -> PackedRows:
     """The rows of one group, or of several stacked on a leading axis, `views` times."""
 
     def for_each_view(x: Any) -> jax.Array:
         return jnp.tile(jnp.reshape(x, (-1, x.shape[-1])), (views, 1))
 
-    return Rows(*(for_each_view(getattr(group, name)) for name in Rows._fields))
+    return PackedRows(*(for_each_view(getattr(group, name)) for name in PackedRows._fields))
 
 
-def at_first_tokens(x: jax.Array, rows: Rows) -> jax.Array:
+def take_first_tokens(x: jax.Array, rows: PackedRows) -> jax.Array:
     """[W, N, ...]: what x [B, T, ...] holds of each sentence's first token."""
     tokens = x.reshape(len(rows.first_tokens), -1, *x.shape[2:])
     return jax.vmap(lambda x, at: x.at[at].get(mode="promise_in_bounds"))(tokens, rows.first_tokens)
 
 
-def means(x: jax.Array, rows: Rows) -> jax.Array:
+def sentence_means(x: jax.Array, rows: PackedRows) -> jax.Array:
     """[W, N, D]: the mean of x [B, T, D] over the tokens of each sentence."""
     groups = x.reshape(len(rows.first_tokens), -1, *x.shape[1:])
     return jax.vmap(pooling.mean)(groups, rows.first_tokens, rows.lengths)
@@ -59,19 +59,19 @@ def means(x: jax.Array, rows: Rows) -> jax.Array:
 class Dropout:
     """The dropout of one forward pass: holds the keys of the views and the rows' coordinates, knows the sites."""
 
-    def __init__(self, config: EncoderConfig, rows: Rows, keys: jax.Array | None, train: bool):
-        self.rate = config.dropout if train else 0.0
-        self.cutoff = config.cutoff if train else ""
+    def __init__(self, architecture: Architecture, rows: PackedRows, keys: jax.Array | None, train: bool):
+        self.rate = architecture.dropout if train else 0.0
+        self.cutoff = architecture.cutoff if train else ""
         if (self.rate or self.cutoff) and keys is None:
             raise ValueError("Encoder: train=True with dropout or cutoff needs a dropout key (uint32[2]); got None.")
-        self.keys, self.rows, self.max_positions = keys, rows, config.max_position_embeddings
+        self.keys, self.rows, self.max_positions = keys, rows, architecture.max_position_embeddings
 
     def of_first_tokens(self) -> Dropout:
         """The dropout of arrays [W, N, D] that hold each sentence's first token alone."""
         first = copy.copy(self)
         first.rows = self.rows._replace(
-            sentences=at_first_tokens(self.rows.sentences, self.rows),
-            positions=at_first_tokens(self.rows.positions, self.rows),
+            sentences=take_first_tokens(self.rows.sentences, self.rows),
+            positions=take_first_tokens(self.rows.positions, self.rows),
         )
         return first
 
@@ -97,7 +97,7 @@ class Dropout:
         return drop.dropout(x, self.token_keys(layer, site)[:, :, None], feature, self.rate)
 
     def attention(self, layer: int | jax.Array, heads: int) -> tuple[jax.Array | None, jax.Array | None]:
-        """The keys and pairs of `attention.Among`; the index within a (query) token is (head, position of the key)."""
+        """Return `keys` and `pairs` of an AttentionMask; the index within a query token is (head, key position)."""
         if not self.rate:
             return None, None
         head = jnp.arange(heads, dtype=jnp.uint32)[None, :, None, None]
@@ -105,18 +105,18 @@ class Dropout:
         return self.token_keys(layer, drop.ATTENTION_WEIGHTS)[:, None, :, None], pairs
 
 
-class Part(nn.Module):
+class EncoderModule(nn.Module):
     """The fields and layer makers that every part of the encoder shares."""
 
-    config: EncoderConfig
+    architecture: Architecture
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     def norm(self, name: str) -> LayerNorm:
-        return LayerNorm(self.config.layer_norm_eps, self.param_dtype, name=name)
+        return LayerNorm(self.architecture.layer_norm_eps, self.param_dtype, name=name)
 
     def dense(self, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Dense:
-        return Dense(inputs, outputs, self.config.initializer_range, self.dtype, self.param_dtype, name=name)
+        return Dense(inputs, outputs, self.architecture.initializer_range, self.dtype, self.param_dtype, name=name)
 
 
 class Dense(nn.Module):
@@ -142,7 +142,7 @@ class Dense(nn.Module):
         return product.reshape(*x.shape[:-1], -1)
 
 
-class Layer(Part):
+class Layer(EncoderModule):
     """One transformer layer: hidden [B, T, D] in, (hidden, what `collect` asks for) out."""
 
     train: bool = False
@@ -151,49 +151,49 @@ class Layer(Part):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, layer: jax.Array, rows: Rows, keys: jax.Array | None
+        self, x: jax.Array, layer: jax.Array, rows: PackedRows, keys: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None]:
-        dropout = Dropout(self.config, rows, keys, self.train)
-        shared = self.config, self.dtype, self.param_dtype
+        dropout = Dropout(self.architecture, rows, keys, self.train)
+        shared = self.architecture, self.dtype, self.param_dtype
         after = dropout.of_first_tokens() if self.first_only else dropout
         x = Attention(*shared, first_only=self.first_only, name="attention")(x, layer, rows, dropout, after)
         x = FeedForward(*shared, name="ffn")(x, layer, after)
-        return x, collected(x, rows, self.collect)
+        return x, collect_states(x, rows, self.collect)
 
 
-class Attention(Part):
+class Attention(EncoderModule):
     """x [B, T, D] after self-attention within each packed sentence, residual and norm."""
 
     first_only: bool = False  # of the sentences' first tokens alone, [W, N, D]; `after` is then the dropout of these
 
     @nn.compact
-    def __call__(self, x: jax.Array, layer: jax.Array, rows: Rows, dropout: Dropout, after: Dropout) -> jax.Array:
-        heads = self.config.num_attention_heads
-        size = self.config.hidden_size // heads
-        qkv = jnp.split(self.dense("qkv", (self.config.hidden_size,), (3, heads, size))(x), 3, axis=-1)
+    def __call__(self, x: jax.Array, layer: jax.Array, rows: PackedRows, dropout: Dropout, after: Dropout) -> jax.Array:
+        heads = self.architecture.num_attention_heads
+        size = self.architecture.hidden_size // heads
+        qkv = jnp.split(self.dense("qkv", (self.architecture.hidden_size,), (3, heads, size))(x), 3, axis=-1)
         q, k, v = (part.reshape(*part.shape[:-1], heads, size) for part in qkv)
-        among = Among(rows.segments, *dropout.attention(layer, heads))
+        among = AttentionMask(rows.segments, *dropout.attention(layer, heads))
         context: jax.Array = attend(q, k, v, among, dropout.rate)
         context = context.reshape(x.shape)
         if self.first_only:
-            x, context = at_first_tokens(x, rows), at_first_tokens(context, rows)
-        out = self.dense("out", (heads, size), (self.config.hidden_size,))(context)
+            x, context = take_first_tokens(x, rows), take_first_tokens(context, rows)
+        out = self.dense("out", (heads, size), (self.architecture.hidden_size,))(context)
         return self.norm("norm")(x + after.hidden(out, layer, drop.ATTENTION_OUTPUT))
 
 
-class FeedForward(Part):
+class FeedForward(EncoderModule):
     """x [B, T, D] after the two dense layers, residual and norm."""
 
     @nn.compact
     def __call__(self, x: jax.Array, layer: jax.Array, dropout: Dropout) -> jax.Array:
-        hidden, between = (self.config.hidden_size,), (self.config.intermediate_size,)
-        up = ACTIVATIONS[self.config.hidden_act](self.dense("up", hidden, between)(x))
+        hidden, between = (self.architecture.hidden_size,), (self.architecture.intermediate_size,)
+        up = ACTIVATIONS[self.architecture.hidden_act](self.dense("up", hidden, between)(x))
         out = self.dense("down", between, hidden)(up)
         return self.norm("norm")(x + dropout.hidden(out, layer, drop.FFN_OUTPUT))
 
 
-def collected(x: jax.Array, rows: Rows, collect: str | None) -> jax.Array | None:
+def collect_states(x: jax.Array, rows: PackedRows, collect: str | None) -> jax.Array | None:
     """What `Layer.collect` asks for of a hidden state."""
     if collect == "mean":
-        return means(x, rows)
+        return sentence_means(x, rows)
     return x if collect == "hidden" else None

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from simcse_jax.encoder.activations import ACTIVATIONS
-from simcse_jax.encoder.bert import Encoder, embeddings
-from simcse_jax.encoder.layer import Part
-from simcse_jax.group import Group, Masked
+from simcse_jax.encoder.layer import EncoderModule
+from simcse_jax.encoder.model import Encoder, embed
+from simcse_jax.group import Group, MaskedGroup
 
 
-class MlmHead(Part):
+class MlmHead(EncoderModule):
     """BERT's: dense, activation, norm, then the word embeddings, transposed, and a bias.
 
     Parameters: dense, norm, bias [V].
@@ -25,10 +25,10 @@ class MlmHead(Part):
     @nn.compact
     def __call__(self, hidden: jax.Array, words: jax.Array) -> jax.Array:
         """Scores of at least float32 [..., V], of hidden [..., D] and the word embeddings [V, D]."""
-        width = (self.config.hidden_size,)
+        width = (self.architecture.hidden_size,)
         x = self.dense("dense", width, width)(hidden.astype(self.dtype))
-        x = self.norm("norm")(ACTIVATIONS[self.config.hidden_act](x))
-        bias = self.param("bias", nn.initializers.zeros, (self.config.vocab_size,), self.param_dtype)
+        x = self.norm("norm")(ACTIVATIONS[self.architecture.hidden_act](x))
+        bias = self.param("bias", nn.initializers.zeros, (self.architecture.vocab_size,), self.param_dtype)
         wide = jnp.promote_types(self.dtype, jnp.float32)
         flat = x.reshape(-1, x.shape[-1])
         scores = jnp.einsum("nd,vd->nv", flat, words.astype(self.dtype), preferred_element_type=wide)
@@ -43,27 +43,29 @@ class Predictor(NamedTuple):
     special: np.ndarray  # bool[V]: tokens that it never writes
 
 
-def head_of(encoder: Encoder) -> MlmHead:
+def make_mlm_head(encoder: Encoder) -> MlmHead:
     """The head that goes with an encoder."""
-    return MlmHead(encoder.config, encoder.dtype, encoder.param_dtype)
+    return MlmHead(encoder.architecture, encoder.dtype, encoder.param_dtype)
 
 
-def mlm_scores(encoder: Encoder, params: Any, group: Group, masked: Masked, key: jax.Array | None = None) -> jax.Array:
+def mlm_scores(
+    encoder: Encoder, params: Any, group: Group, masked: MaskedGroup, key: jax.Array | None = None
+) -> jax.Array:
     """float32[G, M, V]: for each place of the masked copies, the scores of what stood there.
 
     group, masked: of G groups, stacked. params: the encoder's, with the head's under "mlm". key: uint32[2], turns
     dropout on. The head, and the last layer's later products, run at the places alone. Nothing is cut off: what is
     hidden, the masks hide.
     """
-    encoder = encoder.clone(config=dataclasses.replace(encoder.config, cutoff=""))
+    encoder = encoder.clone(architecture=dataclasses.replace(encoder.architecture, cutoff=""))
     at_places = group._replace(ids=masked.ids, first_tokens=masked.places, lengths=jnp.ones_like(masked.places))
-    hidden = embeddings(encoder, params, at_places, "cls_before_pooler", key)
-    scores = head_of(encoder).apply({"params": params["mlm"]}, hidden, params["embeddings"]["word"])
+    hidden = embed(encoder, params, at_places, "cls_before_pooler", key)
+    scores = make_mlm_head(encoder).apply({"params": params["mlm"]}, hidden, params["embeddings"]["word"])
     assert isinstance(scores, jax.Array)  # Linen returns a pair only when collections are mutable
     return scores
 
 
-def replaced(predictor: Predictor, params: Any, group: Group, hidden: Masked) -> jax.Array:
+def replace_tokens(predictor: Predictor, params: Any, group: Group, hidden: MaskedGroup) -> jax.Array:
     """int32[G, R, T]: the group's tokens, those that are hidden replaced by the likeliest others.
 
     group, hidden: of G groups, stacked. No gradient flows through them, and nothing is dropped.

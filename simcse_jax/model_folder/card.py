@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simcse_jax import __version__
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -21,7 +21,7 @@ _POOLERS = {
 
 
 def model_card(
-    name: str, config: EncoderConfig, pooler: str, train_pooler: str, has_head: bool, card: Mapping[str, Any]
+    name: str, config: Architecture, pooler: str, train_pooler: str, has_head: bool, card: Mapping[str, Any]
 ) -> str:
     """The text of a model card, YAML front matter included.
 
@@ -89,7 +89,7 @@ def _front_matter(recipe: Mapping[str, Any]) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _facts(config: EncoderConfig, pooler: str, train_pooler: str, has_head: bool) -> str:
+def _facts(config: Architecture, pooler: str, train_pooler: str, has_head: bool) -> str:
     facts = {
         "architecture": f"{config.family}, {config.num_hidden_layers} layers, width {config.hidden_size}",
         "longest text": f"{config.max_length} tokens",
@@ -102,7 +102,7 @@ def _facts(config: EncoderConfig, pooler: str, train_pooler: str, has_head: bool
     return _table(facts)
 
 
-def _usage(name: str, config: EncoderConfig, pooler: str) -> list[str]:
+def _usage(name: str, config: Architecture, pooler: str) -> list[str]:
     sentences = 'sentences = ["A man plays the guitar.", "Someone is making music."]'
     return [
         f"""With sentence-transformers:

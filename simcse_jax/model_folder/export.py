@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from simcse_jax import __version__
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.model_folder.card import model_card
 from simcse_jax.model_folder.pretrained import hugging_face_config, to_hugging_face
 from simcse_jax.model_folder.st_modules import (
@@ -42,7 +42,7 @@ def export_run(workdir: str | Path, out: str | Path, half: bool = False) -> None
     export_model(
         Path(out),
         params,
-        EncoderConfig(**info["encoder"]),
+        Architecture(**info["encoder"]),
         workdir / info["tokenizer"],
         info["pooler"],
         card={key: info[key] for key in ("recipe", "data", "scores", "step") if key in info},
@@ -54,7 +54,7 @@ def export_run(workdir: str | Path, out: str | Path, half: bool = False) -> None
 def export_model(
     out: Path,
     params: Mapping[str, Any],
-    config: EncoderConfig,
+    config: Architecture,
     tokenizer_folder: Path,
     pooler: str,
     card: Mapping[str, Any],
@@ -160,7 +160,7 @@ def _readable_by_all(settings: Mapping[str, Any]) -> dict[str, Any]:
     return shared
 
 
-def _write_modules(folder: Path, pooler: str, config: EncoderConfig, tensors: Mapping[str, Any]) -> None:
+def _write_modules(folder: Path, pooler: str, config: Architecture, tensors: Mapping[str, Any]) -> None:
     modules = pooling_modules(pooler, config, tensors)
     for place, (kind, settings, weights) in enumerate(modules):
         path = folder / module_folder(place, kind)

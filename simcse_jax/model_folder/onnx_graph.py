@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simcse_jax import __version__
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS, POOLERS
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class _Graph:
         return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
 
 
-def encoder_graph(params: Mapping[str, Any], config: EncoderConfig, pooler: str) -> onnx.ModelProto:
+def encoder_graph(params: Mapping[str, Any], config: Architecture, pooler: str) -> onnx.ModelProto:
     """The ONNX model of an encoder with its pooler; its vectors have length 1.
 
     params: the encoder's, as `load_params` gives them; "cls" needs their head (ValueError without). Inputs:
@@ -111,7 +111,7 @@ def encoder_graph(params: Mapping[str, Any], config: EncoderConfig, pooler: str)
     return model
 
 
-def _hidden_states(graph: _Graph, params: Mapping[str, Any], config: EncoderConfig, order: str) -> list[str]:
+def _hidden_states(graph: _Graph, params: Mapping[str, Any], config: Architecture, order: str) -> list[str]:
     """The names of [batch, tokens, D]: the embedding layer's output and each layer's."""
     tables = params["embeddings"]
     # Padding before or between takes the place of a neighbour: it is masked, and its row is always in the table.
@@ -137,7 +137,7 @@ def _layer(stacked: Any, number: int) -> Any:
     return np.asarray(stacked[number])
 
 
-def _layer_output(graph: _Graph, x: str, name: str, params: Mapping[str, Any], config: EncoderConfig, seen: str) -> str:
+def _layer_output(graph: _Graph, x: str, name: str, params: Mapping[str, Any], config: Architecture, seen: str) -> str:
     """The name of x [batch, tokens, D] after one transformer layer."""
     attention, ffn = params["attention"], params["ffn"]
     heads, width = config.num_attention_heads, config.hidden_size

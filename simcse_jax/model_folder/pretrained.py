@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.hf_config import hugging_face_config, read_config
 from simcse_jax.model_folder.weight_files import read_weights
 from simcse_jax.system.errors import UserError
@@ -65,7 +65,7 @@ class _Weights:
     def norm(self, name: str, width: int) -> Params:
         return {"scale": self.take(f"{name}.weight", (width,)), "bias": self.take(f"{name}.bias", (width,))}
 
-    def check(self, config: EncoderConfig) -> None:
+    def check(self, config: Architecture) -> None:
         """Nothing, or UserError that names every kind of misfit between the weights and config.json."""
         left_over = [name for name in self.left if not name.startswith(_HEADS)]
         problems = {"missing": self.missing, "left over": left_over, "wrong shape": self.misshapen}
@@ -80,7 +80,7 @@ class _Weights:
 
 
 def load_params(
-    folder: str | Path, config: EncoderConfig, head: Literal["load", "fresh", "none"], mlm_head: bool = False
+    folder: str | Path, config: Architecture, head: Literal["load", "fresh", "none"], mlm_head: bool = False
 ) -> Params:
     """The encoder's parameters from a Hugging Face folder: nested dicts of float32 NumPy arrays, layers stacked.
 
@@ -117,7 +117,7 @@ def load_params(
     return params
 
 
-def _load_layer(weights: _Weights, name: str, config: EncoderConfig) -> Params:
+def _load_layer(weights: _Weights, name: str, config: Architecture) -> Params:
     width, wide, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     size = width // heads
     qkv = [weights.dense(f"{name}.attention.self.{part}", width, width) for part in ("query", "key", "value")]
@@ -139,7 +139,7 @@ def _load_layer(weights: _Weights, name: str, config: EncoderConfig) -> Params:
     }
 
 
-def load_mlm_head(folder: str | Path, config: EncoderConfig) -> Params:
+def load_mlm_head(folder: str | Path, config: Architecture) -> Params:
     """The masked-language-model head of a folder: dense {kernel, bias}, norm {scale, bias}, bias float32[V].
 
     Its decoder is the word embedding table; a folder whose decoder differs from it is a UserError, as is one without
@@ -152,7 +152,7 @@ def load_mlm_head(folder: str | Path, config: EncoderConfig) -> Params:
     return head
 
 
-def _mlm_head(weights: _Weights, config: EncoderConfig, words: np.ndarray | None) -> Params:
+def _mlm_head(weights: _Weights, config: Architecture, words: np.ndarray | None) -> Params:
     """See `load_mlm_head`; words: the word embedding table, None if there is none."""
     found = [names for names in _MLM_NAMES if f"{names[0]}.weight" in weights.left]
     if not found:
@@ -177,7 +177,7 @@ def _mlm_head(weights: _Weights, config: EncoderConfig, words: np.ndarray | None
     }
 
 
-def to_hugging_face(params: Mapping[str, Any], config: EncoderConfig) -> dict[str, np.ndarray]:
+def to_hugging_face(params: Mapping[str, Any], config: Architecture) -> dict[str, np.ndarray]:
     """The parameters under the names of BertModel's or RobertaModel's state dict, contiguous float32.
 
     A head becomes pooler.dense.*. With a head of masked language modelling, the names are those of BertForMaskedLM or

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS, POOLERS
 from simcse_jax.system.errors import UserError
 
@@ -25,7 +25,7 @@ _POOLING_KEYS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens
 Module = tuple[str, dict[str, Any], dict[str, np.ndarray]]
 
 
-def transformer_settings(pooler: str, config: EncoderConfig) -> dict[str, Any]:
+def transformer_settings(pooler: str, config: Architecture) -> dict[str, Any]:
     """The content of sentence_bert_config.json; the length limit is the model's, not that of the training."""
     settings: dict[str, Any] = {"max_seq_length": config.max_length, "do_lower_case": False}
     if len(AVERAGED_LAYERS.get(pooler, ())) > 1:
@@ -33,7 +33,7 @@ def transformer_settings(pooler: str, config: EncoderConfig) -> dict[str, Any]:
     return settings
 
 
-def pooling_modules(pooler: str, config: EncoderConfig, tensors: Mapping[str, np.ndarray]) -> list[Module]:
+def pooling_modules(pooler: str, config: Architecture, tensors: Mapping[str, np.ndarray]) -> list[Module]:
     """What follows the Transformer module: (type, config.json, tensors) of each.
 
     tensors: the export's weights by Hugging Face's names; "cls" takes its head from there.
@@ -56,7 +56,7 @@ def pooling_modules(pooler: str, config: EncoderConfig, tensors: Mapping[str, np
     return modules
 
 
-def _layer_average(averaged: tuple[int, ...], config: EncoderConfig) -> Module:
+def _layer_average(averaged: tuple[int, ...], config: Architecture) -> Module:
     """WeightedLayerPooling that averages these hidden states: 0 is the embedding layer, -1 the last.
 
     It weighs all hidden states from `layer_start` on, so those that we do not average get weight 0.

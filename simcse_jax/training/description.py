@@ -16,7 +16,7 @@ LITTLE = 0.1  # change of a learned temperature's logarithm that a run says will
 
 def describe(run: Run) -> list[str]:
     """Lines that say what is about to be trained."""
-    config, encoder, mesh = run.config, run.encoder.config, run.program.mesh
+    config, encoder, mesh = run.config, run.encoder.architecture, run.program.mesh
     count = sum(x.size for x in jax.tree.leaves(run.program.shapes.params))
     layout = run.batches.layout
     groups = layout.batch_size // layout.group_size

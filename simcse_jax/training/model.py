@@ -16,10 +16,10 @@ from simcse_jax.config.schema import Config, ModelConfig
 from simcse_jax.data.corpus import read_sentences
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.data.vocabulary import id_count, vocabulary_of
-from simcse_jax.encoder.bert import Encoder
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.mlm import Predictor
+from simcse_jax.encoder.model import Encoder
 from simcse_jax.model_folder.pretrained import load_params, read_config
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
@@ -28,7 +28,7 @@ from simcse_jax.system.hub import model_folder
 TOKENIZER_SENTENCES = 1_000_000
 
 # The encoder of model.init = "random" without a model.name: BERT-base, but for the sizes that are given.
-BERT_BASE = EncoderConfig("bert", 30522, 768, 12, 12, 3072)
+BERT_BASE = Architecture("bert", 30522, 768, 12, 12, 3072)
 
 
 def local_model(model: ModelConfig) -> Path | None:
@@ -123,7 +123,7 @@ def load_predictor(
             "ids mean other words.\nLeave it out, or name a model with the same vocabulary."
         )
     sizes = dataclasses.replace(read_config(source), dropout=0.0)
-    longest, tokens = min(sizes.max_length, encoder.config.max_length), id_count(tokenizer)
+    longest, tokens = min(sizes.max_length, encoder.architecture.max_length), id_count(tokenizer)
     if config.data.max_length > longest or sizes.vocab_size < tokens:
         raise UserError(
             f"data.mask_model = {str(source)!r} takes at most {sizes.max_length} tokens and knows {sizes.vocab_size} "
@@ -152,7 +152,7 @@ def first_params(config: Config, encoder: Encoder, folder: Path | None, resumes:
     random = functools.partial(init_params, encoder, config.train.seed)
     if config.model.init == "random" or folder is None:
         return jax.jit(random)
-    load = functools.partial(load_params, folder, encoder.config, head="none", mlm_head=encoder.has_mlm_head)
+    load = functools.partial(load_params, folder, encoder.architecture, head="none", mlm_head=encoder.has_mlm_head)
     held = [] if resumes else [load()]  # handed over, so that they do not stay in memory
 
     def initial() -> Any:

@@ -16,9 +16,9 @@ from simcse_jax.data.batches import Batches, Rows, written
 from simcse_jax.data.masking import places_of
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.data.vocabulary import id_count
-from simcse_jax.encoder.bert import Encoder
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.mlm import Predictor
+from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS
 from simcse_jax.training.collectives import collectives
 from simcse_jax.training.devices import Chips
@@ -110,7 +110,7 @@ class Planner:
 
         The backward pass of a momentum encoder, which there is none of, is counted.
         """
-        config, layout = self.encoder.config, self.batches.layout
+        config, layout = self.encoder.architecture, self.batches.layout
         width, length = config.hidden_size, layout.row_length
         groups = batch_size // layout.group_size // self.mesh.size
         held = sum(self.rows)
@@ -145,7 +145,7 @@ class Planner:
 
     def _of_predictor(self, predictor: Predictor, groups: int, sentences: int) -> int:
         """What one pass of it over so many groups, of so many sentences each, takes."""
-        sizes, held = predictor.encoder.config, sum(self.rows)
+        sizes, held = predictor.encoder.architecture, sum(self.rows)
         width, length = sizes.hidden_size, self.batches.layout.row_length
         places = groups * places_of(self.config.data.rate, held, length, sentences)
         positions = groups * held * length
@@ -178,7 +178,7 @@ class Planner:
             yield size, ok
 
 
-def _of_layer(sizes: EncoderConfig, length: int) -> int:
+def _of_layer(sizes: Architecture, length: int) -> int:
     """Operations of one layer's products on one position of a row of `length`, forward."""
     width = sizes.hidden_size
     return 2 * (4 * width * width + 2 * width * sizes.intermediate_size) + 4 * length * width
@@ -239,7 +239,7 @@ def shapes(config: Config, encoder: Encoder, batches: Batches, rows: Rows, views
     """Lines on what one device works on."""
     layout, devices = batches.layout, config.mesh.devices
     groups = layout.batch_size // layout.group_size // devices
-    sizes = encoder.config
+    sizes = encoder.architecture
     tile = min(config.objective.tile or layout.batch_size, layout.batch_size)
     masked = bool(config.mlm.weight)
     times = [f"encoded {views} time{'s' * (views > 1)}"] * bool(views) + ["masked once"] * masked

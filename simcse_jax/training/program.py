@@ -16,10 +16,10 @@ from jax.sharding import Mesh
 from simcse_jax.config.schema import Config, ObjectiveConfig
 from simcse_jax.data.batches import Batch, Rows
 from simcse_jax.data.masking import places_of
-from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.mlm import Predictor
-from simcse_jax.group import Group, Masked
+from simcse_jax.encoder.model import Encoder
+from simcse_jax.group import Group, MaskedGroup
 from simcse_jax.objective.contrastive import Objective, make_info_nce, matryoshka
 from simcse_jax.objective.pairwise import make_margin_ranking, make_sigmoid, make_triplet
 from simcse_jax.training.mesh import state_shardings
@@ -134,9 +134,9 @@ def batch_shapes(config: Config, mesh: Mesh, columns: int, rows: Rows, row_lengt
 
     texts = jax.ShapeDtypeStruct((max(columns, 2), examples), np.int32, sharding=everywhere)
 
-    def copy(rate: float, whole_word: bool = False) -> Masked:
+    def copy(rate: float, whole_word: bool = False) -> MaskedGroup:
         places = of_groups(places_of(rate, sum(rows), row_length, columns * config.group_size, whole_word))
-        return Masked(of_groups(sum(rows), row_length), places, places)
+        return MaskedGroup(of_groups(sum(rows), row_length), places, places)
 
     masked = copy(config.mlm.rate, config.mlm.whole_word) if config.mlm.weight else None
     hidden = copy(config.data.rate) if hides else None

@@ -19,7 +19,7 @@ from simcse_jax.data.masking import Masking
 from simcse_jax.data.positives import make_examples, synonyms_fingerprint, views_of
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.data.vocabulary import id_count, require_mask_token, vocabulary_of
-from simcse_jax.encoder.bert import Encoder
+from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.hosts.agreement import first_says, is_first, require_equal, together
@@ -207,7 +207,7 @@ def _hiding(config: Config, tokenizer: Any) -> Masking | None:
 
 
 def _perplexity(held_out: HeldOut, encoder: Encoder, mesh: Mesh) -> Callable[[Any], Scores]:
-    no_dropout = encoder.clone(config=dataclasses.replace(encoder.config, dropout=0.0))
+    no_dropout = encoder.clone(architecture=dataclasses.replace(encoder.architecture, dropout=0.0))
     return make_perplexity(make_encode(held_out.config, no_dropout, mesh), held_out.batches, mesh)
 
 
@@ -219,7 +219,7 @@ def run_info(run: Run, contents: dict[str, str]) -> dict[str, Any]:
     model = run.config.model
     return {
         "recipe": run.config.flat(),
-        "encoder": dataclasses.asdict(run.encoder.config),
+        "encoder": dataclasses.asdict(run.encoder.architecture),
         "has_head": run.encoder.has_head,
         "has_mlm_head": run.encoder.has_mlm_head,
         "pooler": model.pooler,

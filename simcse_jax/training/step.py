@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from simcse_jax.data.batches import Batch, Fed
-from simcse_jax.encoder.bert import Encoder, embeddings
 from simcse_jax.encoder.init import parameter_shapes
-from simcse_jax.encoder.mlm import Predictor, mlm_scores, replaced
-from simcse_jax.group import Group, Masked
+from simcse_jax.encoder.mlm import Predictor, mlm_scores, replace_tokens
+from simcse_jax.encoder.model import Encoder, embed
+from simcse_jax.group import Group, MaskedGroup
 from simcse_jax.objective.contrastive import Metrics, Objective
 from simcse_jax.objective.mlm import Predicted, mlm_loss, predictions
 from simcse_jax.training import mesh as meshes
@@ -57,7 +57,7 @@ def make_encode_groups(
 
     def texts(params: Any, groups: Group, keys: jax.Array) -> jax.Array:
         """[views * V, G, n, D]."""
-        z = embeddings(whole.encoder, params, groups, pooler, keys)  # [views, G, N, D], N = texts an example * n
+        z = embed(whole.encoder, params, groups, pooler, keys)  # [views, G, N, D], N = texts an example * n
         z = jnp.moveaxis(z.reshape(*z.shape[:2], -1, group_size, z.shape[-1]), 2, 1)
         return z.reshape(-1, *z.shape[2:])
 
@@ -67,7 +67,7 @@ def make_encode_groups(
             assert predictor is not None
             assert whole_predictor is not None
             held = whole_predictor.around(trees[PREDICTOR])
-            ids = replaced(predictor._replace(encoder=whole_predictor.encoder), held, fed.groups, fed.hidden)
+            ids = replace_tokens(predictor._replace(encoder=whole_predictor.encoder), held, fed.groups, fed.hidden)
             positives = fed.groups._replace(ids=ids)
         elif SECOND in trees:
             assert len(keys) == 2 or fed.others is not None, "of one view, texts must be apart"
@@ -218,7 +218,7 @@ def batch_shardings(mesh: Mesh, masked: bool = False, hidden: bool = False, apar
     def spread(fields: Any) -> Any:
         return fields(*[meshes.over_groups(mesh)] * len(fields._fields))
 
-    copies = [spread(Masked) if there else None for there in (masked, hidden)]
+    copies = [spread(MaskedGroup) if there else None for there in (masked, hidden)]
     others = spread(Group) if apart else None
     return Batch(spread(Group), meshes.replicated(mesh), *copies, others=others)
 

@@ -1,4 +1,4 @@
-"""Masked copies: how much is hidden and by what, where words begin, and that layouts hide the same."""
+"""MaskedGroup copies: how much is hidden and by what, where words begin, and that layouts hide the same."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,7 @@ from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.examples import AsTheyAre
 from simcse_jax.data.masking import Masking, places_of
 from simcse_jax.data.vocabulary import Vocabulary
-from simcse_jax.group import Group, Masked
+from simcse_jax.group import Group, MaskedGroup
 
 VOCAB, SPECIAL, MASK = 300, 5, 4
 CONTINUES = np.arange(VOCAB) >= 200  # a third of the words' tokens go on with the word before
@@ -67,7 +67,7 @@ def test_pieces_after_an_unknown_token_are_a_word_of_their_own() -> None:
     assert both.count(2) > 10
 
 
-def by_token(groups: Group, masked: Masked) -> dict[tuple[int, int], tuple[int, int]]:
+def by_token(groups: Group, masked: MaskedGroup) -> dict[tuple[int, int], tuple[int, int]]:
     """(sentence, position) -> (id in the masked copy, label), of every token to predict."""
     found = {}
     for g in range(len(groups.ids)):
@@ -137,7 +137,9 @@ def test_layouts_hide_the_same_and_steps_and_seeds_do_not(whole_word: bool) -> N
         assert by_token(other.groups, other.masked) == expected
     group = Group(*(field[0] for field in first.groups))
     again = how(group, 0)
-    assert by_token(Group(*(x[None] for x in group)), Masked(*(x[None] for x in again))).items() <= expected.items()
+    assert (
+        by_token(Group(*(x[None] for x in group)), MaskedGroup(*(x[None] for x in again))).items() <= expected.items()
+    )
     for other in (how(group, 1), dataclasses.replace(how, seed=1)(group, 0)):
         assert not np.array_equal(other.ids, again.ids)
 

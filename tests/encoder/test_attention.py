@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from simcse_jax.encoder import dropout as drop
-from simcse_jax.encoder.attention import Among, attend
+from simcse_jax.encoder.attention import AttentionMask, attend
 
 B, T, H, D = 3, 16, 4, 8
 RATE = 0.2
@@ -17,7 +17,7 @@ TOLERANCE = {jnp.float32: 2e-6, jnp.float64: 1e-14, jnp.bfloat16: 2e-2}  # of th
 Arrays = tuple[Any, ...]
 
 
-def made(dtype: Any, size: float = 1.0) -> tuple[Arrays, Among]:
+def made(dtype: Any, size: float = 1.0) -> tuple[Arrays, AttentionMask]:
     """(q, k, v and a gradient [B, T, H, D]), and rows of several sentences, and padding."""
     rng = np.random.default_rng(0)
     arrays = tuple(jnp.asarray(size * rng.normal(size=(B, T, H, D)), dtype) for _ in range(4))
@@ -25,10 +25,10 @@ def made(dtype: Any, size: float = 1.0) -> tuple[Arrays, Among]:
     segments[0, :5], segments[0, 5:16], segments[1, :3], segments[2, :16] = 1, 2, 1, 1
     keys = rng.integers(0, 2**32, (B, 1, T, 1), np.uint32)
     pairs = np.arange(B * H * T, dtype=np.uint32).reshape(B, H, 1, T)
-    return arrays, Among(*map(jnp.asarray, (segments, keys, pairs)))
+    return arrays, AttentionMask(*map(jnp.asarray, (segments, keys, pairs)))
 
 
-def plain(q: jax.Array, k: jax.Array, v: jax.Array, among: Among, rate: float) -> jax.Array:
+def plain(q: jax.Array, k: jax.Array, v: jax.Array, among: AttentionMask, rate: float) -> jax.Array:
     """The definition, differentiated by JAX."""
     scores = jnp.einsum("bthd,bshd->bhts", q, k) / np.sqrt(D)
     same = among.segments[:, None, :, None] == among.segments[:, None, None, :]
@@ -37,7 +37,7 @@ def plain(q: jax.Array, k: jax.Array, v: jax.Array, among: Among, rate: float) -
     return jnp.einsum("bhts,bshd->bthd", weights, v)
 
 
-def result(function: Any, arrays: Arrays, among: Among, rate: float) -> list[np.ndarray]:
+def result(function: Any, arrays: Arrays, among: AttentionMask, rate: float) -> list[np.ndarray]:
     """Values, and gradients of q, k and v."""
 
     @jax.jit
@@ -55,7 +55,7 @@ def test_values_and_gradients_are_those_of_the_definition(dtype: Any, rate: floa
         arrays, among = made(dtype)
         wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
         expected = result(plain, tuple(x.astype(wide) for x in arrays), among, rate)
-        found = result(attend, arrays, among if rate else Among(among.segments, None, None), rate)
+        found = result(attend, arrays, among if rate else AttentionMask(among.segments, None, None), rate)
     for name, ours, theirs in zip(("out", "q", "k", "v"), found, expected, strict=True):
         assert np.abs(ours - theirs).max() <= TOLERANCE[dtype] * np.abs(theirs).max(), name
 
@@ -72,7 +72,7 @@ def test_weights_that_are_made_again_in_bfloat16_are_the_same() -> None:
     """At scores of 30 and more, a score rounded differently in one pass would change a weight by a tenth."""
     arrays, among = made(jnp.bfloat16, size=4.0)
     ones = (*arrays[:2], jnp.ones_like(arrays[2]), jnp.ones_like(arrays[3]))
-    _, _, _, of_v = result(attend, ones, Among(among.segments, None, None), 0.0)
+    _, _, _, of_v = result(attend, ones, AttentionMask(among.segments, None, None), 0.0)
     # Each query hands out a weight of 1 in all, so what the values of a head get adds up to the number of queries.
     np.testing.assert_allclose(of_v.sum(axis=1), T, rtol=5e-3)
 

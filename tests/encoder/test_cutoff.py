@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from simcse_jax.data.packing import pack
-from simcse_jax.encoder.bert import Encoder, embeddings
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.cutoff import cut
 from simcse_jax.encoder.init import init_params
-from simcse_jax.encoder.layer import Dropout, rows_of
+from simcse_jax.encoder.layer import Dropout, flatten_rows
 from simcse_jax.encoder.mlm import mlm_scores
-from simcse_jax.group import Masked
+from simcse_jax.encoder.model import Encoder, embed
+from simcse_jax.group import MaskedGroup
 
-CONFIG = EncoderConfig("bert", 100, 32, 2, 4, 64, max_position_embeddings=64, dropout=0.0)
+CONFIG = Architecture("bert", 100, 32, 2, 4, 64, max_position_embeddings=64, dropout=0.0)
 WIDTH = 512
 LENGTHS = np.random.default_rng(0).integers(3, 40, 400)
 TOKENS = [np.random.default_rng(n).integers(5, 100, length).astype(np.int32) for n, length in enumerate(LENGTHS)]
@@ -27,7 +27,7 @@ KEYS = jnp.array([[1, 2], [3, 4]], jnp.uint32)
 def zeroed(kind: str, rate: float, row_length: int = 64, **packing: Any) -> list[list[np.ndarray]]:
     """[views][sentences] bool[length, WIDTH]: what is cut of ones."""
     group = pack(TOKENS, row_length, **packing)
-    rows = rows_of(group, 2)
+    rows = flatten_rows(group, 2)
     noise = Dropout(dataclasses.replace(CONFIG, cutoff=kind), rows, KEYS, True)
     x = jnp.ones((*rows.segments.shape, WIDTH))
     out = np.asarray(jax.jit(lambda x: cut(x, kind, rate, noise, rows))(x)).reshape(2, -1, WIDTH)
@@ -90,13 +90,13 @@ def made(kind: str) -> tuple[Encoder, Any, Any]:
 @pytest.mark.parametrize("kind", ["token", "feature", "span"])
 def test_an_encoder_without_dropout_has_two_views_by_cutoff_alone(kind: str) -> None:
     encoder, params, group = made(kind)
-    plain = embeddings(encoder, params, group, "avg")
-    views = embeddings(encoder, params, group, "avg", KEYS)
+    plain = embed(encoder, params, group, "avg")
+    views = embed(encoder, params, group, "avg", KEYS)
     assert np.abs(views[0] - views[1]).max() > 1e-3
     assert np.abs(views[0] - plain).max() > 1e-3
-    np.testing.assert_array_equal(embeddings(encoder, params, group, "avg", KEYS), views)
-    no_cutoff = encoder.clone(config=CONFIG)
-    np.testing.assert_allclose(embeddings(no_cutoff, params, group, "avg", KEYS)[0], plain, atol=1e-6)
+    np.testing.assert_array_equal(embed(encoder, params, group, "avg", KEYS), views)
+    no_cutoff = encoder.clone(architecture=CONFIG)
+    np.testing.assert_allclose(embed(no_cutoff, params, group, "avg", KEYS)[0], plain, atol=1e-6)
     with pytest.raises(ValueError, match="needs a dropout key"):
         encoder.apply({"params": params}, group, "avg", None, True)
 
@@ -105,6 +105,6 @@ def test_masked_copies_are_not_cut() -> None:
     encoder, params, group = made("token")
     group = jax.tree.map(lambda x: x[None], group)
     places = np.arange(4, dtype=np.int32)[None]
-    masked = Masked(group.ids, places, places)
+    masked = MaskedGroup(group.ids, places, places)
     with_key = mlm_scores(encoder, params, group, masked, KEYS[0])
     np.testing.assert_allclose(with_key, mlm_scores(encoder, params, group, masked), atol=1e-6)

@@ -12,10 +12,10 @@ import transformers
 
 from simcse_jax.data.packing import pack
 from simcse_jax.data.tokenizer import train_wordpiece
-from simcse_jax.encoder.bert import Encoder
 from simcse_jax.encoder.init import init_params, parameter_shapes
-from simcse_jax.encoder.mlm import Predictor, mlm_scores, replaced
-from simcse_jax.group import Masked
+from simcse_jax.encoder.mlm import Predictor, mlm_scores, replace_tokens
+from simcse_jax.encoder.model import Encoder
+from simcse_jax.group import MaskedGroup
 from simcse_jax.model_folder.export import export_model
 from simcse_jax.model_folder.pretrained import load_mlm_head, load_params, read_config, to_hugging_face
 from tests.torch_models import FAMILIES, pad, random_model
@@ -31,7 +31,7 @@ def loaded(folder: Path) -> tuple[Encoder, Any]:
     return encoder, params
 
 
-def masked_group(rng: np.random.Generator) -> tuple[list[np.ndarray], Any, Masked, list[tuple[int, int]]]:
+def masked_group(rng: np.random.Generator) -> tuple[list[np.ndarray], Any, MaskedGroup, list[tuple[int, int]]]:
     """Sentences, their group, a "masked" copy that is the group itself, and (sentence, position) of each place."""
     tokens = [rng.integers(5, 120, length).astype(np.int32) for length in LENGTHS]
     group = pack(tokens, 16)
@@ -39,7 +39,7 @@ def masked_group(rng: np.random.Generator) -> tuple[list[np.ndarray], Any, Maske
     places = [int(group.first_tokens[sentence]) + position for sentence, position in at]
     labels = [int(tokens[sentence][position]) for sentence, position in at]
     spare = np.zeros(3, np.int32)
-    masked = Masked(group.ids, np.r_[places, spare].astype(np.int32), np.r_[labels, spare - 1].astype(np.int32))
+    masked = MaskedGroup(group.ids, np.r_[places, spare].astype(np.int32), np.r_[labels, spare - 1].astype(np.int32))
     return tokens, group, masked, at
 
 
@@ -50,7 +50,7 @@ def test_scores_are_those_of_pytorch(family: str, unroll: bool, tmp_path: Path) 
     model.save_pretrained(tmp_path)
     encoder, params = loaded(tmp_path)
     tokens, group, masked, at = masked_group(np.random.default_rng(0))
-    ids, mask = pad(tokens, encoder.config.pad_token_id)
+    ids, mask = pad(tokens, encoder.architecture.pad_token_id)
     with torch.no_grad():
         expected = model(input_ids=ids, attention_mask=mask).logits.numpy()
     stacked = jax.tree.map(lambda x: x[None], (group, masked))
@@ -67,7 +67,7 @@ def test_round_trip_under_the_names_of_the_masked_language_model(family: str, tm
     model = random_model(family, "ForMaskedLM")
     model.save_pretrained(tmp_path)
     encoder, params = loaded(tmp_path)
-    tensors = to_hugging_face(params, encoder.config)
+    tensors = to_hugging_face(params, encoder.architecture)
     stored = {name: tensor.numpy() for name, tensor in model.state_dict().items() if "decoder" not in name}
     stored.pop(next((name for name in stored if name.endswith("position_ids")), ""), None)
     assert tensors.keys() == stored.keys()
@@ -79,7 +79,7 @@ def test_an_export_is_a_masked_language_model_and_an_encoder(tmp_path: Path) -> 
     random_model("bert", "ForMaskedLM").save_pretrained(tmp_path / "source")
     encoder, params = loaded(tmp_path / "source")
     train_wordpiece(["a story of stories"] * 5, 40, tmp_path / "tokenizer")
-    export_model(tmp_path / "out", params, encoder.config, tmp_path / "tokenizer", "avg", card={})
+    export_model(tmp_path / "out", params, encoder.architecture, tmp_path / "tokenizer", "avg", card={})
     for kind in (transformers.AutoModelForMaskedLM, transformers.AutoModel):
         _, report = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
         missing = [name for name in report["missing_keys"] if "pooler" not in name]
@@ -91,7 +91,7 @@ def test_an_export_is_a_masked_language_model_and_an_encoder(tmp_path: Path) -> 
     with torch.no_grad():
         torch.testing.assert_close(masked(input_ids=ids).logits, original(input_ids=ids).logits)
     again, params_again = loaded(tmp_path / "out")
-    assert again.config == encoder.config
+    assert again.architecture == encoder.architecture
     jax.tree.map(np.testing.assert_array_equal, params_again, params)
 
 
@@ -103,7 +103,7 @@ def test_an_export_with_both_heads_encodes_alike_in_sentence_transformers(tmp_pa
     train_wordpiece(["a story of stories", "two stories"] * 5, 60, tmp_path / "tokenizer")
     encoder = Encoder(read_config_of_small(), has_head=True, has_mlm_head=True)
     params = jax.jit(lambda: init_params(encoder, 0))()
-    export_model(tmp_path / "out", params, encoder.config, tmp_path / "tokenizer", "cls", card={})
+    export_model(tmp_path / "out", params, encoder.architecture, tmp_path / "tokenizer", "cls", card={})
     texts = ["a story", "two stories of a story"]
     theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(texts, normalize_embeddings=True)
     np.testing.assert_allclose(SimCSE(str(tmp_path / "out")).encode(texts), theirs, atol=1e-5)
@@ -123,9 +123,9 @@ def test_random_heads_and_dropout() -> None:
 
 
 def read_config_of_small() -> Any:
-    from simcse_jax.encoder.config import EncoderConfig
+    from simcse_jax.encoder.architecture import Architecture
 
-    return EncoderConfig("bert", 120, 32, 2, 4, 48, max_position_embeddings=40)
+    return Architecture("bert", 120, 32, 2, 4, 48, max_position_embeddings=40)
 
 
 def test_a_predictor_writes_the_likeliest_other_word(tmp_path: Path) -> None:
@@ -134,10 +134,12 @@ def test_a_predictor_writes_the_likeliest_other_word(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     encoder, params = loaded(tmp_path)
     tokens, group, hidden, at = masked_group(np.random.default_rng(0))
-    special = np.arange(encoder.config.vocab_size) < 60  # half of them, or the likeliest would hardly be among them
+    special = (
+        np.arange(encoder.architecture.vocab_size) < 60
+    )  # half of them, or the likeliest would hardly be among them
     stacked = jax.tree.map(lambda x: jnp.asarray(x)[None], (group, hidden))
-    ids = np.asarray(replaced(Predictor(encoder, special), params, *stacked))[0]
-    padded, mask = pad(tokens, encoder.config.pad_token_id)
+    ids = np.asarray(replace_tokens(Predictor(encoder, special), params, *stacked))[0]
+    padded, mask = pad(tokens, encoder.architecture.pad_token_id)
     with torch.no_grad():
         scores = model(input_ids=padded, attention_mask=mask).logits.numpy()
     expected = group.ids.copy()

@@ -13,8 +13,8 @@ import torch
 import transformers
 
 from simcse_jax.data.packing import pack
-from simcse_jax.encoder.bert import Encoder
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
+from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.group import Group
 from simcse_jax.model_folder.pretrained import load_params, read_config, to_hugging_face
@@ -24,7 +24,7 @@ TOLERANCE = 2e-5  # of the largest entry, float32
 LENGTHS = (40, 3, 7, 12, 31, 2, 20, 9, 40, 11, 1)
 
 
-def some_tokens(config: EncoderConfig, lengths: tuple[int, ...]) -> list[np.ndarray]:
+def some_tokens(config: Architecture, lengths: tuple[int, ...]) -> list[np.ndarray]:
     """Random token ids; never the padding id, at which PyTorch's tables take no gradient."""
     rng = np.random.default_rng(3)
     return [rng.integers(5, config.vocab_size, n).astype(np.int32) for n in lengths]

@@ -376,7 +376,7 @@ def minilm() -> Encode:
     from jax.sharding import AxisType
 
     from simcse_jax.data.tokenizer import load_tokenizer
-    from simcse_jax.encoder.bert import Encoder
+    from simcse_jax.encoder.model import Encoder
     from simcse_jax.encoding import SentenceEncoder
     from simcse_jax.model_folder.pretrained import load_params, read_config
 

@@ -10,9 +10,9 @@ import pytest
 
 from configs import base
 from simcse_jax.config.schema import resolve
-from simcse_jax.encoder.bert import Encoder
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.init import parameter_shapes
+from simcse_jax.encoder.model import Encoder
 from simcse_jax.training.collectives import Collective, collectives
 from simcse_jax.training.mesh import make_mesh
 from simcse_jax.training.parts import part_specs
@@ -20,7 +20,7 @@ from simcse_jax.training.program import batch_shapes, make_program
 
 WIDTH, BATCH = 256, 1024
 METRICS = 7 * 4  # bytes: the loss and six sums
-CONFIG = EncoderConfig("bert", 1000, WIDTH, 3, 4, 512, max_position_embeddings=64)
+CONFIG = Architecture("bert", 1000, WIDTH, 3, 4, 512, max_position_embeddings=64)
 
 
 @functools.cache

@@ -276,7 +276,7 @@ def test_models_that_will_not_do_are_refused_before_anything_is_written(files: P
     model = tmp_path / "model"
     made = prepared(files, tmp_path / "made")
     shutil.copytree(tmp_path / "made" / "tokenizer", model)
-    config = hugging_face_config(made.encoder.config)
+    config = hugging_face_config(made.encoder.architecture)
     options: dict = {"model__name": str(model), "model__init": "pretrained", "model__tokenizer": ""}
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
     options |= {f"model__{key}": 0 for key in sizes}

@@ -16,10 +16,10 @@ from simcse_jax.data.changes import Repetition
 from simcse_jax.data.examples import AsTheyAre, Examples, WithChangedCopy
 from simcse_jax.data.masking import Masking
 from simcse_jax.data.vocabulary import Vocabulary
-from simcse_jax.encoder.bert import Encoder
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.mlm import Predictor
+from simcse_jax.encoder.model import Encoder
 from simcse_jax.objective.contrastive import Queue
 from simcse_jax.training.mesh import make_mesh, state_shardings
 from simcse_jax.training.optimizer import make_optimizer
@@ -35,7 +35,7 @@ from simcse_jax.training.step import (
     make_train_step,
 )
 
-CONFIG = EncoderConfig("bert", 200, 32, 2, 4, 64, max_position_embeddings=32)
+CONFIG = Architecture("bert", 200, 32, 2, 4, 64, max_position_embeddings=32)
 BATCH, MAX_LENGTH, EXAMPLES = 32, 16, 200
 QUICK: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}  # compiles in half the time
 VOCABULARY = Vocabulary(np.arange(200) < 5, np.arange(200) > 150, mask_id=4)

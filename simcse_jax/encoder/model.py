@@ -2,7 +2,7 @@
 
 `Encoder.apply({"params": params}, group, pooler, key, train)` is a pure function, and the only use made of Linen.
 Parameters are stored stacked over layers, [L, ...]; whether the layers then run as a loop over the stack or one after
-the other, each with its own (`unstacked`), recomputed or kept, is layout and changes no number.
+the other, each with its own (`unstack_layers`), recomputed or kept, is layout and changes no number.
 """
 
 from __future__ import annotations
@@ -18,18 +18,27 @@ import jax.numpy as jnp
 from simcse_jax.encoder import dropout as drop
 from simcse_jax.encoder import pooling
 from simcse_jax.encoder.cutoff import cut
-from simcse_jax.encoder.layer import Dropout, Layer, Part, Rows, at_first_tokens, collected, means, rows_of
+from simcse_jax.encoder.layer import (
+    Dropout,
+    EncoderModule,
+    Layer,
+    PackedRows,
+    collect_states,
+    flatten_rows,
+    sentence_means,
+    take_first_tokens,
+)
 
 if TYPE_CHECKING:
     from simcse_jax.group import Group
 
 
-class Embeddings(Part):
+class Embeddings(EncoderModule):
     """[B, T, D] of ids and positions, int32[B, T]: word, position and (first) token type, summed and normalised."""
 
     @nn.compact
     def __call__(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
-        config = self.config
+        config = self.architecture
 
         def table(name: str, rows: int) -> jax.Array:
             init = nn.initializers.normal(config.initializer_range)
@@ -43,12 +52,12 @@ class Embeddings(Part):
         return self.norm("norm")(x)
 
 
-class Encoder(Part):
+class Encoder(EncoderModule):
     """BERT or RoBERTa on groups of packed sentences, and a pooler on top.
 
     Fields: `has_head`: a dense + tanh head sits on the first token (Hugging Face's `pooler`, SimCSE's MLP);
     `has_mlm_head`: the parameters hold a head of masked language modelling too, which `encoder.mlm` runs;
-    `unroll`: layers as straight-line code, their parameters as `unstacked` gives them, instead of a loop over a stack;
+    `unroll`: layers as straight-line code instead of a loop, with parameters from `unstack_layers`;
     `remat`: recompute each layer in the backward pass;
     `gather`: makes a layer's parameters out of what the device holds of them, when they are split over devices.
     """
@@ -85,16 +94,16 @@ class Encoder(Part):
         collect = "hidden" if pooler == "hidden" else "mean" if len(averaged) > 1 else None
 
         views = 1 if keys is None else len(keys)
-        rows = rows_of(group, views)
+        rows = flatten_rows(group, views)
         ids, positions = (jnp.reshape(x, (-1, x.shape[-1])) for x in (group.ids, group.positions))
-        x = Embeddings(self.config, self.dtype, self.param_dtype, name="embeddings")(ids, positions)
+        x = Embeddings(self.architecture, self.dtype, self.param_dtype, name="embeddings")(ids, positions)
         x = jnp.tile(x, (views, 1, 1))  # views differ from the first noise on
-        noise = Dropout(self.config, rows, keys, train)
+        noise = Dropout(self.architecture, rows, keys, train)
         if noise.cutoff:
-            x = cut(x, noise.cutoff, self.config.cutoff_rate, noise, rows)
+            x = cut(x, noise.cutoff, self.architecture.cutoff_rate, noise, rows)
         x = noise.hidden(x, 0, drop.EMBEDDINGS)
-        of_embeddings = collected(x, rows, collect)
-        numbers = jnp.arange(1, self.config.num_hidden_layers + 1, dtype=jnp.uint32)
+        of_embeddings = collect_states(x, rows, collect)
+        numbers = jnp.arange(1, self.architecture.num_hidden_layers + 1, dtype=jnp.uint32)
         # An unrolled last layer leaves out what a pooler of first tokens never looks at: about 3/4 of its arithmetic.
         first_only = self.unroll and collect is None and not averaged
         x, of_layers = self._layers(train, collect, first_only)(x, numbers, rows, keys)
@@ -102,14 +111,14 @@ class Encoder(Part):
             states = jnp.concatenate([of_embeddings[None], of_layers])
             return states if collect == "hidden" else states[jnp.array(averaged)].mean(0)
         if averaged:
-            return means(x, rows)
-        z = x if first_only else at_first_tokens(x, rows)
+            return sentence_means(x, rows)
+        z = x if first_only else take_first_tokens(x, rows)
         if pooler == "cls":
-            z = jnp.tanh(self.dense("head", (self.config.hidden_size,), (self.config.hidden_size,))(z))
+            z = jnp.tanh(self.dense("head", (self.architecture.hidden_size,), (self.architecture.hidden_size,))(z))
         return z
 
     def _layers(self, train: bool, collect: str | None, first_only: bool) -> Callable:
-        layers, one, gather = self.config.num_hidden_layers, Layer, self.gather
+        layers, one, gather = self.architecture.num_hidden_layers, Layer, self.gather
         if gather is not None:
             one = nn.map_variables(one, "params", trans_in_fn=lambda held: {"params": gather(held["params"])})
         if self.remat or gather is not None:
@@ -117,7 +126,7 @@ class Encoder(Part):
             policy = None if self.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             # prevent_cse guards against merging the recomputation away, which a loop's body cannot suffer.
             one = nn.remat(one, prevent_cse=self.unroll, policy=policy)
-        make = functools.partial(one, self.config, self.dtype, self.param_dtype, train=train, collect=collect)
+        make = functools.partial(one, self.architecture, self.dtype, self.param_dtype, train=train, collect=collect)
         if self.unroll:
             last = functools.partial(make, first_only=first_only)
             made = [(last if n == layers - 1 else make)(name=f"layer_{n}") for n in range(layers)]
@@ -129,11 +138,11 @@ class Encoder(Part):
             in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=layers,
         )
-        return stacked(self.config, self.dtype, self.param_dtype, train=train, collect=collect, name="layers")
+        return stacked(self.architecture, self.dtype, self.param_dtype, train=train, collect=collect, name="layers")
 
 
 def _one_by_one(
-    layers: list[Layer], x: jax.Array, numbers: jax.Array, rows: Rows, keys: jax.Array | None
+    layers: list[Layer], x: jax.Array, numbers: jax.Array, rows: PackedRows, keys: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
     """What the scanned layers give, (x, what they collected, stacked), from layers that are called in turn."""
     found = []
@@ -143,7 +152,7 @@ def _one_by_one(
     return x, None if found[0] is None else jnp.stack(found)
 
 
-def unstacked(params: Any) -> Any:
+def unstack_layers(params: Any) -> Any:
     """The parameters of an encoder with `unroll`: each layer's by themselves, from those stacked over layers."""
     layers, structure = jax.tree.flatten(params["layers"])
     split = zip(*map(jnp.unstack, layers), strict=True)
@@ -151,13 +160,13 @@ def unstacked(params: Any) -> Any:
     return {name: params[name] for name in params if name != "layers"} | each
 
 
-def embeddings(encoder: Encoder, params: Any, group: Group, pooler: str, key: jax.Array | None = None) -> jax.Array:
+def embed(encoder: Encoder, params: Any, group: Group, pooler: str, key: jax.Array | None = None) -> jax.Array:
     """float32[N, D], [G, N, D] or [V, G, N, D], as `Encoder` gives: the pure function that training calls.
 
     params: stacked over layers, also where the encoder has `unroll`. key: uint32[2], or uint32[V, 2], turns dropout on,
     as in training; None leaves it off.
     """
-    params = unstacked(params) if encoder.unroll else params
+    params = unstack_layers(params) if encoder.unroll else params
     out = encoder.apply({"params": params}, group, pooler, key, key is not None)
     assert isinstance(out, jax.Array)  # Linen returns a pair only when collections are mutable
     return out

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from simcse_jax.data.packing import pack
-from simcse_jax.encoder.bert import Encoder, embeddings, unstacked
-from simcse_jax.encoder.config import EncoderConfig
+from simcse_jax.encoder.architecture import Architecture
+from simcse_jax.encoder.model import Encoder, embed, unstack_layers
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.group import Group
 
 # A wide initialiser: at 0.02 a tiny model is nearly the identity, and mistakes would hide.
-CONFIG = EncoderConfig("bert", 100, 32, 3, 4, 48, max_position_embeddings=24, initializer_range=0.3)
+CONFIG = Architecture("bert", 100, 32, 3, 4, 48, max_position_embeddings=24, initializer_range=0.3)
 MODEL = Encoder(CONFIG, has_head=True)
 COUNT, ROW = 10, 24
 KEY = np.array([5, 6], np.uint32)
@@ -79,7 +79,7 @@ def _loss_and_gradient(model: Encoder, params: Any, group: Group) -> tuple[float
     @jax.jit
     @jax.value_and_grad
     def run(params: Any) -> jax.Array:
-        a, b = embeddings(model, params, group, "cls", jnp.stack([KEY, KEY + 1]))
+        a, b = embed(model, params, group, "cls", jnp.stack([KEY, KEY + 1]))
         return jnp.sum(weights * a) + jnp.mean(a * b)
 
     loss, gradient = run(params)
@@ -228,18 +228,18 @@ def test_misuse_raises(params: Any, packed: Group) -> None:
 @pytest.mark.parametrize("pooler", POOLERS)
 def test_unrolled_layers_give_every_pooler(params: Any, packed: Group, pooler: str) -> None:
     unrolled = MODEL.clone(unroll=True)
-    expected = jax.jit(lambda: embeddings(MODEL, params, packed, pooler))()
+    expected = jax.jit(lambda: embed(MODEL, params, packed, pooler))()
     np.testing.assert_allclose(
-        jax.jit(lambda: embeddings(unrolled, params, packed, pooler))(), expected, rtol=1e-5, atol=2e-6
+        jax.jit(lambda: embed(unrolled, params, packed, pooler))(), expected, rtol=1e-5, atol=2e-6
     )
-    own = unstacked(params)
+    own = unstack_layers(params)
     assert sorted(own) == ["embeddings", "head", "layer_0", "layer_1", "layer_2"]
     np.testing.assert_array_equal(own["layer_2"]["ffn"]["up"]["bias"], params["layers"]["ffn"]["up"]["bias"][2])
 
 
 def test_an_unrolled_last_layer_computes_only_what_first_tokens_need(params: Any, packed: Group) -> None:
     def operations(encoder: Encoder, pooler: str) -> float:
-        compiled = jax.jit(lambda params: embeddings(encoder, params, packed, pooler)).lower(params).compile()
+        compiled = jax.jit(lambda params: embed(encoder, params, packed, pooler)).lower(params).compile()
         costs = compiled.cost_analysis()
         assert costs is not None
         return costs["flops"]
@@ -258,7 +258,7 @@ def test_stacked_groups_and_views_are_those_one_by_one(
     groups[1].lengths[3] = groups[1].first_tokens[3] = 0  # a slot that nobody has
     keys = jnp.stack([KEY, KEY + 1])
     stacked: Any = jax.tree.map(lambda *x: np.stack(x), *groups)
-    run = jax.jit(lambda group, key: embeddings(model, params, group, pooler, key))
+    run = jax.jit(lambda group, key: embed(model, params, group, pooler, key))
     found = run(stacked, keys)
     assert found.shape == (2, 3, 4, CONFIG.hidden_size)
     for v, g in np.ndindex(2, 3):
@@ -272,7 +272,7 @@ def test_gradients_in_bfloat16_are_near_those_in_float32(params: Any, packed: Gr
     def gradient(dtype: Any) -> Any:
         model = Encoder(CONFIG, dtype, has_head=True, unroll=unroll)
         weights = np.random.default_rng(2).normal(size=(COUNT, CONFIG.hidden_size)).astype(np.float32)
-        found = jax.jit(jax.grad(lambda params: jnp.sum(weights * embeddings(model, params, packed, "cls"))))(params)
+        found = jax.jit(jax.grad(lambda params: jnp.sum(weights * embed(model, params, packed, "cls"))))(params)
         return jax.device_get(found)
 
     exact, rounded = gradient(jnp.float32), gradient(jnp.bfloat16)

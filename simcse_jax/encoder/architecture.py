@@ -7,7 +7,7 @@ CUTOFFS = ("", "token", "feature", "span")
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderConfig:
+class Architecture:
     """The sizes of an encoder, named as in Hugging Face's config.json."""
 
     family: str  # "bert", "roberta" or "xlm-roberta"
