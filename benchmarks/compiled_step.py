@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from benchmarks.sizes import SIZES
 from configs import base
-from simcse_jax.config.schema import resolve
+from simcse_jax.config.resolve import resolve
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.training.model import unrolls

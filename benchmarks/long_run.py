@@ -21,7 +21,7 @@ from absl import flags
 from benchmarks import process_memory
 from configs import demo
 from simcse_jax import cli
-from simcse_jax.config.schema import resolve
+from simcse_jax.config.resolve import resolve
 from simcse_jax.training.loop import train
 from simcse_jax.training.run import prepare
 

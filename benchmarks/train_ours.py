@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks import process_memory
 from benchmarks.train_work import CLIP_NORM, LEARNING_RATE, TEMPERATURE, Work
 from configs import base
-from simcse_jax.config.schema import resolve
+from simcse_jax.config.resolve import resolve
 from simcse_jax.data.batches import Batch, Rows
 from simcse_jax.data.corpus import read_sentences
 from simcse_jax.model_folder.export import export_model

@@ -122,7 +122,7 @@ def plain(error: BaseException) -> str:
     if text[:1] in ("'", '"'):  # ml_collections' unknown keys: a repr, sometimes of a repr
         while text[:1] in ("'", '"') and text[-1:] == text[:1]:
             text = str(ast.literal_eval(text))
-        text = f"no such key: {text}\nEvery key stands in configs/base.py."
+        text = f"no such key: {text}\n`python -m simcse_jax.train --help-config` prints every key."
     if isinstance(error, OSError):
         text += "\nThe recipes are in configs/; give one with --config=configs/unsup.py."
     return text

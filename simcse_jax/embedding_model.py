@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from simcse_jax.config.schema import differences
+from simcse_jax.config.compare import differences
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.init import init_params

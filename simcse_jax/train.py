@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     "configs/unsup.py",
-    "Recipe, and its variant after a colon: configs/unsup.py:bert-large.",
+    "Recipe, and its variant after a colon: configs/unsup.py:bert-large. Its keys: --help-config.",
     lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder. Default: runs/<recipe>, or runs/<recipe>-<variant>.")
@@ -50,12 +50,20 @@ _PLAN = flags.DEFINE_bool(
 _PROFILE = flags.DEFINE_bool(
     "profile", False, "Trace five steps, from the 11th on, into WORKDIR/profile, for Perfetto and TensorBoard."
 )
+_HELP_CONFIG = flags.DEFINE_bool(
+    "help-config", False, "Train nothing: print every key of a recipe with default, range and meaning."
+)
 _SEARCH = flags.DEFINE_bool("search", True, "With --plan: compile other batch sizes too, for the largest that fits.")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "With --plan: a TPU topology such as v5e:4x4 instead of what is here.")
 
 
 def main() -> int:
     """Train as the flags say; 0 when the run is complete, 128 + the signal's number when one stopped it."""
+    if _HELP_CONFIG.value:
+        from simcse_jax.config.help import help_text
+
+        print(help_text())
+        return 0
     recipe = config_flags.get_config_filename(flags.FLAGS["config"])
     require_recipe(recipe)
     if _PLAN.value:
@@ -67,7 +75,7 @@ def main() -> int:
 
     import jax
 
-    from simcse_jax.config.schema import resolve
+    from simcse_jax.config.resolve import resolve
     from simcse_jax.hosts.agreement import is_first, processes, together
     from simcse_jax.system.compiled import keep_compiled
     from simcse_jax.system.host_memory import keep_freed_memory
@@ -101,7 +109,7 @@ def main() -> int:
 
 def _plan() -> int:
     """Print what the recipe's step costs."""
-    from simcse_jax.config.schema import resolve
+    from simcse_jax.config.resolve import resolve
     from simcse_jax.training.devices import topology_chips, visible_chips
     from simcse_jax.training.plan import print_plan
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from configs import base
-from simcse_jax.config.schema import resolve
+from simcse_jax.config.resolve import resolve
 from simcse_jax.data import demo
 from simcse_jax.data.tokenizer import train_wordpiece
 from simcse_jax.encoder.architecture import Architecture

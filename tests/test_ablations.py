@@ -7,7 +7,7 @@ import pytest
 
 from configs import small
 from simcse_jax.config.recipe import read_recipe, recipe_module
-from simcse_jax.config.schema import resolve
+from simcse_jax.config.resolve import resolve
 from simcse_jax.system.errors import UserError
 
 FOLDER = Path(__file__).parent.parent / "configs" / "ablations"

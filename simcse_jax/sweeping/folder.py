@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from simcse_jax.config.idle_keys import idle_keys
+from simcse_jax.config.compare import idle_keys
 from simcse_jax.config.schema import defaults
 from simcse_jax.sweeping.plan import FREE_KEYS, PINNED_KEYS, Judging, Plan, Row, folder_name
 from simcse_jax.system.errors import UserError
@@ -91,7 +91,7 @@ def _refuse_other_settings(folder: Path, old: Row, new: Row) -> None:
 
     A key that a later version has added counts only where it is overridden, and one that had no effect does not count.
     """
-    idle = idle_keys(defaults() | old.settings, defaults())
+    idle = idle_keys(defaults() | old.settings)
     keys = sorted((old.settings.keys() | new.overrides.keys()) - (FREE_KEYS - PINNED_KEYS) - {*idle})
     changed = [key for key in keys if old.settings.get(key) != new.settings.get(key)]
     if changed:

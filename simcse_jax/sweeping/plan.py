@@ -10,16 +10,17 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from simcse_jax import cli
-from simcse_jax.config.idle_keys import idle_keys
+from simcse_jax.config.compare import idle_keys
 from simcse_jax.config.recipe import read_recipe
-from simcse_jax.config.schema import DURATIONS, LAYOUT_KEYS, defaults, resolve
+from simcse_jax.config.resolve import resolve
+from simcse_jax.config.schema import DURATIONS, LAYOUT_KEYS, defaults
 from simcse_jax.sweeping.rows import Overrides
 from simcse_jax.system.errors import UserError
 
 SEED = "train.seed"
 # Keys that may change between the parts of one sweep. What one run may change in its midst, where it evaluates for
 # example, would still make runs that no longer compare.
-FREE_KEYS = LAYOUT_KEYS - {"data.files", "eval.data", "eval.every_steps", "eval.patience", "mlm.validation"}
+FREE_KEYS = LAYOUT_KEYS | {"data.synonyms"}
 # Where the synonyms lie tells no finished run from another, but another file is no more of the same row.
 PINNED_KEYS = frozenset({"data.synonyms"})
 _DURATIONS = tuple(f"train.{name}" for name in DURATIONS)
@@ -107,7 +108,7 @@ def _idle_keys(recipe: str, label: str, common: Overrides, own: Overrides) -> se
         for key in values:
             section, _, name = key.partition(".")
             values[key] = sections.get(section, {}).get(name, values[key])
-        more = {*idle_keys(values, defaults())} & kept.keys() - own.keys()
+        more = {*idle_keys(values)} & kept.keys() - own.keys()
         if not more:
             return found
         found |= more

@@ -6,7 +6,7 @@ import math
 
 import jax
 
-from simcse_jax.config.schema import LARGEST_GROUP
+from simcse_jax.config.layout import LARGEST_GROUP
 from simcse_jax.data.batches import written
 from simcse_jax.data.positives import CHANGES
 from simcse_jax.training.run import Run

@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from simcse_jax.config.schema import Config, defaults, differences
+from simcse_jax.config.compare import differences
+from simcse_jax.config.schema import Config, defaults
 from simcse_jax.hosts.agreement import first_says, is_first, processes, together
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.whole_file import write_whole_text

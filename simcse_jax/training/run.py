@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from simcse_jax.config.schema import Config, row_length
+from simcse_jax.config.layout import row_length, with_batch_size
+from simcse_jax.config.schema import LOCAL_KEYS, Config
 from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.corpus import Corpus, load_corpus
 from simcse_jax.data.examples import AsTheyAre
@@ -42,9 +43,6 @@ from simcse_jax.training.optimizer import make_schedule
 from simcse_jax.training.parameters import PREDICTOR, encoder_params
 from simcse_jax.training.program import Program, apart, make_encode, make_program
 from simcse_jax.training.state import TrainState
-
-# Keys that may differ between the hosts of one run: where the same content lies there.
-LOCAL_KEYS = ("data.files", "data.cache_dir", "data.synonyms", "eval.data", "mlm.validation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +179,7 @@ def load_held_out(config: Config, tokenizer: Any) -> HeldOut:
                 f"mlm.validation = {config.mlm.validation!r} holds {len(corpus)} examples: less than a batch, and "
                 f"{size} of them do not divide over {devices} devices.\nGive more held-out text, or leave it out."
             )
-        config = config.in_batches_of(size)
+        config = with_batch_size(config, size)
     return HeldOut(config, corpus, Batches(AsTheyAre(corpus), _layout(config), 0, _masking(config, tokenizer, seed=0)))
 
 

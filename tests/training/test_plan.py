@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from configs import base
-from simcse_jax.config.schema import resolve
+from simcse_jax.config.resolve import resolve
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.devices import Chips, topology_chips
 from simcse_jax.training.plan import DoesNotFit, Plan, Planner, _next, print_plan, shapes

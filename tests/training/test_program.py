@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import base
-from simcse_jax.config.schema import resolve
+from simcse_jax.config.resolve import resolve
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.model import Encoder

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from configs import base
-from simcse_jax.config.schema import Config, resolve
+from simcse_jax.config.resolve import resolve
+from simcse_jax.config.schema import Config
 from simcse_jax.model_folder.export import export_run
 from simcse_jax.model_folder.pretrained import hugging_face_config
 from simcse_jax.system.errors import UserError

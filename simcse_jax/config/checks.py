@@ -1,0 +1,148 @@
+"""Check a recipe: each key's type and range, keys without effect, and the relations between keys."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from simcse_jax.config.compare import idle_keys, idle_message
+from simcse_jax.config.schema import DURATIONS, KEYS, NO_LOSS, SECTIONS, Config
+from simcse_jax.system.errors import UserError
+
+
+def typed_values(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return every key of the recipe by its full name, of its declared type and in its range; UserError otherwise.
+
+    A float may be given as an integer. A key that the recipe leaves out has its default.
+    """
+    values = {name: key.default for name, key in KEYS.items()}
+    for section in SECTIONS:
+        for field, value in recipe[section].items():
+            name = f"{section}.{field}"
+            if name not in KEYS:
+                known = ", ".join(key for key in KEYS if key.startswith(f"{section}."))
+                raise UserError(f"{name} is no key of a recipe.\nKeys of {section}: {known}.")
+            kind = KEYS[name].type
+            value = float(value) if kind is float and type(value) is int else value
+            if type(value) is not kind:
+                raise UserError(f"{name} = {value!r} is of type {type(value).__name__}; it takes {kind.__name__}.")
+            require_in_range(name, value)
+            values[name] = value
+    return values
+
+
+def require_in_range(name: str, value: Any) -> None:
+    """Raise UserError for a value outside the range that the key declares."""
+    key = KEYS[name]
+    _require(key.allows(value), name, value, key.limit)
+
+
+def require_consistent(config: Config) -> None:
+    """Raise UserError where keys that are each in range do not go together."""
+    for check in (_check_model, _check_data, _check_views, _check_loss):
+        check(config)
+    values = config.flat()
+    if idle := idle_keys(values):
+        raise UserError(idle_message(idle[0], values))
+
+
+def one_duration(values: Mapping[str, Any], overridden: Collection[str]) -> dict[str, Any]:
+    """Return the values with one duration above 0: one on the command line replaces the recipe's, of any unit.
+
+    overridden: the full names of the keys on the command line.
+    """
+    names = [f"train.{unit}" for unit in DURATIONS]
+    given = [name for name in names if name in overridden and values[name]]
+    chosen = given or [name for name in names if values[name]]
+    if len(chosen) != 1:
+        listed = ", ".join(f"{name} = {values[name]}" for name in names)
+        raise UserError(
+            f"Exactly one duration must be above 0, and {len(chosen)} are: {listed}.\nGive one of them, for example "
+            "--config.train.epochs=1."
+        )
+    return {**values, **{name: KEYS[name].type(0) for name in names if name != chosen[0]}}
+
+
+def _require(ok: bool, name: str, value: Any, limit: str, example: Any = None) -> None:
+    if not ok:
+        example = KEYS[name].example if example is None else example
+        raise UserError(f"{name} = {value!r}: must be {limit}.\nFor example --config.{name}={example}")
+
+
+def _check_model(config: Config) -> None:
+    model = config.model
+    if model.pooler == "cls" and model.train_pooler != "cls":
+        raise UserError(
+            f"model.pooler = 'cls' evaluates through a head that model.train_pooler = {model.train_pooler!r} never "
+            "trains.\nUse --config.model.train_pooler=cls, or another model.pooler."
+        )
+    if model.init == "pretrained":
+        _require(bool(model.name), "model.name", model.name, "a folder or Hub name")
+    if model.tokenizer == "train":
+        _require(model.init == "random", "model.init", model.init, "random when model.tokenizer = 'train'", "random")
+        _require(model.vocab_size >= 100, "model.vocab_size", model.vocab_size, "at least 100 to train a tokenizer")
+    elif not model.name and not model.tokenizer:
+        raise UserError(
+            "model.name and model.tokenizer are both empty, so there is no tokenizer.\nGive a folder with "
+            "--config.model.tokenizer=DIR, or --config.model.tokenizer=train --config.model.vocab_size=8000."
+        )
+
+
+def _check_data(config: Config) -> None:
+    data, model = config.data, config.model
+    _require(bool(data.files), "data.files", data.files, "a file, glob or Hub name")
+    if config.objective.loss == NO_LOSS:
+        if data.positive not in ("dropout", "columns"):
+            raise UserError(
+                f"data.positive = {data.positive!r} has no effect with objective.loss = {NO_LOSS!r}: nothing is "
+                "compared.\nUse --config.data.positive=dropout"
+            )
+        return
+    if data.positive in ("crop", "mask"):
+        _require(data.rate > 0, "data.rate", data.rate, f"above 0 with data.positive = {data.positive!r}")
+    if data.positive == "mask" and model.init == "random" and not data.mask_model:
+        raise UserError(
+            "data.positive = 'mask' lets the pretrained model predict tokens, and random weights predict nothing.\n"
+            "Start from a pretrained model, or name one with the same tokenizer: --config.data.mask_model=DIR."
+        )
+
+
+def _check_views(config: Config) -> None:
+    """Require that something tells the two views of one sentence apart."""
+    model = config.model
+    if model.same_mask and model.cutoff:
+        raise UserError(
+            f"model.same_mask = True gives both views the same noise, so model.cutoff = {model.cutoff!r} would cut the "
+            "same of both.\nUse one of them: --config.model.cutoff= or --config.model.same_mask=False."
+        )
+    encodes_twice = config.data.positive == "dropout" and config.objective.loss != NO_LOSS
+    if encodes_twice and not (model.dropout or model.cutoff or model.same_mask):
+        raise UserError(
+            "model.dropout = 0 with data.positive = 'dropout': both views of a sentence would be the same vector.\n"
+            "Use --config.model.dropout=0.1, pairs with --config.data.positive=columns, or, if this is what you want "
+            "to study, --config.model.same_mask=True."
+        )
+
+
+def _check_loss(config: Config) -> None:
+    objective = config.objective
+    try:
+        widths = objective.matryoshka_widths
+    except ValueError:
+        widths = (0,)
+    _require(
+        all(width > 0 for width in widths) and len(set(widths)) == len(widths),
+        "objective.widths",
+        objective.widths,
+        "comma-separated numbers above 0, each once",
+    )
+    if objective.loss == NO_LOSS and not config.mlm.weight:
+        raise UserError(
+            f"objective.loss = {NO_LOSS!r} with mlm.weight = 0 leaves nothing to train.\n"
+            "Use --config.mlm.weight=1, or --config.objective.loss=info_nce."
+        )
+    if objective.loss == NO_LOSS and config.model.has_head:
+        raise UserError(
+            f"objective.loss = {NO_LOSS!r} never trains the head of the pooler 'cls'.\n"
+            "Use --config.model.pooler=avg --config.model.train_pooler=avg."
+        )

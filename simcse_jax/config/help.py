@@ -1,0 +1,39 @@
+"""Print the keys of a recipe for `--help-config`."""
+
+from __future__ import annotations
+
+import textwrap
+
+from simcse_jax.config.keys import Key
+from simcse_jax.config.schema import KEYS, SECTIONS
+
+_WIDTH = 100
+
+
+def help_text() -> str:
+    """Return every key with default, range and meaning, when it has an effect, and whether it is layout."""
+    lines = [
+        "Keys of a recipe. Set one with --config.SECTION.KEY=VALUE. Defaults are those of configs/base.py.",
+        "(layout): changes speed and memory, and no result. (may change): a run may resume with another value.",
+    ]
+    for section, kind in SECTIONS.items():
+        lines += ["", f"{section}: {kind.__doc__.splitlines()[0]}"]
+        for key in KEYS.values():
+            if key.name.startswith(f"{section}."):
+                lines += _describe(key)
+    return "\n".join(lines)
+
+
+def _describe(key: Key) -> list[str]:
+    default = f'"{key.default}"' if key.type is str else key.default
+    limit = f", {key.limit}" if key.limit else ""
+    mark = "  (layout)" if key.layout else "  (may change)" if key.resumable else ""
+    effects = [
+        f"{other} set" if values is None else f"{other} = {' or '.join(map(str, values))}"
+        for other, values in key.effects()
+    ]
+    meaning = [key.meaning, *([f"Has an effect only with {' and '.join(effects)}."] if effects else [])]
+    return [
+        f"  {key.name} = {default}  [{key.type.__name__}{limit}]{mark}",
+        textwrap.fill(" ".join(meaning), _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6),
+    ]

@@ -1,0 +1,57 @@
+"""Keys without effect are refused, and differences are those that change what is trained."""
+
+from typing import Any
+
+import pytest
+
+from simcse_jax.config.compare import differences
+from simcse_jax.config.keys import Key
+from simcse_jax.config.schema import KEYS, RESUMABLE_KEYS, defaults
+from simcse_jax.system.errors import UserError
+from tests.config.recipes import COMPANIONS, in_effect, other_value, resolved
+
+IDLE = [
+    pytest.param(key, name, effective, id=f"{key.name}-{name}")
+    for key in KEYS.values()
+    for name, effective in key.effects()
+]
+
+
+@pytest.mark.parametrize(("key", "other", "effective"), IDLE)
+def test_a_key_without_effect_is_refused(key: Key, other: str, effective: tuple[Any, ...] | None) -> None:
+    value = other_value(key)
+    works = in_effect(key) | {key.name: value}
+    assert resolved(works).flat()[key.name] == value
+
+    decider = KEYS[other]
+    idle = decider.default if effective is None or decider.default not in effective else None
+    if idle is None:
+        idle = next(choice for choice in decider.choices if choice not in (effective or ()))
+    values = works | COMPANIONS.get((other, idle), {}) | {other: idle}
+    with pytest.raises(
+        UserError, match=rf"{key.name} = {value!r} has no effect with {other} = {idle!r}(.|\n)*--config"
+    ):
+        resolved(values)
+
+
+def test_a_key_without_effect_is_no_difference() -> None:
+    """Earlier versions did not refuse it, and such runs go on."""
+    old = resolved().flat() | {"data.rate": 0.2, "objective.margin": 0.3}
+    assert differences(old, resolved().flat()) == {}
+    crop = resolved({"data.positive": "crop"}).flat()
+    assert differences(crop | {"data.rate": 0.2}, crop) == {"data.rate": (0.2, 0.1)}
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=lambda key: key.name)
+def test_a_run_resumes_with_other_layout_and_with_nothing_else(key: Key) -> None:
+    old, value = defaults(), other_value(key)
+    expected = {} if key.name in RESUMABLE_KEYS else {key.name: (key.default, value)}
+    assert differences(old, old | {key.name: value}) == expected
+
+
+def test_a_recipe_of_an_earlier_version_lacks_keys() -> None:
+    old = {name: value for name, value in defaults().items() if not name.startswith(("mlm.", "model.cutoff"))}
+    assert differences(defaults() | old, defaults()) == {}
+    assert differences(old, defaults() | {"mlm.weight": 0.1})["mlm.weight"] == (None, 0.1)
+    # Against nothing, every key that changes what is trained counts: what a model's identity is made of.
+    assert differences({}, defaults()).keys() == KEYS.keys() - RESUMABLE_KEYS
