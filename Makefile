@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 # The build of PyTorch that tests compare with, in pip's notation: a version, or the path of a wheel.
 TORCH ?= torch==2.13.0
-# Test processes at a time; a file stays in one of them, so that what its tests share is made once.
+# Test processes at a time. Each takes over tests from another that has many left.
 JOBS ?= 2
 # More flags for the command behind a target: make demo ARGS="--config.train.seed=1 --workdir=runs/demo-1"; make test ARGS="-k packing".
 ARGS ?=
 
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
 # Stamps: made once a stage of the set-up is complete, so an interrupted one starts over.
 MADE := $(VENV)/.made
@@ -18,7 +19,7 @@ TORCH_INSTALLED := $(VENV)/.torch-installed
 TEST_INSTALLED := $(VENV)/.test-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-sup test test-fast check format clean
+.PHONY: help demo demo-sup test test-fast test-all check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -29,11 +30,14 @@ demo: $(INSTALLED) ## train a small model on embedded data, offline, in minutes:
 demo-sup: $(INSTALLED) ## the same, supervised
 	HF_HUB_OFFLINE=1 $(BIN)/python -m simcse_jax.train --config=configs/demo.py:sup $(ARGS)
 
-test: $(TEST_INSTALLED) ## run the whole test suite
-	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
+test: $(TEST_INSTALLED) ## run all tests but the slow ones: at most 12 minutes on 2 cores
+	$(PYTEST) -m "not slow" $(ARGS)
 
-test-fast: $(TEST_INSTALLED) ## run the tests that take seconds
-	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile -m "not slow" $(ARGS)
+test-fast: $(TEST_INSTALLED) ## run the tests that take a second or two: under 3 minutes
+	$(PYTEST) -m "not slow and not medium" --cpu-limit=3 $(ARGS)
+
+test-all: $(TEST_INSTALLED) ## run every test: several processes, compilers for TPUs, long runs, documentation word for word
+	$(PYTEST) $(ARGS)
 
 check: $(TEST_INSTALLED) ## check format, lint and types; a warning is an error
 	$(BIN)/ruff format --check .

@@ -3,15 +3,14 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600"
-)
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said aloud, or a fork later on makes tokenizers warn
+XLA_FLAGS = "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600"
+if XLA_FLAGS not in os.environ.get("XLA_FLAGS", ""):  # a worker inherits them; twice, they would be other programs
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}".strip()
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else tokenizers warn at a later fork
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,11 +18,19 @@ from pathlib import Path
 
 import jax
 import pytest
+from filelock import FileLock
 
 from simcse_jax.system import compiled
+from tests import cpu_limit
+from tests.small_models import export_small, train_small
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 ROOT = Path(__file__).resolve().parents[1]
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    cpu_limit.add_option(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,17 +39,54 @@ def pytest_configure(config: pytest.Config) -> None:
     $SIMCSE_TEST_PROGRAMS names another folder than the default, .pytest_cache/programs.
     """
     code = compiled.cpu_code()
-    jax.config.update("jax_enable_compilation_cache", compiled.is_reloadable(code))
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = str(compiled.is_reloadable(code)).lower()
+    is_kept = compiled.is_reloadable(code)
     root = Path(os.environ.get("SIMCSE_TEST_PROGRAMS") or ROOT / ".pytest_cache" / "programs")
+    folder = root / compiled.instructions_hash(code)
     settings = {
-        "jax_compilation_cache_dir": str(root / hashlib.blake2b(code, digest_size=8).hexdigest()),
+        "jax_enable_compilation_cache": is_kept,
+        "jax_compilation_cache_dir": str(folder),
         "jax_compilation_cache_max_size": compiled.LARGEST_BYTES,  # also makes JAX lock each access
         "jax_persistent_cache_min_compile_time_secs": compiled.SHORTEST_COMPILATION_S,
     }
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+    limit = cpu_limit.CpuLimit(config.getoption("cpu_limit"), folder if is_kept else None)
+    config.pluginmanager.register(limit, "cpu-limit")
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """A function that makes a folder once a session, for all workers: make_once(name, make) after make(folder).
+
+    Tests read the folder, and leave it as it is.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all workers
+
+    def make_it(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = root / "made" / name, root / "made" / f"{name}.made"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / "made" / f"{name}.lock"):
+            if not made.exists():
+                make(folder)
+                made.touch()
+        return folder
+
+    return make_it
+
+
+@pytest.fixture(scope="session")
+def small_model(make_once: MakeOnce) -> Path:
+    """The folder of `export_small`: random weights, mean pooling. Shared: leave it as it is."""
+    return make_once("small-model", export_small) / "model"
+
+
+@pytest.fixture(scope="session")
+def small_run(make_once: MakeOnce) -> Path:
+    """A finished run of `train_small`. Shared: leave it as it is."""
+    return make_once("small-run", lambda folder: train_small(folder / "run", folder / "cache")) / "run"
 
 
 @pytest.fixture(scope="session")

@@ -128,8 +128,9 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     [
         ("demo", "-m simcse_jax.train --config=configs/demo.py"),
         ("demo-sup", "-m simcse_jax.train --config=configs/demo.py:sup"),
-        ("test", "-m pytest"),
-        ("test-fast", '-m "not slow"'),
+        ("test", '-m "not slow"'),
+        ("test-fast", '-m "not slow and not medium"'),
+        ("test-all", "-m pytest"),
         ("check", "pyright --warnings"),
         ("format", "ruff format ."),
         ("clean", "rm -rf build"),

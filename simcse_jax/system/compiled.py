@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def keep_compiled() -> None:
         if not is_reloadable(code):
             return
         # Machines with different instruction sets may share a home folder.
-        name += "-cpu-" + hashlib.blake2b(code, digest_size=8).hexdigest()
+        name += f"-cpu-{instructions_hash(code)}"
     from filelock import Timeout
 
     with suppress(UserError, OSError, Timeout):
@@ -62,6 +63,15 @@ def cpu_code() -> bytes:
     """Return a small compiled program; it contains the list of the machine's instructions and JAX's version."""
     program: Any = jax.jit(lambda x: x + 1).lower(0.0).compile().runtime_executable()
     return program.serialize()
+
+
+def instructions_hash(cpu_code: bytes) -> str:
+    """Return a hash of the list of instructions in a program, or of all of it if it contains no such list.
+
+    The rest of a program differs from one process to the next: it names the source files and lines it comes from.
+    """
+    lists = re.findall(rb"[+-][\w.-]+(?:,[+-][\w.-]+)+", cpu_code)
+    return hashlib.blake2b(max(lists, key=len, default=cpu_code), digest_size=8).hexdigest()
 
 
 def _remove_torn(folder: Path) -> None:

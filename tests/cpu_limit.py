@@ -1,0 +1,112 @@
+"""Hold tests to their CPU time: a test that is not marked slow fails if it takes more than --cpu-limit seconds.
+
+Counted are this process and the child processes that the test waited for; what other workers or programs do meanwhile
+does not matter. Set-up of fixtures that several tests share is held to the same limit, on its own. A test that compiled
+programs which the next run finds in the cache may take COLD times as long.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COLD = 4
+KEY = "cpu_s"
+WORTH_A_TABLE_S = 10
+
+
+def add_option(parser: pytest.Parser) -> None:
+    """Add --cpu-limit."""
+    parser.addoption(
+        "--cpu-limit",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="fail a test that is not marked slow and takes more CPU time than this; 0: no limit",
+    )
+
+
+def cpu_s() -> float:
+    """Return the CPU seconds of this process and of the children that it waited for."""
+    return sum(os.times()[:4])
+
+
+class CpuLimit:
+    """Measure each test, and fail those that are over the limit. programs: the folder of compiled programs, if any."""
+
+    def __init__(self, limit_s: float, programs: Path | None):
+        self.limit_s = limit_s
+        self.programs = programs
+        self.shared: dict[str, float] = {}  # set-up of fixtures that this test was the first to ask for
+        self.is_nested = False
+        self.start_s = self.started = 0.0
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+    ) -> Generator[None, object, object]:
+        if fixturedef.scope == "function" or self.is_nested:
+            return (yield)
+        before, self.is_nested = cpu_s(), True
+        try:
+            return (yield)
+        finally:
+            self.is_nested = False
+            self.shared[fixturedef.argname] = cpu_s() - before
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, None, None]:
+        self.shared, self.start_s, self.started = {}, cpu_s(), time.time()
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if report.when != "call":
+            return report
+        own = cpu_s() - self.start_s - sum(self.shared.values())
+        report.user_properties.append((KEY, own))
+        if report.passed and self.limit_s and item.get_closest_marker("slow") is None:
+            costs = {"it": own} | {f"set-up of its fixture {name!r}": cost for name, cost in self.shared.items()}
+            what = max(costs, key=lambda name: costs[name])
+            limit_s = self.limit_s * (COLD if costs[what] > self.limit_s and self.has_compiled() else 1)
+            if costs[what] > limit_s:
+                report.outcome = "failed"
+                report.longrepr = (
+                    f"{item.nodeid}: {what} took {costs[what]:.1f} s of CPU time; {limit_s:g} s is the limit. "
+                    "Make it cheaper, or mark it: medium (3 to 10 s; `make test-fast` leaves it out) or "
+                    "slow (`make test` leaves it out too)."
+                )
+        return report
+
+    def has_compiled(self) -> bool:
+        """Tell whether programs were compiled since the test began that the next run will find."""
+        if self.programs is None:  # nothing is kept on this machine: every run is cold
+            return True
+        return any(path.stat().st_mtime >= self.started for path in self.programs.glob("*-cache"))
+
+    @pytest.hookimpl
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Print the CPU seconds of each folder, and of the tests that take longest."""
+        tests: dict[str, float] = {}
+        for reports in terminalreporter.stats.values():
+            for report in reports:
+                if isinstance(report, pytest.TestReport):
+                    tests |= {report.nodeid: value for name, value in report.user_properties if name == KEY}
+        if sum(tests.values()) < WORTH_A_TABLE_S:
+            return
+        folders: dict[str, float] = defaultdict(float)
+        for name, value in tests.items():
+            folders[Path(name.partition("::")[0]).parent.as_posix()] += value
+        terminalreporter.section("CPU seconds")
+        for found in (folders, dict(sorted(tests.items(), key=lambda test: -test[1])[:10])):
+            for name, value in sorted(found.items(), key=lambda one: -one[1]):
+                terminalreporter.line(f"{value:8.2f}  {name}")
