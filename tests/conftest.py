@@ -3,9 +3,16 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-XLA_FLAGS = "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600"
-if XLA_FLAGS not in os.environ.get("XLA_FLAGS", ""):  # a worker inherits them; twice, they would be other programs
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}".strip()
+# Each flag once: a worker inherits them, and with a flag twice programs would have other keys in the cache.
+os.environ["XLA_FLAGS"] = " ".join(
+    dict.fromkeys(
+        [
+            *os.environ.get("XLA_FLAGS", "").split(),
+            "--xla_force_host_platform_device_count=8",
+            "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+        ]
+    )
+)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else tokenizers warn at a later fork
 
 import hashlib
@@ -57,7 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
-    """A function that makes a folder once a session, for all workers: make_once(name, make) after make(folder).
+    """Return make_once(name, make), which calls make(folder) once a session for all workers, and returns the folder.
 
     Tests read the folder, and leave it as it is.
     """

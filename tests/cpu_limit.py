@@ -100,13 +100,14 @@ class CpuLimit:
         for reports in terminalreporter.stats.values():
             for report in reports:
                 if isinstance(report, pytest.TestReport):
-                    tests |= {report.nodeid: value for name, value in report.user_properties if name == KEY}
+                    found = [value for name, value in report.user_properties if name == KEY]
+                    tests |= dict.fromkeys([report.nodeid] if found else [], sum(found))
         if sum(tests.values()) < WORTH_A_TABLE_S:
             return
         folders: dict[str, float] = defaultdict(float)
         for name, value in tests.items():
             folders[Path(name.partition("::")[0]).parent.as_posix()] += value
         terminalreporter.section("CPU seconds")
-        for found in (folders, dict(sorted(tests.items(), key=lambda test: -test[1])[:10])):
-            for name, value in sorted(found.items(), key=lambda one: -one[1]):
+        for group in (folders, dict(sorted(tests.items(), key=lambda test: -test[1])[:10])):
+            for name, value in sorted(group.items(), key=lambda one: -one[1]):
                 terminalreporter.line(f"{value:8.2f}  {name}")
