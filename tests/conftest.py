@@ -64,7 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
-    """Return make_once(name, make), which calls make(folder) once a session for all workers, and returns the folder.
+    """Return a function that takes a name and a maker of a folder, and calls the maker once a session for all workers.
 
     Tests read the folder, and leave it as it is.
     """
