@@ -1,5 +1,10 @@
 """Small models of our own making, as a user has them: an exported folder, and a run folder."""
 
+import atexit
+import csv
+import functools
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,29 @@ SMALL_ENCODER = {
     "model.intermediate_size": 32,
     "model.tokenizer": "train",
 }
+# Changes for a recipe that starts from a folder, where `train_small` starts from random weights.
+FROM_FOLDER: dict[str, Any] = {
+    "model__init": "pretrained",
+    "model__num_hidden_layers": 0,
+    "model__hidden_size": 0,
+    "model__num_attention_heads": 0,
+    "model__intermediate_size": 0,
+    "model__tokenizer": "",
+    "model__vocab_size": 0,
+}
+
+
+@functools.cache
+def demo_files() -> Path:
+    """A folder with a little of the demo's text: sentences.txt, triplets.csv, dev.tsv. Shared: leave it as it is."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / "sentences.txt").write_text("\n".join(demo.sentences(count=600)) + "\n")
+    with (folder / "triplets.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("sent0", "sent1", "hard_neg"), *demo.triplets(count=300)])
+    pairs = ["\t".join(map(str, pair)) for pair in demo.graded_pairs()[:100]]
+    (folder / "dev.tsv").write_text("\n".join(pairs) + "\n")
+    return folder
 
 
 def export_small(folder: Path, seed: int = 0, pooler: str = "avg") -> Path:
@@ -39,7 +67,10 @@ def export_small(folder: Path, seed: int = 0, pooler: str = "avg") -> Path:
 
 
 def train_small(workdir: Path, cache: Path, profile: bool = False, **changes: Any) -> Path:
-    """A finished run of a few steps on the demo's sentences; changes: keys of the recipe, "__" for ".". Its folder."""
+    """A finished run of a few steps on some of the demo's sentences: its folder.
+
+    changes: keys of the recipe, "__" for ".".
+    """
     train(prepare_small(workdir, cache, **changes), workdir, profile)
     return workdir
 
@@ -52,14 +83,14 @@ def prepare_small(workdir: Path, cache: Path, **changes: Any) -> Run:
         "model.vocab_size": VOCABULARY,
         "model.pooler": "avg",
         "model.train_pooler": "avg",
-        "data.files": "demo:sentences",
+        "data.files": str(demo_files() / "sentences.txt"),
         "data.cache_dir": str(cache),
         "train.batch_size": 16,
         "train.epochs": 0.0,
         "train.steps": 4,
         "train.log_every_steps": 1,
         "optimizer.learning_rate": 1e-2,
-        "eval.data": "demo:dev",
+        "eval.data": str(demo_files() / "dev.tsv"),
         "eval.every_steps": 2,
         "mesh.data": 1,
     }

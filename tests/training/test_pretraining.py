@@ -18,18 +18,7 @@ from simcse_jax.training.description import describe
 from simcse_jax.training.loop import train
 from simcse_jax.training.metrics import read_metrics
 from simcse_jax.training.saved import load_best
-from tests.small_models import VOCABULARY, export_small, prepare_small, train_small
-
-# A recipe that starts from a folder, where `train_small` starts from random weights.
-FROM_FOLDER = {
-    "model__init": "pretrained",
-    "model__num_hidden_layers": 0,
-    "model__hidden_size": 0,
-    "model__num_attention_heads": 0,
-    "model__intermediate_size": 0,
-    "model__tokenizer": "",
-    "model__vocab_size": 0,
-}
+from tests.small_models import FROM_FOLDER, VOCABULARY, export_small, prepare_small, train_small
 
 
 @pytest.fixture(scope="module")

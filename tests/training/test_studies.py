@@ -1,4 +1,4 @@
-"""What a recipe may try beside plain SimCSE, each as a run: positives, dropout, second encoders, losses."""
+"""What a recipe may try beside plain SimCSE: positives, dropout, second encoders, losses."""
 
 import dataclasses
 import itertools
@@ -23,9 +23,13 @@ from simcse_jax.training.loop import train
 from simcse_jax.training.metrics import read_metrics
 from simcse_jax.training.parameters import PREDICTOR, encoder_params, followed, taken_in, trees_of
 from simcse_jax.training.program import make_encode
-from simcse_jax.training.saved import load_best
-from tests.small_models import VOCABULARY, prepare_small, train_small
-from tests.training.test_pretraining import FROM_FOLDER
+from simcse_jax.training.run import Run
+from simcse_jax.training.saved import load_best, read_state
+from tests.small_models import FROM_FOLDER, VOCABULARY, demo_files, export_small, prepare_small, train_small
+
+# One shape to compile, and no evaluation.
+QUICK: dict[str, Any] = {"data__packed": False, "eval__data": ""}
+TRIPLETS: dict[str, Any] = {"data__files": "triplets.csv", "data__positive": "columns"}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's sentences in documents of five."""
     path = tmp_path_factory.mktemp("text") / "documents.txt"
-    texts = list(demo.sentences(count=400))
+    texts = (demo_files() / "sentences.txt").read_text().splitlines()[:400]
     path.write_text("\n\n".join("\n".join(texts[n : n + 5]) for n in range(0, 400, 5)) + "\n")
     return path
 
@@ -46,51 +50,69 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def predictor(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """A model folder with a head of masked language modelling."""
     folder = tmp_path_factory.mktemp("predictor")
-    flags: dict[str, Any] = {"objective__loss": "none", "mlm__weight": 1.0, "train__steps": 30}
-    export_run(quick(folder / "run", cache, **flags), folder / "model")
+    flags: dict[str, Any] = {"objective__loss": "none", "mlm__weight": 1.0, "train__steps": 20}
+    export_run(train_small(folder / "run", cache, **QUICK | flags), folder / "model")
     return folder / "model"
 
 
-def quick(workdir: Path, cache: Path, **flags: Any) -> Path:
-    """`train_small` with one shape to compile, judged by nothing."""
-    return train_small(workdir, cache, **{"data__packed": False, "eval__data": "", **flags})
+def prepare_quick(workdir: Path, cache: Path, **flags: Any) -> Run:
+    if (files := flags.get("data__files")) and not Path(files).is_absolute():
+        flags["data__files"] = str(demo_files() / files)
+    return prepare_small(workdir, cache, **QUICK | flags)
 
 
-def lines(workdir: Path) -> list[dict[str, float]]:
-    return [line for line in read_metrics(workdir) if "loss" in line]
+def states_of(run: Run, steps: int) -> tuple[list[Any], list[dict[str, float]]]:
+    """The states of a run from the start on, and the metrics of each step; nothing is written."""
+    state, states, metrics = run.initial_state(), [], []
+    states.append(jax.device_get(state))  # a step donates the state that it is given
+    for step in range(steps):
+        state, found = run.program.train_step(state, run.batches(step))
+        states.append(jax.device_get(state))
+        metrics.append({name: float(value) for name, value in found.items()})
+    return states, metrics
+
+
+def metrics_of(workdir: Path, cache: Path, steps: int = 1, **flags: Any) -> list[dict[str, float]]:
+    return states_of(prepare_quick(workdir, cache, **flags), steps)[1]
 
 
 POSITIVES = ["next_sentence", "crop", "word_deletion", "synonym", "repetition"]
+DIFFERENT: list[dict[str, Any]] = [
+    *({"data__positive": name, "model__dropout": 0.0} for name in POSITIVES),
+    *(
+        {"model__cutoff": name, "model__cutoff_rate": 0.3, "model__dropout": 0.0}
+        for name in ("token", "feature", "span")
+    ),
+    {"model__dropout": 0.1},
+]
+# The paper's study: with the same mask, or none, a positive is its anchor.
+EQUAL: list[dict[str, Any]] = [{"model__same_mask": True, "model__dropout": dropout} for dropout in (0.1, 0.0)]
 
 
-@pytest.mark.parametrize("positive", POSITIVES)
-def test_every_positive_trains(positive: str, documents: Path, cache: Path, tmp_path: Path) -> None:
-    """And tells the two texts of a pair apart, also with no dropout at all."""
-    flags: dict[str, Any] = {"data__files": str(documents), "data__positive": positive}
-    flags |= {} if positive == "next_sentence" else {"data__rate": 0.3}
-    run = quick(tmp_path / "run", cache, model__dropout=0.0, train__steps=3, **flags)
-    found = lines(run)
-    assert len(found) == 3
-    assert all(np.isfinite(line["loss"]) for line in found)
-    assert found[0]["positive_cosine"] < 0.9999
+@pytest.mark.parametrize("flags", [*DIFFERENT, *EQUAL], ids=lambda flags: "-".join(map(str, flags.values())))
+def test_what_tells_the_two_views_apart(flags: dict[str, Any], documents: Path, cache: Path, tmp_path: Path) -> None:
+    extra: dict[str, Any] = {"data__files": str(documents)}
+    if flags.get("data__positive") not in (None, "next_sentence"):
+        extra["data__rate"] = 0.3
+    (found,) = metrics_of(tmp_path / "run", cache, **flags, **extra)
+    assert np.isfinite(found["loss"])
+    if flags in EQUAL:
+        assert found["positive_cosine"] == pytest.approx(1, abs=1e-6)
+    else:
+        assert found["positive_cosine"] < 0.9999
 
 
 def test_positives_of_a_predictor(predictor: Path, cache: Path, tmp_path: Path) -> None:
-    flags: dict[str, Any] = {
-        **FROM_FOLDER,
+    flags: dict[str, Any] = FROM_FOLDER | {
         "model__name": str(predictor),
         "data__positive": "mask",
         "model__dropout": 0.0,
     }
-    one = lines(quick(tmp_path / "some", cache, data__rate=0.1, **flags))
-    more = lines(quick(tmp_path / "more", cache, data__rate=0.6, **flags))
-    assert 0.9999 > one[0]["positive_cosine"] > more[0]["positive_cosine"]
+    (few,) = metrics_of(tmp_path / "few", cache, data__rate=0.1, **flags)
+    (more,) = metrics_of(tmp_path / "more", cache, data__rate=0.6, **flags)
+    assert 0.9999 > few["positive_cosine"] > more["positive_cosine"]
     named: dict[str, Any] = flags | {"data__mask_model": str(predictor)}
-    again = lines(quick(tmp_path / "named", cache, data__rate=0.1, **named))
-    assert [line["loss"] for line in again] == [line["loss"] for line in one]
-    # What is kept as the best, and exported, is the encoder alone.
-    params, _ = load_best(tmp_path / "some")
-    assert params.keys() == {"embeddings", "layers"}
+    assert metrics_of(tmp_path / "named", cache, data__rate=0.1, **named) == [few]
 
 
 def test_the_named_model_predicts_and_stays_as_it_is(predictor: Path, cache: Path, tmp_path: Path) -> None:
@@ -99,75 +121,39 @@ def test_the_named_model_predicts_and_stays_as_it_is(predictor: Path, cache: Pat
     tensors = load_file(other / "model.safetensors")
     tensors["cls.predictions.bias"] = tensors["cls.predictions.bias"][::-1] * 100
     save_file(tensors, other / "model.safetensors")
-    flags: dict[str, Any] = {
-        **FROM_FOLDER,
-        "model__name": str(predictor),
-        "data__positive": "mask",
-        "data__rate": 0.4,
-        "data__packed": False,
-        "eval__data": "",
-        "train__steps": 3,
-    }
-    run = prepare_small(tmp_path / "own", cache, **flags)
-    named = prepare_small(tmp_path / "named", cache, **flags, data__mask_model=str(other))
-    # A step donates the state that it is given, so what is looked at later is copied.
-    starts = [jax.device_get(each.initial_state()) for each in (run, named)]
-    jax.tree.map(np.testing.assert_array_equal, starts[0].params, starts[1].params)
-    np.testing.assert_array_equal(starts[1].extra[PREDICTOR]["mlm"]["bias"], tensors["cls.predictions.bias"])
-    ends, losses = [], []
-    for state in (run.initial_state(), named.initial_state()):
-        found = []
-        for step in range(3):
-            state, metrics = run.program.train_step(state, run.batches(step))
-            found.append(float(metrics["loss"]))
-        ends.append(jax.device_get(state))
-        losses.append(found)
-    assert all(abs(a - b) > 1e-4 for a, b in zip(*losses, strict=True))
-    for before, after in zip(starts, ends, strict=True):
+    flags: dict[str, Any] = FROM_FOLDER | {"model__name": str(predictor), "data__positive": "mask", "data__rate": 0.4}
+    run = prepare_quick(tmp_path / "own", cache, **flags)
+    named = prepare_quick(tmp_path / "named", cache, **flags, data__mask_model=str(other))
+    (first, *_, last), metrics = states_of(run, 2)
+    (named_first, *_, named_last), named_metrics = states_of(named, 2)
+    jax.tree.map(np.testing.assert_array_equal, first.params, named_first.params)
+    np.testing.assert_array_equal(named_first.extra[PREDICTOR]["mlm"]["bias"], tensors["cls.predictions.bias"])
+    assert all(abs(a["loss"] - b["loss"]) > 1e-4 for a, b in zip(metrics, named_metrics, strict=True))
+    for before, after in ((first, last), (named_first, named_last)):
         jax.tree.map(np.testing.assert_array_equal, before.extra[PREDICTOR], after.extra[PREDICTOR])
     # At a later step too it is the predictor that predicts, not the encoder as it has become.
-    mixed = ends[0]._replace(extra=ends[1].extra)
+    mixed = last._replace(extra=named_last.extra)
     shardings = run.program.shardings
     one, two = (
-        float(run.program.train_step(jax.device_put(state, shardings), run.batches(3))[1]["loss"])
-        for state in (ends[0], mixed)
+        float(run.program.train_step(jax.device_put(state, shardings), run.batches(2))[1]["loss"])
+        for state in (last, mixed)
     )
     assert abs(one - two) > 1e-4
 
 
 def test_a_predictor_of_other_words_is_refused(predictor: Path, cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has another tokenizer(.|\n)*This is about --config.data.mask_model"):
-        prepare_small(
+    with pytest.raises(UserError, match=r"tokenizer(.|\n)*--config.data.mask_model"):
+        prepare_quick(
             tmp_path / "run",
             cache,
             data__positive="mask",
             data__mask_model=str(predictor),
             model__vocab_size=VOCABULARY - 50,
         )
-    export_run(quick(tmp_path / "plain", cache), tmp_path / "headless" / "model")
-    flags: dict[str, Any] = {
-        **FROM_FOLDER,
-        "model__name": str(tmp_path / "headless" / "model"),
-        "data__positive": "mask",
-    }
-    with pytest.raises(UserError, match="has no masked-language-model head"):
-        prepare_small(tmp_path / "other", cache, **flags)
-
-
-def test_one_mask_for_both_views_collapses_them(cache: Path, tmp_path: Path) -> None:
-    """The paper's study: with the same mask, or none, a positive is its anchor."""
-    for name, dropout in (("fixed", 0.1), ("none", 0.0)):
-        found = lines(quick(tmp_path / name, cache, model__same_mask=True, model__dropout=dropout))
-        assert found[-1]["positive_cosine"] == pytest.approx(1, abs=1e-6)
-    free = lines(quick(tmp_path / "free", cache))
-    assert free[-1]["positive_cosine"] < 0.9999
-
-
-@pytest.mark.parametrize("cutoff", ["token", "feature", "span"])
-def test_cutoff_in_place_of_dropout(cutoff: str, cache: Path, tmp_path: Path) -> None:
-    flags: dict[str, Any] = {"model__dropout": 0.0, "model__cutoff": cutoff, "model__cutoff_rate": 0.3}
-    found = lines(quick(tmp_path / "run", cache, **flags))
-    assert found[0]["positive_cosine"] < 0.9999
+    headless = export_small(tmp_path)
+    flags: dict[str, Any] = FROM_FOLDER | {"model__name": str(headless), "data__positive": "mask"}
+    with pytest.raises(UserError, match="masked-language-model head"):
+        prepare_quick(tmp_path / "other", cache, **flags)
 
 
 LOSSES: list[dict[str, Any]] = [
@@ -180,7 +166,7 @@ LOSSES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: "-".join(str(value) for value in loss.values()))
 def test_every_loss_trains(loss: dict[str, Any], cache: Path, tmp_path: Path) -> None:
-    found = lines(quick(tmp_path / "run", cache, train__steps=6, **loss))
+    found = metrics_of(tmp_path / "run", cache, 2, **loss)
     assert all(np.isfinite(line["loss"]) for line in found)
     learned = {"temperature", "bias"} & found[0].keys()
     assert bool(learned) == ("objective__learned_temperature" in loss)
@@ -190,37 +176,25 @@ def test_every_loss_trains(loss: dict[str, Any], cache: Path, tmp_path: Path) ->
         assert moved == pytest.approx(rate, rel=1e-3)
     if "bias" in learned:
         assert abs(found[1]["bias"] - found[0]["bias"]) == pytest.approx(0.02, rel=1e-3)
-    params, info = load_best(tmp_path / "run")
-    assert "objective" not in params
-    assert info["recipe"]["objective.loss"] == loss.get("objective__loss", "info_nce")
 
 
 def test_a_hard_negative_s_weight_wants_hard_negatives(cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the data has no hard negatives(.|\n)*hard_negative_weight=1"):
-        prepare_small(tmp_path / "run", cache, objective__hard_negative_weight=2.0)
+    with pytest.raises(UserError, match=r"objective.hard_negative_weight = 2.0(.|\n)*hard_negative_weight=1"):
+        prepare_quick(tmp_path / "run", cache, objective__hard_negative_weight=2.0)
 
 
 def test_widths_that_leave_features_out_or_have_more_are_refused(cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"embeddings have 16 features(.|\n)*Use --config.objective.widths=16,8"):
-        prepare_small(tmp_path / "run", cache, objective__widths="32,8")
-    with pytest.raises(UserError, match="some are used and never trained"):
-        prepare_small(tmp_path / "run", cache, objective__widths="8,4")
-
-
-def state_after(workdir: Path, cache: Path, steps: int, **flags: Any) -> Any:
-    """The state of a run after so many of its six steps; nothing is written of it."""
-    run = prepare_small(workdir, cache, train__steps=6, eval__data="", data__packed=False, **flags)
-    state = run.initial_state()
-    for step in range(steps):
-        state, _ = run.program.train_step(state, run.batches(step))
-    return jax.device_get(state)
+    with pytest.raises(UserError, match=r"--config\.objective\.widths=16,8"):
+        prepare_quick(tmp_path / "run", cache, objective__widths="32,8")
+    with pytest.raises(UserError, match=r"objective\.widths"):
+        prepare_quick(tmp_path / "run", cache, objective__widths="8,4")
 
 
 @pytest.mark.parametrize(
     "flags",
     [
-        {"model__second_encoder": "copy", "data__files": "demo:triplets", "data__positive": "columns"},
-        {"model__second_encoder": "momentum", "data__files": "demo:triplets", "data__positive": "columns"},
+        {"model__second_encoder": "copy", **TRIPLETS},
+        {"model__second_encoder": "momentum", **TRIPLETS},
         {"model__second_encoder": "copy", "data__positive": "word_deletion"},
         {"model__second_encoder": "momentum"},
     ],
@@ -230,11 +204,10 @@ def test_the_first_encoder_reads_anchors_and_the_second_all_else(
     flags: dict[str, Any], cache: Path, tmp_path: Path
 ) -> None:
     """Each as if it were the only one: the same texts, dropout included."""
-    flags = flags | {"eval__data": "", "data__packed": False}
-    run = prepare_small(tmp_path / "two", cache, **flags)
-    alone = prepare_small(tmp_path / "one", cache, **flags | {"model__second_encoder": "none"})
+    run = prepare_quick(tmp_path / "two", cache, **flags)
+    alone = prepare_quick(tmp_path / "one", cache, **flags | {"model__second_encoder": "none"})
     first, other = (
-        encoder_params(prepare_small(tmp_path / str(seed), cache, train__seed=seed, **flags).initial_state().params)
+        encoder_params(prepare_quick(tmp_path / str(seed), cache, train__seed=seed, **flags).initial_state().params)
         for seed in (1, 2)
     )
     second = {name: tree for name, tree in other.items() if name != "mlm"}
@@ -254,8 +227,8 @@ def test_the_first_encoder_reads_anchors_and_the_second_all_else(
 @pytest.mark.parametrize("noise", ["dropout", "token", "feature", "span"])
 def test_noise_is_a_function_of_seed_and_step(noise: str, cache: Path, tmp_path: Path) -> None:
     flags = {} if noise == "dropout" else {"model__dropout": 0.0, "model__cutoff": noise}
-    run = prepare_small(tmp_path / "run", cache, eval__data="", data__packed=False, **flags)
-    other = prepare_small(tmp_path / "other", cache, eval__data="", data__packed=False, train__seed=5, **flags)
+    run = prepare_quick(tmp_path / "run", cache, **flags)
+    other = prepare_quick(tmp_path / "other", cache, train__seed=5, **flags)
     key = other.initial_state().key
 
     def loss(**changes: Any) -> float:
@@ -283,17 +256,13 @@ def test_without_a_mask_token_nothing_is_masked(
         return dataclasses.replace(vocabulary_of(tokenizer), mask_id=None)
 
     monkeypatch.setattr("simcse_jax.training.run.vocabulary_of", without)
-    with pytest.raises(UserError, match=f"needs a tokenizer with a mask token(.|\n)*--config.{instead}"):
-        prepare_small(tmp_path / "run", cache, **FROM_FOLDER, model__name=str(predictor), **flags)
+    with pytest.raises(UserError, match=f"mask token(.|\n)*--config.{instead}"):
+        prepare_quick(tmp_path / "run", cache, **FROM_FOLDER, model__name=str(predictor), **flags)
 
 
 def test_a_copy_has_a_life_of_its_own(cache: Path, tmp_path: Path) -> None:
-    flags: dict[str, Any] = {
-        "model__second_encoder": "copy",
-        "data__files": "demo:triplets",
-        "data__positive": "columns",
-    }
-    first, last = (state_after(tmp_path / str(n), cache, n, **flags).params for n in (0, 3))
+    run = prepare_quick(tmp_path / "run", cache, model__second_encoder="copy", **TRIPLETS)
+    first, *_, last = (state.params for state in states_of(run, 2)[0])
     own = {name: tree for name, tree in first.items() if name != "second"}
     jax.tree.map(np.testing.assert_array_equal, own, first["second"])
     both = jax.tree.leaves(encoder_params(last)), jax.tree.leaves(last["second"]), jax.tree.leaves(own)
@@ -305,7 +274,7 @@ def test_a_copy_has_a_life_of_its_own(cache: Path, tmp_path: Path) -> None:
 
 def test_a_momentum_encoder_follows_and_fills_the_queue(cache: Path, tmp_path: Path) -> None:
     flags: dict[str, Any] = {"model__second_encoder": "momentum", "model__momentum": 0.75, "objective__queue": 40}
-    states = [state_after(tmp_path / str(n), cache, n, **flags) for n in range(4)]
+    states, _ = states_of(prepare_quick(tmp_path / "run", cache, **flags), 3)
     for before, after in itertools.pairwise(states):
         jax.tree.map(
             lambda held, old, new: np.testing.assert_allclose(held, 0.75 * old + 0.25 * new, atol=1e-6),
@@ -323,76 +292,66 @@ def test_a_momentum_encoder_follows_and_fills_the_queue(cache: Path, tmp_path: P
 def test_a_queue_knows_the_texts_of_earlier_batches(cache: Path, tmp_path: Path) -> None:
     """Sixteen texts and batches of sixteen: from the second step on, everybody's own text is in the queue."""
     (tmp_path / "text.txt").write_text("\n".join(demo.sentences(count=16)) + "\n")
-    flags: dict[str, Any] = {"model__second_encoder": "momentum", "objective__queue": 16, "train__steps": 3}
-    masked = [
-        line["masked"]
-        for line in lines(quick(tmp_path / "run", cache, data__files=str(tmp_path / "text.txt"), **flags))
-    ]
-    assert masked == [0, 16, 16]
+    flags: dict[str, Any] = {"model__second_encoder": "momentum", "objective__queue": 16}
+    found = metrics_of(tmp_path / "run", cache, 3, data__files=str(tmp_path / "text.txt"), **flags)
+    assert [line["masked"] for line in found] == [0, 16, 16]
 
 
 def test_other_synonyms_are_another_run(cache: Path, tmp_path: Path) -> None:
     """What the file says counts, and not where it lies."""
     (tmp_path / "one.txt").write_text("man, person\n")
     (tmp_path / "two.txt").write_text("man, person\n")
-    flags: dict[str, Any] = {"data__positive": "synonym", "train__steps": 6}
-    quick(tmp_path / "run", cache, data__synonyms=str(tmp_path / "one.txt"), **flags)
-    prepare_small(
-        tmp_path / "run", cache, data__packed=False, eval__data="", data__synonyms=str(tmp_path / "two.txt"), **flags
-    )
+    flags: dict[str, Any] = QUICK | {"data__positive": "synonym", "train__steps": 2}
+    train_small(tmp_path / "run", cache, data__synonyms=str(tmp_path / "one.txt"), **flags)
+    prepare_small(tmp_path / "run", cache, data__synonyms=str(tmp_path / "two.txt"), **flags)
     (tmp_path / "two.txt").write_text("man, woman\n")
-    with pytest.raises(UserError, match="the synonyms' content"):
-        prepare_small(
-            tmp_path / "run",
-            cache,
-            data__packed=False,
-            eval__data="",
-            data__synonyms=str(tmp_path / "two.txt"),
-            **flags,
-        )
+    with pytest.raises(UserError, match="synonyms"):
+        prepare_small(tmp_path / "run", cache, data__synonyms=str(tmp_path / "two.txt"), **flags)
 
 
 @pytest.mark.parametrize(
     "flags",
     [
-        {"model__second_encoder": "copy"},
+        {"model__second_encoder": "copy", "objective__learned_temperature": True},
         {"model__second_encoder": "momentum", "objective__queue": 20},
-        {
-            "model__second_encoder": "copy",
-            "data__files": "demo:triplets",
-            "data__positive": "columns",
-            "mlm__weight": 0.1,
-            "train__groups_at_once": 1,
-        },
+        {"model__second_encoder": "copy", **TRIPLETS, "mlm__weight": 0.1, "train__groups_at_once": 1},
+        {"data__positive": "mask", "data__rate": 0.3},
     ],
-    ids=["copy", "momentum", "triplets-mlm"],
+    ids=["copy", "momentum", "triplets-mlm", "predictor"],
 )
-def test_runs_with_two_encoders_resume_bit_for_bit_and_export_the_first(
-    flags: dict[str, Any], cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_runs_with_more_than_an_encoder_resume_bit_for_bit_and_export_the_encoder(
+    flags: dict[str, Any], predictor: Path, cache: Path, tmp_path: Path
 ) -> None:
-    flags = flags | {"checkpoint__every_steps": 3, "train__steps": 6, "data__packed": False}
-    whole = quick(tmp_path / "whole", cache, **flags)
-    quick(tmp_path / "parts", cache, **flags)
-    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "last" / "6")
-    run = prepare_small(tmp_path / "parts", cache, eval__data="", **flags)
-    capsys.readouterr()
-    train(run, tmp_path / "parts")
-    assert "resumed from step 3" in capsys.readouterr().out
-    wanted, found = ([line["loss"] for line in lines(workdir)] for workdir in (whole, tmp_path / "parts"))
-    assert found == wanted
+    if flags.get("data__positive") == "mask":
+        flags = flags | FROM_FOLDER | {"model__name": str(predictor)}
+    flags = flags | {"checkpoint__every_steps": 2}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run = prepare_quick(whole, cache, **flags)
+    train(run, whole)
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "last" / "4")
+    train(prepare_quick(parts, cache, **flags), parts)
+    found = [[line["loss"] for line in read_metrics(workdir) if "loss" in line] for workdir in (whole, parts)]
+    assert len(found[0]) == 4
+    assert found[0] == found[1]
+    like = run.program.shapes._asdict()
+    ends = [read_state(workdir / "checkpoints" / "last" / "4", like)[0] for workdir in (whole, parts)]
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+    params, _ = load_best(whole)
+    assert params.keys() == set(run.program.shapes.params) - {"second", "objective"}
     export_run(whole, tmp_path / "model")
     texts = list(demo.sentences(seed=3, count=5))
     run_model, exported = open_model(str(whole)), open_model(str(tmp_path / "model"))
     np.testing.assert_allclose(run_model.encode(texts), exported.encode(texts), atol=1e-6)
-    assert any("second encoder" in line for line in describe(run))
+    assert any("second encoder" in line for line in describe(run)) == ("model__second_encoder" in flags)
 
 
 def test_a_run_says_that_a_temperature_will_hardly_be_learned(cache: Path, tmp_path: Path) -> None:
-    flags: dict[str, Any] = {"objective__learned_temperature": True, "train__steps": 100, "eval__data": ""}
-    low = prepare_small(tmp_path / "low", cache, **flags, optimizer__learning_rate=3e-5)
-    assert any("the temperature changes by less than 11% in 100 steps" in line for line in describe(low))
-    own = prepare_small(tmp_path / "own", cache, **flags, optimizer__learning_rate=3e-5, objective__learning_rate=1e-2)
-    assert not any("the temperature" in line for line in describe(own))
+    flags: dict[str, Any] = {"objective__learned_temperature": True, "train__steps": 100}
+    low = prepare_quick(tmp_path / "low", cache, **flags, optimizer__learning_rate=3e-5)
+    assert any("temperature" in line for line in describe(low) if line.startswith("note"))
+    own = prepare_quick(tmp_path / "own", cache, **flags, optimizer__learning_rate=3e-5, objective__learning_rate=1e-2)
+    assert not any("temperature" in line for line in describe(own) if line.startswith("note"))
 
 
 def test_trees_and_what_happens_to_them() -> None:
