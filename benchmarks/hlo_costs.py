@@ -19,8 +19,7 @@ import dataclasses
 import math
 import re
 
-from simcse_jax.training.collectives import KINDS
-from simcse_jax.training.hlo import Array, Instruction, Module
+from simcse_jax.training.hlo import KINDS, Array, Instruction, Module
 
 # These move nothing: they name existing arrays, or call a computation that is counted itself.
 _FREE = {

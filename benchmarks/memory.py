@@ -25,8 +25,8 @@ from benchmarks.compiled_step import ENCODERS, GROUP, ROW_LENGTH, ROWS, lower, m
 from simcse_jax import cli
 from simcse_jax.config.schema import ObjectiveConfig
 from simcse_jax.system.errors import UserError
-from simcse_jax.training.devices import topology_chips
 from simcse_jax.training.mesh import make_mesh
+from simcse_jax.training.plan import topology_chips
 
 FLAGS = flags.FLAGS
 

@@ -20,10 +20,9 @@ from simcse_jax.data.batches import Batch, Rows
 from simcse_jax.data.corpus import read_sentences
 from simcse_jax.model_folder.export import export_model
 from simcse_jax.system.host_memory import keep_freed_memory
-from simcse_jax.training.compilation import Compilations
 from simcse_jax.training.feeding import feed
 from simcse_jax.training.folder import TOKENIZER
-from simcse_jax.training.program import batch_shapes
+from simcse_jax.training.program import Compilations, batch_shapes
 from simcse_jax.training.run import listed, prepare
 from simcse_jax.training.step import TrainStep
 

@@ -79,7 +79,7 @@ def main() -> int:
     from simcse_jax.hosts.agreement import is_first, processes, together
     from simcse_jax.system.compiled import keep_compiled
     from simcse_jax.system.host_memory import keep_freed_memory
-    from simcse_jax.training.description import describe
+    from simcse_jax.training.display import describe
     from simcse_jax.training.loop import summary, train
     from simcse_jax.training.run import prepare
 
@@ -110,8 +110,7 @@ def main() -> int:
 def _plan() -> int:
     """Print what the recipe's step costs."""
     from simcse_jax.config.resolve import resolve
-    from simcse_jax.training.devices import topology_chips, visible_chips
-    from simcse_jax.training.plan import print_plan
+    from simcse_jax.training.plan import print_plan, topology_chips, visible_chips
 
     chips = topology_chips(_TOPOLOGY.value) if _TOPOLOGY.value else visible_chips()
     overridden = config_flags.get_override_values(flags.FLAGS["config"])

@@ -18,9 +18,9 @@ from benchmarks.compiled_step import ENCODERS
 from benchmarks.hlo_costs import Part, group_of, parts
 from benchmarks.scaling_model import UNSUPERVISED, Model, encoder_flops, loss_flops
 from simcse_jax.encoder.architecture import Architecture
-from simcse_jax.training.collectives import Collective
-from simcse_jax.training.devices import topology_chips
+from simcse_jax.training.hlo import Collective
 from simcse_jax.training.mesh import make_mesh
+from simcse_jax.training.plan import topology_chips
 
 ROOT = Path(__file__).parent.parent
 

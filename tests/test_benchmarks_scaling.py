@@ -29,11 +29,9 @@ from benchmarks.scaling_model import (
 from simcse_jax.config.schema import OptimizerConfig
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.model import Encoder
-from simcse_jax.training.collectives import Collective, collectives
-from simcse_jax.training.mesh import AXES, state_shardings
-from simcse_jax.training.optimizer import make_optimizer
-from simcse_jax.training.parts import part_specs
-from simcse_jax.training.state import init_state
+from simcse_jax.training.hlo import Collective, collectives
+from simcse_jax.training.mesh import AXES, part_specs, state_shardings
+from simcse_jax.training.state import init_state, make_optimizer
 from simcse_jax.training.step import compile_train_step, make_train_step
 from tests.training.test_topology import BATCH, CONFIG, Case, Kind, build
 

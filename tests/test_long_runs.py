@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.long_run import faults, samples_of_a_run, table
 from simcse_jax.data.batches import Rows
-from simcse_jax.training.compilation import Compilations
+from simcse_jax.training.program import Compilations
 
 
 @pytest.mark.slow

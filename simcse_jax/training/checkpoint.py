@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 
 from simcse_jax.hosts.agreement import first_says, gather, is_first, on_all, processes, together
 from simcse_jax.system.errors import UserError, short
-from simcse_jax.training.manifest import complete_steps, incomplete, seal
+from simcse_jax.training.folder import complete_steps, incomplete, seal
 from simcse_jax.training.mesh import place
 from simcse_jax.training.saved import read_state
 from simcse_jax.training.state import TrainState

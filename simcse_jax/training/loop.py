@@ -20,20 +20,16 @@ import jax
 
 from simcse_jax.data.batches import Batch, Rows, written
 from simcse_jax.hosts.agreement import is_first, on_all
+from simcse_jax.hosts.signals import stop_signals
 from simcse_jax.system.errors import UserError, short
 from simcse_jax.training.checkpoint import Checkpoints, Progress
-from simcse_jax.training.clock import Clock
-from simcse_jax.training.compilation import Compilations
 from simcse_jax.training.dev import LOGGED, Measure
 from simcse_jax.training.display import Display, duration
 from simcse_jax.training.feeding import feed
-from simcse_jax.training.metrics import FLOAT32_DIGITS, FLOAT64_DIGITS, MetricsWriter, NoMetrics
-from simcse_jax.training.parameters import encoder_params
-from simcse_jax.training.profile import Profile
-from simcse_jax.training.program import batch_shapes
+from simcse_jax.training.metrics import FLOAT32_DIGITS, FLOAT64_DIGITS, Clock, MetricsWriter, NoMetrics, Profile
+from simcse_jax.training.program import Compilations, batch_shapes
 from simcse_jax.training.run import Run
-from simcse_jax.training.signals import stop_signals
-from simcse_jax.training.state import TrainState
+from simcse_jax.training.state import TrainState, encoder_params
 from simcse_jax.training.step import TrainStep
 
 # Evaluations in a row with a falling score, while the loss falls too, that are worth a warning.

@@ -1,13 +1,18 @@
-"""Where a run's figures go: metrics.jsonl and TensorBoard."""
+"""Measure a run: metrics.jsonl and TensorBoard, time per step, a profile of some steps."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from simcse_jax.system.whole_file import write_whole_text
 
@@ -92,3 +97,86 @@ def _keep_until(path: Path, step: int) -> None:
 def _rounded(value: float, digits: int) -> float | None:
     """So many significant digits; null for what JSON has no word for."""
     return float(f"{float(value):.{digits}g}") if math.isfinite(value) else None
+
+
+class Clock:
+    """Time per step, without compilations, evaluations and saves; and the share of it spent waiting for data."""
+
+    def __init__(self, sentences: int):
+        self.sentences, self.seconds_per_step = sentences, 0.0
+        self._wait_s, self._busy_s, self._steps, self._since = 0.0, 0.0, 0, time.monotonic()
+
+    def skip(self) -> None:
+        """Leave what happened since the last step out of the account."""
+        self._since = time.monotonic()
+
+    def step(self) -> None:
+        now = time.monotonic()
+        self._busy_s, self._steps, self._since = self._busy_s + now - self._since, self._steps + 1, now
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._wait_s += time.monotonic() - started
+
+    def read(self) -> dict[str, float]:
+        """Figures since the last reading: sentences per second (each once, however many views), waiting per step."""
+        steps, busy, wait = max(self._steps, 1), max(self._busy_s, 1e-9), self._wait_s
+        self.seconds_per_step = busy / steps
+        self._wait_s, self._busy_s, self._steps = 0.0, 0.0, 0
+        return {"sentences_per_s": self.sentences * steps / busy, "data_wait_s": wait / steps}
+
+
+# Traced, counted from the start of the process: past the first compilations, and before the loop compiles ahead.
+FIRST_TRACED, LAST_TRACED = 11, 15
+
+
+class Profile:
+    """Trace some steps of this process into a folder; nothing without one. Use as a context."""
+
+    def __init__(self, folder: Path | None, say: Callable[[str], None]):
+        """say: takes lines on where the trace is and how to look at it."""
+        self._folder, self._say = folder, say
+        self._taken, self._tracing = 0, False
+
+    def __enter__(self) -> Profile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._tracing:
+            self._stop()
+        elif self._folder and self._taken < FIRST_TRACED:
+            self._say(
+                f"no profile was written: it begins with a run's {FIRST_TRACED}th step, and this one had {self._taken}"
+            )
+
+    def step(self, step: int) -> AbstractContextManager[Any]:
+        """The context in which a step is dispatched; step: its number, for the trace."""
+        self._taken += 1
+        if self._folder and self._taken == FIRST_TRACED:
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # calls of Python functions would be most of the trace, and slow it down
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=True, profiler_options=options)
+            self._tracing = True
+        if not self._tracing:
+            return contextlib.nullcontext()
+        return jax.profiler.StepTraceAnnotation("train", step_num=step)
+
+    def dispatched(self, figures: Any) -> bool:
+        """To be called after each step; figures: its results, which the last traced one has to be waited for.
+
+        Whether tracing began or ended with this step, so that it is no measure of a step's time.
+        """
+        if self._tracing and self._taken == LAST_TRACED:
+            jax.block_until_ready(figures)
+            self._stop()
+        return self._folder is not None and self._taken in (FIRST_TRACED, LAST_TRACED)
+
+    def _stop(self) -> None:
+        self._tracing = False
+        jax.profiler.stop_trace()
+        self._say(
+            f"a trace of steps is in {self._folder}: open its perfetto_trace.json.gz at https://ui.perfetto.dev, or\n"
+            f"tensorboard --logdir={self._folder}  # pip install tensorboard tensorboard-plugin-profile"
+        )

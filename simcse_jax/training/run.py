@@ -39,10 +39,8 @@ from simcse_jax.training.folder import (
 )
 from simcse_jax.training.mesh import make_mesh, place
 from simcse_jax.training.model import first_params, load_predictor, local_model, make_encoder, write_tokenizer
-from simcse_jax.training.optimizer import make_schedule
-from simcse_jax.training.parameters import PREDICTOR, encoder_params
 from simcse_jax.training.program import Program, apart, make_encode, make_program
-from simcse_jax.training.state import TrainState
+from simcse_jax.training.state import PREDICTOR, TrainState, encoder_params, make_schedule
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,7 @@ from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.system.errors import UserError
-from simcse_jax.training.folder import read_run_info
-from simcse_jax.training.manifest import complete_steps, require_intact
+from simcse_jax.training.folder import complete_steps, read_run_info, require_intact
 
 
 def read_state(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:

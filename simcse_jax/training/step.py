@@ -19,9 +19,18 @@ from simcse_jax.group import Group, MaskedGroup
 from simcse_jax.objective.contrastive import Metrics, Objective
 from simcse_jax.objective.mlm import Predicted, mlm_loss, predictions
 from simcse_jax.training import mesh as meshes
-from simcse_jax.training.parameters import LEARNED, PREDICTOR, QUEUE, SECOND, followed, taken_in, trees_of
-from simcse_jax.training.parts import part_specs, whole_over_data, whole_over_fsdp
-from simcse_jax.training.state import TrainState, step_key
+from simcse_jax.training.mesh import part_specs, whole_over_data, whole_over_fsdp
+from simcse_jax.training.state import (
+    LEARNED,
+    PREDICTOR,
+    QUEUE,
+    SECOND,
+    TrainState,
+    followed,
+    step_key,
+    taken_in,
+    trees_of,
+)
 
 # (params, extra, batch, keys) -> (loss, (metrics, what extra becomes))
 Loss = Callable[[Any, Any, Batch, jax.Array], tuple[jax.Array, tuple[Metrics, Any]]]

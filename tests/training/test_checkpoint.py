@@ -13,7 +13,7 @@ import pytest
 
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.checkpoint import ATTEMPTS, Checkpoints, Progress
-from simcse_jax.training.manifest import NAME, complete_steps
+from simcse_jax.training.folder import FILE_LIST, complete_steps
 from simcse_jax.training.mesh import make_mesh, replicated
 from simcse_jax.training.state import TrainState
 
@@ -67,7 +67,7 @@ def remove_file(step: Path) -> None:
 
 
 def empty_list(step: Path) -> None:
-    (step / NAME).write_text("")
+    (step / FILE_LIST).write_text("")
 
 
 @pytest.mark.parametrize("damage", [cut, flip, remove_file, empty_list])
@@ -111,7 +111,7 @@ def test_a_run_whose_first_checkpoint_is_damaged_starts_again(tmp_path: Path) ->
 def test_a_save_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
     saved(tmp_path, 3, 6)
     last = tmp_path / "checkpoints" / "last"
-    (last / "6" / NAME).unlink()  # it is written last
+    (last / "6" / FILE_LIST).unlink()  # it is written last
     shutil.copytree(last / "3", last / "9.orbax-checkpoint-tmp-1")
     assert complete_steps(last) == [3]
     assert restored(tmp_path) == (3, 3.0, [])

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from simcse_jax.training.collectives import collectives
+from simcse_jax.training.hlo import collectives
 
 # One line of each kind, as the CPU and TPU compilers write it: (line, kind, dtype, shapes, bytes).
 LINES = [

@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from simcse_jax.training.mesh import make_mesh, place, state_shardings, used_axes
-from simcse_jax.training.parts import part_specs, whole_over_data, whole_over_fsdp
+from simcse_jax.training.mesh import (
+    make_mesh,
+    part_specs,
+    place,
+    state_shardings,
+    used_axes,
+    whole_over_data,
+    whole_over_fsdp,
+)
 
 
 @pytest.mark.parametrize(

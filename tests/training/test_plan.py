@@ -12,8 +12,7 @@ import pytest
 from configs import base
 from simcse_jax.config.resolve import resolve
 from simcse_jax.system.errors import UserError
-from simcse_jax.training.devices import Chips, topology_chips
-from simcse_jax.training.plan import DoesNotFit, Plan, Planner, _next, print_plan, shapes
+from simcse_jax.training.plan import Chips, DoesNotFit, Plan, Planner, _next, print_plan, shapes, topology_chips
 from tests.small_models import SMALL_ENCODER
 
 ROOT = Path(__file__).parent.parent.parent

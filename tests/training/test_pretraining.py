@@ -14,7 +14,7 @@ from simcse_jax.data import demo
 from simcse_jax.embedding_model import open_model
 from simcse_jax.model_folder.export import export_run
 from simcse_jax.system.errors import UserError
-from simcse_jax.training.description import describe
+from simcse_jax.training.display import describe
 from simcse_jax.training.loop import train
 from simcse_jax.training.metrics import read_metrics
 from simcse_jax.training.saved import load_best

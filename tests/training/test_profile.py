@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from simcse_jax.training.profile import FIRST, LAST, Profile
+from simcse_jax.training.metrics import FIRST_TRACED, LAST_TRACED, Profile
 from tests.small_models import train_small
 
 
@@ -22,23 +22,23 @@ def trace(folder: Path, last: int) -> list[str]:
 
 
 def test_a_run_traces_some_of_its_steps_with_the_names_of_their_parts(tmp_path: Path) -> None:
-    one_shape = {"data__packed": False, "train__steps": LAST + 2, "eval__data": ""}
+    one_shape = {"data__packed": False, "train__steps": LAST_TRACED + 2, "eval__data": ""}
     workdir = train_small(tmp_path / "run", tmp_path / "cache", profile=True, **one_shape)
     [perfetto] = workdir.glob("profile/plugins/profile/*/perfetto_trace.json.gz")
     events = json.loads(gzip.decompress(perfetto.read_bytes()))["traceEvents"]
     steps = {event["args"]["step_num"] for event in events if event.get("name") == "train"}
-    assert steps == {str(number) for number in range(FIRST, LAST + 1)}
+    assert steps == {str(number) for number in range(FIRST_TRACED, LAST_TRACED + 1)}
     [tensorboard] = workdir.glob("profile/plugins/profile/*/*.xplane.pb")
     for scope in (b"/jvp(encoder)/", b"/transpose(jvp(encoder))/", b"/jvp(loss)/", b"/optimizer/"):
         assert scope in tensorboard.read_bytes()
 
 
 def test_it_says_where_the_trace_is_or_why_there_is_none(tmp_path: Path) -> None:
-    [said] = trace(tmp_path / "long", LAST)
+    [said] = trace(tmp_path / "long", LAST_TRACED)
     assert str(tmp_path / "long") in said
     assert list((tmp_path / "long").rglob("*.xplane.pb"))
-    [said] = trace(tmp_path / "cut", FIRST + 1)
+    [said] = trace(tmp_path / "cut", FIRST_TRACED + 1)
     assert list((tmp_path / "cut").rglob("*.xplane.pb"))
-    [said] = trace(tmp_path / "short", FIRST - 1)
+    [said] = trace(tmp_path / "short", FIRST_TRACED - 1)
     assert "no profile was written" in said
     assert not (tmp_path / "short").exists()

@@ -22,8 +22,8 @@ from simcse_jax.model_folder.export import export_run
 from simcse_jax.model_folder.pretrained import hugging_face_config
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.checkpoint import Checkpoints
-from simcse_jax.training.description import describe
 from simcse_jax.training.dev import SPEARMAN, Dev
+from simcse_jax.training.display import describe
 from simcse_jax.training.loop import Outcome, falling, train
 from simcse_jax.training.mesh import make_mesh
 from simcse_jax.training.metrics import MetricsWriter, read_metrics

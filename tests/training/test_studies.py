@@ -18,13 +18,13 @@ from simcse_jax.embedding_model import open_model
 from simcse_jax.model_folder.export import export_run
 from simcse_jax.objective.contrastive import Queue
 from simcse_jax.system.errors import UserError
-from simcse_jax.training.description import describe
+from simcse_jax.training.display import describe
 from simcse_jax.training.loop import train
 from simcse_jax.training.metrics import read_metrics
-from simcse_jax.training.parameters import PREDICTOR, encoder_params, followed, taken_in, trees_of
 from simcse_jax.training.program import make_encode
 from simcse_jax.training.run import Run
 from simcse_jax.training.saved import load_best, read_state
+from simcse_jax.training.state import PREDICTOR, encoder_params, followed, taken_in, trees_of
 from tests.small_models import FROM_FOLDER, VOCABULARY, demo_files, export_small, prepare_small, train_small
 
 # One shape to compile, and no evaluation.

@@ -23,10 +23,8 @@ from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.objective.contrastive import Queue
 from simcse_jax.training.mesh import make_mesh, state_shardings
-from simcse_jax.training.optimizer import make_optimizer
-from simcse_jax.training.parameters import with_rest
 from simcse_jax.training.program import make_objective
-from simcse_jax.training.state import TrainState, init_state
+from simcse_jax.training.state import TrainState, init_state, make_optimizer, with_rest
 from simcse_jax.training.step import (
     Loss,
     compile_train_step,

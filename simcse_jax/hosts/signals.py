@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request to save and stop, agreed by all processes of the run."""
+"""Turn SIGTERM and Ctrl-C into a request to save and stop, agreed by all processes of the run."""
 
 from __future__ import annotations
 
