@@ -1,4 +1,8 @@
-"""Arrange the devices as a mesh, and split arrays over it."""
+"""Arrange the devices as a mesh, split arrays over it, and make them whole again inside a step.
+
+Over the axis `data` each device keeps a part of the matrices and of their moments (ZeRO-1); a step gathers all of them
+once. Over the axis `fsdp` each device keeps a part of every array; a layer is gathered when it runs (ZeRO-3).
+"""
 
 from __future__ import annotations
 
@@ -14,41 +18,40 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp")
-VECTORS = ("bias", "scale")  # parameters that are not worth sending about
-# Parts over `data` are multiples of so many along the last axis, or along another. Found by compiling for TPU v5e: of
-# smaller parts the compiler reduces the whole on each chip, and then gathers too: half again what an all-reduce sends.
+VECTORS = ("bias", "scale")  # names of parameters too small to be worth splitting over `data`
+# A part over `data` is a multiple of this along the last axis, or along another axis. Found by compiling for TPU v5e:
+# with smaller parts the compiler reduces the whole array on each chip and gathers it too, half again an all-reduce.
 SMALLEST_LAST, SMALLEST_OTHER = 32, 8
 
 
 def make_mesh(data: int, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of the first data * fsdp of these devices (jax.Device), by default of the visible ones.
+    """Return a mesh of the first data * fsdp of these devices (jax.Device), by default of the visible ones.
 
-    Axes are Auto: the step is written in global view, XLA partitions it.
+    Its axes are Auto: the step is written in global view, and XLA partitions it.
     """
     first = (devices or jax.devices())[: data * fsdp]
     return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=first)
 
 
 def used_axes(mesh: Mesh) -> tuple[str, ...]:
-    """The names of the axes that have more than one device."""
+    """Return the names of the axes that have more than one device."""
     return tuple(name for name in AXES if mesh.shape[name] > 1)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Return the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
 def over_groups(mesh: Mesh) -> NamedSharding:
-    """The leading axis (groups) is spread over every device."""
+    """Return the sharding of an array whose leading axis, the groups, is spread over all devices."""
     return NamedSharding(mesh, P(AXES))
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:
-    """The sharding of each array of a state, or of parameters alone; moments are split like their parameters.
+    """Return the sharding of each array of a state, or of parameters; moments are split like their parameters.
 
-    state: arrays or ShapeDtypeStructs. Each device of `data` keeps and updates its part of the matrices and tables
-    (ZeRO-1), and each of `fsdp` its part of everything.
+    state: arrays or ShapeDtypeStructs.
     """
 
     def sharding(path: Any, x: Any) -> NamedSharding:
@@ -58,8 +61,13 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
+def part_specs(mesh: Mesh, params: Any) -> Any:
+    """Return the PartitionSpec of each parameter."""
+    return jax.tree.map(lambda sharding: sharding.spec, state_shardings(mesh, params))
+
+
 def _split(shape: Sequence[int], mesh: Mesh, names: Sequence[str]) -> P:
-    """The spec of an array of this shape: split along one axis over all of the named mesh axes, or the first it can."""
+    """Return the spec of an array split along one axis, over all of the named mesh axes or else the first that fits."""
     for over in (tuple(names), *((name,) for name in names if len(names) > 1)):
         parts = math.prod(mesh.shape[name] for name in over)
         over = tuple(name for name in over if mesh.shape[name] > 1)
@@ -72,20 +80,20 @@ def _split(shape: Sequence[int], mesh: Mesh, names: Sequence[str]) -> P:
 
 
 def _can_split(axis: int, shape: Sequence[int], parts: int, over_data: bool) -> bool:
-    """Whether an array can be split along this axis into so many parts; parameters are stacked along the first."""
+    """Return whether an array can be split along this axis. Never along axis 0, over which layers are stacked."""
     smallest = SMALLEST_LAST if axis == len(shape) - 1 else SMALLEST_OTHER
     return axis > 0 and shape[axis] % (parts * (smallest if over_data else 1)) == 0
 
 
 def split_axis(spec: P, name: str) -> int:
-    """The axis along which an array of this spec is split over the mesh axis `name`; -1 = it is not."""
+    """Return the array axis that this spec splits over the mesh axis `name`, -1 for none."""
     return next(
         (n for n, names in enumerate(spec) if name in ((names,) if isinstance(names, str) else names or ())), -1
     )
 
 
 def place(x: Any, sharding: Any) -> Any:
-    """Global arrays of these values, laid out like `sharding` (a tree of NamedShardings with x's structure).
+    """Return global arrays with the values of `x`, laid out by `sharding`, a tree of NamedShardings like x's.
 
     x: arrays on the host or on one device, whole and equal on every process; each process copies its parts only.
     """
@@ -97,17 +105,12 @@ def place(x: Any, sharding: Any) -> Any:
     return jax.tree.map(placed, x, sharding)
 
 
-def part_specs(mesh: Mesh, params: Any) -> Any:
-    """The PartitionSpec of each parameter."""
-    return jax.tree.map(lambda sharding: sharding.spec, state_shardings(mesh, params))
-
-
-def whole_over_data(params: Any, specs: Any, axes: tuple[str, ...], kernels_as: Any = None) -> Any:
-    """Parameters as the device's own copy: whole over `data`, as they were over `fsdp`.
+def gather_over_data(params: Any, specs: Any, axes: tuple[str, ...], kernels_as: Any = None) -> Any:
+    """Return this device's own copy of the parameters, inside a shard_map: whole over `data`, still split over `fsdp`.
 
     The gradient with respect to `params` is summed over devices here, once, and not where the copy is used. axes:
-    those of the mesh over which batches are spread. kernels_as: the dtype to which the encoder casts kernels before
-    it uses them: they are then gathered as such. What is done with the copy must then sum no gradients over devices.
+    the mesh axes over which batches are spread. kernels_as: the dtype in which kernels are gathered, that to which the
+    encoder casts them; what uses the copy must then sum no gradients over devices. None: as they are stored.
     """
 
     def own(path: Any, x: jax.Array, spec: P) -> jax.Array:
@@ -119,8 +122,11 @@ def whole_over_data(params: Any, specs: Any, axes: tuple[str, ...], kernels_as: 
     return jax.tree_util.tree_map_with_path(own, params, specs)
 
 
-def whole_over_fsdp(parts: Any, specs: Any, stacked: bool = False) -> Any:
-    """Whole arrays from this device's parts over `fsdp`; stacked: one layer was taken of what the specs are about."""
+def gather_over_fsdp(parts: Any, specs: Any, stacked: bool = False) -> Any:
+    """Return whole arrays from this device's parts over `fsdp`, inside a shard_map.
+
+    stacked: the specs are those of stacked layers, and the parts those of one layer.
+    """
 
     def gather(x: jax.Array, spec: P) -> jax.Array:
         axis = split_axis(spec, "fsdp")
@@ -131,7 +137,7 @@ def whole_over_fsdp(parts: Any, specs: Any, stacked: bool = False) -> Any:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gathered(x: jax.Array, axis: int, dtype: Any) -> jax.Array:
-    """x, split over `data` along `axis`, whole, sent as `dtype`; its gradient is summed, and sent, in x's own."""
+    """Gather an array that is split over `data` along `axis`, as `dtype`; its gradient is summed in x's own dtype."""
     return jax.lax.all_gather(x.astype(dtype), "data", axis=axis, tiled=True)
 
 

@@ -21,7 +21,7 @@ from simcse_jax.group import Group, MaskedGroup
 from simcse_jax.objective.contrastive import Objective, make_info_nce, matryoshka
 from simcse_jax.objective.pairwise import make_margin_ranking, make_sigmoid, make_triplet
 from simcse_jax.training.mesh import state_shardings
-from simcse_jax.training.state import TrainState, init_state, make_optimizer, with_rest
+from simcse_jax.training.state import TrainState, add_objective_state, init_state, make_optimizer
 from simcse_jax.training.step import (
     EncodeBatch,
     TrainStep,
@@ -66,7 +66,7 @@ def make_program(
     of_predictor = predictor and parameter_shapes(predictor.encoder)
 
     def start(params: Any, of_predictor: Any) -> TrainState:
-        params, extra = with_rest(config.model.second_encoder, config.objective, params, of_predictor)
+        params, extra = add_objective_state(config.model.second_encoder, config.objective, params, of_predictor)
         return init_state(params, optimizer, config.train.seed, extra)
 
     shapes = jax.eval_shape(start, parameter_shapes(encoder), of_predictor)

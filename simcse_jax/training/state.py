@@ -1,4 +1,16 @@
-"""Define what training carries from one step to the next, and how an update changes it."""
+"""Define what training carries from one step to the next, and how an update changes it.
+
+`params` is the encoder's tree of parameters, with more trees in it where the recipe asks for them:
+
+    second      a second encoder that is trained too (model.second_encoder = "copy")
+    objective   the scalars that the objective learns (objective.learned_temperature)
+
+`extra` holds arrays that get no gradient:
+
+    second      a second encoder that follows the first (model.second_encoder = "momentum")
+    queue       the momentum encoder's embeddings of earlier positives
+    predictor   the masked language model that makes positives (data.positive = "mask"); it never changes
+"""
 
 from __future__ import annotations
 
@@ -11,49 +23,49 @@ import optax
 
 from simcse_jax.config.schema import ObjectiveConfig, OptimizerConfig
 from simcse_jax.objective.contrastive import Queue
-from simcse_jax.training.mesh import VECTORS
+
+SECOND, LEARNED, QUEUE, PREDICTOR = "second", "objective", "queue", "predictor"
+# Parameters that weight decay spares, by name: those of dense layers and of LayerNorms that are no matrices.
+NOT_DECAYED = ("bias", "scale")
 
 
 class TrainState(NamedTuple):
-    """A pure value: a step maps it and a batch to the next one."""
+    """Hold the state of a run: a step is a pure function from a state and a batch to the next state."""
 
     step: jax.Array  # int32 scalar: steps done
-    params: Any  # the encoder's parameters, stacked over layers
+    params: Any  # trained arrays; those of layers are stacked over layers
     opt_state: Any  # Optax's
     key: jax.Array  # uint32[2]: the run's seed key; a step's key is fold_in(key, step)
-    extra: dict[str, Any]  # what no gradient reaches (see `parameters`); empty for SimCSE
+    extra: dict[str, Any]  # arrays without a gradient; empty for plain SimCSE
 
 
 def init_state(
     params: Any, optimizer: optax.GradientTransformation, seed: int, extra: dict[str, Any] | None = None
 ) -> TrainState:
-    """The state before the first step. A pure function of arrays: jit it to have the result land sharded."""
+    """Return the state before the first step. A pure function of arrays: under jit the result can be made sharded."""
     key = jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, extra or {})
 
 
 def step_key(state: TrainState, view: int) -> jax.Array:
-    """uint32[2]: the dropout key of one view of this step."""
+    """Return the dropout key of one view of this step, uint32[2]."""
     key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
     return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, state.step), view))
 
 
-SECOND, LEARNED, QUEUE, PREDICTOR = "second", "objective", "queue", "predictor"
-
-
-def with_rest(
+def add_objective_state(
     second_encoder: str, objective: ObjectiveConfig, params: Any, predictor: Any = None
 ) -> tuple[Any, dict[str, Any]]:
-    """(params, extra) at the start, from the encoder's parameters, and the predictor's. Pure: for jit or eval_shape.
+    """Return (params, extra) before the first step, from the encoder's parameters. A pure function: jit it.
 
-    second_encoder: as model.second_encoder.
+    second_encoder: the value of model.second_encoder. predictor: its parameters, None for no predictor.
     """
     copy = {name: jax.tree.map(jnp.array, tree) for name, tree in params.items() if name != "mlm"}
     extra: dict[str, Any] = {}
-    rest: dict[str, Any] = {}
+    trained: dict[str, Any] = {}
     word = params["embeddings"]["word"]
     if second_encoder == "copy":
-        rest[SECOND] = copy
+        trained[SECOND] = copy
     if second_encoder == "momentum":
         extra[SECOND] = copy
     if objective.queue:
@@ -64,37 +76,40 @@ def with_rest(
     if predictor is not None:
         extra[PREDICTOR] = predictor
     if objective.learned_temperature:
-        rest[LEARNED] = {"log_temperature": jnp.asarray(math.log(objective.temperature), word.dtype)}
+        trained[LEARNED] = {"log_temperature": jnp.asarray(math.log(objective.temperature), word.dtype)}
         if objective.loss == "sigmoid":
-            rest[LEARNED]["bias"] = jnp.asarray(objective.bias, word.dtype)
-    return params | rest, extra
+            trained[LEARNED]["bias"] = jnp.asarray(objective.bias, word.dtype)
+    return params | trained, extra
 
 
 def encoder_params(params: Any) -> Any:
-    """The encoder's own of a state's params: what is judged, kept as the best, and exported."""
+    """Return the first encoder's own parameters: those that are evaluated, kept as the best, and exported."""
     return {name: tree for name, tree in params.items() if name not in (SECOND, LEARNED)}
 
 
-def trees_of(params: Any, extra: Any) -> Any:
-    """What encoding takes: the encoder's parameters, with the second's and the predictor's where there are some."""
+def encoding_trees(params: Any, extra: Any) -> Any:
+    """Return the parameters that encoding a batch takes: of the encoder, the second encoder and the predictor."""
     both = params | extra
     return {name: tree for name, tree in both.items() if name not in (LEARNED, QUEUE)}
 
 
-def followed(extra: Any, params: Any, momentum: float) -> Any:
-    """`extra` after an update of params: the second encoder moves a share 1 - momentum towards the first (MoCo's 2)."""
+def update_ema(extra: Any, params: Any, momentum: float) -> Any:
+    """Return `extra` with the momentum encoder at m * second + (1 - m) * first (MoCo, equation 2)."""
     if SECOND not in extra:
         return extra
-    follow = jax.tree.map(
+    moved = jax.tree.map(
         lambda held, new: momentum * held + (1 - momentum) * new,
         extra[SECOND],
         {name: params[name] for name in extra[SECOND]},
     )
-    return extra | {SECOND: follow}
+    return extra | {SECOND: moved}
 
 
-def taken_in(queue: Queue, positives: jax.Array, texts: jax.Array) -> Queue:
-    """The queue with positives float[G, n, D], of texts int32[G * n], at its head, and as many gone at its end."""
+def enqueue(queue: Queue, positives: jax.Array, texts: jax.Array) -> Queue:
+    """Return the queue with new positives in front and as many of the oldest dropped.
+
+    positives: float[G, n, D]. texts: int32[G * n], the ids of their texts.
+    """
     new = jax.lax.stop_gradient(positives.reshape(-1, positives.shape[-1])).astype(queue.z.dtype)
     size = len(queue.z)
     return Queue(
@@ -105,7 +120,10 @@ def taken_in(queue: Queue, positives: jax.Array, texts: jax.Array) -> Queue:
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Learning rate of each step: linear warm-up over `warmup_steps` (none in the paper), then linear decay to 0."""
+    """Return the learning rate as a function of the step: linear warm-up, then linear decay to 0 at `total_steps`.
+
+    The paper uses no warm-up (appendix A).
+    """
     decay = optax.linear_schedule(config.learning_rate, 0.0, max(total_steps - config.warmup_steps, 1))
     if not config.warmup_steps:
         return decay
@@ -116,9 +134,10 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 def make_optimizer(
     config: OptimizerConfig, total_steps: int, learned_rate: float | None = None
 ) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm. Weight decay, when asked for, spares biases and LayerNorms.
+    """Return AdamW with clipping by the global norm and the schedule of `make_schedule`.
 
-    learned_rate: the learning rate of what the objective learns, with the same schedule; None: as the others.
+    Weight decay spares biases, LayerNorms and scalars. learned_rate: the learning rate of the objective's own scalars,
+    on the same schedule; None for that of the encoder.
     """
     steps: list[optax.GradientTransformation] = [
         optax.adamw(
@@ -137,17 +156,16 @@ def make_optimizer(
     return optax.chain(*steps) if len(steps) > 1 else steps[0]
 
 
-def _scale_learned(factor: float) -> optax.GradientTransformation:
-    """The updates of what the objective learns, times a factor."""
-
-    def scaled(updates: Any, params: Any) -> optax.Updates:
-        return updates | {LEARNED: jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), updates[LEARNED])}
-
-    return optax.stateless(scaled)
+def _decayed(params: optax.Params) -> optax.Params:
+    """Return True for each kernel and embedding table, False for the rest."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: path[-1].key not in NOT_DECAYED and x.ndim > 0, params)
 
 
 def _clip(norm: float) -> optax.GradientTransformation:
-    """Gradients scaled down to a global norm of at most `norm`; optax's divides, in a pass of its own over them all."""
+    """Scale gradients down to a global norm of at most `norm`.
+
+    By hand: `optax.clip_by_global_norm` divides all gradients in one more pass over memory.
+    """
 
     def clipped(gradients: optax.Updates, params: Any) -> optax.Updates:
         scale = norm / jnp.maximum(optax.tree.norm(gradients), norm)
@@ -156,6 +174,13 @@ def _clip(norm: float) -> optax.GradientTransformation:
     return optax.stateless(clipped)
 
 
-def _decayed(params: optax.Params) -> optax.Params:
-    """True at kernels and embedding tables."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: path[-1].key not in VECTORS and x.ndim > 0, params)
+def _scale_learned(factor: float) -> optax.GradientTransformation:
+    """Multiply the updates of the objective's own scalars.
+
+    By hand: `optax.partition` has another state, and old checkpoints would not fit it.
+    """
+
+    def scaled(updates: Any, params: Any) -> optax.Updates:
+        return updates | {LEARNED: jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), updates[LEARNED])}
+
+    return optax.stateless(scaled)

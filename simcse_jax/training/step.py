@@ -19,17 +19,17 @@ from simcse_jax.group import Group, MaskedGroup
 from simcse_jax.objective.contrastive import Metrics, Objective
 from simcse_jax.objective.mlm import Predicted, mlm_loss, predictions
 from simcse_jax.training import mesh as meshes
-from simcse_jax.training.mesh import part_specs, whole_over_data, whole_over_fsdp
+from simcse_jax.training.mesh import gather_over_data, gather_over_fsdp, part_specs
 from simcse_jax.training.state import (
     LEARNED,
     PREDICTOR,
     QUEUE,
     SECOND,
     TrainState,
-    followed,
+    encoding_trees,
+    enqueue,
     step_key,
-    taken_in,
-    trees_of,
+    update_ema,
 )
 
 # (params, extra, batch, keys) -> (loss, (metrics, what extra becomes))
@@ -44,7 +44,7 @@ class Encoded(NamedTuple):
     predicted: Predicted | None  # of the groups' masked copies, [G] each; None without them
 
 
-# (trees, groups and their copies, keys uint32[views (+ 1), 2]) -> Encoded; trees: see `parameters.trees_of`
+# (trees, groups and their copies, keys uint32[views (+ 1), 2]) -> Encoded; trees: see `parameters.encoding_trees`
 EncodeGroups = Callable[[Any, Fed, jax.Array], Encoded]
 EncodeBatch = Callable[[Any, Batch, jax.Array], Encoded]
 
@@ -117,10 +117,12 @@ class _Gathering(NamedTuple):
 def _gathering(encoder: Encoder, mesh: Mesh) -> _Gathering:
     specs = part_specs(mesh, parameter_shapes(encoder))
     if mesh.shape["fsdp"] > 1:
-        encoder = encoder.clone(gather=lambda layer: whole_over_fsdp(layer, specs["layers"], stacked=True))
+        encoder = encoder.clone(gather=lambda layer: gather_over_fsdp(layer, specs["layers"], stacked=True))
 
     def around(params: Any) -> Any:
-        return {name: tree if name == "layers" else whole_over_fsdp(tree, specs[name]) for name, tree in params.items()}
+        return {
+            name: tree if name == "layers" else gather_over_fsdp(tree, specs[name]) for name, tree in params.items()
+        }
 
     return _Gathering(encoder, around)
 
@@ -154,7 +156,7 @@ def make_encode_batch(encode: EncodeGroups, mesh: Mesh, groups_at_once: int = 0,
 
         def local(trees: Any, fed: Fed, keys: jax.Array) -> Encoded:
             with jax.named_scope("encoder"):
-                own = trees if not axes else whole_over_data(trees, specs, axes, sent_as)
+                own = trees if not axes else gather_over_data(trees, specs, axes, sent_as)
                 return in_chunks(own, fed, keys)
 
         own, every = P(axes), P()
@@ -173,7 +175,7 @@ def make_loss(encode: EncodeBatch, objective: Objective | None, mlm_weight: floa
     """
 
     def loss(params: Any, extra: Any, batch: Batch, keys: jax.Array) -> tuple[jax.Array, tuple[Metrics, Any]]:
-        encoded = encode(trees_of(params, extra), batch, keys)
+        encoded = encode(encoding_trees(params, extra), batch, keys)
         losses, metrics = [], {}
         with jax.named_scope("loss"):
             if objective is not None:
@@ -183,7 +185,7 @@ def make_loss(encode: EncodeBatch, objective: Objective | None, mlm_weight: floa
                 contrastive, metrics = objective(anchors, candidates, batch.texts, params.get(LEARNED), queue)
                 losses.append(contrastive)
                 if queue is not None:
-                    extra = extra | {QUEUE: taken_in(queue, candidates[0], batch.texts[1])}
+                    extra = extra | {QUEUE: enqueue(queue, candidates[0], batch.texts[1])}
             if encoded.predicted is not None:
                 of_mlm, figures = mlm_loss(encoded.predicted)
                 losses.append(mlm_weight * of_mlm)
@@ -209,7 +211,7 @@ def make_train_step(
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            extra = followed(extra, params, momentum)
+            extra = update_ema(extra, params, momentum)
         metrics = {
             "loss": value,
             **metrics,

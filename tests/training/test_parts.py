@@ -9,13 +9,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from simcse_jax.training.mesh import (
+    gather_over_data,
+    gather_over_fsdp,
     make_mesh,
     part_specs,
     place,
     state_shardings,
     used_axes,
-    whole_over_data,
-    whole_over_fsdp,
 )
 
 
@@ -59,7 +59,7 @@ def run(data: int, fsdp: int, params: Any, kernels_as: Any = None) -> tuple[Any,
     weights = jnp.array([1.0] + [257.0] * (mesh.size - 1), jnp.float32)
 
     def local(params: Any, weight: jax.Array) -> tuple[jax.Array, Any]:
-        whole = whole_over_fsdp(whole_over_data(params, specs, used_axes(mesh), kernels_as), specs)
+        whole = gather_over_fsdp(gather_over_data(params, specs, used_axes(mesh), kernels_as), specs)
         total = sum(x.astype(jnp.float32).sum() for x in jax.tree.leaves(whole))
         return (total * weight[0])[None], jax.tree.map(lambda x: x[None], whole)
 

@@ -24,7 +24,7 @@ from simcse_jax.training.metrics import read_metrics
 from simcse_jax.training.program import make_encode
 from simcse_jax.training.run import Run
 from simcse_jax.training.saved import load_best, read_state
-from simcse_jax.training.state import PREDICTOR, encoder_params, followed, taken_in, trees_of
+from simcse_jax.training.state import PREDICTOR, encoder_params, encoding_trees, enqueue, update_ema
 from tests.small_models import FROM_FOLDER, VOCABULARY, demo_files, export_small, prepare_small, train_small
 
 # One shape to compile, and no evaluation.
@@ -358,11 +358,11 @@ def test_trees_and_what_happens_to_them() -> None:
     params = {"layers": {"a": np.ones(2)}, "objective": {"bias": np.ones(())}}
     queue = Queue(jnp.zeros((3, 1)), jnp.array([7, 8, 9]), jnp.asarray(1))
     extra = {"second": {"layers": {"a": np.zeros(2)}}, "queue": queue}
-    assert trees_of(params, extra).keys() == {"layers", "second"}
+    assert encoding_trees(params, extra).keys() == {"layers", "second"}
     assert encoder_params(params).keys() == {"layers"}
-    assert followed({}, params, 0.5) == {}
-    np.testing.assert_array_equal(followed(extra, params, 0.75)["second"]["layers"]["a"], [0.25, 0.25])
-    queue = taken_in(queue, jnp.array([[[1.0], [2.0]]]), jnp.array([4, 5]))
+    assert update_ema({}, params, 0.5) == {}
+    np.testing.assert_array_equal(update_ema(extra, params, 0.75)["second"]["layers"]["a"], [0.25, 0.25])
+    queue = enqueue(queue, jnp.array([[[1.0], [2.0]]]), jnp.array([4, 5]))
     np.testing.assert_array_equal(queue.z, [[1], [2], [0]])
     np.testing.assert_array_equal(queue.texts, [4, 5, 7])
     assert int(queue.filled) == 3

@@ -24,7 +24,7 @@ from simcse_jax.encoder.model import Encoder
 from simcse_jax.objective.contrastive import Queue
 from simcse_jax.training.mesh import make_mesh, state_shardings
 from simcse_jax.training.program import make_objective
-from simcse_jax.training.state import TrainState, init_state, make_optimizer, with_rest
+from simcse_jax.training.state import TrainState, add_objective_state, init_state, make_optimizer
 from simcse_jax.training.step import (
     Loss,
     compile_train_step,
@@ -165,7 +165,9 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
     predictor = Predictor(Encoder(CONFIG, dtype, dtype, has_mlm_head=True), VOCABULARY.special)
     of_predictor = jax.jit(lambda: init_params(predictor.encoder, 2))() if kind.predicts else None
     objective = dataclasses.replace(kind.objective, tile=case.tile)
-    params, extra = with_rest(kind.second, objective, jax.jit(lambda: init_params(encoder, 1))(), of_predictor)
+    params, extra = add_objective_state(
+        kind.second, objective, jax.jit(lambda: init_params(encoder, 1))(), of_predictor
+    )
     encode = make_encode_groups(
         encoder.clone(unroll=case.unroll, remat=case.remat),
         "cls",
