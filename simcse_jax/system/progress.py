@@ -19,7 +19,7 @@ class Bar(Protocol):
     """Count finished items for the reader; a context manager. `update` is a `Progress`."""
 
     def __enter__(self) -> Bar: ...
-    def __exit__(self, *error: Any) -> None: ...
+    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> object: ...
     def update(self, n: int = 1) -> object: ...
 
 
@@ -54,7 +54,7 @@ class _Lines:
         self._thread.start()
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
 

@@ -1,6 +1,7 @@
 """The server's routes, as clients meet them on loopback: what they answer, refuse, and say."""
 
 import base64
+import json
 import re
 import socket
 import threading
@@ -13,11 +14,14 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from fastapi.testclient import TestClient
 
+from simcse_jax.serving.web.app import make_app
 from simcse_jax.serving.web.settings import Settings
 from simcse_jax.system.errors import UserError
 from tests.serving.web.made_model import CAPTIONS, WIDTH, MadeIndex, MadeModel, hashed
 from tests.serving.web.servers import served
+from tests.serving.web.test_bad_requests import VALID
 
 SMALL = Settings(name="made", max_texts=20, max_characters=500, max_body=20_000, max_top_k=50, max_hits=100)
 JSON = {"Content-Type": "application/json"}
@@ -91,11 +95,11 @@ def test_health(client: httpx.Client) -> None:
     }
 
 
-def test_no_index_is_said() -> None:
+def test_a_server_without_an_index() -> None:
     with served(MadeModel()) as url:
         answer = httpx.post(f"{url}/search", json={"query": "sun"})
         assert answer.status_code == 409
-        assert "no sentences to search; start it with --corpus=FILE" in answer.json()["detail"]
+        assert "--corpus" in answer.json()["detail"]
         assert httpx.get(f"{url}/health").json()["sentences"] is None
 
 
@@ -117,12 +121,9 @@ def test_the_openai_client(client: httpx.Client) -> None:
             np.testing.assert_allclose(found, [hashed("sun and moon"), hashed("sea")], atol=1e-7)
             assert [item.index for item in answer.data] == [0, 1]
             assert (answer.model, answer.usage.prompt_tokens, answer.usage.total_tokens) == ("made", 8, 8)
-        with pytest.raises(openai.BadRequestError, match=r"dimensions is 7; this model's vectors have 32") as caught:
+        with pytest.raises(openai.BadRequestError, match="dimensions") as caught:
             asking.embeddings.create(model="any", input="sun", dimensions=7)
         assert caught.value.type == "invalid_request_error"
-        for tokens in ([1, 2, 3], [[1, 2], [3]]):
-            with pytest.raises(openai.BadRequestError, match="lists of token ids are not taken"):
-                asking.embeddings.create(model="any", input=tokens)
 
 
 def test_openai_base64(client: httpx.Client) -> None:
@@ -136,7 +137,7 @@ def test_openai_failures_have_openai_shape(client: httpx.Client) -> None:
         answer = client.post("/v1/embeddings", content=content, headers={"Content-Type": kind})
         assert answer.status_code == status
         assert sorted(answer.json()["error"]) == ["code", "message", "param", "type"]
-    assert client.get("/v1/models").json()["error"]["message"].startswith("There is no such page")
+    assert "message" in client.get("/v1/models").json()["error"]
 
 
 # What may pass --------------------------------------------------------------------------------------------------------
@@ -228,7 +229,6 @@ def test_a_full_queue_is_503_with_retry_after() -> None:
             answer = httpx.post(f"{url}{path}", json=body)
             assert answer.status_code == 503
             assert answer.headers["Retry-After"] == "1"
-            assert "come again" in answer.text
 
 
 def test_too_many_requests_at_once_are_503_with_retry_after() -> None:
@@ -237,7 +237,6 @@ def test_too_many_requests_at_once_are_503_with_retry_after() -> None:
         for path, body, shape in (("/encode", {"texts": "c"}, "detail"), ("/v1/embeddings", {"input": "c"}, "error")):
             answer = httpx.post(f"{url}{path}", json=body)
             assert (answer.status_code, answer.headers["Retry-After"], list(answer.json())) == (503, "1", [shape])
-            assert "too many requests at once" in answer.text
 
 
 def test_the_time_limit_is_504_and_a_slow_body_408() -> None:
@@ -269,53 +268,75 @@ def test_a_client_that_hangs_up_is_not_encoded() -> None:
     assert model.calls == [["first"], ["last"]]
 
 
-def test_a_failure_of_the_model_is_500_in_words_and_nobody_elses(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_of_the_model_is_500_and_nobody_elses(caplog: pytest.LogCaptureFixture) -> None:
     with served(MadeModel()) as url:
         answer = httpx.post(f"{url}/encode", json={"texts": "poison"})
         assert answer.status_code == 500
-        assert answer.json() == {"detail": "The server failed at this; its log says why."}
+        assert list(answer.json()) == ["detail"]
+        assert "poison" not in answer.text
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert httpx.post(f"{url}/encode", json={"texts": "sun"}).status_code == 200
     assert "poisoned" in caplog.text
 
 
-def test_the_key() -> None:
-    body = {"texts": "a", "input": "a"}
+# The key and the settings ---------------------------------------------------------------------------------------------
+
+OPEN = {"/", "/docs", "/openapi.json", "/health"}
+WRONG_KEYS = (None, "secret key", "Bearer", "Bearer secret", "Bearer secret keys", "Basic secret key", "é")
+
+
+def walked(routes: list[Any]) -> Iterator[Any]:
+    """Yield every route, also those of included routers, which newer releases of FastAPI keep apart."""
+    for route in routes:
+        yield from walked(route.original_router.routes) if hasattr(route, "original_router") else [route]
+
+
+def test_every_route_wants_the_key_and_json() -> None:
+    app = make_app(MadeModel(MadeIndex()), Settings(api_key="secret key"))
+    routes = sorted((method, route.path) for route in walked(app.routes) for method in route.methods)
+    assert {path for _, path in routes} >= OPEN
+    assert {path for method, path in routes if method == "POST"} == VALID.keys()
+    right = {"Authorization": "bearer secret key"}
+    with TestClient(app, "http://localhost") as client:
+        for method, path in [*routes, ("GET", "/nowhere"), ("POST", "/v1/models")]:
+            for given in WRONG_KEYS:
+                headers = {b"Authorization": given.encode("latin-1")} if given else {}
+                answer = client.request(method, path, json=VALID.get(path), headers=headers)
+                assert answer.status_code == (200 if path in OPEN else 401), (method, path, given)
+                assert path in OPEN or answer.headers["WWW-Authenticate"] == "Bearer"
+        for path, body in VALID.items():
+            assert client.post(path, json=body, headers=right).status_code == 200
+            form = {"Content-Type": "text/plain"} | right
+            assert client.post(path, content=json.dumps(body), headers=form).status_code == 415
+        described = client.get("/openapi.json").json()["paths"]
+        assert all("security" in described[path]["post"] for path in VALID)
+
+
+def test_openai_clients_send_the_key() -> None:
     with served(MadeModel(), Settings(api_key="secret key")) as url:
-        for path in ("/encode", "/v1/embeddings", "/nowhere"):
-            for given in (None, "secret key", "Bearer", "Bearer secret", "Bearer secret keys", "Basic secret key", "é"):
-                headers = {b"Authorization": given.encode("latin-1")} if given else None
-                answer = httpx.post(f"{url}{path}", json=body, headers=headers)
-                assert answer.status_code == 401
-                assert answer.headers["WWW-Authenticate"] == "Bearer"
-        assert httpx.post(
-            f"{url}/encode", json={"texts": "a"}, headers={"Authorization": "bearer secret key"}
-        ).is_success
-        for path in ("/", "/docs", "/openapi.json", "/health"):
-            assert httpx.get(f"{url}{path}").is_success
-        with openai.OpenAI(base_url=f"{url}/v1", api_key="secret key") as asking:
-            assert len(asking.embeddings.create(model="any", input="sun").data[0].embedding) == WIDTH
-        with (
-            openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0) as asking,
-            pytest.raises(openai.AuthenticationError, match="not the API key"),
-        ):
-            asking.embeddings.create(model="any", input="sun")
+        for key in ("secret key", "wrong"):
+            with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as asking:
+                if key == "wrong":
+                    with pytest.raises(openai.AuthenticationError):
+                        asking.embeddings.create(model="any", input="sun")
+                else:
+                    assert len(asking.embeddings.create(model="any", input="sun").data[0].embedding) == WIDTH
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("wrong", "name"),
     [
-        ({"port": 70000}, "port is 70000; ports are 0 to 65535"),
-        ({"max_texts": 0}, "max_texts is 0; it is a number of at least 1, e.g. 1024"),
+        ({"port": 70000}, "port is 70000"),
+        ({"max_texts": 0}, "max_texts is 0"),
         ({"time_limit_s": float("nan")}, "time_limit_s is nan"),
-        ({"host": ""}, "host is empty"),
-        ({"api_key": ""}, "API key is empty"),
-        ({"api_key": "secret "}, "begins or ends with a space"),
-        ({"api_key": "schlüssel"}, "characters that a header cannot carry"),
+        ({"host": ""}, "host"),
+        ({"api_key": ""}, "API key"),
+        ({"api_key": "secret "}, "API key"),
+        ({"api_key": "schlüssel"}, "API key"),
     ],
 )
-def test_settings_are_checked(wrong: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=re.escape(words)):
+def test_settings_are_checked(wrong: dict[str, Any], name: str) -> None:
+    with pytest.raises(UserError, match=name):
         Settings(**wrong)
 
 
