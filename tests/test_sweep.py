@@ -119,7 +119,7 @@ def test_a_run_that_fails_is_shown_and_missing_in_the_table(tmp_path: Path) -> N
     ("given", "says"),
     [
         (["--config=configs/demo.py", "--seeds=5..1"], ["--seeds=1..5"]),
-        (["--config=configs/demo.py", "--grid=objective.temprature=1,2"], ["temprature=1", "configs/base.py"]),
+        (["--config=configs/demo.py", "--grid=objective.temprature=1,2"], ["temprature=1", "--help-config"]),
         (["--config=configs/demo.py", "--judge=stss"], ["--judge: 'stss' is unknown", "transfer"]),
         (["--config=configs/demo.py", "--judge=sts", "--data=/nowhere"], ["--data=/nowhere", "senteval.tar"]),
         (["--config=configs/demo.py", "--judge=sts"], ["--data=DIR", "senteval.tar", "HF_HUB_OFFLINE"]),

@@ -168,6 +168,11 @@ def _notes(run: Run) -> list[str]:
             f"note: at a learning rate of {rate:g} the temperature changes by less than {math.expm1(LITTLE):.0%} in "
             f"{run.total_steps} steps; a larger --config.objective.learning_rate is for it alone"
         )
+    if run.dev is None:
+        notes.append(
+            "note: no dev pairs, so the last checkpoint counts as the best; --config.eval.data=sts-dev.csv (score, "
+            "sentence, sentence) scores the run as it goes"
+        )
     share = layout.batch_size // run.program.mesh.size
     if layout.group_size < min(share, LARGEST_GROUP) / 4:
         notes.append(

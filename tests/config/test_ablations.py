@@ -10,7 +10,7 @@ from simcse_jax.config.recipe import read_recipe, recipe_module
 from simcse_jax.config.resolve import resolve
 from simcse_jax.system.errors import UserError
 
-FOLDER = Path(__file__).parent.parent / "configs" / "ablations"
+FOLDER = Path(__file__).parents[2] / "configs" / "ablations"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "start"))
 # What "small" is given by its user, and data that a row asks for.
 GIVEN = {"data.files": "text.txt", "eval.data": "dev.csv"}
