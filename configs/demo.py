@@ -1,11 +1,11 @@
-"""The demonstration: SimCSE on a generated world of captions, offline, in minutes on 2 cores.
+"""Train SimCSE on generated captions, offline, in minutes on two CPU cores.
 
     python -m simcse_jax.train --config=configs/demo.py         # unsupervised: dropout as the only noise
     python -m simcse_jax.train --config=configs/demo.py:sup     # supervised: triplets with hard negatives
 
-Both start from models/wiki-small, a small BERT that has read Wikipedia. `:scratch` and `:scratch-sup` start from random
-weights, smaller ones, with a tokenizer made on the spot: what dropout cannot teach without pretraining. The world and
-its dev pairs are made on the spot too (simcse_jax/data/demo.py).
+Both start from models/wiki-small, a small BERT pretrained on Wikipedia. `:scratch` and `:scratch-sup` start from
+random weights of a smaller encoder, with a tokenizer trained at the start of the run: they show what dropout cannot
+teach without pretraining. Captions and dev pairs are generated at the start too (simcse_jax/data/demo.py).
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +22,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "unsup") -> ConfigDict:
-    """The recipe of one variant."""
+    """Return the recipe of one variant."""
     config = base.get_config()
     config.data.files, config.data.positive, learning_rate, steps = base.choose(VARIANTS, variant)
     config.model.name = "./models/wiki-small"

@@ -1,15 +1,15 @@
-"""Masked language modelling alone: a BERT from random weights, or a pretrained one that goes on with a domain's text.
+"""Train by masked language modelling alone: a BERT from random weights, or a pretrained one on text of a domain.
 
     python -m simcse_jax.train --config=configs/pretrain.py --config.data.files=text.txt
     python -m simcse_jax.train --config=configs/pretrain.py:continue --config.data.files=text.txt
 
---config.mlm.validation=held_out.txt logs the perplexity of held-out text, and keeps the state with the best. Variants:
+--config.mlm.validation=held_out.txt logs the perplexity of held-out text, and keeps the best checkpoint by it. Variants:
 
-    small       4 layers of width 256 and a vocabulary of 8,192 from the text itself, 5 million parameters
+    small       4 layers of width 256, a vocabulary of 8,192 made from the text, 5 million parameters, one epoch
     continue    bert-base-uncased, 3 epochs
 
-The model folder of the run starts SimCSE runs: --config=configs/unsup.py --config.model.name=runs/pretrain/model, or,
-for the small one, --config=configs/small.py with the same key.
+SimCSE runs start from the model folder of this run: --config=configs/unsup.py --config.model.name=runs/pretrain/model,
+or, for the small variant, --config=configs/small.py with the same key.
 """
 
 from ml_collections import ConfigDict
@@ -41,7 +41,7 @@ VARIANTS = {"small": _small, "continue": _continue}
 
 
 def get_config(variant: str = "small") -> ConfigDict:
-    """The recipe of one variant."""
+    """Return the recipe of one variant."""
     config = base.get_config()
     config.objective.loss = "none"
     config.mlm.weight = 1.0

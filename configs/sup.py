@@ -1,4 +1,4 @@
-"""Supervised SimCSE: three epochs of 275,601 NLI triplets, contradictions as hard negatives (the paper's section 4).
+"""Train supervised SimCSE: three epochs of 275,601 NLI triplets, contradictions as hard negatives (paper, section 4).
 
     python -m simcse_jax.train --config=configs/sup.py                 # bert-base
     python -m simcse_jax.train --config=configs/sup.py:roberta-large
@@ -11,10 +11,10 @@ Variants, with batch size and learning rate from the paper's appendix, and the p
     roberta-base   batch 512  lr 5e-5   82.52
     roberta-large  batch 512  lr 1e-5   83.76
 
-Those figures are published ones, not measured with this code. Cost: 1,614 steps of 1,536 sentences: about 2.5e6
-sentences, so near that of the unsupervised recipe.
+These scores are published ones, not measured with this code. Cost: 1,614 steps of 1,536 sentences: about 2.5e6
+sentences, a little more than the unsupervised recipe encodes.
 
-Your own pairs or triplets: --config.data.files=my.csv, with columns sentence, positive[, hard negative ...].
+For your own pairs or triplets: --config.data.files=my.csv, with columns sentence, positive[, hard negative ...].
 """
 
 from ml_collections import ConfigDict
@@ -31,10 +31,10 @@ VARIANTS = {
 
 
 def get_config(variant: str = "bert-base") -> ConfigDict:
-    """The recipe of one variant."""
+    """Return the recipe of one variant."""
     config = base.get_config()
     config.model.name, config.train.batch_size, config.optimizer.learning_rate = base.choose(VARIANTS, variant)
-    config.model.pooler = "cls"  # supervised models keep their head at test time
+    config.model.pooler = "cls"  # supervised models use their head at test time too
     config.data.files = "hf://datasets/princeton-nlp/datasets-for-simcse/nli_for_simcse.csv"
     config.data.positive = "columns"
     config.train.epochs = 3.0

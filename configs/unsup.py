@@ -1,4 +1,4 @@
-"""Unsupervised SimCSE: one epoch of 10^6 Wikipedia sentences, dropout as the only noise (the paper's section 3).
+"""Train unsupervised SimCSE: one epoch of 10^6 Wikipedia sentences, dropout as the only noise (paper, section 3).
 
     python -m simcse_jax.train --config=configs/unsup.py                 # bert-base
     python -m simcse_jax.train --config=configs/unsup.py:roberta-large
@@ -11,7 +11,7 @@ Variants, with batch size and learning rate from the paper's appendix, and the p
     roberta-base   batch 512  lr 1e-5   76.57
     roberta-large  batch 512  lr 3e-5   78.90
 
-Those figures are published ones, not measured with this code; one seed says little, so train several.
+These scores are published ones, not measured with this code; one seed says little, so train with several.
 Cost: 10^6 sentences of 21.9 tokens, each encoded twice: 15,625 steps at batch 64, 1,953 at 512; about 2.2e16 FLOPs for
 a base model, 8e16 for a large one (6 FLOPs per parameter and token).
 
@@ -34,7 +34,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "bert-base") -> ConfigDict:
-    """The recipe of one variant."""
+    """Return the recipe of one variant."""
     config = base.get_config()
     config.model.name, config.train.batch_size, config.optimizer.learning_rate = base.choose(VARIANTS, variant)
     config.data.files = "hf://datasets/princeton-nlp/datasets-for-simcse/wiki1m_for_simcse.txt"

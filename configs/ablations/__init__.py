@@ -1,1 +1,1 @@
-"""The paper's ablations, each a recipe with rows of its own, for `python -m simcse_jax.sweep` (docs/paper.md)."""
+"""Recipes of the paper's ablations; each names its rows for `python -m simcse_jax.sweep` (docs/paper.md)."""

@@ -1,4 +1,4 @@
-"""Discrete augmentations and cutoff in place of, or beside, dropout alone (the paper's table 1; ESimCSE; cutoff).
+"""Compare discrete augmentations and cutoff with dropout alone (the paper's table 1; ESimCSE; cutoff).
 
 python -m simcse_jax.sweep --config=configs/ablations/augmentation.py --seeds=0..4
 """
@@ -9,12 +9,12 @@ from configs.ablations import start
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    """Unsupervised SimCSE."""
+    """Return unsupervised SimCSE."""
     return start.unsupervised(variant)
 
 
 def rows(_variant: str = "full") -> dict[str, dict[str, object]]:
-    """The paper's, dropout alone first; then what came after it."""
+    """Return the rows of the paper, dropout alone first, then those of later papers."""
     shares = (0.1, 0.2, 0.3)
     return {
         "dropout alone": {},

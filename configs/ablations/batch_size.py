@@ -1,9 +1,9 @@
-"""Batch size against learning rate of unsupervised SimCSE, which was never published as a whole.
+"""Compare batch sizes and learning rates of unsupervised SimCSE; no whole grid of them was published.
 
     python -m simcse_jax.sweep --config=configs/ablations/batch_size.py --seeds=0..4
 
-Every row sees as many sentences, and is evaluated as often. How many: --config.train.examples or --config.train.epochs;
-steps would be of different sizes.
+Every row trains on the same number of sentences and is evaluated equally often. Set that number with
+--config.train.examples or --config.train.epochs, as a step has another size in each row.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ RATES = {"full": (1e-5, 3e-5, 5e-5), "small": (1e-4, 3e-4, 1e-3)}
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    """Unsupervised SimCSE, its length said in sentences."""
+    """Return unsupervised SimCSE, its length given in sentences."""
     config = start.unsupervised(variant)
     if config.train.steps:
         config.train.examples, config.train.steps = config.train.batch_size * config.train.steps, 0
@@ -23,7 +23,7 @@ def get_config(variant: str = "full") -> ConfigDict:
 
 
 def rows(variant: str = "full") -> dict[str, dict[str, object]]:
-    """The recipe's own setting first."""
+    """Return a row for each batch size and learning rate, the recipe's own first."""
     own = get_config(variant)
     made: dict[str, dict[str, object]] = {}
     for batch in BATCHES[variant]:
@@ -31,7 +31,7 @@ def rows(variant: str = "full") -> dict[str, dict[str, object]]:
             made[f"{batch}, {rate:g}"] = {
                 "train.batch_size": batch,
                 "optimizer.learning_rate": rate,
-                # As often by sentences: the best of more evaluations is the better one for that alone.
+                # Equally often: the best of more evaluations is higher for that reason alone.
                 "eval.every_steps": max(own.eval.every_steps * own.train.batch_size // batch, 1),
             }
     first = f"{own.train.batch_size}, {own.optimizer.learning_rate:g}"

@@ -1,4 +1,4 @@
-"""Dropout as the noise of unsupervised SimCSE: its rate, and the same mask for both views (the paper's table 3).
+"""Compare dropout rates of unsupervised SimCSE, and one mask for both views (the paper's table 3).
 
 python -m simcse_jax.sweep --config=configs/ablations/dropout.py --seeds=0..4
 """
@@ -9,12 +9,12 @@ from configs.ablations import start
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    """Unsupervised SimCSE."""
+    """Return unsupervised SimCSE."""
     return start.unsupervised(variant)
 
 
 def rows(_variant: str = "full") -> dict[str, dict[str, object]]:
-    """The paper's, its choice first."""
+    """Return the rows of the paper, its choice first."""
     return {
         "0.1": {},
         "0.0": {"model.dropout": 0.0, "model.same_mask": True},

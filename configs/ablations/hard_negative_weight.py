@@ -1,9 +1,9 @@
-"""The weight of a triplet's own hard negative (the paper's table 7).
+"""Compare weights of a triplet's own hard negative (the paper's table 7).
 
     python -m simcse_jax.sweep --config=configs/ablations/hard_negative_weight.py --seeds=0..4
 
-With :full-neutral, or :small-neutral, and a file that has a column of neutral sentences (docs/data.md makes one), the
-paper's row that adds them is there too.
+:full-neutral and :small-neutral, with a file that has a column of neutral sentences (docs/data.md makes one), also have
+the paper's row with neutral sentences as hard negatives.
 """
 
 from ml_collections import ConfigDict
@@ -12,12 +12,12 @@ from configs.ablations import start
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    """Supervised SimCSE."""
+    """Return supervised SimCSE."""
     return start.with_neutral(variant)
 
 
 def rows(variant: str = "full") -> dict[str, dict[str, object]]:
-    """The paper's, its choice first."""
+    """Return the rows of the paper, its choice first."""
     made: dict[str, dict[str, object]] = {
         "1.0": {},
         "no hard negatives": {"data.columns": "sent0,sent1"},

@@ -1,11 +1,11 @@
-"""Which labelled pairs to train on (the paper's table 4, as far as NLI goes).
+"""Compare labelled pairs to train on (the NLI rows of the paper's table 4).
 
     python -m simcse_jax.sweep --config=configs/ablations/labelled_data.py --seeds=0..4
     python -m simcse_jax.sweep --config=configs/ablations/labelled_data.py:full-neutral --config.data.files=nli.csv
 
-The second has rows with neutral pairs too, and wants a file with such a column (docs/data.md makes one of NLI's
-labels), as the published triplets have none. Other data sets want files of their own, and are added to the same table
-by the first command again, with --row='quora: data.files=pairs.csv data.columns=question1,question2'.
+The second command also has rows with neutral pairs, and needs a file with a column of them (docs/data.md makes one from
+NLI labels), as the published triplets have none. Other data sets need their own files: repeat the first command with
+--row='quora: data.files=pairs.csv data.columns=question1,question2' to add a row to the same table.
 """
 
 from ml_collections import ConfigDict
@@ -14,12 +14,12 @@ from configs.ablations import start
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    """Supervised SimCSE."""
+    """Return supervised SimCSE."""
     return start.with_neutral(variant)
 
 
 def rows(variant: str = "full") -> dict[str, dict[str, object]]:
-    """Entailment with hard negatives, the paper's choice, first."""
+    """Return the rows, entailment with hard negatives (the paper's choice) first."""
     made: dict[str, dict[str, object]] = {
         "entailment, contradiction as hard negative": {},
         "entailment": {"data.columns": "sent0,sent1"},

@@ -1,10 +1,10 @@
-"""Next sentences as positives, one encoder or two (the paper's table 2).
+"""Compare next sentences as positives with dropout, with one encoder and with two (the paper's table 2).
 
     python -m simcse_jax.sweep --config=configs/ablations/next_sentence.py --seeds=0..4 \
         --config.data.files=documents.txt
 
-The text must be in the order of its documents, with a blank line between them: wiki1m_for_simcse.txt, which is
-shuffled, will not do.
+The text must be in the order of its documents, with a blank line between them. wiki1m_for_simcse.txt is shuffled, so it
+cannot be used.
 """
 
 from ml_collections import ConfigDict
@@ -13,12 +13,12 @@ from configs.ablations import start
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    """Unsupervised SimCSE."""
+    """Return unsupervised SimCSE."""
     return start.unsupervised(variant)
 
 
 def rows(_variant: str = "full") -> dict[str, dict[str, object]]:
-    """The paper's, its choice first; each with one encoder, and with two."""
+    """Return the rows of the paper, its choice first, each with one encoder and with two."""
     positives: dict[str, dict[str, object]] = {
         "dropout": {},
         "next sentence": {"data.positive": "next_sentence"},

@@ -1,4 +1,4 @@
-"""Poolers and the MLP on [CLS] (the paper's table 6): unsupervised, and supervised with :full-sup and :small-sup.
+"""Compare poolers and the MLP on [CLS] (the paper's table 6), unsupervised or with :full-sup and :small-sup supervised.
 
 python -m simcse_jax.sweep --config=configs/ablations/pooling.py --seeds=0..4
 python -m simcse_jax.sweep --config=configs/ablations/pooling.py:full-sup --seeds=0..4
@@ -13,13 +13,13 @@ SUPERVISED = {"full": False, "small": False, "full-sup": True, "small-sup": True
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    """Unsupervised SimCSE, or supervised."""
+    """Return unsupervised or supervised SimCSE."""
     make = start.supervised if base.choose(SUPERVISED, variant) else start.unsupervised
     return make(variant.removesuffix("-sup"))
 
 
 def rows(variant: str = "full") -> dict[str, dict[str, object]]:
-    """The paper's; the recipe's own first."""
+    """Return the rows of the paper, the recipe's own first."""
     own = get_config(variant).model
     poolers = {
         "[CLS], MLP in training": ("cls", "cls_before_pooler"),

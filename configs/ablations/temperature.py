@@ -1,8 +1,8 @@
-"""Temperature of supervised SimCSE (the paper's table D.1).
+"""Compare temperatures of supervised SimCSE (the paper's table D.1).
 
     python -m simcse_jax.sweep --config=configs/ablations/temperature.py --seeds=0..4
 
-The paper's row without a temperature is the plain product: similarity "dot", temperature 1.
+The paper's row without a temperature is the plain dot product: similarity "dot", temperature 1.
 """
 
 from ml_collections import ConfigDict
@@ -11,12 +11,12 @@ from configs.ablations import start
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    """Supervised SimCSE."""
+    """Return supervised SimCSE."""
     return start.supervised(variant)
 
 
 def rows(_variant: str = "full") -> dict[str, dict[str, object]]:
-    """The paper's, its choice first."""
+    """Return the rows of the paper, its choice first."""
     return {
         "0.05": {},
         "none, products": {"objective.similarity": "dot", "objective.temperature": 1.0},
