@@ -3,7 +3,7 @@
     python -m simcse_jax.train --config=configs/pretrain.py --config.data.files=text.txt
     python -m simcse_jax.train --config=configs/pretrain.py:continue --config.data.files=text.txt
 
---config.mlm.validation=held_out.txt logs the perplexity of held-out text, and keeps the best checkpoint by it. Variants:
+--config.mlm.validation=held_out.txt logs the perplexity of held-out text, which chooses the best checkpoint. Variants:
 
     small       4 layers of width 256, a vocabulary of 8,192 made from the text, 5 million parameters, one epoch
     continue    bert-base-uncased, 3 epochs

@@ -1,4 +1,4 @@
-"""Recipes by the names that commands give them: FILE or FILE:variant."""
+"""Read recipes by the names that commands use, FILE or FILE:variant."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from simcse_jax.system.errors import UserError
 
 
 def require_recipe(recipe: str) -> None:
-    """UserError when the recipe's file does not exist."""
+    """Raise UserError when the recipe's file does not exist."""
     path = Path(recipe.partition(":")[0])
     if not path.is_file():
         found = (*Path("configs").glob("*.py"), *Path("configs/ablations").glob("*.py"))
@@ -28,25 +28,25 @@ def require_recipe(recipe: str) -> None:
 
 
 def recipe_name(recipe: str) -> str:
-    """A file's name for it: unsup for configs/unsup.py, unsup-bert-large for configs/unsup.py:bert-large."""
+    """Return a name for files: unsup for configs/unsup.py, unsup-bert-large for configs/unsup.py:bert-large."""
     path, _, variant = recipe.partition(":")
     return re.sub(r"[^\w.-]", "_", Path(path).stem + (f"-{variant}" if variant else ""))
 
 
 def default_workdir(recipe: str) -> Path:
-    """runs/unsup for configs/unsup.py, runs/unsup-bert-large for configs/unsup.py:bert-large."""
+    """Return runs/unsup for configs/unsup.py, runs/unsup-bert-large for configs/unsup.py:bert-large."""
     return Path("runs") / recipe_name(recipe)
 
 
 def override_flags(overrides: Mapping[str, str]) -> list[str]:
-    """The flags that set these keys: --config.objective.temperature=0.07."""
+    """Return the flags that set these keys, such as --config.objective.temperature=0.07."""
     return [f"--config.{key}={value}" for key, value in overrides.items()]
 
 
 def read_recipe(recipe: str, overrides: Mapping[str, str]) -> tuple[Any, set[str]]:
-    """(ConfigDict, names of the overridden keys) of what a command line with --config and these flags asks for.
+    """Return the ConfigDict of a command line with --config=recipe and these overrides, and the overridden keys.
 
-    Raises what parsing such a command line raises; `cli.plain` has the words for it.
+    Raises what parsing such a command line raises; `cli.plain` turns it into a message.
     """
     module, arguments = recipe_module(recipe)
     values = flags.FlagValues()
@@ -59,7 +59,7 @@ def read_recipe(recipe: str, overrides: Mapping[str, str]) -> tuple[Any, set[str
 
 
 def recipe_module(recipe: str) -> tuple[ModuleType, tuple[str, ...]]:
-    """(the recipe's module, the arguments of its functions): (variant,), or () where none is named."""
+    """Return the recipe's module and the arguments of its functions: (variant,), or () where none is named."""
     require_recipe(recipe)
     path, _, variant = recipe.partition(":")
     spec = importlib.util.spec_from_file_location(f"recipe_{recipe_name(path)}", path)
