@@ -1,4 +1,4 @@
-"""The README word for word: its blocks through a shell and Python, in a folder as its reader has it."""
+"""Run the README word for word: its blocks through a shell and Python, in a folder as its reader has it."""
 
 import csv
 import json
@@ -18,25 +18,19 @@ import transformers
 from simcse_jax.data import demo
 from simcse_jax.data.tokenizer import train_wordpiece
 from simcse_jax.evaluation.transfer import TASKS as TRANSFER
+from simcse_jax.model_folder.export import export_run
 from tests.conftest import HubServer, reached_from, serve_hub
+from tests.pages import ROOT, blocks, commands, shell_lines
 from tests.serving.web.servers import process
-from tests.small_models import train_small
+from tests.small_models import export_small, train_small
 from tests.small_senteval import write_senteval
 from tests.small_transfer import made_task, write_task
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line for kind, block in BLOCKS if not kind for line in block.splitlines()]
-PYTHON = [block for kind, block in BLOCKS if kind == "python"]
-
-
-def commands(module: str) -> list[str]:
-    return [line for line in COMMANDS if line.startswith(f".venv/bin/python -m simcse_jax.{module} ")]
+README = "README.md"
 
 
 def add_bert(hub: HubServer, folder: Path) -> None:
-    """A `bert-base-uncased` on that Hub: as published, with the masked-LM head, but small."""
+    """Put a `bert-base-uncased` on that Hub: as published, with the masked-LM head, but small."""
     train_wordpiece(demo.sentences(count=500), 400, folder)
     torch.manual_seed(0)
     config = transformers.BertConfig(
@@ -54,10 +48,12 @@ def add_bert(hub: HubServer, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone's folder with what the README's commands name: texts, triplets, pairs, SentEval's data, finished runs."""
+    """Make a clone's folder with what the README's commands name: texts, triplets, pairs, SentEval, finished runs."""
     place = tmp_path_factory.mktemp("readme")
-    for name in ("configs", "launch", "models", "simcse_jax"):
+    for name in ("configs", "launch", "simcse_jax"):
         (place / name).symlink_to(ROOT / name)
+    (place / "models").mkdir()
+    export_small(place).rename(place / "models" / "wiki-small")  # the real one takes minutes
     interpreter = place / ".venv" / "bin" / "python"
     interpreter.parent.mkdir(parents=True)
     interpreter.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', encoding="utf-8")
@@ -70,82 +66,92 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_senteval(place / "senteval")
     for task in TRANSFER:
         write_task(place / "senteval", task, made_task(task))
-    for seed in (0, 1):
-        train_small(place / "runs" / f"unsup-seed{seed}", place / "cache", train__seed=seed)
+    for name, seed in (("unsup-seed0", 0), ("unsup-seed1", 1)):
+        train_small(place / "runs" / name, place / "cache", train__seed=seed)
+    export_run(place / "runs" / "unsup-seed0", place / "runs" / "demo" / "model")
     return place
 
 
 @pytest.fixture(scope="module")
 def environment(place: Path) -> Iterator[dict[str, str]]:
-    """What the commands run with: one device, and a Hub of our own."""
+    """Give the variables that the commands run with: an active .venv, one device, and a Hub of our own."""
     with serve_hub(place / "hub") as hub:
         add_bert(hub, place / "bert")
         archive = place / "senteval.tar"
         subprocess.run(["tar", "-cf", archive, "-C", place, "senteval"], check=True)
         hub.add("princeton-nlp/datasets-for-simcse", "senteval.tar", archive.read_bytes(), kind="dataset")
-        yield reached_from(hub, place)
+        variables = reached_from(hub, place)
+        yield variables | {"PATH": f"{place / '.venv' / 'bin'}:{variables['PATH']}"}
 
 
-def run(line: str, place: Path, environment: dict[str, str], said: str = "") -> str:
-    """What a line of the README prints, in a shell as its reader's."""
-    done = subprocess.run(["bash", "-c", line], cwd=place, env=environment, input=said, capture_output=True, text=True)
+def run(line: str, place: Path, environment: dict[str, str], stdin: str = "") -> str:
+    """Return what a line of the README prints, in a shell as its reader's."""
+    done = subprocess.run(["bash", "-c", line], cwd=place, env=environment, input=stdin, capture_output=True, text=True)
     assert done.returncode == 0, (line, done.stdout, done.stderr)
     return done.stdout
 
 
 def test_every_line_has_its_test() -> None:
-    """`make demo` is in test_end_to_end, `make test` what runs this, several processes in test_several_processes."""
-    modules = {"train": 3, "embed": 1, "search": 2, "evaluate": 3, "sweep": 3}
-    assert {module: len(commands(module)) for module in modules} == modules
-    tested = [line for module in modules for line in commands(module)]
-    left = [line for line in COMMANDS if line not in tested]
-    assert [line.split(" -")[0].split(" #")[0].strip() for line in left] == [
-        "make demo",
-        "make test",
-        "launch/local.sh",
-    ]
-    assert len(PYTHON) == 2
+    """`make demo` is in test_end_to_end, several processes in test_several_processes."""
+    left = [line for line in shell_lines(README) if not line.startswith("python -m simcse_jax.")]
+    assert {line.split()[0] for line in left} == {"make", "source", "launch/local.sh"}
+    assert max(map(len, (ROOT / README).read_text(encoding="utf-8").splitlines())) <= 120
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)  # twelve commands
+@pytest.mark.timeout(1500)  # a dozen commands, each with its programs to compile
 def test_from_files_to_vectors(place: Path, environment: dict[str, str]) -> None:
-    """Train, use and judge, in the README's order: what one line writes, another reads."""
-    unsupervised, supervised, plan = commands("train")
-    assert "--plan" in plan
-    for line, name in ((unsupervised, "unsup"), (supervised, "sup")):
-        run(line, place, environment)
-        told = [json.loads(line) for line in (place / "runs" / name / "metrics.jsonl").read_text().splitlines()]
-        assert any("loss" in each for each in told)
-        assert any("dev/spearman" in each for each in told)
-        assert (place / "runs" / name / "model" / "model.safetensors").is_file()
-    assert re.search(r"memory per device: \d+\.\d+ GiB", run(plan, place, environment))
-    ours, theirs = PYTHON
-    lines = run(f".venv/bin/python -c {shlex.quote(ours)}", place, environment).splitlines()
-    assert [re.match(r"-?\d\.\d{3}  ", line) is not None for line in lines] == [True] * 3
-    run(f".venv/bin/python -c {shlex.quote(theirs)}", place, environment)
+    """Train, judge, use and ship, in the README's order: what one line writes, another reads."""
+    first, from_torch = (f"python -c {shlex.quote(block)}" for block in blocks(README, "python"))
+    lines = run(first, place, environment).splitlines()
+    assert len([line for line in lines if re.match(r"-?\d\.\d{3}  ", line)]) == 2
 
-    (embed,) = commands("embed")
+    *trained, plan = commands(README, "train")
+    for line, name in zip(trained, ("small", "small-sup", "unsup", "sup"), strict=True):
+        offline = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:1"} if name.startswith("small") else {}
+        run(line, place, environment | offline)
+        logged = [json.loads(line) for line in (place / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+        assert any("loss" in each for each in logged)
+        assert any("dev/spearman" in each for each in logged) == (not offline)
+        assert (place / "runs" / name / "model" / "model.safetensors").is_file()
+    assert "--plan" in plan
+    assert re.search(r"memory per device: \d+\.\d+ GiB", run(plan, place, environment))
+
+    mine, paper = commands(README, "evaluate")
+    assert "mine.tsv" in run(mine, place, environment)
+    printed = run(paper, place, environment)
+    for name in ("STS12", "SICKRelatedness", "MR", "TREC", "uniformity", "models/wiki-small", "unsup-seed"):
+        assert name in printed
+    assert (place / "evaluation" / "report.html").is_file()
+    (sweep,) = commands(README, "sweep")
+    jobs = run(f"{sweep} --list", place, environment).splitlines()
+    assert len(jobs) == 15
+    assert all("simcse_jax.train" in job and "simcse_jax.evaluate" in job for job in jobs)
+
+    (embed,) = commands(README, "embed")
     run(embed, place, environment)
     assert pq.read_table(place / "vectors.parquet").num_rows == 300
-    search, serve = commands("search")
+    search, serve = commands(README, "search")
     assert len(re.findall(r"^  -?\d\.\d{4}  ", run(search, place, environment, "a dog\n"), re.MULTILINE)) == 5
-    words = shlex.split(serve.removeprefix(".venv/bin/python -m "))
+    words = shlex.split(serve.removeprefix("python -m "))
     with process(*words, "--port=0", cwd=place, **environment) as (_, url):
         answer = httpx.post(f"{url}/search", json={"query": "a dog", "top_k": 3}, timeout=60)
         assert (answer.status_code, len(answer.json()["hits"])) == (200, 3)
 
-    one, several, start = commands("evaluate")
-    said = run(one, place, environment)
-    for task in ("STS12", "SICKRelatedness", "MR", "TREC", "uniformity"):
-        assert task in said
-    assert (place / "runs" / "unsup" / "evaluation" / "report.html").is_file()
-    said = run(several, place, environment)
-    assert "bert-base-uncased" in said
-    assert "mine.tsv" in said
-    said = run(start, place, environment)
-    assert "models/wiki-small" in said
-    for sweep in commands("sweep"):
+    run(from_torch, place, environment)
+    half, onnx = commands(README, "export")
+    run(half, place, environment)
+    assert (place / "exported" / "model.safetensors").is_file()
+    run(onnx, place, environment)
+    assert (place / "exported-onnx" / "model.onnx").is_file()
+
+
+@pytest.mark.slow
+def test_the_sweeps_of_the_results_are_planned(place: Path, environment: dict[str, str]) -> None:
+    """docs/results.md: five seeds of training and judging each."""
+    sweeps = commands("docs/results.md", "sweep")
+    assert sweeps
+    for sweep in sweeps:
         jobs = run(f"{sweep} --list", place, environment).splitlines()
         assert len(jobs) == 5
         assert all("simcse_jax.train" in job and "simcse_jax.evaluate" in job for job in jobs)
