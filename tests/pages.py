@@ -9,7 +9,9 @@ ROOT = Path(__file__).parent.parent
 def blocks(page: str, language: str = "") -> list[str]:
     """Return the code blocks of a page ("docs/use.md") in that language; "" are shell commands."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    return [block for kind, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, re.DOTALL | re.M) if kind == language]
+    return [
+        block for kind, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, re.DOTALL | re.M) if kind == language
+    ]
 
 
 def shell_lines(page: str) -> list[str]:
