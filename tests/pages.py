@@ -10,7 +10,9 @@ def blocks(page: str, language: str = "") -> list[str]:
     """Return the code blocks of a page ("docs/use.md") in that language; "" are shell commands."""
     text = (ROOT / page).read_text(encoding="utf-8")
     return [
-        block for kind, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, re.DOTALL | re.M) if kind == language
+        block
+        for kind, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+        if kind == language
     ]
 
 
