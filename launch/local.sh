@@ -1,34 +1,34 @@
 #!/usr/bin/env bash
-# N processes of one run on this machine, as if each were a host; they are watched and, after a crash, started again.
-# (Longer than other files here: a shell has no modules, and this one may have to be copied to a machine alone.)
+# Start N processes of one run on this machine, as if each were a host; watch them, and restart all after a crash.
+# (One long file, so that it can be copied to a machine alone.)
 #
 #   launch/local.sh --processes=2 --platform=cpu --devices_per_process=4 -- --config=configs/demo.py --workdir=runs/demo
 #
-# Everything after `--` goes to `python -m simcse_jax.train`. Start it from the folder that the command itself would be
-# started from (the clone's root). Process 0's output comes as it is, lines of the others as `[process 2] ...`.
+# Everything after `--` goes to `python -m simcse_jax.train`. Run it in the clone's root. The output of process 0 is
+# printed as it is, lines of the others as `[process 2] ...`.
 #
-#   --processes=N              how many. Default: 2
+#   --processes=N              number of processes. Default: 2
 #   --platform=cpu|gpu         default: gpu where nvidia-smi lists a GPU, else cpu
 #   --devices_per_process=D    cpu: virtual devices of each process (default 1). gpu: GPUs of each (default: all,
 #                              evenly; those of $CUDA_VISIBLE_DEVICES where it is set)
-#   --port=auto|PORT           where process 0 listens for the others. auto: a free one, another at each start
-#   --restarts=R               how often a crash is followed by a new start of all. Default: 3
+#   --port=auto|PORT           port on which process 0 listens for the others. auto: a free one, new at each start
+#   --restarts=R               number of restarts after crashes. Default: 3
 #   --dry-run                  print the commands, run nothing
 #   $KILL_S, $SAVE_S           seconds from SIGTERM to SIGKILL when others are stopped (default 10), and from the first
-#                              end after a save to the last (default 60)
+#                              process that ends after a save to the last (default 60)
 #   $PYTHON                    the interpreter. Default: .venv/bin/python of this clone, else python
 #
-# Exit status: 0 the run is complete; 2 something to mend (never started again); 143, 130, 129 after SIGTERM, SIGINT,
-# SIGHUP to this script, when all processes have saved; else that of the process that died first in the last attempt.
-# (To the processes, SIGHUP is passed on as SIGTERM, which they save at.)
+# Exit status: 0: the run is complete; 2: something needs mending (never restarted); 143, 130, 129: SIGTERM, SIGINT or
+# SIGHUP to this script, and all processes have saved; else that of the process that died first in the last attempt.
+# (SIGHUP is passed on to the processes as SIGTERM, on which they save.)
 set -euo pipefail
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 501)); then
   echo "launch: bash $BASH_VERSION is too old; 5.1 or newer is needed (wait -n -p)" >&2
   exit 2
 fi
 
-POLL_S=2             # how often to look round, should the end of a process have escaped `wait`
-KILL_S=${KILL_S:-10} # a process that waits in a collective for a dead one never obeys SIGTERM
+POLL_S=2             # check this often, in case `wait` has missed the end of a process
+KILL_S=${KILL_S:-10} # a process that waits in a collective for a dead one ignores SIGTERM
 SAVE_S=${SAVE_S:-60} # all save the same step, so they end together
 
 say() { echo "launch: $*" >&2; }
@@ -70,10 +70,10 @@ find_python() {
   command -v "$python" >/dev/null || die "there is no '$python' to run. Make .venv (make demo) or set PYTHON=..."
 }
 
-# Sets platform, per_process and, on gpu, gpus: the GPUs that are dealt out.
+# Set platform, per_process and, on gpu, gpus: the GPUs to divide among processes.
 find_devices() {
   local listed=${CUDA_VISIBLE_DEVICES:-}
-  [[ $listed != -1 ]] || listed='' # like an empty one: no GPU
+  [[ $listed != -1 ]] || listed='' # like the empty value: no GPU
   if [[ -z ${CUDA_VISIBLE_DEVICES+set} && $platform != cpu ]] && command -v nvidia-smi >/dev/null; then
     listed=$(nvidia-smi --query-gpu=index --format=csv,noheader | paste -sd, -) || listed=''
   fi
@@ -95,7 +95,7 @@ find_devices() {
       "Take fewer, or --platform=cpu"
 }
 
-# A port below those that systems hand out by themselves, on which nobody answers.
+# Print a free port, below those that systems assign by themselves.
 free_port() {
   local tried candidate
   for tried in {1..100}; do
@@ -105,7 +105,7 @@ free_port() {
   die "no free port found in $tried tries; name one: --port=23456"
 }
 
-# Sets command to what starts process $1, with its coordinator on port $2.
+# Set command to the one that starts process $1, with its coordinator on port $2.
 make_command() {
   local IFS=, xla="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$per_process"
   xla+=" --xla_cpu_collective_call_terminate_timeout_seconds=600" # many devices on few cores starve a collective
@@ -128,7 +128,7 @@ start_all() {
     if ((i == 0)); then
       "${command[@]}" </dev/null &
     else
-      # Ctrl-C reaches these too, but what processes say while they save has to come through.
+      # Ctrl-C reaches these too, but must not cut off what processes print while they save.
       exec {out}> >(trap '' INT TERM HUP; exec sed -u "s/^/[process $i] /")
       printers+=($!)
       "${command[@]}" </dev/null >&"$out" 2>&1 {out}>&- &
@@ -138,7 +138,7 @@ start_all() {
   done
 }
 
-# Waits until a process ends, a signal comes or $1 seconds have passed; notes who has ended.
+# Wait until a process ends, a signal comes or $1 seconds have passed; note which have ended.
 await_one() {
   local timer ended='' status=0
   sleep "$1" &
@@ -159,7 +159,7 @@ note() {
   alive=("${left[@]}")
 }
 
-# Notes those that ended in the same instant as the one that woke us, or that `wait` has missed.
+# Note those that ended together with the one that woke us, or that `wait` has missed.
 note_dead() {
   local pid status
   for pid in "${alive[@]}"; do
@@ -170,7 +170,7 @@ note_dead() {
   done
 }
 
-# Waits until nobody lives or $1 seconds have passed; with a second argument, until one has ended badly too.
+# Wait until all have ended or $1 seconds have passed; with a second argument, also until one has crashed.
 await_all() {
   local deadline=$((SECONDS + $1))
   while ((${#alive[@]} && SECONDS < deadline)); do
@@ -179,7 +179,7 @@ await_all() {
   done
 }
 
-signal_all() { # each process leads its own group, which holds its helpers too
+signal_all() { # each process leads a group that includes its helpers
   local pid
   for pid in "${alive[@]}"; do kill -s "$1" -- "$2$pid" 2>/dev/null || true; done
 }
@@ -199,7 +199,7 @@ any_crash() {
   return 1
 }
 
-# Sets culprit to the process that ended first; of several in one instant, the one that did not merely follow.
+# Set culprit to the process that ended first; of several at once, to the one that was not ended by another's death.
 # 134: JAX aborts a process whose peer is gone.
 find_culprit() {
   local i worst=-1 weight
@@ -232,7 +232,7 @@ on_signal() {
   signal_all "${1/HUP/TERM}" ''
 }
 
-# One attempt; sets outcome to the status that it ended with.
+# Run all processes once; set outcome to the status that they ended with.
 attempt() {
   start_all
   while ((${#alive[@]})); do
@@ -255,7 +255,7 @@ attempt() {
   await_printers
 }
 
-# Their last lines come before ours. A helper that a killed process left behind may hold one open: 2 s, no more.
+# Wait for their last lines, but at most 2 s: a helper that a killed process left behind may hold one open.
 await_printers() {
   local printer tries
   for printer in "${printers[@]}"; do
@@ -281,7 +281,7 @@ main() {
     return
   fi
   say "$processes processes on $platform, $per_process devices each"
-  set -m # a group each: Ctrl-C reaches this script alone, which passes it on once
+  set -m # a group each, so Ctrl-C reaches this script alone, which passes it on once
   stopped_by='' outcome=1
   trap 'on_signal TERM' TERM
   trap 'on_signal INT' INT

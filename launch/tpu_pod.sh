@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One training run on a Cloud TPU slice of any size, over gcloud: made, started, watched, fetched, deleted.
+# Train on a Cloud TPU slice of any size: create it with gcloud, start, watch, fetch, delete.
 #
 #   export PROJECT=my-project ZONE=us-west4-a ACCELERATOR=v5litepod-16 BUCKET=my-runs NAME=unsup
 #   launch/tpu_pod.sh create                        ask for the slice (queued), wait until it is there
@@ -11,24 +11,24 @@
 #   launch/tpu_pod.sh delete                        give the slice back. Until then it costs money
 #
 # --dry-run before the command prints the gcloud commands and runs none. Everything after `--` goes to
-# `python -m simcse_jax.train` besides --config and --workdir. Crashes start again on the hosts themselves; `watch` (in
-# tmux, say, or on a small machine that stays) is what a spot slice needs besides: it makes a new one when preempted.
-# Exit status of watch: 0 the run is complete, 2 something to mend (see logs), 1 given up.
+# `python -m simcse_jax.train` after --config and --workdir. The hosts restart after a crash by themselves. A spot slice
+# also needs `watch`, in tmux or on a small machine that stays: it requests a new slice after a preemption.
+# Exit status of watch: 0: the run is complete; 2: something needs mending (see logs); 1: it gave up.
 set -euo pipefail
 
-# Whom and where: as in `gcloud projects list` and `gcloud compute tpus locations list`. Default project: gcloud's own.
+# As in `gcloud projects list` and `gcloud compute tpus locations list`. Default project: gcloud's current one.
 PROJECT=${PROJECT:-}
 ZONE=${ZONE:-us-central1-a}
-# Of the slice, of its queued resource, and of the run.
+# Name of the slice, of its queued resource, and of the run.
 NAME=${NAME:-simcse}
 # Generation and size: v4-8 (cores), v5litepod-8 (chips), v5p-8 (cores), v6e-8 (chips) and up.
 ACCELERATOR=${ACCELERATOR:-v5litepod-16}
-# The machine image; default: the one that belongs to the generation.
+# The machine image. Default: the one for the generation.
 RUNTIME=${RUNTIME:-}
 # 1: spot, cheaper, may be taken away at any time. 0: on demand.
 SPOT=${SPOT:-1}
-# Where runs are kept (no gs://), mounted on every host at MOUNT. A hierarchical-namespace bucket, for only there is the
-# renaming of a folder, which finishes a checkpoint, one atomic operation. Make it once, in the slice's region:
+# The bucket for runs (without gs://), mounted on every host at MOUNT. It needs a hierarchical namespace: renaming a
+# folder finishes a checkpoint, and is atomic only there. Make it once, in the slice's region:
 #   gcloud storage buckets create gs://my-runs --location=REGION --uniform-bucket-level-access \
 #     --enable-hierarchical-namespace
 BUCKET=${BUCKET:-}
@@ -37,15 +37,15 @@ MOUNT=${MOUNT:-/mnt/simcse}
 REF=${REF:-HEAD}
 # The recipe.
 CONFIG=${CONFIG:-configs/unsup.py}
-# The run folder: in the bucket, for all hosts have to see it.
+# The run folder, in the bucket, so that all hosts see it.
 WORKDIR=${WORKDIR:-$MOUNT/runs/$NAME}
-# The hosts' identity, which needs to write to the bucket. Default: the project's default service account.
+# The hosts' service account, which must be able to write to the bucket. Default: the project's default one.
 SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-}
-# The interpreter that the hosts get; the images' own, 3.10, is too old.
+# The Python version to install on the hosts; the images' own, 3.10, is too old.
 PYTHON_VERSION=${PYTHON_VERSION:-3.12}
-# How often `create` and `watch` look, in seconds.
+# Seconds between two looks of `create` and `watch`.
 POLL_S=${POLL_S:-60}
-# After how many failures in a row they give up.
+# Failures in a row after which they give up.
 TRIES=${TRIES:-5}
 
 clone=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -74,7 +74,7 @@ runtime() {
   esac
 }
 
-# Prints the state of the request, `none` where there is none. (A failing gcloud is not an absent slice.)
+# Print the state of the request, or `none`. (A failing gcloud does not mean that there is no slice.)
 request_state() {
   local state
   state=$(tpus queued-resources list "${ours[@]}") || return
@@ -90,7 +90,7 @@ request() {
   tpus queued-resources create "${arguments[@]}"
 }
 
-# Sets state to ACTIVE, or to what will never become so by itself.
+# Wait until state is ACTIVE, or one that never becomes ACTIVE by itself.
 await_slice() {
   local misses=0
   while :; do
@@ -122,13 +122,13 @@ everywhere() { # the command line $1, on every host
 
 quoted() { printf '%q ' "$@"; } # for the hosts' shells
 
-# Runs tpu_worker.sh on every host.
+# Run tpu_worker.sh on every host.
 workers() {
   local variables=("BUCKET=$BUCKET" "MOUNT=$MOUNT" "PYTHON_VERSION=$PYTHON_VERSION")
   everywhere "cd simcse_jax && $(quoted env "${variables[@]}" bash launch/tpu_worker.sh "$@")"
 }
 
-# One line a host; a host that has no tree yet says `absent` too.
+# Print one line per host; a host without the tree is `absent` too.
 worker_states() {
   local ask
   ask=$(quoted bash launch/tpu_worker.sh status)
@@ -165,7 +165,7 @@ fetch() {
   do_ gcloud storage rsync "gs://$BUCKET/${WORKDIR#"$MOUNT"/}" "runs/$NAME" --recursive '--exclude=^checkpoints/.*'
 }
 
-# Prints what the hosts are at: their worst state, or `unreachable`.
+# Print the hosts' worst state, or `unreachable`.
 worst_state() {
   local lines state
   lines=$(worker_states) || { echo unreachable; return; }
@@ -175,12 +175,12 @@ worst_state() {
   echo unreachable
 }
 
-# Asks for a slice, after deleting what is left of the last one if $1 says what became of it. Gives up after TRIES.
+# Request a slice, after deleting the rest of the last one if $1 gives its state. Give up after TRIES.
 renew() {
   [[ -z $1 ]] || say "the slice is gone ($1): a new one is requested"
   if { [[ -z $1 ]] || delete; } && request; then refused=0; return; fi
-  ((++refused < TRIES)) || { say "that has failed $TRIES times in a row"; exit 1; }
-  say "that did not work; another try in $POLL_S s"
+  ((++refused < TRIES)) || { say "requesting a slice failed $TRIES times in a row"; exit 1; }
+  say "the request failed; trying again in $POLL_S s"
 }
 
 watch() {
@@ -217,14 +217,14 @@ watch() {
   done
 }
 
-# Starts the run where it is missing. Fails where it has ended, with verdict set to what `watch` ends with.
+# Start the run where it is missing. Fail where it has ended, with verdict set to the exit status of `watch`.
 look_after_run() {
   verdict=''
   local before=$unreachable
   case $(worst_state) in
     'done') say "the run is complete. $0 fetch, then $0 delete"; verdict=0 ;;
     failed) say "the run fails again and again: $0 logs"; verdict=1 ;;
-    mend) say "something is to be mended: $0 logs; then $0 install, $0 watch"; verdict=2 ;;
+    mend) say "something needs mending: $0 logs; then $0 install, $0 watch"; verdict=2 ;;
     unreachable)
       if ((++unreachable < TRIES)); then
         say "the hosts cannot be asked; looking again in $POLL_S s"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What one host of a TPU slice does; tpu_pod.sh sends this tree to every host and calls it there.
+# Set up and run the training on one host of a TPU slice; tpu_pod.sh sends this tree to every host and calls it there.
 #
 #   bash launch/tpu_worker.sh install              an interpreter, this tree's packages and gcsfuse
 #   BUCKET=B MOUNT=DIR bash launch/tpu_worker.sh run FLAGS...   mount the bucket, (re)start the training as a service
@@ -30,7 +30,7 @@ install_gcsfuse() {
   [[ -n $DRY_RUN ]] || release=$(lsb_release -cs)
   do_ sudo curl --fail --silent --show-error --output "$key" "$site/doc/apt-key.gpg"
   do_ sudo bash -c "echo 'deb [signed-by=$key] $site gcsfuse-$release main' >/etc/apt/sources.list.d/gcsfuse.list"
-  # A new machine installs its own updates first, for minutes.
+  # A new machine holds the lock for minutes while it installs its updates.
   do_ sudo apt-get -qq -o DPkg::Lock::Timeout=600 update
   do_ sudo apt-get -qq -o DPkg::Lock::Timeout=600 install --yes gcsfuse
 }
@@ -39,16 +39,16 @@ mount_bucket() {
   if [[ -z $DRY_RUN ]] && mountpoint --quiet "$MOUNT"; then return; fi
   do_ sudo mkdir -p "$MOUNT"
   do_ sudo chown "$(id -u):$(id -g)" "$MOUNT"
-  # No cached metadata: after a restart each host has to see the checkpoint that another one has just renamed.
+  # No cached metadata: after a restart each host must see the checkpoint that another has just renamed.
   do_ gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 "$BUCKET" "$MOUNT"
 }
 
 run_service() {
   : "${BUCKET:?the bucket for runs is missing}" "${MOUNT:?where to mount it is missing}"
   mount_bucket
-  # Hosts of one slice may take long to be ready one after the other.
+  # Hosts of one slice may become ready many minutes apart.
   local training=(.venv/bin/python -m simcse_jax.train --join_timeout_s=1800 "$@")
-  # In a file of its own: systemd would read `$` and `%` in an argument as its own.
+  # In a file, because systemd would interpret `$` and `%` in an argument.
   if [[ -n $DRY_RUN ]]; then
     printf '# service.sh: exec'
     printf ' %q' "${training[@]}"
@@ -58,8 +58,8 @@ run_service() {
   fi
   stop_service
   do_ sudo systemctl reset-failed "$SERVICE" 2>/dev/null || true
-  # on-failure: a crash and 143 (a save after SIGTERM) start again, 0 and 2 do not. The TPU's driver locks memory, and
-  # a service does not get the limits of a login.
+  # on-failure: restart after a crash and after 143 (a save on SIGTERM), not after 0 and 2. The TPU's driver locks
+  # memory, and a service does not get the limits of a login.
   do_ sudo systemd-run --quiet --unit="$SERVICE" --uid="$(id -u)" --working-directory="$PWD" --remain-after-exit \
     --property=Restart=on-failure --property=RestartPreventExitStatus=2 --property=RestartSec=10 \
     --property=StartLimitIntervalSec=3600 --property=StartLimitBurst=10 \
