@@ -3,7 +3,7 @@
     python -m benchmarks.scaling
     python -m benchmarks.scaling --model=bert-large --chips=h100 --batch=32768 --json=FILE --plot=FILE
 
-Prints the tables of docs/scaling-model.md. benchmarks/scaling_model.py has the formulas, benchmarks/chips.py the chips
+Prints benchmarks/scaling_tables.md. benchmarks/scaling_model.py has the formulas, benchmarks/chips.py the chips
 and the assumptions about them.
 """
 

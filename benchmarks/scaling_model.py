@@ -1,4 +1,4 @@
-"""Model a step's work and time on many chips: the formulas of docs/scaling-model.md.
+"""Model a step's work and time on many chips: the formulas of benchmarks/README.md.
 
 Nothing here was measured on such chips. Sizes are in bytes, times in seconds; FLOPs and sent bytes are those of one
 chip in one step.

@@ -1,7 +1,7 @@
 """Keep the memory that a program on a CPU frees, for the next program, instead of returning it to the system.
 
 A training step allocates gigabytes each time. The system hands them out page by page, each filled with zeros, which
-takes longer than much of the arithmetic (docs/performance.md). GPUs and TPUs have allocators of their own.
+takes longer than much of the arithmetic (benchmarks/README.md). GPUs and TPUs have allocators of their own.
 """
 
 from __future__ import annotations
