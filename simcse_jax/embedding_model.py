@@ -21,12 +21,13 @@ from jax.sharding import Mesh
 from simcse_jax.config.compare import differences
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.encoder.architecture import Architecture
+from simcse_jax.encoder.families.table import architecture_from_saved, read_architecture
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.evaluation.results import OWN
-from simcse_jax.model_folder.pretrained import load_params, read_config
+from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.model_folder.st_modules import normalizes, read_pooler
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
@@ -98,7 +99,7 @@ class EmbeddingModel:
     def fingerprint(self) -> str:
         """Hex digest of the weights that are in use, the sizes and the tokenizer: equal for a run and its export."""
         digest = hashlib.blake2b(digest_size=16)
-        sizes = dataclasses.asdict(self._origin.sizes)
+        sizes = self._origin.sizes.saved()
         for irrelevant in ("dropout", "initializer_range"):
             del sizes[irrelevant]
         backend = json.loads(self._origin.tokenizer.backend_tokenizer.to_str())
@@ -224,7 +225,7 @@ def _run_folder(workdir: Path, pooler: str | None) -> _Origin:
         )
     return _Origin(
         kind="run folder, its best checkpoint",
-        sizes=Architecture(**info["encoder"]),
+        sizes=architecture_from_saved(info["encoder"]),
         tokenizer=load_tokenizer(workdir / info["tokenizer"]),
         pooler=info["pooler"],
         normalizes=False,
@@ -241,7 +242,7 @@ def _model_folder(name: str, pooler_given: bool) -> _Origin:
         if Path(name).expanduser().exists():
             raise
         raise UserError(f"There is no folder {name} in {Path.cwd()}, nor can a Hub model be had:\n{error}") from error
-    sizes = read_config(folder)
+    sizes = read_architecture(folder)
     try:
         own = read_pooler(folder)
     except UserError as error:

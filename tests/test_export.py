@@ -21,11 +21,12 @@ from simcse_jax.data.packing import pack
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.embedding_model import open_model
 from simcse_jax.encoder.architecture import Architecture
+from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.model_folder import export as model_folder
 from simcse_jax.model_folder.export import export_model, export_run
-from simcse_jax.model_folder.pretrained import load_params, read_config
+from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.model_folder.st_modules import read_pooler
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.checkpoint import Checkpoints
@@ -90,7 +91,7 @@ def make_source(family: str, folder: Path) -> Source:
     positions = LIMIT if family == "bert" else LIMIT + 2
     model = random_model(family, vocab_size=len(tokenizer), max_position_embeddings=positions)
     model.save_pretrained(folder / "model")
-    config = read_config(folder / "model")
+    config = read_architecture(folder / "model")
     return Source(load_params(folder / "model", config, "load"), config, folder / "saved")
 
 
@@ -182,7 +183,7 @@ def test_card_holds_recipe_data_and_scores(source: Source, tmp_path: Path) -> No
 def test_head_is_always_written_and_read_back(source: Source, tmp_path: Path) -> None:
     out = source.export(tmp_path / "out", "cls_before_pooler")
     assert "pooler.dense.weight" in load_file(out / "model.safetensors")
-    config = read_config(out)
+    config = read_architecture(out)
     assert config == source.config
     again = load_params(out, config, "load")
     jax.tree.map(np.testing.assert_array_equal, again, source.params)
@@ -303,7 +304,7 @@ def save_run(source: Source, workdir: Path) -> None:
         (workdir / "tokenizer" / path.name).write_bytes(path.read_bytes())
     info = {
         "recipe": CARD["recipe"] | {"model.dtype": "float32"},
-        "encoder": dataclasses.asdict(source.config),
+        "encoder": source.config.saved(),
         "has_head": True,
         "pooler": "cls",
         "train_pooler": "cls",

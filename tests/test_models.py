@@ -7,7 +7,8 @@ import numpy as np
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.data.vocabulary import id_count
 from simcse_jax.embedding_model import open_model
-from simcse_jax.model_folder.pretrained import load_params, read_config
+from simcse_jax.encoder.families.table import read_architecture
+from simcse_jax.model_folder.pretrained import load_params
 
 FOLDER = Path(__file__).parent.parent / "models" / "wiki-small"
 
@@ -19,7 +20,7 @@ def test_it_is_small_and_says_nothing_of_where_it_was_made() -> None:
 
 
 def test_it_has_a_head_that_knows_its_words() -> None:
-    config = read_config(FOLDER)
+    config = read_architecture(FOLDER)
     params = load_params(FOLDER, config, "none", mlm_head=True)
     assert params["mlm"]["bias"].shape == (id_count(load_tokenizer(FOLDER)),) == (config.vocab_size,)
     assert np.isfinite(params["layers"]["ffn"]["up"]["kernel"]).all()

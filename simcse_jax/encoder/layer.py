@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from simcse_jax.encoder import dropout as drop
 from simcse_jax.encoder import pooling
 from simcse_jax.encoder.activations import ACTIVATIONS
-from simcse_jax.encoder.architecture import Architecture
+from simcse_jax.encoder.architecture import Architecture, DenseShape
 from simcse_jax.encoder.attention import AttentionMask, attend
 from simcse_jax.encoder.norm import LayerNorm
 
@@ -115,8 +115,10 @@ class EncoderModule(nn.Module):
     def norm(self, name: str) -> LayerNorm:
         return LayerNorm(self.architecture.layer_norm_eps, self.param_dtype, name=name)
 
-    def dense(self, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Dense:
-        return Dense(inputs, outputs, self.architecture.initializer_range, self.dtype, self.param_dtype, name=name)
+    def dense(self, name: str, shape: DenseShape) -> Dense:
+        return Dense(
+            shape.inputs, shape.outputs, self.architecture.initializer_range, self.dtype, self.param_dtype, name=name
+        )
 
 
 class Dense(nn.Module):
@@ -168,16 +170,16 @@ class Attention(EncoderModule):
 
     @nn.compact
     def __call__(self, x: jax.Array, layer: jax.Array, rows: PackedRows, dropout: Dropout, after: Dropout) -> jax.Array:
-        heads = self.architecture.num_attention_heads
-        size = self.architecture.hidden_size // heads
-        qkv = jnp.split(self.dense("qkv", (self.architecture.hidden_size,), (3, heads, size))(x), 3, axis=-1)
+        products = self.architecture.layer_products
+        heads, size = products["attention/out"].inputs
+        qkv = jnp.split(self.dense("qkv", products["attention/qkv"])(x), 3, axis=-1)
         q, k, v = (part.reshape(*part.shape[:-1], heads, size) for part in qkv)
         among = AttentionMask(rows.segments, *dropout.attention(layer, heads))
         context: jax.Array = attend(q, k, v, among, dropout.rate)
         context = context.reshape(x.shape)
         if self.first_only:
             x, context = take_first_tokens(x, rows), take_first_tokens(context, rows)
-        out = self.dense("out", (heads, size), (self.architecture.hidden_size,))(context)
+        out = self.dense("out", products["attention/out"])(context)
         return self.norm("norm")(x + after.hidden(out, layer, drop.ATTENTION_OUTPUT))
 
 
@@ -186,9 +188,9 @@ class FeedForward(EncoderModule):
 
     @nn.compact
     def __call__(self, x: jax.Array, layer: jax.Array, dropout: Dropout) -> jax.Array:
-        hidden, between = (self.architecture.hidden_size,), (self.architecture.intermediate_size,)
-        up = ACTIVATIONS[self.architecture.hidden_act](self.dense("up", hidden, between)(x))
-        out = self.dense("down", between, hidden)(up)
+        products = self.architecture.layer_products
+        up = ACTIVATIONS[self.architecture.hidden_act](self.dense("up", products["ffn/up"])(x))
+        out = self.dense("down", products["ffn/down"])(up)
         return self.norm("norm")(x + dropout.hidden(out, layer, drop.FFN_OUTPUT))
 
 

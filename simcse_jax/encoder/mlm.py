@@ -25,8 +25,7 @@ class MlmHead(EncoderModule):
     @nn.compact
     def __call__(self, hidden: jax.Array, words: jax.Array) -> jax.Array:
         """Scores of at least float32 [..., V], of hidden [..., D] and the word embeddings [V, D]."""
-        width = (self.architecture.hidden_size,)
-        x = self.dense("dense", width, width)(hidden.astype(self.dtype))
+        x = self.dense("dense", self.architecture.head_product)(hidden.astype(self.dtype))
         x = self.norm("norm")(ACTIVATIONS[self.architecture.hidden_act](x))
         bias = self.param("bias", nn.initializers.zeros, (self.architecture.vocab_size,), self.param_dtype)
         wide = jnp.promote_types(self.dtype, jnp.float32)

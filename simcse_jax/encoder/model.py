@@ -38,17 +38,17 @@ class Embeddings(EncoderModule):
 
     @nn.compact
     def __call__(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
-        config = self.architecture
+        architecture, tables = self.architecture, self.architecture.tables
 
-        def table(name: str, rows: int) -> jax.Array:
-            init = nn.initializers.normal(config.initializer_range)
-            return self.param(name, init, (rows, config.hidden_size), self.param_dtype)
+        def table(name: str) -> jax.Array:
+            init = nn.initializers.normal(architecture.initializer_range)
+            return self.param(name, init, (tables[name], architecture.hidden_size), self.param_dtype)
 
-        # Rows are looked up first and rounded then: a table is many times what a batch reads of it.
-        x = table("word", config.vocab_size)[ids].astype(self.dtype)
-        x = x + table("position", config.max_position_embeddings)[positions + config.position_offset].astype(self.dtype)
-        if config.type_vocab_size:
-            x = x + table("token_type", config.type_vocab_size)[0][None, None].astype(self.dtype)
+        # Rows are looked up before they are rounded: a table is many times larger than what a batch reads of it.
+        x = table("word")[ids].astype(self.dtype)
+        x = x + table("position")[positions + architecture.position_offset].astype(self.dtype)
+        if "token_type" in tables:
+            x = x + table("token_type")[0][None, None].astype(self.dtype)
         return self.norm("norm")(x)
 
 
@@ -114,7 +114,7 @@ class Encoder(EncoderModule):
             return sentence_means(x, rows)
         z = x if first_only else take_first_tokens(x, rows)
         if pooler == "cls":
-            z = jnp.tanh(self.dense("head", (self.architecture.hidden_size,), (self.architecture.hidden_size,))(z))
+            z = jnp.tanh(self.dense("head", self.architecture.head_product)(z))
         return z
 
     def _layers(self, train: bool, collect: str | None, first_only: bool) -> Callable:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.model_folder.export import export_model
-from simcse_jax.model_folder.pretrained import load_params, read_config
+from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.model_folder.st_modules import read_pooler
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
@@ -24,7 +25,7 @@ def convert(name: str, out: str | Path, pooler: str | None = None, half: bool = 
     if (Path(name).expanduser() / "checkpoints").is_dir():
         raise UserError(f"--model={name} is a run folder. Export it with --workdir={name}.")
     folder = model_folder(name)
-    config = read_config(folder)
+    config = read_architecture(folder)
     if not pooler:
         try:
             pooler = read_pooler(folder)

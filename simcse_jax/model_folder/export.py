@@ -14,8 +14,9 @@ import numpy as np
 
 from simcse_jax import __version__
 from simcse_jax.encoder.architecture import Architecture
+from simcse_jax.encoder.families.table import architecture_from_saved, config_json
 from simcse_jax.model_folder.card import model_card
-from simcse_jax.model_folder.pretrained import hugging_face_config, to_hugging_face
+from simcse_jax.model_folder.pretrained import to_hugging_face
 from simcse_jax.model_folder.st_modules import (
     OURS,
     module_folder,
@@ -42,7 +43,7 @@ def export_run(workdir: str | Path, out: str | Path, half: bool = False) -> None
     export_model(
         Path(out),
         params,
-        Architecture(**info["encoder"]),
+        architecture_from_saved(info["encoder"]),
         workdir / info["tokenizer"],
         info["pooler"],
         card={key: info[key] for key in ("recipe", "data", "scores", "step") if key in info},
@@ -83,9 +84,9 @@ def export_model(
         raise UserError(f"{out} cannot be written: {error.strerror or error}.\nGive another folder.") from error
     _copy_tokenizer(Path(tokenizer_folder), partial, config.max_length)
     tensors = to_hugging_face(params, config)
-    _write_json(partial / "config.json", hugging_face_config(config, "mlm" in params))
+    _write_json(partial / "config.json", config_json(config, "mlm" in params))
     _write_tensors(partial / "model.safetensors", _halved(tensors) if half else tensors)
-    _write_modules(partial, pooler, config, tensors)
+    _write_modules(partial, pooler, config, params.get("head"))
     text = model_card(out.name, config, pooler, train_pooler, "head" in params, card)
     (partial / "README.md").write_text(text, encoding="utf-8")
     written = sorted([*(path.name for path in partial.iterdir()), OURS])
@@ -160,8 +161,8 @@ def _readable_by_all(settings: Mapping[str, Any]) -> dict[str, Any]:
     return shared
 
 
-def _write_modules(folder: Path, pooler: str, config: Architecture, tensors: Mapping[str, Any]) -> None:
-    modules = pooling_modules(pooler, config, tensors)
+def _write_modules(folder: Path, pooler: str, config: Architecture, head: Mapping[str, Any] | None) -> None:
+    modules = pooling_modules(pooler, config, head)
     for place, (kind, settings, weights) in enumerate(modules):
         path = folder / module_folder(place, kind)
         path.mkdir()

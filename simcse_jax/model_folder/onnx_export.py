@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from simcse_jax.data.tokenizer import load_tokenizer
+from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.model_folder.onnx_graph import encoder_graph
-from simcse_jax.model_folder.pretrained import load_params, read_config
+from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.model_folder.st_modules import OURS, read_pooler
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.whole_file import write_whole
@@ -52,7 +53,7 @@ def write_onnx(folder: str | Path, int8: bool = False) -> list[Path]:
     """
     require_onnx()
     folder = Path(folder)
-    config, pooler = read_config(folder), read_pooler(folder)
+    config, pooler = read_architecture(folder), read_pooler(folder)
     params = load_params(folder, config, head="load" if pooler == "cls" else "none")
     size = sum(array.nbytes for array in jax.tree.leaves(params))
     if size > _FILE_LIMIT:

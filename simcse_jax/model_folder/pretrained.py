@@ -1,41 +1,37 @@
-"""A Hugging Face folder <-> the encoder's parameters.
+"""Convert between the weights of a Hugging Face folder and the encoder's parameters.
 
 Hugging Face stores one [out, in] matrix per projection and layer; we store [in, out] kernels, stacked over layers, with
-query, key and value in one.
+query, key and value in one. What the weights are called, the families say.
 """
 
+from __future__ import annotations
+
+import functools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from simcse_jax.encoder.architecture import Architecture
-from simcse_jax.encoder.hf_config import hugging_face_config, read_config
+from simcse_jax.encoder.architecture import Architecture, DenseShape
+from simcse_jax.encoder.families.table import FAMILIES
 from simcse_jax.model_folder.weight_files import read_weights
 from simcse_jax.system.errors import UserError
 
-__all__ = ["hugging_face_config", "load_mlm_head", "load_params", "read_config", "to_hugging_face"]
-
 Params = dict[str, Any]
-_PREFIXES = ("bert.", "roberta.")  # XLM-R and CamemBERT say "roberta." too
-# Heads of other tasks. They may be left over; anything else that is left over means that this is another model.
-_HEADS = ("cls.", "lm_head.", "classifier.", "qa_outputs.", "pooler.", "mlp.")
-# SimCSE's original training code calls the head "mlp", and published folders call it the pooler.
-_HEAD_NAMES = ("pooler.dense", "mlp.dense")
-# (dense, norm, output bias, decoder) of the masked-language-model head: BERT's names, then RoBERTa's.
-_MLM_NAMES = (
-    ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions"),
-    ("lm_head.dense", "lm_head.layer_norm", "lm_head"),
-)
-_WORDS = "embeddings.word_embeddings.weight"
+_NAMES = [family.names for family in FAMILIES.values()]
+_PREFIXES = tuple({names.prefix for names in _NAMES})
+# SimCSE's training code calls the head "mlp"; its published folders, as we do, by the family's name.
+_SIMCSE_HEAD = "mlp.dense"
+# Heads of other tasks may be left over; anything else that is left over means that this is another model.
+_TASK_HEADS = (*{start for names in _NAMES for start in names.task_heads}, "mlp.")
 _SHOWN = 8
 
 
 class _Weights:
-    """The weights of a folder under their modern names; notes what was missing, misshapen or never taken."""
+    """Take weights by their modern names; note what is missing, has another shape or is never taken."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -48,7 +44,7 @@ class _Weights:
         self.misshapen: list[str] = []
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """float32 of that shape; zeros if the folder has none such, which `check` then reports."""
+        """Return float32 of that shape; zeros if the folder has none such, which `check` then reports."""
         array = self.left.pop(name, None)
         if array is not None and array.shape == shape:
             return array
@@ -58,184 +54,180 @@ class _Weights:
             self.misshapen.append(f"{name} is {list(array.shape)}, {list(shape)} expected")
         return np.zeros(shape, np.float32)
 
-    def dense(self, name: str, inputs: int, outputs: int) -> Params:
-        kernel = self.take(f"{name}.weight", (outputs, inputs))
-        return {"kernel": np.ascontiguousarray(kernel.T), "bias": self.take(f"{name}.bias", (outputs,))}
+    def dense(self, name: str, shape: DenseShape) -> Params:
+        inputs, outputs = shape.sizes
+        kernel = np.ascontiguousarray(self.take(f"{name}.weight", (outputs, inputs)).T)
+        bias = self.take(f"{name}.bias", (outputs,))
+        return {"kernel": kernel.reshape(*shape.inputs, *shape.outputs), "bias": bias.reshape(shape.outputs)}
+
+    def dense_parts(self, names: tuple[str, ...], shape: DenseShape) -> Params:
+        """Return one dense layer made of several: the first axis of its outputs says which."""
+        part = DenseShape(shape.inputs, shape.outputs[1:])
+        parts = [self.dense(name, part) for name in names]
+        kernel = np.stack([part["kernel"] for part in parts], axis=len(shape.inputs))
+        return {"kernel": kernel, "bias": np.stack([part["bias"] for part in parts])}
 
     def norm(self, name: str, width: int) -> Params:
         return {"scale": self.take(f"{name}.weight", (width,)), "bias": self.take(f"{name}.bias", (width,))}
 
-    def check(self, config: Architecture) -> None:
-        """Nothing, or UserError that names every kind of misfit between the weights and config.json."""
-        left_over = [name for name in self.left if not name.startswith(_HEADS)]
+    def check(self, architecture: Architecture) -> None:
+        """Raise UserError, naming every weight that does not fit config.json, if there is one."""
+        left_over = [name for name in self.left if not name.startswith(_TASK_HEADS)]
         problems = {"missing": self.missing, "left over": left_over, "wrong shape": self.misshapen}
         lines = [f"  {what} ({len(names)}): {_listed(names)}" for what, names in problems.items() if names]
         if lines:
             raise UserError(
-                f"The weights in {self.folder} do not fit its config.json ({config.family}, "
-                f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.vocab_size} tokens):\n"
+                f"The weights in {self.folder} do not fit its config.json ({architecture.family}, "
+                f"{architecture.num_hidden_layers} layers, width {architecture.hidden_size}, "
+                f"{architecture.vocab_size} tokens):\n"
                 + "\n".join(lines)
                 + "\nTake config.json and the weights from the same model, of the BERT or RoBERTa family."
             )
 
 
 def load_params(
-    folder: str | Path, config: Architecture, head: Literal["load", "fresh", "none"], mlm_head: bool = False
+    folder: str | Path, architecture: Architecture, head: Literal["load", "fresh", "none"], mlm_head: bool = False
 ) -> Params:
-    """The encoder's parameters from a Hugging Face folder: nested dicts of float32 NumPy arrays, layers stacked.
+    """Return an encoder's parameters from a Hugging Face folder: nested dicts of float32 arrays, layers stacked.
 
-    head: "load" also takes the trained head (pooler.dense.*), and raises UserError if there is none; with "fresh" (the
-    caller initialises one) and "none" the result has no head. mlm_head: also take `load_mlm_head`'s, as "mlm". Heads of
-    other tasks are passed over; any other weight that is missing, left over or of another shape is a UserError that
-    names it.
+    head: "load" also takes the trained head on [CLS], and raises UserError if there is none; with "fresh" (the caller
+    initialises one) and "none" the result has no head. mlm_head: also take the head of masked language modelling, as
+    "mlm": dense, norm, bias float32[V]; UserError without one, or where its decoder is not the word embeddings. Other
+    heads are skipped; any other weight that is missing, left over or of another shape is a UserError that names it.
     """
-    weights = _Weights(folder)
-    width = config.hidden_size
-    embeddings = {
-        "word": weights.take(_WORDS, (config.vocab_size, width)),
-        "position": weights.take("embeddings.position_embeddings.weight", (config.max_position_embeddings, width)),
-        "norm": weights.norm("embeddings.LayerNorm", width),
+    weights, names = _Weights(folder), FAMILIES[architecture.family].names
+    width = architecture.hidden_size
+    tables = {
+        table: weights.take(f"{names.tables[table]}.weight", (rows, width))
+        for table, rows in architecture.tables.items()
     }
-    types = "embeddings.token_type_embeddings.weight"
-    if config.type_vocab_size:
-        embeddings["token_type"] = weights.take(types, (config.type_vocab_size, width))
-    else:
-        weights.left.pop(types, None)  # an empty table
-    layers = [_load_layer(weights, f"encoder.layer.{layer}", config) for layer in range(config.num_hidden_layers)]
-    params = {"embeddings": embeddings, "layers": jax.tree.map(lambda *arrays: np.stack(arrays), *layers)}
+    for table in names.tables.keys() - tables.keys():
+        weights.left.pop(f"{names.tables[table]}.weight", None)  # an empty table
+    layers = [_load_layer(weights, architecture, number) for number in range(architecture.num_hidden_layers)]
+    params: Params = {
+        "embeddings": {**tables, "norm": weights.norm(names.embedding_norm, width)},
+        "layers": jax.tree.map(lambda *arrays: np.stack(arrays), *layers),
+    }
     if head == "load":
-        names = [name for name in _HEAD_NAMES if f"{name}.weight" in weights.left]
-        if not names:
+        found = [name for name in (names.head, _SIMCSE_HEAD) if f"{name}.weight" in weights.left]
+        if not found:
             raise UserError(
-                f"{folder} has no trained head (pooler.dense.weight), which the pooler 'cls' needs.\n"
+                f"{folder} has no trained head ({names.head}.weight), which the pooler 'cls' needs.\n"
                 "Use another pooler (cls_before_pooler or avg), or a folder with a head: those of SimCSE have one."
             )
-        params["head"] = weights.dense(names[0], width, width)
+        params["head"] = weights.dense(found[0], architecture.head_product)
     if mlm_head:
-        params["mlm"] = _mlm_head(weights, config, embeddings["word"])
-    weights.check(config)
+        params["mlm"] = _load_mlm_head(weights, architecture, tables["word"])
+    weights.check(architecture)
     return params
 
 
-def _load_layer(weights: _Weights, name: str, config: Architecture) -> Params:
-    width, wide, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    size = width // heads
-    qkv = [weights.dense(f"{name}.attention.self.{part}", width, width) for part in ("query", "key", "value")]
-    out = weights.dense(f"{name}.attention.output.dense", width, width)
-    return {
-        "attention": {
-            "qkv": {
-                "kernel": np.stack([part["kernel"].reshape(width, heads, size) for part in qkv], axis=1),
-                "bias": np.stack([part["bias"].reshape(heads, size) for part in qkv]),
-            },
-            "out": {"kernel": out["kernel"].reshape(heads, size, width), "bias": out["bias"]},
-            "norm": weights.norm(f"{name}.attention.output.LayerNorm", width),
-        },
-        "ffn": {
-            "up": weights.dense(f"{name}.intermediate.dense", width, wide),
-            "down": weights.dense(f"{name}.output.dense", wide, width),
-            "norm": weights.norm(f"{name}.output.LayerNorm", width),
-        },
-    }
+def _load_layer(weights: _Weights, architecture: Architecture, number: int) -> Params:
+    params: Params = {}
+    for block, part, shape, names in _layer_parts(architecture, number):
+        if shape is None:
+            found = weights.norm(names[0], architecture.hidden_size)
+        elif len(names) == 1:
+            found = weights.dense(names[0], shape)
+        else:
+            found = weights.dense_parts(names, shape)
+        params.setdefault(block, {})[part] = found
+    return params
 
 
-def load_mlm_head(folder: str | Path, config: Architecture) -> Params:
-    """The masked-language-model head of a folder: dense {kernel, bias}, norm {scale, bias}, bias float32[V].
-
-    Its decoder is the word embedding table; a folder whose decoder differs from it is a UserError, as is one without
-    a head.
-    """
-    weights = _Weights(folder)
-    head = _mlm_head(weights, config, weights.left.get(_WORDS))
-    weights.left.clear()  # the encoder's weights are not asked for here
-    weights.check(config)
-    return head
+def _layer_parts(
+    architecture: Architecture, number: int
+) -> Iterator[tuple[str, str, DenseShape | None, tuple[str, ...]]]:
+    """Yield (block, part, shape of a dense layer or None for a norm, names of its weights) of one layer."""
+    names, shapes = FAMILIES[architecture.family].names, architecture.layer_products
+    for place, called in names.layer_parts.items():
+        block, part = place.split("/")
+        each = (called,) if isinstance(called, str) else called
+        yield block, part, shapes.get(place), tuple(names.layer.format(number) + name for name in each)
 
 
-def _mlm_head(weights: _Weights, config: Architecture, words: np.ndarray | None) -> Params:
-    """See `load_mlm_head`; words: the word embedding table, None if there is none."""
-    found = [names for names in _MLM_NAMES if f"{names[0]}.weight" in weights.left]
+def _load_mlm_head(weights: _Weights, architecture: Architecture, words: np.ndarray) -> Params:
+    found = [names for names in _NAMES if f"{names.mlm_dense}.weight" in weights.left]
     if not found:
+        wanted = " or ".join(dict.fromkeys(names.mlm_dense for names in _NAMES))
         raise UserError(
-            f"{weights.folder} has no masked-language-model head ({' or '.join(names[0] for names in _MLM_NAMES)}).\n"
+            f"{weights.folder} has no head for masked language modelling ({wanted}).\n"
             "Published BERT and RoBERTa models have one (BertForMaskedLM, RobertaForMaskedLM); SimCSE models do not."
         )
-    dense, norm, output = found[0]
-    decoder = weights.left.get(f"{output}.decoder.weight")
-    if decoder is not None and words is not None and not np.array_equal(decoder, words):
+    names = found[0]
+    decoder = weights.left.get(f"{names.mlm_output}.decoder.weight")
+    if decoder is not None and not np.array_equal(decoder, words):
         raise UserError(
-            f"{weights.folder}: {output}.decoder.weight differs from {_WORDS}; only a decoder tied to the word "
-            "embeddings is supported.\nUse a model with tie_word_embeddings = true, as BERT and RoBERTa have it."
+            f"{weights.folder}: {names.mlm_output}.decoder.weight differs from {names.tables['word']}.weight; only "
+            "a decoder tied to the word embeddings is supported.\n"
+            "Use a model with tie_word_embeddings = true, as BERT and RoBERTa have it."
         )
-    width, bias = config.hidden_size, f"{output}.bias"
+    bias = f"{names.mlm_output}.bias"
     if bias not in weights.left:  # the two are one tensor, and a file may keep either name
-        bias = f"{output}.decoder.bias"
+        bias = f"{names.mlm_output}.decoder.bias"
     return {
-        "dense": weights.dense(dense, width, width),
-        "norm": weights.norm(norm, width),
-        "bias": weights.take(bias, (config.vocab_size,)),
+        "dense": weights.dense(names.mlm_dense, architecture.head_product),
+        "norm": weights.norm(names.mlm_norm, architecture.hidden_size),
+        "bias": weights.take(bias, (architecture.vocab_size,)),
     }
 
 
-def to_hugging_face(params: Mapping[str, Any], config: Architecture) -> dict[str, np.ndarray]:
-    """The parameters under the names of BertModel's or RobertaModel's state dict, contiguous float32.
+def to_hugging_face(params: Mapping[str, Any], architecture: Architecture) -> dict[str, np.ndarray]:
+    """Return the parameters under the names of the family's bare encoder in transformers, contiguous float32.
 
-    A head becomes pooler.dense.*. With a head of masked language modelling, the names are those of BertForMaskedLM or
-    RobertaForMaskedLM, whose encoder's have a prefix. Also maps gradients, being linear.
+    With a head of masked language modelling, the names are those of the class with that head, where the encoder's have
+    a prefix. Also maps gradients, being linear.
     """
+    names = FAMILIES[architecture.family].names
     tensors: dict[str, np.ndarray] = {}
-    width = config.hidden_size
 
     def put(name: str, array: Any) -> None:
         tensors[name] = np.ascontiguousarray(np.asarray(array), dtype=np.float32)
 
-    def dense(name: str, layer: Mapping[str, Any], inputs: int) -> None:
-        put(f"{name}.weight", np.reshape(layer["kernel"], (inputs, -1)).T)
+    def dense(name: str, layer: Mapping[str, Any], shape: DenseShape) -> None:
+        put(f"{name}.weight", np.reshape(layer["kernel"], shape.sizes).T)
         put(f"{name}.bias", np.reshape(layer["bias"], -1))
 
     def norm(name: str, layer: Mapping[str, Any]) -> None:
         put(f"{name}.weight", layer["scale"])
         put(f"{name}.bias", layer["bias"])
 
-    embeddings = params["embeddings"]
-    put(_WORDS, embeddings["word"])
-    put("embeddings.position_embeddings.weight", embeddings["position"])
-    no_types = np.zeros((1, width), np.float32)  # see hugging_face_config
-    put("embeddings.token_type_embeddings.weight", embeddings["token_type"] if config.type_vocab_size else no_types)
-    norm("embeddings.LayerNorm", embeddings["norm"])
+    for table, name in names.tables.items():  # without token types: one type, see `bert.write`
+        put(f"{name}.weight", params["embeddings"].get(table, np.zeros((1, architecture.hidden_size))))
+    norm(names.embedding_norm, params["embeddings"]["norm"])
     stacked = jax.tree.map(np.asarray, params["layers"])
-    for index in range(config.num_hidden_layers):
-        name = f"encoder.layer.{index}"
-        layer = jax.tree.map(_at(index), stacked)
-        attention, ffn = layer["attention"], layer["ffn"]
-        for place, part in enumerate(("query", "key", "value")):
-            qkv = {"kernel": attention["qkv"]["kernel"][:, place], "bias": attention["qkv"]["bias"][place]}
-            dense(f"{name}.attention.self.{part}", qkv, width)
-        dense(f"{name}.attention.output.dense", attention["out"], width)
-        norm(f"{name}.attention.output.LayerNorm", attention["norm"])
-        dense(f"{name}.intermediate.dense", ffn["up"], width)
-        dense(f"{name}.output.dense", ffn["down"], config.intermediate_size)
-        norm(f"{name}.output.LayerNorm", ffn["norm"])
+    for number in range(architecture.num_hidden_layers):
+        layer = jax.tree.map(functools.partial(_at, number), stacked)
+        for block, part, shape, parts in _layer_parts(architecture, number):
+            of_part = layer[block][part]
+            if shape is None:
+                norm(parts[0], of_part)
+            elif len(parts) == 1:
+                dense(parts[0], of_part, shape)
+            else:
+                one = DenseShape(shape.inputs, shape.outputs[1:])
+                for index, name in enumerate(parts):
+                    kernel = np.take(of_part["kernel"], index, axis=len(shape.inputs))
+                    dense(name, {"kernel": kernel, "bias": of_part["bias"][index]}, one)
     if "head" in params:
-        dense("pooler.dense", params["head"], width)
+        dense(names.head, params["head"], architecture.head_product)
     if "mlm" in params:
-        prefix, names = (_PREFIXES[0], _MLM_NAMES[0]) if config.family == "bert" else (_PREFIXES[1], _MLM_NAMES[1])
-        tensors = {prefix + name: tensor for name, tensor in tensors.items()}
-        dense(names[0], params["mlm"]["dense"], width)
-        norm(names[1], params["mlm"]["norm"])
-        put(f"{names[2]}.bias", params["mlm"]["bias"])
+        tensors = {names.prefix + name: tensor for name, tensor in tensors.items()}
+        dense(names.mlm_dense, params["mlm"]["dense"], architecture.head_product)
+        norm(names.mlm_norm, params["mlm"]["norm"])
+        put(f"{names.mlm_output}.bias", params["mlm"]["bias"])
     return tensors
 
 
-def _at(index: int) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda array: array[index]
+def _at(number: int, array: np.ndarray) -> np.ndarray:
+    return array[number]
 
 
 def _modern(name: str) -> str:
-    """The name without its model's prefix, and with LayerNorm's weights as transformers has called them since 2019."""
+    """Return the name without its model's prefix, and with LayerNorm's weights as transformers names them now."""
     for prefix in _PREFIXES:
         name = name.removeprefix(prefix)
-    if "LayerNorm." in name:
+    if "LayerNorm." in name:  # gamma and beta: until 2019
         name = name.replace(".gamma", ".weight").replace(".beta", ".bias")
     return name
 

@@ -33,10 +33,10 @@ def transformer_settings(pooler: str, config: Architecture) -> dict[str, Any]:
     return settings
 
 
-def pooling_modules(pooler: str, config: Architecture, tensors: Mapping[str, np.ndarray]) -> list[Module]:
+def pooling_modules(pooler: str, config: Architecture, head: Mapping[str, Any] | None) -> list[Module]:
     """What follows the Transformer module: (type, config.json, tensors) of each.
 
-    tensors: the export's weights by Hugging Face's names; "cls" takes its head from there.
+    head: the parameters of the head, which "cls" needs.
     """
     width = config.hidden_size
     averaged = AVERAGED_LAYERS.get(pooler, ())
@@ -49,10 +49,10 @@ def pooling_modules(pooler: str, config: Architecture, tensors: Mapping[str, np.
     if pooler == "cls":
         dense = {"in_features": width, "out_features": width, "bias": True}
         tanh = {"activation_function": "torch.nn.modules.activation.Tanh"}
-        # Its name has a prefix where there is a head of masked language modelling too.
-        found = {part: name for name in tensors for part in ("weight", "bias") if name.endswith(f"pooler.dense.{part}")}
-        head = {f"linear.{part}": tensors[name] for part, name in found.items()}
-        modules.append(("Dense", dense | tanh, head))
+        assert head is not None
+        kernel, bias = (np.asarray(head[part], np.float32) for part in ("kernel", "bias"))
+        weights = {"linear.weight": np.ascontiguousarray(kernel.T), "linear.bias": bias}
+        modules.append(("Dense", dense | tanh, weights))
     return modules
 
 

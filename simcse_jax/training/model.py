@@ -17,10 +17,11 @@ from simcse_jax.data.corpus import read_sentences
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.data.vocabulary import id_count, vocabulary_of
 from simcse_jax.encoder.architecture import Architecture
+from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
-from simcse_jax.model_folder.pretrained import load_params, read_config
+from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
 
@@ -52,7 +53,7 @@ def make_encoder(config: Config, folder: Path | None, vocab_size: int, platform:
     vocab_size: the tokenizer's. UserError when recipe, tokenizer and sizes do not belong together.
     """
     model = config.model
-    sizes = read_config(folder) if folder else BERT_BASE
+    sizes = read_architecture(folder) if folder else BERT_BASE
     noise = {"dropout": model.dropout, "cutoff": model.cutoff, "cutoff_rate": model.cutoff_rate}
     sizes = dataclasses.replace(sizes, **noise)
     if model.init == "random":
@@ -122,7 +123,7 @@ def load_predictor(
             f"data.mask_model = {named!r} has another tokenizer than model.name = {config.model.name!r}: their token "
             "ids mean other words.\nLeave it out, or name a model with the same vocabulary."
         )
-    sizes = dataclasses.replace(read_config(source), dropout=0.0)
+    sizes = dataclasses.replace(read_architecture(source), dropout=0.0)
     longest, tokens = min(sizes.max_length, encoder.architecture.max_length), id_count(tokenizer)
     if config.data.max_length > longest or sizes.vocab_size < tokens:
         raise UserError(

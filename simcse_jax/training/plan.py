@@ -18,7 +18,6 @@ from simcse_jax.data.batches import Batches, Rows, written
 from simcse_jax.data.masking import places_of
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.data.vocabulary import id_count
-from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS
@@ -170,10 +169,10 @@ class Planner:
             places = groups * places_of(mlm.rate, held, length, sentences // groups, mlm.whole_word)
         masked = mlm.weight > 0
         tokens = (self.views + masked) * rows
-        layer = _of_layer(config, length)
         again = bool(self.config.train.groups_at_once) + self.config.model.remat
-        encoder = (3 + again) * tokens * config.num_hidden_layers * layer
-        encoder += tokens * config.num_hidden_layers * 2 * length * width  # backward, scores are made again
+        encoder = (3 + again) * tokens * config.num_hidden_layers * config.layer_flops(length)
+        # The backward pass computes the scores again.
+        encoder += tokens * config.num_hidden_layers * config.score_flops(length)
         if self.predictor is not None:
             encoder += self._of_predictor(self.predictor, groups, sentences // groups)
         if self.encoder.unroll:
@@ -181,9 +180,9 @@ class Planner:
             skipped = masked * rows - places
             if self.config.model.train_pooler not in AVERAGED_LAYERS:
                 skipped += self.views * (rows - sentences)
-            encoder -= (3 + again) * skipped * 2 * (width * width + 2 * width * config.intermediate_size)
+            encoder -= (3 + again) * skipped * config.after_attention_flops
         in_chunks = bool(self.config.train.groups_at_once)
-        head = (3 + in_chunks) * 2 * places * width * (width + config.vocab_size)
+        head = (3 + in_chunks) * places * config.mlm_head_flops
         if self.config.objective.loss == "none":
             return encoder + head
         candidates = max(self.batches.examples.texts, 2) - 1
@@ -194,12 +193,10 @@ class Planner:
     def _of_predictor(self, predictor: Predictor, groups: int, sentences: int) -> int:
         """What one pass of it over so many groups, of so many sentences each, takes."""
         sizes, held = predictor.encoder.architecture, sum(self.rows)
-        width, length = sizes.hidden_size, self.batches.layout.row_length
+        length = self.batches.layout.row_length
         places = groups * places_of(self.config.data.rate, held, length, sentences)
         positions = groups * held * length
-        return positions * sizes.num_hidden_layers * _of_layer(sizes, length) + 2 * places * width * (
-            width + sizes.vocab_size
-        )
+        return positions * sizes.num_hidden_layers * sizes.layer_flops(length) + places * sizes.mlm_head_flops
 
     def largest(self, plan: Plan | None, limit: int) -> Iterator[tuple[int, bool]]:
         """(batch size, whether it fits in `limit` bytes) of each that is compiled on the way to the largest that fits.
@@ -224,12 +221,6 @@ class Planner:
                 ok = False
             fits, fails = (max(fits, size), fails) if ok else (fits, min(fails or size, size))
             yield size, ok
-
-
-def _of_layer(sizes: Architecture, length: int) -> int:
-    """Operations of one layer's products on one position of a row of `length`, forward."""
-    width = sizes.hidden_size
-    return 2 * (4 * width * width + 2 * width * sizes.intermediate_size) + 4 * length * width
 
 
 def _next(known: list[Plan], limit: int, unit: int, fits: int, fails: int) -> int:

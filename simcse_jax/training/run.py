@@ -215,7 +215,7 @@ def run_info(run: Run, contents: dict[str, str]) -> dict[str, Any]:
     model = run.config.model
     return {
         "recipe": run.config.flat(),
-        "encoder": dataclasses.asdict(run.encoder.architecture),
+        "encoder": run.encoder.architecture.saved(),
         "has_head": run.encoder.has_head,
         "has_mlm_head": run.encoder.has_mlm_head,
         "pooler": model.pooler,

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from simcse_jax.encoder.architecture import Architecture
+from simcse_jax.encoder.families.table import architecture_from_saved
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.system.errors import UserError
@@ -50,7 +50,7 @@ def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
         raise UserError(
             f"{workdir} holds no checkpoint yet.\nTrain on with the command that started it, then try again."
         )
-    config = Architecture(**info["encoder"])
+    config = architecture_from_saved(info["encoder"])
     # A run in float64 is read as float32 where JAX's 64-bit mode is off, as in an export.
     dtype = jax.dtypes.canonicalize_dtype(np.float64) if info["recipe"]["model.dtype"] == "float64" else np.float32
     newest = folder / str(max(steps))

@@ -14,10 +14,11 @@ import transformers
 
 from simcse_jax.data.packing import pack
 from simcse_jax.encoder.architecture import Architecture
+from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.group import Group
-from simcse_jax.model_folder.pretrained import load_params, read_config, to_hugging_face
+from simcse_jax.model_folder.pretrained import load_params, to_hugging_face
 from tests.torch_models import FAMILIES, pad, random_model, relative_error, torch_embeddings
 
 TOLERANCE = 2e-5  # of the largest entry, float32
@@ -35,7 +36,7 @@ class Pair:
 
     def __init__(self, folder: Path, torch_model: Any):
         self.torch_model = torch_model
-        self.config = read_config(folder)
+        self.config = read_architecture(folder)
         self.params: Any = load_params(folder, self.config, head="load")
         self.encoder = Encoder(self.config, has_head=True)
 

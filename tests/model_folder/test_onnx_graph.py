@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from simcse_jax.encoder.activations import ACTIVATIONS
+from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.model_folder.onnx_graph import OPSET, encoder_graph
-from simcse_jax.model_folder.pretrained import load_params, read_config
+from simcse_jax.model_folder.pretrained import load_params
 from tests.torch_models import FAMILIES, pad, random_model, torch_embeddings
 
 TOLERANCE = 2e-6  # of vectors of length 1
@@ -34,7 +35,7 @@ def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
 def graph_of(model: Any, folder: Path, pooler: str) -> onnx.ModelProto:
     model.save_pretrained(folder)
-    config = read_config(folder)
+    config = read_architecture(folder)
     return encoder_graph(load_params(folder, config, "load"), config, pooler)
 
 
@@ -114,7 +115,7 @@ def test_a_model_without_token_types(tmp_path: Path) -> None:
     with torch.no_grad():
         torch_model.embeddings.token_type_embeddings.weight.zero_()
     torch_model.save_pretrained(tmp_path)
-    config = read_config(tmp_path)
+    config = read_architecture(tmp_path)
     params = load_params(tmp_path, config, "none")
     del params["embeddings"]["token_type"]
     graph = encoder_graph(params, dataclasses.replace(config, type_vocab_size=0), "avg")
@@ -153,7 +154,7 @@ def test_token_embeddings_are_the_last_layer(tmp_path: Path) -> None:
 
 def test_what_no_graph_can_be_made_of(tmp_path: Path) -> None:
     random_model("bert").save_pretrained(tmp_path)
-    config = read_config(tmp_path)
+    config = read_architecture(tmp_path)
     params = load_params(tmp_path, config, "none")
     with pytest.raises(ValueError, match="'cls' needs a head"):
         encoder_graph(params, config, "cls")

@@ -13,13 +13,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from simcse_jax.model_folder.pretrained import (
-    hugging_face_config,
-    load_mlm_head,
-    load_params,
-    read_config,
-    to_hugging_face,
-)
+from simcse_jax.encoder.families.table import config_json, read_architecture
+from simcse_jax.model_folder.pretrained import load_params, to_hugging_face
 from simcse_jax.system.errors import UserError
 from tests.torch_models import FAMILIES, random_model
 
@@ -58,11 +53,11 @@ def without(*endings: str) -> Callable[[Tensors], Tensors]:
 
 
 def load(folder: Path, head: Any = "load") -> Any:
-    return load_params(folder, read_config(folder), head)
+    return load_params(folder, read_architecture(folder), head)
 
 
 def test_round_trip_is_exact(family_folder: Path) -> None:
-    config = read_config(family_folder)
+    config = read_architecture(family_folder)
     tensors = to_hugging_face(load(family_folder), config)
     stored = load_file(family_folder / WEIGHTS)
     assert tensors.keys() == stored.keys()
@@ -73,9 +68,9 @@ def test_round_trip_is_exact(family_folder: Path) -> None:
 
 
 def test_config_round_trip(family_folder: Path, tmp_path: Path) -> None:
-    config = read_config(family_folder)
-    (tmp_path / "config.json").write_text(json.dumps(hugging_face_config(config)))
-    assert read_config(tmp_path) == config
+    config = read_architecture(family_folder)
+    (tmp_path / "config.json").write_text(json.dumps(config_json(config)))
+    assert read_architecture(tmp_path) == config
 
 
 def test_head_is_loaded_only_on_demand(bert: Path) -> None:
@@ -182,8 +177,8 @@ class Evil:
 def test_mlm_head(family: str, tmp_path: Path) -> None:
     model = random_model(family, "ForMaskedLM")
     model.save_pretrained(tmp_path)
-    config = read_config(tmp_path)
-    head = load_mlm_head(tmp_path, config)
+    config = read_architecture(tmp_path)
+    head = load_params(tmp_path, config, "none", mlm_head=True)["mlm"]
     theirs = model.cls.predictions if family == "bert" else model.lm_head
     dense, norm = (
         (theirs.transform.dense, theirs.transform.LayerNorm) if family == "bert" else (theirs.dense, theirs.layer_norm)
@@ -201,13 +196,13 @@ def test_mlm_head(family: str, tmp_path: Path) -> None:
 
 
 def test_mlm_head_misfits(bert: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no masked-language-model head"):
-        load_mlm_head(bert, read_config(bert))
+    with pytest.raises(UserError, match="no head for masked language modelling"):
+        load_params(bert, read_architecture(bert), "none", mlm_head=True)
     random_model("bert", "ForMaskedLM").save_pretrained(tmp_path)
     other = {"cls.predictions.decoder.weight": np.zeros((120, 32), np.float32)}
     variant(tmp_path, tmp_path, lambda tensors: tensors | other)
     with pytest.raises(UserError, match=r"cls.predictions.decoder.weight differs from"):
-        load_mlm_head(tmp_path, read_config(tmp_path))
+        load_params(tmp_path, read_architecture(tmp_path), "none", mlm_head=True)
 
 
 def test_misfits_are_all_named(bert: Path, tmp_path: Path) -> None:
@@ -251,7 +246,7 @@ CONFIG_ERRORS = {
     "another architecture": ({"model_type": "distilbert"}, r"model_type = 'distilbert'[\s\S]*bert, roberta, camembert"),
     "no model type": ({"model_type": None, "architectures": None}, r'no model_type[\s\S]*"model_type": "bert"'),
     "another class": ({"model_type": None, "architectures": ["T5Model"]}, r"architectures = \['T5Model'\]"),
-    "activation": ({"hidden_act": "mish"}, r"hidden_act = 'mish' is not known.\nKnown: gelu,"),
+    "activation": ({"hidden_act": "mish"}, r"hidden_act = 'mish' is unknown.\nKnown: gelu,"),
     "relative positions": ({"position_embedding_type": "relative_key"}, "'relative_key' is not supported; only 'abs"),
     "decoder": ({"is_decoder": True}, "is_decoder = True"),
     "cross attention": ({"add_cross_attention": True}, "add_cross_attention = True"),
@@ -269,18 +264,18 @@ def test_config_errors(bert: Path, tmp_path: Path, change: dict[str, Any], messa
     content = {key: value for key, value in content.items() if value is not None}
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
-        read_config(tmp_path)
+        read_architecture(tmp_path)
 
 
 def test_config_files_that_do_not_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config.json does not exist"):
-        read_config(tmp_path)
+        read_architecture(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert",')
-    with pytest.raises(UserError, match="not readable as JSON"):
-        read_config(tmp_path)
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_architecture(tmp_path)
     (tmp_path / "config.json").write_text("[1, 2]")
     with pytest.raises(UserError, match="holds a list"):
-        read_config(tmp_path)
+        read_architecture(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +289,7 @@ def test_config_files_that_do_not_read(tmp_path: Path) -> None:
 def test_families(bert: Path, tmp_path: Path, change: dict[str, Any], family: str) -> None:
     content = json.loads((bert / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(content))
-    assert read_config(tmp_path).family == family
+    assert read_architecture(tmp_path).family == family
 
 
 def test_a_model_without_token_types(bert: Path, tmp_path: Path) -> None:
@@ -302,8 +297,8 @@ def test_a_model_without_token_types(bert: Path, tmp_path: Path) -> None:
     variant(bert, tmp_path, without("token_type_embeddings.weight"))
     content = json.loads((bert / "config.json").read_text()) | {"type_vocab_size": 0}
     (tmp_path / "config.json").write_text(json.dumps(content))
-    params, config = load(tmp_path), read_config(tmp_path)
+    params, config = load(tmp_path), read_architecture(tmp_path)
     assert "token_type" not in params["embeddings"]
     table = to_hugging_face(params, config)["embeddings.token_type_embeddings.weight"]
     np.testing.assert_array_equal(table, np.zeros((1, 32)))
-    assert hugging_face_config(config)["type_vocab_size"] == 1
+    assert config_json(config)["type_vocab_size"] == 1

@@ -19,7 +19,7 @@ from configs import base
 from simcse_jax.config.resolve import resolve
 from simcse_jax.config.schema import Config
 from simcse_jax.model_folder.export import export_run
-from simcse_jax.model_folder.pretrained import hugging_face_config
+from simcse_jax.encoder.families.table import config_json
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.checkpoint import Checkpoints
 from simcse_jax.training.dev import SPEARMAN, Dev
@@ -277,7 +277,7 @@ def test_models_that_will_not_do_are_refused_before_anything_is_written(files: P
     model = tmp_path / "model"
     made = prepared(files, tmp_path / "made")
     shutil.copytree(tmp_path / "made" / "tokenizer", model)
-    config = hugging_face_config(made.encoder.architecture)
+    config = config_json(made.encoder.architecture)
     options: dict = {"model__name": str(model), "model__init": "pretrained", "model__tokenizer": ""}
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
     options |= {f"model__{key}": 0 for key in sizes}

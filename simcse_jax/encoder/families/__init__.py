@@ -1,0 +1,1 @@
+"""Hugging Face's config.json and weight names of each family of encoders."""
