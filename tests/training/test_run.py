@@ -18,8 +18,8 @@ import pytest
 from configs import base
 from simcse_jax.config.resolve import resolve
 from simcse_jax.config.schema import Config
-from simcse_jax.model_folder.export import export_run
 from simcse_jax.encoder.families.table import config_json
+from simcse_jax.model_folder.export import export_run
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.checkpoint import Checkpoints
 from simcse_jax.training.dev import SPEARMAN, Dev
