@@ -14,8 +14,9 @@ from configs import base
 from simcse_jax.config.resolve import resolve
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.model import Encoder
+from simcse_jax.training.feeding import batch_shapes
 from simcse_jax.training.model import unrolls
-from simcse_jax.training.program import batch_shapes, make_program
+from simcse_jax.training.program import make_program
 
 ENCODERS = {name: Architecture("bert", 30522, **dataclasses.asdict(sizes)) for name, sizes in SIZES.items()}
 # 64 Wikipedia sentences, with a mean of 21.9 tokens, fill 23 rows of 64; smaller groups take a proportional share.

@@ -20,10 +20,10 @@ from simcse_jax.data.batches import Batch, Rows
 from simcse_jax.data.corpus import read_sentences
 from simcse_jax.model_folder.export import export_model
 from simcse_jax.system.host_memory import keep_freed_memory
-from simcse_jax.training.feeding import feed
+from simcse_jax.training.feeding import batch_shapes, feed, split_list
 from simcse_jax.training.folder import TOKENIZER
-from simcse_jax.training.program import Compilations, batch_shapes
-from simcse_jax.training.run import listed, prepare
+from simcse_jax.training.program import Compilations
+from simcse_jax.training.run import prepare
 from simcse_jax.training.step import TrainStep
 
 
@@ -72,7 +72,7 @@ class Side:
         """Write the first weights and the batches of all steps for the other sides."""
         work, run, count = self.work, self.run, self.work.steps
         export_model(work.model, self.state.params, run.encoder.architecture, self.workdir / TOKENIZER, "cls", card={})
-        sentences = list(read_sentences(listed(work.data)))
+        sentences = list(read_sentences(split_list(work.data)))
         rows = np.stack([run.batches.rows(step) for step in range(count)])
         ids = np.zeros((*rows.shape, work.max_length), np.int32)
         for step, at in enumerate(rows):

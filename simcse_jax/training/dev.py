@@ -1,7 +1,8 @@
-"""What a run is judged by while it trains: graded pairs, held-out text, or both."""
+"""Score a run's parameters while it trains: on graded pairs, on held-out text, or on both."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -12,33 +13,39 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from simcse_jax.config.layout import with_batch_size
+from simcse_jax.config.schema import Config
 from simcse_jax.data.batches import Batches
+from simcse_jax.data.corpus import Corpus
+from simcse_jax.data.examples import AsTheyAre
+from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.evaluation.graded_pairs import GradedPairs
 from simcse_jax.evaluation.sts import evaluate_pairs
 from simcse_jax.hosts.agreement import first_says
-from simcse_jax.training.feeding import feed
+from simcse_jax.system.errors import UserError
+from simcse_jax.training.feeding import feed, load_texts, make_layout, make_masking
 from simcse_jax.training.mesh import replicated
-from simcse_jax.training.step import EncodeBatch
+from simcse_jax.training.program import make_encode
 
 Scores = dict[str, float]
-# What is logged of an evaluation, as dev/NAME.
+# The scores of an evaluation that are logged, as dev/NAME.
 LOGGED = ("spearman", "pearson", "perplexity", "mlm_accuracy")
 
 
 class Measure(NamedTuple):
-    """The score that decides which state is the best."""
+    """Name the score that decides which state is the best."""
 
     name: str  # one of LOGGED
     words: str
     sign: int = 1  # -1 where less is better
 
     def of(self, scores: Scores) -> float:
-        """The score, such that more is better."""
+        """Return the score with a sign such that more is better."""
         return self.sign * scores[self.name]
 
     def shown(self, score: float) -> float:
-        """The figure that a score came from."""
+        """Return the score as users see it, from what `of` returned."""
         return self.sign * score
 
 
@@ -47,7 +54,7 @@ PERPLEXITY = Measure("perplexity", "dev perplexity", -1)
 
 
 class Dev(NamedTuple):
-    """How a run's parameters are judged."""
+    """Hold how a run's parameters are scored."""
 
     measure: Measure
     evaluate: Callable[[Any], Scores]
@@ -56,10 +63,10 @@ class Dev(NamedTuple):
 def make_dev(
     pairs: GradedPairs | None, sentences: SentenceEncoder, perplexity: Callable[[Any], Scores] | None
 ) -> Dev | None:
-    """How parameters are judged: by graded pairs if there are some, else by perplexity; None without either.
+    """Return how parameters are scored: by graded pairs if there are some, else by perplexity; None without either.
 
-    Work is shared by all processes. Each has the whole result and scores it; process 0's figures count, so that all
-    keep and stop alike even if their processors round differently.
+    All processes encode together, and each scores the whole result. The scores of process 0 count, so that all keep
+    and stop alike even if their processors round differently.
     """
     if pairs is None and perplexity is None:
         return None
@@ -72,11 +79,40 @@ def make_dev(
     return Dev(SPEARMAN if pairs else PERPLEXITY, evaluate)
 
 
-def make_perplexity(encode: EncodeBatch, batches: Batches, mesh: Mesh) -> Callable[[Any], Scores]:
-    """A function from parameters to `perplexity` and `mlm_accuracy` (in %) on the whole batches of held-out text.
+class HeldOut(NamedTuple):
+    """Hold the text on which perplexity is computed."""
 
-    encode: without dropout. Batches are masked the same each time, so figures of one run compare.
+    config: Config  # the run's, with smaller batches where there is too little text for its own
+    corpus: Corpus
+    batches: Batches  # the same whatever the run's seed
+
+
+def load_held_out(config: Config, tokenizer: Any) -> HeldOut:
+    """Return the tokenised text of mlm.validation, in batches; UserError where there is too little for the devices.
+
+    Text of less than a batch is taken in batches of a power of two, so that the examples left over do not depend on
+    the number of devices.
     """
+    corpus = load_texts(config, config.mlm.validation, tokenizer)
+    size, devices = 1 << len(corpus).bit_length() - 1, config.mesh.devices
+    if len(corpus) < config.train.batch_size:
+        if size % devices:
+            raise UserError(
+                f"mlm.validation = {config.mlm.validation!r} holds {len(corpus)} examples: less than a batch, and "
+                f"{size} of them do not divide over {devices} devices.\nGive more held-out text, or leave it out."
+            )
+        config = with_batch_size(config, size)
+    masking = make_masking(config, tokenizer, seed=0)
+    return HeldOut(config, corpus, Batches(AsTheyAre(corpus), make_layout(config), 0, masking))
+
+
+def make_perplexity(held_out: HeldOut, encoder: Encoder, mesh: Mesh) -> Callable[[Any], Scores]:
+    """Return a function from parameters to `perplexity` and `mlm_accuracy` (%) on the whole batches of held-out text.
+
+    Batches are masked the same each time, so the scores of a run can be compared.
+    """
+    no_dropout = encoder.clone(architecture=dataclasses.replace(encoder.architecture, dropout=0.0))
+    encode, batches = make_encode(held_out.config, no_dropout, mesh), held_out.batches
     no_keys = np.zeros((1, 2), np.uint32)
 
     def sums(params: Any, batch: Any, keys: jax.Array) -> jax.Array:

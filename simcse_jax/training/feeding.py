@@ -1,7 +1,8 @@
-"""Batches onto the devices: each process makes the groups that its own devices hold, and no others."""
+"""Make the batches of a run, and put them onto the devices: each process makes the groups of its own devices only."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,35 +10,143 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from simcse_jax.data.batches import Batch, Batches
+from simcse_jax.config.layout import row_length
+from simcse_jax.config.schema import Config
+from simcse_jax.data.batches import Batch, Batches, Layout, Rows
+from simcse_jax.data.corpus import Corpus, load_corpus
+from simcse_jax.data.examples import AsTheyAre
+from simcse_jax.data.masking import Masking, places_of
+from simcse_jax.data.positives import make_examples, views_of
+from simcse_jax.data.vocabulary import require_mask_token, vocabulary_of
+from simcse_jax.group import Group, MaskedGroup
+from simcse_jax.system.errors import UserError
 from simcse_jax.training.mesh import over_groups, place, replicated
 
 
+def batch_shardings(mesh: Mesh) -> Batch:
+    """Return the sharding of each field of a batch: the ids of texts are on every device, all else by groups."""
+    shardings = dict.fromkeys(Batch._fields, over_groups(mesh))
+    return Batch(**shardings | {"texts": replicated(mesh)})
+
+
+def batch_shapes(config: Config, mesh: Mesh, columns: int, rows: Rows, row_length: int) -> Batch:
+    """Return ShapeDtypeStructs of a batch with V = `columns` texts an example, and `rows` rows a group.
+
+    Two row counts stand for separate anchors.
+    """
+    shardings = batch_shardings(mesh)
+    groups, examples = config.train.batch_size // config.group_size, config.train.batch_size
+
+    def of_groups(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((groups, *shape), np.int32, sharding=shardings.groups)
+
+    def group(rows: int, columns: int) -> Group:
+        tokens, slots = of_groups(rows, row_length), of_groups(columns * config.group_size)
+        return Group(tokens, tokens, tokens, tokens, slots, slots)
+
+    def copy(rate: float, whole_word: bool = False) -> MaskedGroup:
+        places = of_groups(places_of(rate, sum(rows), row_length, columns * config.group_size, whole_word))
+        return MaskedGroup(of_groups(sum(rows), row_length), places, places)
+
+    replaces = config.objective.loss != "none" and config.data.positive == "mask"
+    separate = len(rows) > 1
+    return Batch(
+        groups=group(rows[0], 1 if separate else columns),
+        texts=jax.ShapeDtypeStruct((max(columns, 2), examples), np.int32, sharding=shardings.texts),
+        masked=copy(config.mlm.rate, config.mlm.whole_word) if config.mlm.weight else None,
+        hidden=copy(config.data.rate) if replaces else None,
+        others=group(rows[1], columns - 1) if separate else None,
+    )
+
+
 def own_groups(mesh: Mesh, groups: int) -> list[int]:
-    """Which of a batch's groups lie on this process's devices, ascending."""
+    """Return which of a batch's groups lie on this process's devices, ascending."""
     spans = over_groups(mesh).addressable_devices_indices_map((groups,)).values()
     return sorted({n for span in spans if span for n in range(*span[0].indices(groups))})
 
 
 def feed(batches: Batches, mesh: Mesh, first_step: int, last_step: int) -> Iterator[Batch]:
-    """The batches of steps first_step <= step < last_step as global arrays, made ahead in background threads."""
+    """Yield the batches of steps first_step <= step < last_step as global arrays, made ahead in background threads."""
     groups = batches.layout.batch_size // batches.layout.group_size
     own = own_groups(mesh, groups)
     for batch in batches.stream(first_step, last_step, own):
-        yield placed(batch, own, groups, mesh)
+        yield place_batch(batch, own, groups, mesh)
 
 
-def placed(batch: Batch, own: list[int], groups: int, mesh: Mesh) -> Batch:
-    """A global batch of `groups` groups, of which `batch` holds those that `own` lists."""
-    sharding = over_groups(mesh)
+def place_batch(batch: Batch, own: list[int], groups: int, mesh: Mesh) -> Batch:
+    """Return a global batch of `groups` groups, of which `batch` holds those that `own` lists."""
     first_at = {group: at for at, group in enumerate(own)}
 
-    def spread(x: np.ndarray) -> jax.Array:
+    def spread(x: np.ndarray, sharding: Any) -> jax.Array:
         def part(index: Any) -> np.ndarray:
             span = range(*index[0].indices(groups))
             return x[first_at[span.start] :][: len(span)]  # a device's groups are neighbours, so they are here too
 
         return jax.make_array_from_callback((groups, *x.shape[1:]), sharding, part)
 
-    texts = place(batch.texts, replicated(mesh))
-    return jax.tree.map(spread, batch._replace(texts=None))._replace(texts=texts)
+    shardings = batch_shardings(mesh)
+    texts = place(batch.texts, shardings.texts)
+    by_group = jax.tree.map(lambda x: spread(x, shardings.groups), batch._replace(texts=None))
+    return by_group._replace(texts=texts)
+
+
+def load_data(config: Config, tokenizer: Any) -> tuple[Corpus, int, Batches]:
+    """Return the tokenised data, the number of times that each of its texts is encoded, and its batches."""
+    corpus = load_texts(config, config.data.files, tokenizer)
+    seed, views, examples = config.train.seed, 0, AsTheyAre(corpus)
+    if config.objective.loss != "none":
+        views = views_of(config.data.positive, corpus.columns)
+        examples = make_examples(config.data.how, corpus, tokenizer, lambda: vocabulary_of(tokenizer), seed)
+        _require_hard_negatives(config, examples.texts)
+    masking = make_masking(config, tokenizer, seed)
+    replacing = _make_replacing(config, tokenizer) if views else None
+    layout = dataclasses.replace(make_layout(config), apart=has_separate_anchors(config, views))
+    return corpus, views, Batches(examples, layout, seed, masking, replacing, config.objective.queue > 0)
+
+
+def load_texts(config: Config, files: str, tokenizer: Any) -> Corpus:
+    """Return the tokenised texts of these files, of the columns that the recipe names."""
+    columns = split_list(config.data.columns)
+    return load_corpus(split_list(files), tokenizer, config.data.max_length, columns, config.data.cache_dir or None)
+
+
+def has_separate_anchors(config: Config, views: int) -> bool:
+    """Return whether anchors stand in rows of their own, as two encoders read the texts of an example."""
+    return config.model.second_encoder != "none" and views == 1
+
+
+def _require_hard_negatives(config: Config, texts: int) -> None:
+    weight = config.objective.hard_negative_weight
+    if weight != 1 and texts < 3:
+        raise UserError(
+            f"objective.hard_negative_weight = {weight}, and the data has no hard negatives.\nGive a third column "
+            "with --config.data.positive=columns (configs/sup.py), or --config.objective.hard_negative_weight=1."
+        )
+
+
+def make_layout(config: Config) -> Layout:
+    """Return how a batch is laid out."""
+    return Layout(config.train.batch_size, config.group_size, row_length(config.data), not config.data.packed)
+
+
+def make_masking(config: Config, tokenizer: Any, seed: int) -> Masking | None:
+    """Return what masks tokens for masked language modelling, None without it."""
+    if not config.mlm.weight:
+        return None
+    vocabulary = vocabulary_of(tokenizer)
+    require_mask_token(vocabulary, f"mlm.weight = {config.mlm.weight}", "--config.mlm.weight=0")
+    return Masking(vocabulary, config.mlm.rate, config.mlm.whole_word, seed)
+
+
+def _make_replacing(config: Config, tokenizer: Any) -> Masking | None:
+    """Return what masks the tokens that a predictor replaces in positives, None without one."""
+    if config.data.positive != "mask":
+        return None
+    vocabulary = vocabulary_of(tokenizer)
+    require_mask_token(vocabulary, "data.positive = 'mask'", "--config.data.positive=dropout")
+    return Masking(vocabulary, config.data.rate, whole_word=False, seed=config.train.seed, all_masked=True)
+
+
+def split_list(value: str) -> list[str]:
+    """Return the parts of a comma-separated value."""
+    return [part.strip() for part in value.split(",") if part.strip()]

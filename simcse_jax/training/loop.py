@@ -25,9 +25,9 @@ from simcse_jax.system.errors import UserError, short
 from simcse_jax.training.checkpoint import Checkpoints, Progress
 from simcse_jax.training.dev import LOGGED, Measure
 from simcse_jax.training.display import Display, duration
-from simcse_jax.training.feeding import feed
+from simcse_jax.training.feeding import batch_shapes, feed
 from simcse_jax.training.metrics import FLOAT32_DIGITS, FLOAT64_DIGITS, Clock, MetricsWriter, NoMetrics, Profile
-from simcse_jax.training.program import Compilations, batch_shapes
+from simcse_jax.training.program import Compilations
 from simcse_jax.training.run import Run
 from simcse_jax.training.state import TrainState, encoder_params
 from simcse_jax.training.step import TrainStep

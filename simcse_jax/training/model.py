@@ -1,4 +1,4 @@
-"""What a recipe's model section means: folder, tokenizer, encoder, first parameters."""
+"""Turn a recipe's model section into a tokenizer, an encoder and its first parameters."""
 
 from __future__ import annotations
 
@@ -24,23 +24,29 @@ from simcse_jax.encoder.model import Encoder
 from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
+from simcse_jax.training.feeding import split_list
 
-# Sentences that a tokenizer trained on the spot looks at.
+# Sentences that a tokenizer is trained on, at most, with model.tokenizer = "train".
 TOKENIZER_SENTENCES = 1_000_000
 
-# The encoder of model.init = "random" without a model.name: BERT-base, but for the sizes that are given.
+# The encoder of model.init = "random" without a model.name, where the recipe gives no size.
 BERT_BASE = Architecture("bert", 30522, 768, 12, 12, 3072)
 
 
 def local_model(model: ModelConfig) -> Path | None:
-    """The local folder of model.name, fetched from the Hub if need be; None when it is empty."""
+    """Return the local folder of model.name, fetched from the Hub if need be; None where no model is named."""
     return model_folder(model.name, weights=model.init == "pretrained") if model.name else None
 
 
-def write_tokenizer(model: ModelConfig, folder: Path | None, files: list[str], columns: list[str], to: Path) -> None:
-    """Put the run's tokenizer into the folder `to`; trained on the data if the recipe says so."""
+def write_tokenizer(config: Config, folder: Path | None, to: Path) -> None:
+    """Write the run's tokenizer into the folder `to`; it is trained on the data if the recipe says so.
+
+    folder: that of model.name.
+    """
+    model = config.model
     if model.tokenizer == "train":
-        train_wordpiece(read_sentences(files, TOKENIZER_SENTENCES, columns), model.vocab_size, to)
+        texts = read_sentences(split_list(config.data.files), TOKENIZER_SENTENCES, split_list(config.data.columns))
+        train_wordpiece(texts, model.vocab_size, to)
         return
     source = model_folder(model.tokenizer, weights=False) if model.tokenizer else folder
     assert source is not None  # `resolve` refuses a recipe with neither
@@ -48,9 +54,10 @@ def write_tokenizer(model: ModelConfig, folder: Path | None, files: list[str], c
 
 
 def make_encoder(config: Config, folder: Path | None, vocab_size: int, platform: str) -> Encoder:
-    """The encoder module: sizes from the model's folder, and from the recipe where weights are random.
+    """Return the encoder module: its sizes are the model folder's, and the recipe's where weights are random.
 
-    vocab_size: the tokenizer's. UserError when recipe, tokenizer and sizes do not belong together.
+    vocab_size: the tokenizer's. platform: of the devices, "cpu", "gpu" or "tpu". UserError when recipe, tokenizer and
+    sizes do not fit together.
     """
     model = config.model
     sizes = read_architecture(folder) if folder else BERT_BASE
@@ -98,9 +105,10 @@ def make_encoder(config: Config, folder: Path | None, vocab_size: int, platform:
 
 
 def unrolls(model: ModelConfig, platform: str) -> bool:
-    """Whether layers run as straight-line code on devices of this platform ("cpu", "gpu", "tpu").
+    """Return whether layers run as straight-line code on devices of this platform, "cpu", "gpu" or "tpu".
 
-    With `remat` only where asked for: a CPU's scheduler makes everything again at once, where a loop has to take turns.
+    With `remat` only where asked for: in straight-line code a CPU's scheduler recomputes all layers at once, which
+    takes the memory that `remat` is to save; in a loop it recomputes one after another.
     """
     return model.unroll == "on" or (model.unroll == "auto" and platform == "cpu" and not model.remat)
 
@@ -108,10 +116,10 @@ def unrolls(model: ModelConfig, platform: str) -> bool:
 def load_predictor(
     config: Config, encoder: Encoder, folder: Path | None, tokenizer: Any, resumes: bool = False
 ) -> tuple[Predictor | None, Callable[[], Any]]:
-    """The masked language model of data.positive = "mask", and what gives its parameters; None with other positives.
+    """Return the masked language model of data.positive = "mask", None with other positives, and a loader.
 
-    It computes as the run's encoder does. folder: of model.name. UserError where it has no head, or another tokenizer
-    than the run.
+    The loader returns the model's parameters, and is called at most once. The model computes as the run's encoder
+    does. folder: that of model.name. UserError where the model has no head, or another tokenizer than the run.
     """
     if config.data.positive != "mask" or config.objective.loss == "none":
         return None, lambda: None
@@ -144,11 +152,11 @@ def load_predictor(
 
 
 def first_params(config: Config, encoder: Encoder, folder: Path | None, resumes: bool) -> Callable[[], Any]:
-    """A function, to be called at most once, that gives random parameters, or pretrained ones with a fresh head.
+    """Return a function that returns random parameters, or pretrained ones with a fresh head; call it at most once.
 
-    On the host or on one of its devices; equal on every process. Pretrained weights are read at once, so that a folder
-    without good ones is refused early; a run that goes on reads them only if its checkpoint is damaged. The paper's
-    MLP head is not BERT's own pooler, and starts fresh.
+    The parameters are on the host or on one of its devices, and equal on every process. Pretrained weights are read
+    here, so that a folder without good ones is refused early; a run that resumes reads them only if its checkpoint is
+    damaged. The paper's MLP head is not BERT's own pooler, so it starts fresh.
     """
     random = functools.partial(init_params, encoder, config.train.seed)
     if config.model.init == "random" or folder is None:

@@ -22,11 +22,11 @@ from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS
 from simcse_jax.system.errors import UserError
+from simcse_jax.training.feeding import batch_shapes, load_data
 from simcse_jax.training.hlo import collectives
 from simcse_jax.training.mesh import make_mesh
 from simcse_jax.training.model import load_predictor, local_model, make_encoder, write_tokenizer
-from simcse_jax.training.program import batch_shapes, make_program
-from simcse_jax.training.run import listed, load_data
+from simcse_jax.training.program import make_program
 
 # Memory that a program may use on each device, GiB: what the TPU compiler (libtpu 0.0.42) says when it is too little.
 # Topologies of TPU v4 list two devices a chip.
@@ -104,9 +104,8 @@ class Planner:
         self.config, self.chips = config, chips
         self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, chips.devices)
         folder = local_model(dataclasses.replace(config.model, init="random"))
-        files, columns = listed(config.data.files), listed(config.data.columns)
         with tempfile.TemporaryDirectory() as draft:
-            write_tokenizer(config.model, folder, files, columns, Path(draft))
+            write_tokenizer(config, folder, Path(draft))
             tokenizer = load_tokenizer(draft)
         self.encoder = make_encoder(config, folder, id_count(tokenizer), chips.devices[0].platform)
         self.corpus, self.views, self.batches = load_data(config, tokenizer)

@@ -8,16 +8,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from simcse_jax.config.schema import Config, ObjectiveConfig
 from simcse_jax.data.batches import Batch, Rows
-from simcse_jax.data.masking import places_of
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
-from simcse_jax.group import Group, MaskedGroup
 from simcse_jax.objective.contrastive import Objective, make_info_nce, matryoshka
 from simcse_jax.objective.pairwise import make_margin_ranking, make_sigmoid, make_triplet
 from simcse_jax.training.mesh import state_shardings
@@ -25,7 +22,6 @@ from simcse_jax.training.state import TrainState, add_objective_state, init_stat
 from simcse_jax.training.step import (
     EncodeBatch,
     TrainStep,
-    batch_shardings,
     compile_train_step,
     make_encode_batch,
     make_encode_groups,
@@ -36,69 +32,57 @@ from simcse_jax.training.step import (
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The step of a run, for one mesh."""
+    """Hold the step of a run, for one mesh."""
 
     mesh: Mesh
-    start: Callable[[Any, Any], TrainState]  # of the encoder's parameters, and the predictor's: the first state
-    shapes: TrainState  # ShapeDtypeStructs with shardings: what a state is laid out like
+    start: Callable[[Any, Any], TrainState]  # (encoder's parameters, predictor's or None) -> the first state
+    shapes: TrainState  # ShapeDtypeStructs with shardings
     train_step: TrainStep
 
     @property
     def shardings(self) -> Any:
-        """The NamedSharding of each array of a state."""
+        """Return the NamedSharding of each array of a state."""
         return jax.tree.map(lambda x: x.sharding, self.shapes)
 
 
 def make_program(
     config: Config, encoder: Encoder, mesh: Mesh, views: int, total_steps: int, predictor: Predictor | None = None
 ) -> Program:
-    """The program of a run of `total_steps` steps on this mesh.
+    """Return the program of a run of `total_steps` steps on this mesh.
 
-    views: how often each text is embedded; predictor: what makes positives, with data.positive = "mask".
+    Needs neither data nor weights, nor devices that are there. views: how often each text is encoded. predictor: the
+    model that makes positives with data.positive = "mask".
     """
-    masks, hides = config.mlm.weight > 0, predictor is not None
-    keys = [0 if config.model.same_mask else view for view in range(views)] + [views] * masks
+    keys = [0 if config.model.same_mask else view for view in range(views)] + [views] * (config.mlm.weight > 0)
     loss = make_loss(
         make_encode(config, encoder, mesh, predictor), make_objective(config.objective, mesh), config.mlm.weight
     )
     learned_rate = config.objective.learning_rate or None
     optimizer = make_optimizer(config.optimizer, total_steps, learned_rate)
-    of_predictor = predictor and parameter_shapes(predictor.encoder)
+    predictor_shapes = predictor and parameter_shapes(predictor.encoder)
 
-    def start(params: Any, of_predictor: Any) -> TrainState:
-        params, extra = add_objective_state(config.model.second_encoder, config.objective, params, of_predictor)
+    def start(params: Any, predictor_params: Any) -> TrainState:
+        params, extra = add_objective_state(config.model.second_encoder, config.objective, params, predictor_params)
         return init_state(params, optimizer, config.train.seed, extra)
 
-    shapes = jax.eval_shape(start, parameter_shapes(encoder), of_predictor)
+    shapes = jax.eval_shape(start, parameter_shapes(encoder), predictor_shapes)
     shardings = state_shardings(mesh, shapes)
     return Program(
         mesh=mesh,
         start=jax.jit(start, out_shardings=shardings),
         shapes=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
-        train_step=compile_train_step(
-            make_train_step(loss, optimizer, keys, config.model.momentum),
-            mesh,
-            shardings,
-            masks,
-            hides,
-            apart(config, views),
-        ),
+        train_step=compile_train_step(make_train_step(loss, optimizer, keys, config.model.momentum), mesh, shardings),
     )
 
 
-def apart(config: Config, views: int) -> bool:
-    """Whether anchors and other texts are read by two encoders, and so stand in rows of their own."""
-    return config.model.second_encoder != "none" and views == 1
-
-
 def make_encode(config: Config, encoder: Encoder, mesh: Mesh, predictor: Predictor | None = None) -> EncodeBatch:
-    """How a run's batches are encoded."""
+    """Return the function that encodes a run's batches."""
     encode = make_encode_groups(encoder, config.model.train_pooler, config.group_size, mesh, predictor)
     return make_encode_batch(encode, mesh, config.train.groups_at_once, encoder.dtype)
 
 
 def make_objective(config: ObjectiveConfig, mesh: Mesh) -> Objective | None:
-    """The contrastive objective that the recipe names; None where it names none."""
+    """Return the contrastive objective that the recipe names, None where it names none."""
     if config.loss == "none":
         return None
     makers = {
@@ -112,41 +96,12 @@ def make_objective(config: ObjectiveConfig, mesh: Mesh) -> Objective | None:
     return matryoshka(made, config.matryoshka_widths) if config.matryoshka_widths else made
 
 
-def batch_shapes(config: Config, mesh: Mesh, columns: int, rows: Rows, row_length: int) -> Batch:
-    """ShapeDtypeStructs of a batch: V = `columns` texts an example, groups of `rows` rows of `row_length` tokens.
-
-    Two row counts: its texts are apart.
-    """
-    hides = config.objective.loss != "none" and config.data.positive == "mask"
-    groups, examples = config.train.batch_size // config.group_size, config.train.batch_size
-    spread, everywhere = batch_shardings(mesh).groups.ids, batch_shardings(mesh).texts
-
-    def of_groups(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((groups, *shape), np.int32, sharding=spread)
-
-    def group(rows: int, columns: int) -> Group:
-        tokens, sentences = of_groups(rows, row_length), of_groups(columns * config.group_size)
-        return Group(tokens, tokens, tokens, tokens, sentences, sentences)
-
-    texts = jax.ShapeDtypeStruct((max(columns, 2), examples), np.int32, sharding=everywhere)
-
-    def copy(rate: float, whole_word: bool = False) -> MaskedGroup:
-        places = of_groups(places_of(rate, sum(rows), row_length, columns * config.group_size, whole_word))
-        return MaskedGroup(of_groups(sum(rows), row_length), places, places)
-
-    masked = copy(config.mlm.rate, config.mlm.whole_word) if config.mlm.weight else None
-    hidden = copy(config.data.rate) if hides else None
-    if len(rows) == 1:
-        return Batch(group(rows[0], columns), texts, masked, hidden)
-    return Batch(group(rows[0], 1), texts, masked, hidden, group(rows[1], columns - 1))
-
-
 class Compilations:
-    """The compiled steps of a run, one for each of the row counts that its batches have.
+    """Hold the compiled steps of a run, one for each of the row counts that its batches have.
 
-    One thread compiles them one after another, in the order in which they were asked for. That is the same on every
-    process, as it must be: compilers that share their findings between processes (a GPU's autotuning) wait for each
-    other.
+    One thread compiles them one after another, in the order in which they were asked for. That order is the same on
+    every process, as it must be: compilers that share their findings between processes (a GPU's autotuning) wait for
+    each other.
     """
 
     def __init__(self, program: Program, shapes: Callable[[Rows], Batch]):
@@ -154,10 +109,10 @@ class Compilations:
         self._program, self._shapes = program, shapes
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
         self._steps: dict[Rows, Future[TrainStep]] = {}
-        self._told: set[Rows] = set()
+        self._reported: set[Rows] = set()
 
     def begin(self, *row_counts: Rows) -> None:
-        """Have these compiled, unless they are already.
+        """Start to compile the steps for these row counts, unless they are compiled already.
 
         They are traced here, under the caller's own settings of JAX, which other threads do not have.
         """
@@ -167,27 +122,27 @@ class Compilations:
                 self._steps[rows] = self._pool.submit(step.lower(self._program.shapes, self._shapes(rows)).compile)
 
     def ready(self, rows: Rows) -> bool:
-        """Whether the step for these row counts can run at once."""
+        """Return whether the step for these row counts can run at once."""
         return rows in self._steps and self._steps[rows].done()
 
     def step(self, rows: Rows) -> TrainStep:
-        """The step for these row counts; waits until it is compiled. Raises what the compiler raised."""
+        """Return the step for these row counts; waits until it is compiled, and raises what the compiler raised."""
         self.begin(rows)
         return self._steps[rows].result()
 
     def finished(self) -> int:
-        """How many are compiled."""
+        """Return how many steps are compiled."""
         return sum(_ended(step) and not step.exception() for step in self._steps.values())
 
     def failures(self) -> list[tuple[Rows, BaseException]]:
-        """(row counts, error) of those that did not compile; each once."""
+        """Return (row counts, error) of the steps that did not compile, each once."""
         found = [(rows, error) for rows, step in self._steps.items() if _ended(step) and (error := step.exception())]
-        new = [(rows, error) for rows, error in found if rows not in self._told]
-        self._told |= {rows for rows, _ in new}
+        new = [(rows, error) for rows, error in found if rows not in self._reported]
+        self._reported |= {rows for rows, _ in new}
         return new
 
     def close(self) -> None:
-        """Begin no further one. What is being compiled goes on; `cli.run` does not wait for it."""
+        """Start no further compilation. One that runs goes on, and `cli.run` does not wait for it."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 

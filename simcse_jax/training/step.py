@@ -1,4 +1,4 @@
-"""One training step: batch to embeddings to loss to gradient to new state, as one pure function."""
+"""Define one training step as a pure function: batch to embeddings to loss to gradient to new state."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from simcse_jax.data.batches import Batch, Fed
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.mlm import Predictor, mlm_scores, replace_tokens
 from simcse_jax.encoder.model import Encoder, embed
-from simcse_jax.group import Group, MaskedGroup
+from simcse_jax.group import Group
 from simcse_jax.objective.contrastive import Metrics, Objective
 from simcse_jax.objective.mlm import Predicted, mlm_loss, predictions
 from simcse_jax.training import mesh as meshes
+from simcse_jax.training.feeding import batch_shardings
 from simcse_jax.training.mesh import gather_over_data, gather_over_fsdp, part_specs
 from simcse_jax.training.state import (
     LEARNED,
@@ -32,19 +33,19 @@ from simcse_jax.training.state import (
     update_ema,
 )
 
-# (params, extra, batch, keys) -> (loss, (metrics, what extra becomes))
+# (params, extra, batch, keys) -> (loss, (metrics, the next extra))
 Loss = Callable[[Any, Any, Batch, jax.Array], tuple[jax.Array, tuple[Metrics, Any]]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 class Encoded(NamedTuple):
-    """What the encoder makes of groups."""
+    """Hold what the encoder makes of G groups."""
 
     z: jax.Array | None  # [K + 1, G, n, D]: embeddings of anchors, positives, hard negatives; None without views
-    predicted: Predicted | None  # of the groups' masked copies, [G] each; None without them
+    predicted: Predicted | None  # [G] each: of the groups' masked copies; None without masked language modelling
 
 
-# (trees, groups and their copies, keys uint32[views (+ 1), 2]) -> Encoded; trees: see `parameters.encoding_trees`
+# (trees of parameters, groups, keys uint32[views (+ 1), 2]) -> Encoded; trees: those of `state.encoding_trees`
 EncodeGroups = Callable[[Any, Fed, jax.Array], Encoded]
 EncodeBatch = Callable[[Any, Batch, jax.Array], Encoded]
 
@@ -52,48 +53,52 @@ EncodeBatch = Callable[[Any, Batch, jax.Array], Encoded]
 def make_encode_groups(
     encoder: Encoder, pooler: str, group_size: int, mesh: Mesh, predictor: Predictor | None = None
 ) -> EncodeGroups:
-    """A function that encodes G groups, and predicts what their masked copies hide, where they have some.
+    """Return a function that encodes G groups, and predicts the masked tokens of their masked copies.
 
-    One view: the V texts that an example has in its group are anchor, positive and hard negatives. Two views: the same
-    sentences, encoded twice with independent dropout keys. The masked copies have a view of their own, the last key's.
-    Where there is a second encoder, it encodes all but the anchors, and of one view these are apart; with a predictor,
-    the second view is of sentences in which it has replaced what is hidden.
-    To be called within a shard_map over the mesh, with this device's parts of the parameters: a layer's are gathered
-    when the layer runs, and dropped after it (ZeRO-3).
+    With one view, the V texts of an example are its anchor, positive and hard negatives. With two views, the same
+    sentences are encoded twice with independent dropout keys. Masked copies have a view of their own, that of the last
+    key. A second encoder encodes all texts but the anchors; with one view, these then come as a group of their own. A
+    predictor replaces the masked tokens of the second view's sentences.
+
+    The function is called inside a shard_map over the mesh, with this device's parts of the parameters: a layer is
+    gathered when it runs, and dropped after it (ZeRO-3).
     """
     whole = _gathering(encoder, mesh)
     whole_predictor = predictor and _gathering(predictor.encoder, mesh)
 
-    def texts(params: Any, groups: Group, keys: jax.Array) -> jax.Array:
-        """[views * V, G, n, D]."""
+    def embed_texts(params: Any, groups: Group, keys: jax.Array) -> jax.Array:
+        """Return embeddings [views * V, G, n, D]."""
         z = embed(whole.encoder, params, groups, pooler, keys)  # [views, G, N, D], N = texts an example * n
         z = jnp.moveaxis(z.reshape(*z.shape[:2], -1, group_size, z.shape[-1]), 2, 1)
         return z.reshape(-1, *z.shape[2:])
 
-    def of_views(trees: Any, first: Any, fed: Fed, keys: jax.Array) -> jax.Array:
-        second = whole.around(trees[SECOND]) if SECOND in trees else first
+    def embed_views(trees: Any, first: Any, fed: Fed, keys: jax.Array) -> jax.Array:
+        """Return embeddings [K + 1, G, n, D]; first: the first encoder's parameters."""
+        second = whole.gather_outer_params(trees[SECOND]) if SECOND in trees else first
         if fed.hidden is not None:
             assert predictor is not None
             assert whole_predictor is not None
-            held = whole_predictor.around(trees[PREDICTOR])
-            ids = replace_tokens(predictor._replace(encoder=whole_predictor.encoder), held, fed.groups, fed.hidden)
-            positives = fed.groups._replace(ids=ids)
+            held = whole_predictor.gather_outer_params(trees[PREDICTOR])
+            gathering = predictor._replace(encoder=whole_predictor.encoder)
+            positives = fed.groups._replace(ids=replace_tokens(gathering, held, fed.groups, fed.hidden))
         elif SECOND in trees:
-            assert len(keys) == 2 or fed.others is not None, "of one view, texts must be apart"
+            assert len(keys) == 2 or fed.others is not None, "with one view, anchors must be separate"
             positives = fed.groups if fed.others is None else fed.others
         else:
             assert fed.others is None, "one encoder reads all texts together"
-            return texts(first, fed.groups, keys)
-        # Of one view, both encoders drop by its key.
-        return jnp.concatenate([texts(first, fed.groups, keys[:1]), texts(second, positives, keys[-1:])])
+            return embed_texts(first, fed.groups, keys)
+        # With one view, both encoders use its key.
+        return jnp.concatenate([embed_texts(first, fed.groups, keys[:1]), embed_texts(second, positives, keys[-1:])])
 
     def encode(trees: Any, fed: Fed, keys: jax.Array) -> Encoded:
-        first = whole.around({name: tree for name, tree in trees.items() if name not in (SECOND, PREDICTOR)})
+        first = whole.gather_outer_params(
+            {name: tree for name, tree in trees.items() if name not in (SECOND, PREDICTOR)}
+        )
         views = len(keys) - (fed.masked is not None)
-        z = of_views(trees, first, fed, keys[:views]) if views else None
+        z = embed_views(trees, first, fed, keys[:views]) if views else None
         predicted = None
         if fed.masked is not None:
-            groups = fed.groups if fed.others is None else _joined(fed.groups, fed.others)
+            groups = fed.groups if fed.others is None else _stack_rows(fed.groups, fed.others)
             scores = mlm_scores(whole.encoder, first, groups, fed.masked, keys[-1])
             predicted = predictions(scores, fed.masked.labels)
         return Encoded(z, predicted)
@@ -101,17 +106,17 @@ def make_encode_groups(
     return encode
 
 
-def _joined(first: Group, rest: Group) -> Group:
-    """The groups, stacked, that were parted into these."""
+def _stack_rows(first: Group, rest: Group) -> Group:
+    """Return G groups with the rows of both, as their masked copies have them."""
     below = rest._replace(first_tokens=rest.first_tokens + first.ids.shape[1] * first.ids.shape[2])
     return jax.tree.map(lambda one, other: jnp.concatenate([one, other], axis=1), first, below)
 
 
 class _Gathering(NamedTuple):
-    """An encoder whose layers are gathered when they run, and what gathers its other parameters."""
+    """Hold an encoder that gathers its layers when they run, and a function that gathers its other parameters."""
 
     encoder: Encoder
-    around: Callable[[Any], Any]
+    gather_outer_params: Callable[[Any], Any]
 
 
 def _gathering(encoder: Encoder, mesh: Mesh) -> _Gathering:
@@ -119,21 +124,21 @@ def _gathering(encoder: Encoder, mesh: Mesh) -> _Gathering:
     if mesh.shape["fsdp"] > 1:
         encoder = encoder.clone(gather=lambda layer: gather_over_fsdp(layer, specs["layers"], stacked=True))
 
-    def around(params: Any) -> Any:
+    def gather_outer_params(params: Any) -> Any:
         return {
             name: tree if name == "layers" else gather_over_fsdp(tree, specs[name]) for name, tree in params.items()
         }
 
-    return _Gathering(encoder, around)
+    return _Gathering(encoder, gather_outer_params)
 
 
 def make_encode_batch(encode: EncodeGroups, mesh: Mesh, groups_at_once: int = 0, kernels_as: Any = None) -> EncodeBatch:
-    """A function (params, batch, keys) -> Encoded, all global, spread over every device.
+    """Return a function (params, batch, keys) -> Encoded of global arrays, spread over all devices.
 
-    groups_at_once: how many groups each device encodes at a time; 0 = all of its groups. With fewer, activations are
-    recomputed in the backward pass (GradCache), so memory holds those of `groups_at_once` groups and all embeddings.
-    Each device sums the gradient of its own groups, and gradients are exchanged once. kernels_as: the dtype that the
-    encoder computes in; kernels are gathered as such, unless in chunks or with fsdp.
+    groups_at_once: the number of groups that each device encodes at a time, 0 for all of its groups. With fewer,
+    activations are recomputed in the backward pass (GradCache), so memory holds the activations of that many groups and
+    all embeddings. Each device sums the gradient of its own groups, and gradients are exchanged once. kernels_as: the
+    dtype that the encoder computes in; kernels are gathered in it, unless in chunks or with fsdp.
     """
     # Over an axis of one device, XLA would "reduce" gradients all the same, by copying them.
     axes = meshes.used_axes(mesh)
@@ -168,10 +173,11 @@ def make_encode_batch(encode: EncodeGroups, mesh: Mesh, groups_at_once: int = 0,
 
 
 def make_loss(encode: EncodeBatch, objective: Objective | None, mlm_weight: float = 0.0) -> Loss:
-    """A function (params, extra, batch, keys) -> (loss, (metrics, extra)).
+    """Return a function (params, extra, batch, keys) -> (loss, (metrics, extra)).
 
-    The loss is the objective's, plus mlm_weight times that of masked language modelling. objective: None for masked
-    language modelling alone. A queue in `extra` is among the candidates, and takes in this batch's positives.
+    The loss is the objective's plus mlm_weight times that of masked language modelling. objective: None for masked
+    language modelling alone. The embeddings of a queue in `extra` are candidates too, and this batch's positives join
+    the queue.
     """
 
     def loss(params: Any, extra: Any, batch: Batch, keys: jax.Array) -> tuple[jax.Array, tuple[Metrics, Any]]:
@@ -187,9 +193,9 @@ def make_loss(encode: EncodeBatch, objective: Objective | None, mlm_weight: floa
                 if queue is not None:
                     extra = extra | {QUEUE: enqueue(queue, candidates[0], batch.texts[1])}
             if encoded.predicted is not None:
-                of_mlm, figures = mlm_loss(encoded.predicted)
+                of_mlm, mlm_metrics = mlm_loss(encoded.predicted)
                 losses.append(mlm_weight * of_mlm)
-                metrics = metrics | figures
+                metrics = metrics | mlm_metrics
         return sum(losses[1:], losses[0]), (metrics, extra)
 
     return loss
@@ -198,10 +204,10 @@ def make_loss(encode: EncodeBatch, objective: Objective | None, mlm_weight: floa
 def make_train_step(
     loss: Loss, optimizer: optax.GradientTransformation, keys: Sequence[int], momentum: float = 0.0
 ) -> TrainStep:
-    """A pure function (state, batch) -> (state, metrics); metrics are scalars, of the batch and of this update.
+    """Return a pure function (state, batch) -> (state, metrics); metrics are scalars.
 
-    keys: the numbers of the dropout keys that a step takes, one for each view, and one for masked copies; views with
-    the same number drop the same. momentum: of the second encoder, where `extra` holds one.
+    keys: the number of the dropout key of each view, and of the masked copies; views with the same number drop the
+    same. momentum: that of the momentum encoder, where `extra` holds one.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -223,32 +229,11 @@ def make_train_step(
     return train_step
 
 
-def batch_shardings(mesh: Mesh, masked: bool = False, hidden: bool = False, apart: bool = False) -> Batch:
-    """The sharding of each array of a batch: groups and their copies over every device, text numbers on each."""
-
-    def spread(fields: Any) -> Any:
-        return fields(*[meshes.over_groups(mesh)] * len(fields._fields))
-
-    copies = [spread(MaskedGroup) if there else None for there in (masked, hidden)]
-    others = spread(Group) if apart else None
-    return Batch(spread(Group), meshes.replicated(mesh), *copies, others=others)
-
-
-def compile_train_step(
-    train_step: TrainStep,
-    mesh: Mesh,
-    state_shardings: Any,
-    masked: bool = False,
-    hidden: bool = False,
-    apart: bool = False,
-) -> TrainStep:
-    """The jitted step: state donated and sharded as given, groups spread over the mesh, metrics on every device.
-
-    masked, hidden: whether its batches have such copies; apart: whether their texts are apart.
-    """
+def compile_train_step(train_step: TrainStep, mesh: Mesh, state_shardings: Any) -> TrainStep:
+    """Return the jitted step. The state is donated; metrics are on every device."""
     return jax.jit(
         train_step,
-        in_shardings=(state_shardings, batch_shardings(mesh, masked, hidden, apart)),
+        in_shardings=(state_shardings, batch_shardings(mesh)),
         out_shardings=(state_shardings, meshes.replicated(mesh)),
         donate_argnums=0,
     )

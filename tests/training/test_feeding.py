@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 
 from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.examples import AsTheyAre
-from simcse_jax.training.feeding import feed, own_groups, placed
+from simcse_jax.training.feeding import feed, own_groups, place_batch
 from simcse_jax.training.mesh import AXES, make_mesh
 from tests.training.test_topology import RandomExamples
 
@@ -59,12 +59,12 @@ def test_a_process_places_its_own_groups_on_its_own_devices(monkeypatch: pytest.
     monkeypatch.setattr(jax, "make_array_from_callback", place)
     own = own_groups(mesh, 16)
     assert own == list(range(8, 16))
-    result = placed(batches(0, own), own, 16, mesh)
+    result = place_batch(batches(0, own), own, 16, mesh)
     np.testing.assert_array_equal(result.groups.ids, batches(0).groups.ids[8:])
 
 
 def test_placing_puts_each_group_where_it_belongs() -> None:
     mesh, batches = make_mesh(4, 2), Batches(AsTheyAre(RandomExamples(1)), LAYOUT, seed=3)
-    result = placed(batches(0), list(range(16)), 16, mesh)
+    result = place_batch(batches(0), list(range(16)), 16, mesh)
     for shard in result.groups.ids.addressable_shards:
         np.testing.assert_array_equal(shard.data, batches(0).groups.ids[shard.index[0]])

@@ -13,9 +13,10 @@ from simcse_jax.config.resolve import resolve
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.model import Encoder
+from simcse_jax.training.feeding import batch_shapes
 from simcse_jax.training.hlo import Collective, collectives
 from simcse_jax.training.mesh import make_mesh, part_specs
-from simcse_jax.training.program import batch_shapes, make_program
+from simcse_jax.training.program import make_program
 
 WIDTH, BATCH = 256, 1024
 METRICS = 7 * 4  # bytes: the loss and six sums

@@ -255,7 +255,7 @@ def test_without_a_mask_token_nothing_is_masked(
     def without(tokenizer: Any) -> Vocabulary:
         return dataclasses.replace(vocabulary_of(tokenizer), mask_id=None)
 
-    monkeypatch.setattr("simcse_jax.training.run.vocabulary_of", without)
+    monkeypatch.setattr("simcse_jax.training.feeding.vocabulary_of", without)
     with pytest.raises(UserError, match=f"mask token(.|\n)*--config.{instead}"):
         prepare_quick(tmp_path / "run", cache, **FROM_FOLDER, model__name=str(predictor), **flags)
 

@@ -229,7 +229,7 @@ def trained(case: Case, kind: Kind, steps: int) -> Trained:
         shardings = state_shardings(made.mesh, jax.eval_shape(start))
         state = jax.device_put(start(), shardings)
         train_step = make_train_step(made.loss, optimizer, range(kind.keys), momentum=0.9)
-        step: Any = compile_train_step(train_step, made.mesh, shardings, kind.mlm > 0, kind.predicts, kind.apart)
+        step: Any = compile_train_step(train_step, made.mesh, shardings)
         step = step.lower(state, made.batches(0)).compile(QUICK)
         losses, norms = [], []
         for n in range(steps):
