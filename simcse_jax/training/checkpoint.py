@@ -1,7 +1,7 @@
-"""What a run keeps on disk: `last` to go on from, `best` to use.
+"""Save and restore a run: `checkpoints/last` to resume from, `checkpoints/best` to use.
 
-`checkpoints/last` holds whole states, the newest two; `checkpoints/best` holds parameters and their score. A step
-counts once the list of its files is there (`manifest`), so a killed run leaves nothing half-written that counts.
+`last` holds the newest two states, `best` the parameters of the best two evaluations and their scores. A checkpoint
+is complete once the list of its files is there (`folder.seal`), so what a killed run leaves half-written is ignored.
 """
 
 from __future__ import annotations
@@ -27,21 +27,19 @@ from simcse_jax.training.mesh import place
 from simcse_jax.training.saved import read_state
 from simcse_jax.training.state import TrainState
 
-# Saves in a row that may fail before the run stops.
-ATTEMPTS = 3
-# How long processes wait for each other within a save.
-SAVE_TIMEOUT_S = 600
+ATTEMPTS = 3  # failed saves in a row that stop the run
+SAVE_TIMEOUT_S = 600  # how long processes wait for each other within a save
 
 
 @dataclasses.dataclass
 class Progress:
-    """What a run knows beside its state; saved with `last`, so that a resumed run goes on with it."""
+    """Hold what a run knows beside its state; saved with `last`, so that a resumed run continues with it."""
 
     best_step: int = -1
     best_score: float = float("-inf")
-    stale_evaluations: int = 0  # since the best one
+    stale_evaluations: int = 0  # evaluations since the best one
     losses: list[float] = dataclasses.field(default_factory=list)  # of the steps since the last evaluation
-    history: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)  # step, score, mean loss since
+    history: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)  # step, score, mean loss
 
     def to_json(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
@@ -55,20 +53,20 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder, written by all processes together. Use as a context."""
+    """Write and read the checkpoints of one run folder, all processes together. A context manager."""
 
     def __init__(self, workdir: Path, say: Callable[[str], None] = print):
-        """say: takes lines on what went wrong and was mended."""
+        """say: called with lines on what went wrong and how it was repaired."""
         self._say = say
-        self._failures = {"last": 0, "best": 0}  # saves of each that failed in a row
+        self._failures = {"last": 0, "best": 0}  # failed saves in a row
         self._folder = workdir.absolute() / "checkpoints"
         with together():
             self._remove_incomplete()
-        # Two of each: a save that a kill interrupts never leaves the run with none.
+        # Two of each are kept: a save that a kill interrupts never leaves the run with none.
         self._last = ocp.CheckpointManager(self._folder / "last", options=_options(asynchronous=True))
         self._best = ocp.CheckpointManager(self._folder / "best", options=_options(asynchronous=False))
         self._watcher = ThreadPoolExecutor(1, "checkpoint")
-        self._pending: Future[None] | None = None  # the save of `last` that was started and not yet looked at
+        self._pending: Future[None] | None = None  # the save of `last` that was started and not yet checked
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -76,7 +74,7 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if error is None:
             self._close()
-        elif processes() == 1 or getattr(error, "everywhere", False):  # else the others may never come to wait with us
+        elif processes() == 1 or getattr(error, "everywhere", False):  # else the other processes may never come here
             with suppress(Exception):
                 self._close()
 
@@ -87,56 +85,56 @@ class Checkpoints:
         self._best.close()
 
     def latest_step(self) -> int | None:
-        """The step that the run would go on from, were it to end now; None if that is the start."""
+        """Return the step that a resumed run would start from, None for the start."""
         if self._pending is not None:
             self._pending.exception()  # waits for it
         return max(complete_steps(self._folder / "last"), default=None)
 
     def start_anew(self) -> None:
-        """Forget the best of a run that never came to a state to go on from."""
+        """Delete the best checkpoints of a run that has no state to resume from."""
         for step in self._best.all_steps():
             self._best.delete(step)
 
     def save_last(self, state: TrainState, progress: Progress) -> None:
         """Save in the background, once the previous save is done.
 
-        A save that fails is told of, and `must_retry` is true from then on. With several processes, or when it fails
-        time after time, it is raised: UserError if the disk is full, else RuntimeError (so that launchers start again).
+        When a save fails, a warning is printed and `must_retry` returns True. With several processes, or after
+        `ATTEMPTS` failures, this raises: UserError if the disk is full, else RuntimeError (so launchers start again).
         """
         step = int(state.step)
         if self._settled() and self._last.latest_step() == step:
             return
         if self._failures["last"]:
             self._say(f"saving step {step} instead")
-        told = progress.to_json()
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), progress=ocp.args.JsonSave(told))
+        metadata = progress.to_json()
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), progress=ocp.args.JsonSave(metadata))
         try:
             self._last.save(step, force=True, args=items)
-        except Exception as error:  # noqa: BLE001 (whatever a file system may do)
+        except Exception as error:  # noqa: BLE001 (a file system may raise anything)
             self._failed("last", error)
         else:
             self._pending = self._watcher.submit(self._completed, self._last, step)
 
     def _completed(self, manager: ocp.CheckpointManager, step: int) -> None:
-        """Wait until a save is there, and call it complete."""
+        """Wait until a save is written, and mark it as complete."""
         manager.wait_until_finished()
         if is_first():
             seal(Path(manager.directory) / str(step))
 
     def must_retry(self) -> bool:
-        """Whether the newest save has failed; costs nothing, so it is asked at every step."""
+        """Return whether the newest save has failed; cheap enough for every step."""
         if self._pending is not None and self._pending.done():
             self._settled()
         return self._pending is None and self._failures["last"] > 0
 
     def finish(self, state: TrainState, progress: Progress) -> None:
-        """Save this state, and return once it is there; raises what `save_last` raises."""
+        """Save this state and wait until it is written; raises what `save_last` raises."""
         self.save_last(state, progress)
         while not self._settled():
             self.save_last(state, progress)
 
     def _settled(self) -> bool:
-        """Wait for the save that is under way; False if the newest one has failed."""
+        """Wait for the running save; return False if the newest one has failed."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             if error := pending.exception():
@@ -146,11 +144,11 @@ class Checkpoints:
         return not self._failures["last"]
 
     def _failed(self, which: str, error: BaseException) -> None:
-        """Tell of a failed save, and leave things such that it can be tried again; raises when that is of no use."""
+        """Report a failed save and clean up for another attempt; raise when another attempt makes no sense."""
         self._failures[which] += 1
         with suppress(OSError):
             self._remove_incomplete()
-        for manager in (self._last, self._best):  # what was removed is no longer there for them, either
+        for manager in (self._last, self._best):  # they must forget what was removed
             manager.reload()
         reason = short(error)
         full = any(words in str(error) for words in ("No space left", "quota", "File too large"))
@@ -164,28 +162,28 @@ class Checkpoints:
         self._say(f"warning: a checkpoint could not be written: {reason}")
 
     def save_best(self, step: int, params: Any, scores: dict[str, Any]) -> None:
-        """Save the parameters of the best evaluation so far; done when this returns. Raises as `save_last` does."""
+        """Save the parameters of the best evaluation so far, before this returns. Raises what `save_last` raises."""
         # The state on disk may rest on an older best, which goes once two newer ones are there.
         self._settled()
-        if step in self._best.all_steps():  # a resumed run comes by its best step again
+        if step in self._best.all_steps():  # a resumed run reaches its best step again
             self._best.delete(step)
         items = ocp.args.Composite(params=ocp.args.StandardSave(params), scores=ocp.args.JsonSave(scores))
         while True:
             try:
                 self._best.save(step, force=True, args=items)
                 self._completed(self._best, step)
-            except Exception as error:  # noqa: BLE001 (whatever a file system may do)
+            except Exception as error:  # noqa: BLE001 (a file system may raise anything)
                 self._failed("best", error)
             else:
                 self._failures["best"] = 0
                 return
 
     def restore_last(self, like: TrainState) -> tuple[TrainState, Progress] | None:
-        """The newest good state and its progress, laid out like `like` (ShapeDtypeStructs with shardings).
+        """Return the newest good state and its progress, laid out like `like` (ShapeDtypeStructs with shardings).
 
-        None in a new run. One that is torn or not what was written is set aside, and the one before it is taken. None
-        also where it was the run's first; UserError when none of several is good. Every process reads and checks the
-        whole: a disk that fails one of them is no reason to set a good state aside.
+        A damaged checkpoint is renamed to broken-STEP, and the one before it is used. None in a new run, and when the
+        damaged one was the run's first; UserError when all of several are damaged. Every process reads and checks the
+        whole, so that a disk that fails one process alone does not condemn a good checkpoint.
         """
         found = {
             "steps": sorted(self._last.all_steps(), reverse=True),
@@ -194,29 +192,29 @@ class Checkpoints:
         found = json.loads(first_says(json.dumps(found)))
         steps, earlier = found["steps"], found["earlier"]
         for step in steps:
-            values, told, problem = None, {}, ""
+            values, metadata, problem = None, {}, ""
             try:
-                values, told = read_state(self._folder / "last" / str(step), like._asdict())
-            except Exception as error:  # noqa: BLE001 (whatever a reader may make of damaged files)
+                values, metadata = read_state(self._folder / "last" / str(step), like._asdict())
+            except Exception as error:  # noqa: BLE001 (damaged files may raise anything)
                 problem = short(error)
             problems = gather(problem)
             if not any(problems):
-                # Saved after `last`, so of a part of the run that is about to be repeated.
+                # A best that is newer than this state: the run is about to repeat those steps.
                 for later in [s for s in self._best.all_steps() if s > step]:
                     self._best.delete(later)
-                return TrainState(**place(values, _shardings(like))), Progress.from_json(told)
+                return TrainState(**place(values, _shardings(like))), Progress.from_json(metadata)
             if not all(problems):
-                number, told_problem = next((n, text) for n, text in enumerate(problems) if text)
-                raise RuntimeError(f"Process {number} cannot read step {step}, and others can: {told_problem}")
+                number, its_problem = next((n, text) for n, text in enumerate(problems) if text)
+                raise RuntimeError(f"Process {number} cannot read step {step}, and others can: {its_problem}")
             self._set_aside(step, problem)
         if not steps:
             return None
         if len(steps) == 1 and not earlier:
-            self._say("warning: that was the first checkpoint, and there is no other: the run starts again")
+            self._say("warning: there is no other checkpoint, so the run starts again")
             return None
         raise on_all(
-            f"No checkpoint in {self._folder / 'last'} was good; they are beside it now, as broken-*.\n"
-            "Put back a copy, or start anew with --workdir=ANOTHER."
+            f"All checkpoints in {self._folder / 'last'} were damaged; they are beside it now, as broken-*.\n"
+            "Restore one from a copy, or start a new run with --workdir=ANOTHER."
         )
 
     def _set_aside(self, step: int, problem: str) -> None:

@@ -1,4 +1,7 @@
-"""Read and write the run folder: what it says of its run, and whether a run may go on in it."""
+"""Read and write the run folder: its config.json, its tokenizer, the file lists of its checkpoints.
+
+Before anything is written, a run checks that it may use the folder, so a refused command leaves another run as it was.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,20 @@ from simcse_jax.config.compare import differences
 from simcse_jax.config.schema import Config, defaults
 from simcse_jax.hosts.agreement import first_says, is_first, processes, together
 from simcse_jax.system.errors import UserError
-from simcse_jax.system.whole_file import write_whole_text
+from simcse_jax.system.whole_file import write_whole_text, writing
 
 TOKENIZER = "tokenizer"
-# How long a network file system may take to show one host what another has written.
-APPEARS_S = 30.0
-# What run folders of before masked language modelling do not say.
+# The list of a checkpoint's files with their checksums; it is written last, and with it a checkpoint is complete. Array
+# formats have no checksum of every number, and read missing parts as zeros.
+FILE_LIST = "files.json"
+APPEARS_S = 30.0  # how long a network file system may take to show one host what another has written
+# Defaults for config.json of run folders from before masked language modelling.
 OLDER = {
     "has_mlm_head": False,
     "validation": {"files": "", "fingerprint": ""},
     "synonyms": {"file": "", "fingerprint": ""},
 }
-# What the differences between two runs are told by, beside the recipe: names in config.json.
+# Content that must not change within a run: keys of config.json, and their words in messages.
 FINGERPRINTS = {
     "data": "the training data's content",
     "eval": "the evaluation data's content",
@@ -40,15 +45,15 @@ FINGERPRINTS = {
 
 
 def holds_checkpoint(workdir: Path) -> bool:
-    """Whether a run in this folder would go on from somewhere; what never came to a checkpoint starts anew."""
+    """Return whether a run in this folder would resume; without a checkpoint it starts again."""
     return bool(complete_steps(workdir / "checkpoints" / "last"))
 
 
 @contextmanager
 def claimed(workdir: Path, config: Config) -> Iterator[None]:
-    """The folder, made if need be; one that was made for a start that failed within is removed again.
+    """Make the folder if need be; if the block fails, a folder that was made for it is removed again.
 
-    UserError, on all processes, when it cannot be written, or holds a run of another recipe.
+    UserError, on all processes, when the folder cannot be written, or holds a run of another recipe.
     """
     new = not workdir.exists()
     with together():
@@ -60,7 +65,7 @@ def claimed(workdir: Path, config: Config) -> Iterator[None]:
         if is_first():
             shutil.rmtree(_draft(workdir), ignore_errors=True)
             if new:
-                with suppress(OSError):  # not empty: what is there was meant
+                with suppress(OSError):  # not empty: keep what is there
                     workdir.rmdir()
         raise
 
@@ -68,26 +73,21 @@ def claimed(workdir: Path, config: Config) -> Iterator[None]:
 def _require_folder(workdir: Path, config: Config) -> None:
     if "://" in str(workdir) or str(workdir).startswith("gs:"):
         raise UserError(
-            f"--workdir={workdir} is an address, and a run folder is a folder that every host sees.\nMount the bucket "
+            f"--workdir={workdir} is an address, and must be a folder that every host sees.\nMount the bucket "
             "(Cloud Storage FUSE; launch/tpu_pod.sh and launch/gke.yaml do) and give its path."
         )
-    try:
+    with writing(workdir, "Give a folder that you can write, --workdir=DIR.", f"--workdir={workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
             pass
-    except OSError as error:
-        raise UserError(
-            f"--workdir={workdir} cannot be written: {error.strerror or error}.\n"
-            "Give a folder that you can write, --workdir=DIR."
-        ) from error
-    shutil.rmtree(_draft(workdir), ignore_errors=True)  # of a start that was killed
+    shutil.rmtree(_draft(workdir), ignore_errors=True)  # left by a start that was killed
     info = read_run_info(workdir)
     if info is not None and holds_checkpoint(workdir):
         _refuse(workdir, differences(info["recipe"], config.flat()))
 
 
 def require_shared(workdir: Path) -> None:
-    """UserError, on all processes, when one does not see in this folder what process 0 writes there."""
+    """Raise UserError on all processes when one of them does not see what process 0 writes into this folder."""
     if processes() == 1:
         return
     mark = workdir / first_says(f".seen-by-all-{secrets.token_hex(4)}")
@@ -110,7 +110,7 @@ def require_shared(workdir: Path) -> None:
 
 
 def require_same_data(workdir: Path, info: dict[str, Any]) -> None:
-    """UserError when the folder holds a run on other training or evaluation data; info is from `run_info`."""
+    """Raise UserError when the folder holds a run on other training or evaluation data; info: that of `run_info`."""
     there = read_run_info(workdir)
     if there is None or not holds_checkpoint(workdir):
         return
@@ -128,12 +128,12 @@ def _refuse(workdir: Path, changed: dict[str, tuple[Any, Any]]) -> None:
 
 
 def write_run_info(workdir: Path, info: dict[str, Any]) -> None:
-    """Write config.json, whole or not at all: recipe, encoder, poolers, data of the run."""
+    """Write config.json: recipe, encoder, poolers and data of the run."""
     write_whole_text(workdir / "config.json", json.dumps(info, indent=2, sort_keys=True) + "\n")
 
 
 def read_run_info(workdir: Path) -> dict[str, Any] | None:
-    """What `write_run_info` wrote; None if the folder holds no run. UserError when it is something else."""
+    """Return the content of config.json, None if the folder holds no run. UserError when it is another file."""
     path = workdir / "config.json"
     if not path.exists():
         return None
@@ -147,7 +147,7 @@ def read_run_info(workdir: Path) -> dict[str, Any] | None:
 
 
 def tokenizer_draft(workdir: Path) -> Path:
-    """An empty folder for the tokenizer of a run that may yet be refused; `keep_tokenizer` puts it in its place."""
+    """Return an empty folder for the tokenizer of a run that may yet be refused; see `keep_tokenizer`."""
     draft = _draft(workdir)
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
@@ -155,12 +155,12 @@ def tokenizer_draft(workdir: Path) -> Path:
 
 
 def current_tokenizer(workdir: Path) -> Path:
-    """The folder of the run's tokenizer: the draft, or what an earlier part of the run has kept."""
+    """Return the folder of the run's tokenizer: the draft, or the one that an earlier part of the run has kept."""
     return draft if (draft := _draft(workdir)).is_dir() else workdir / TOKENIZER
 
 
 def keep_tokenizer(workdir: Path) -> None:
-    """Put the draft, if there is one, in the place of `workdir/tokenizer`."""
+    """Move the draft, if there is one, to `workdir/tokenizer`."""
     draft, kept = _draft(workdir), workdir / TOKENIZER
     if draft.is_dir():
         shutil.rmtree(kept, ignore_errors=True)
@@ -171,22 +171,19 @@ def _draft(workdir: Path) -> Path:
     return workdir / f".{TOKENIZER}.partial"
 
 
-FILE_LIST = "files.json"
-
-
 def complete_steps(folder: Path) -> list[int]:
-    """The steps of `checkpoints/last` or `checkpoints/best` that were saved to the end, ascending."""
+    """Return the complete steps of `checkpoints/last` or `checkpoints/best`, ascending."""
     return sorted(int(path.parent.name) for path in folder.glob(f"*/{FILE_LIST}") if path.parent.name.isdigit())
 
 
 def incomplete(folder: Path) -> list[Path]:
-    """What a kill in the middle of a save, or a save that failed, has left in `checkpoints/last` or `best`."""
+    """Return the folders that interrupted or failed saves have left in `checkpoints/last` or `best`."""
     complete = {str(step) for step in complete_steps(folder)}
     return [path for path in folder.glob("*") if path.is_dir() and path.name not in complete]
 
 
 def seal(step: Path) -> None:
-    """Write the list of the files of this checkpoint, whole or not at all."""
+    """Write the list of the files of this checkpoint, which makes it complete."""
     files = {str(path.relative_to(step)): _checksum(path) for path in sorted(step.rglob("*")) if path.is_file()}
     draft = step.with_name(f".{step.name}.{FILE_LIST}")
     draft.write_text(json.dumps(files, indent=1), encoding="utf-8")
@@ -194,7 +191,7 @@ def seal(step: Path) -> None:
 
 
 def require_intact(step: Path) -> None:
-    """ValueError when a file of this checkpoint is missing or not what was written; OSError when one is unreadable."""
+    """Raise ValueError when a file of this checkpoint is missing or damaged, OSError when it cannot be read."""
     files = json.loads((step / FILE_LIST).read_text(encoding="utf-8"))
     for name, checksum in files.items():
         path = step / name

@@ -1,4 +1,8 @@
-"""Read the text of a program that XLA compiled: instructions, loops and collectives."""
+"""Read the text of a program that XLA compiled: instructions, loops and collectives.
+
+`jax.jit(f).lower(...).compile().as_text()` is the program of one device, so every size here is per device. The texts
+of the CPU, GPU and TPU compilers are read alike.
+"""
 
 from __future__ import annotations
 
@@ -28,30 +32,30 @@ _SPACE = re.compile(r"S\((\d+)\)")
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of an instruction's result (or one of several)."""
+    """Describe one array of an instruction's result."""
 
     dtype: str  # XLA's name, such as "f32"
     shape: tuple[int, ...]
-    layout: str  # what stands in braces: "1,0:T(8,128)S(1)"; empty where nothing does
+    layout: str  # the text in braces, such as "1,0:T(8,128)S(1)", or ""
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Return the number of elements."""
         return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
-        """Of the elements, without padding."""
+        """Return the bytes of the elements, without padding."""
         return math.ceil(self.size * _bits(self.dtype) / 8)
 
     @property
     def padded_bytes(self) -> int:
-        """As it lies in memory: a TPU fills up the last axes, in the order of the layout, to whole tiles."""
+        """Return the bytes in memory: a TPU pads the last axes, in the order of the layout, to whole tiles."""
         tile = _TILE.search(self.layout)
         if not tile or not self.shape:
             return self.bytes
         order = [int(n) for n in self.layout.partition(":")[0].split(",")]
-        lengths = [self.shape[axis] for axis in order]  # from the axis whose neighbours lie side by side
+        lengths = [self.shape[axis] for axis in order]  # the axis with adjacent elements first
         for n, length in enumerate(reversed(tile[1].split(","))):
             if n < len(lengths):
                 lengths[n] = math.ceil(lengths[n] / int(length)) * int(length)
@@ -59,14 +63,14 @@ class Array:
 
     @property
     def space(self) -> int:
-        """The number of its memory space; 0 is a device's main memory, 1 on a TPU what lies on the chip (VMEM)."""
+        """Return the number of the memory space: 0 is main memory, 1 on a TPU the memory on the chip (VMEM)."""
         space = _SPACE.search(self.layout)
         return int(space[1]) if space else 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a program."""
+    """Describe one instruction, a line of the text."""
 
     name: str
     opcode: str
@@ -74,13 +78,13 @@ class Instruction:
     computation: str
     is_root: bool
     operands: tuple[str, ...]  # names
-    arguments: str  # what stands in the brackets: the number of a parameter, the value of a constant
+    arguments: str  # the text in brackets: the number of a parameter, the value of a constant
     attributes: str  # the rest of the line
     calls: tuple[tuple[str, str], ...]  # (attribute, computation)
 
     @functools.cached_property
     def arrays(self) -> tuple[Array, ...]:
-        """Of its result."""
+        """Return the arrays of its result."""
         return tuple(
             Array(dtype, tuple(int(n.removeprefix("<=")) for n in sizes.split(",") if n), layout)
             for dtype, sizes, layout in _ARRAY.findall(self.type)
@@ -88,20 +92,20 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """What of the Python program it comes from, scopes separated by slashes; "" where nothing is said."""
+        """Return the scopes of the Python program that it comes from, separated by slashes, or ""."""
         name = _OP_NAME.search(self.attributes)
         return name[1] if name else ""
 
     def called(self, attribute: str) -> str:
-        """The one computation of that attribute; "" for none."""
+        """Return the computation that this attribute names, or ""."""
         return next((name for found, name in self.calls if found == attribute), "")
 
 
 class Module:
-    """The instructions of a program."""
+    """Hold the instructions of a program, and tell how often each computation runs."""
 
     def __init__(self, text: str):
-        """Any text will do; lines that are no instructions are passed over."""
+        """Read a text; lines that are no instructions are skipped."""
         self.entry = ""
         self.computations: dict[str, dict[str, Instruction]] = defaultdict(dict)
         self._callers: dict[str, list[tuple[Instruction, bool]]] = defaultdict(list)
@@ -117,25 +121,25 @@ class Module:
             if instruction:
                 self.computations[computation][instruction.name] = instruction
         for instruction in self.instructions():
-            # The three steps of an asynchronous computation name the same one, which runs once.
+            # The start, update and done of an asynchronous computation name the same one, which runs once.
             if instruction.opcode not in ("async-update", "async-done"):
                 for attribute, called in instruction.calls:
                     self._callers[called].append((instruction, attribute in ("body", "condition")))
 
     def instructions(self) -> list[Instruction]:
-        """All, in the order of the text."""
+        """Return all instructions, in the order of the text."""
         return [one for lines in self.computations.values() for one in lines.values()]
 
     def root(self, computation: str) -> Instruction | None:
-        """What a computation gives back; None for one that is not in the text."""
+        """Return the instruction with a computation's result, None where the text does not hold the computation."""
         return next((one for one in self.computations.get(computation, {}).values() if one.is_root), None)
 
     def in_loop(self, computation: str) -> bool:
-        """Whether a computation stands in a loop, at any depth."""
+        """Return whether a computation runs in a loop, at any depth."""
         return any(loop or self.in_loop(caller.computation) for caller, loop in self._callers[computation])
 
     def times(self, computation: str) -> int | None:
-        """How often a run of the program comes past a computation; None where a loop's length is not in the text."""
+        """Return how often a computation runs in one run of the program, None where a loop's length is unknown."""
         if computation not in self._times:
             self._times[computation] = self._counted(computation)
         return self._times[computation]
@@ -150,9 +154,10 @@ class Module:
         return total if self._callers[computation] else 1
 
     def trip_count(self, loop: Instruction) -> int | None:
-        """How often a `while` turns: as the compiler notes it, or as a counter shows that goes from 0 up by ones.
+        """Return the number of iterations of a `while` loop, None where the text does not tell.
 
-        A TPU's compiler notes nothing, and leaves the counter as `lax.scan` and `fori_loop` make it.
+        Compilers write it as an attribute, save the TPU's. There it is the limit of the counter that `lax.scan` and
+        `fori_loop` make, which goes from 0 up by 1.
         """
         noted = _TRIP_COUNT.search(loop.attributes)
         if noted:
@@ -172,14 +177,14 @@ class Module:
         return _whole(limit) if _whole(start) == 0 and more == 1 else None
 
     def _plain(self, computation: str, name: str) -> Instruction | None:
-        """The instruction of that name, past copies of it."""
+        """Return the instruction of that name; a copy's is the copied one."""
         found = self.computations[computation].get(name)
         while found and found.opcode in ("copy", "bitcast"):
             found = self.computations[computation].get(found.operands[0])
         return found
 
     def _step(self, after: Instruction, place: int) -> int | None:
-        """What a loop's body adds to the counter at this place of its tuple."""
+        """Return what a loop's body adds to the counter at this place of its tuple, None for anything else."""
         added = self._plain(after.computation, after.operands[place])
         if not added or added.opcode != "add":
             return None
@@ -190,14 +195,14 @@ class Module:
 
 
 def _place(element: Instruction) -> int:
-    """Which element a get-tuple-element takes."""
+    """Return the index of a get-tuple-element."""
     index = _INDEX.search(element.attributes)
     assert index, f"{element.name} without an index"
     return int(index[1])
 
 
 def _whole(constant: Instruction | None) -> int | None:
-    """The value of a constant whole number."""
+    """Return the value of a constant integer, None for anything else."""
     if constant and constant.opcode == "constant" and re.fullmatch(r"-?\d+", constant.arguments):
         return int(constant.arguments)
     return None
@@ -231,7 +236,7 @@ def _instruction(line: str, computation: str) -> Instruction | None:
 
 
 def _end_of_type(line: str, start: int) -> int:
-    """Where the type that begins at `start` ends: a tuple's closing bracket, or the first space."""
+    """Return where the type that begins at `start` ends: at the first space outside brackets."""
     depth = 0
     for n in range(start, len(line)):
         if line[n] in "({[":
@@ -244,7 +249,7 @@ def _end_of_type(line: str, start: int) -> int:
 
 
 def _closing(line: str, start: int) -> int:
-    """Where the bracket that opens at `start` closes."""
+    """Return the place of the bracket that closes the one at `start`."""
     depth = 0
     for n in range(start, len(line)):
         depth += (line[n] in "({[") - (line[n] in ")}]")
@@ -264,30 +269,30 @@ def _bits(dtype: str) -> int:
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
-# A TPU writes a reduce-scatter as a fusion of this name, in which an all-reduce of the whole array stands.
+# A TPU writes a reduce-scatter as a fusion of this name around an all-reduce of the whole array.
 _FUSED_REDUCE_SCATTER = re.compile(r"^all-reduce-scatter\b")
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective of a compiled program, as each device sees it."""
+    """Describe one collective of a compiled program, as each device sees it."""
 
     name: str  # the instruction's
     kind: str  # one of KINDS
     dtype: str  # XLA's name, such as "f32"; several, if the operands differ, in the order met: "f32, bf16"
-    shapes: tuple[tuple[int, ...], ...]  # of the result on one device; several for a collective of several arrays
-    bytes: int  # of the result on one device, all arrays, each time that it runs
-    in_loop: bool  # stands in a loop's body
-    times: int | None  # how often a run of the program comes past it; None where a loop's length is not in the text
+    shapes: tuple[tuple[int, ...], ...]  # of the result on one device
+    bytes: int  # of the result on one device, each time that it runs
+    in_loop: bool
+    times: int | None  # how often it runs in one run of the program; None where a loop's length is unknown
 
 
 def collectives(compiled_text: str) -> list[Collective]:
-    """Every collective of a compiled program's text, in the order of the text; of an asynchronous pair, the end alone.
+    """Return every collective of a compiled program's text, in the order of the text.
 
-    The end (`all-gather-done`) has the result by itself, the start has buffers and operands beside it. A collective
-    wrapped into a computation of its own (`async-start`, a fusion) is found there. A TPU that sends beside other work
-    repeats the collective in each fusion that it goes along with: of those, a channel counts once. (Elsewhere a channel
-    says nothing: all collectives of a `shard_map` have the same.) Text without a collective gives [].
+    Of an asynchronous pair, the end counts (`all-gather-done`): it has the result by itself, and the start has buffers
+    and operands too. Collectives inside fusions and asynchronous computations are found there. A TPU that overlaps a
+    collective with other work repeats it in each fusion, on one channel, and it counts once. (Elsewhere a channel tells
+    nothing: all collectives of a `shard_map` have the same.)
     """
     module = Module(compiled_text)
     fusions = [one for one in module.instructions() if one.opcode == "fusion"]

@@ -1,4 +1,4 @@
-"""Plan a run without running it: compile its step ahead of time for devices that may not be there."""
+"""Plan a run: compile its step ahead of time, for devices that may not be there, and print what it needs."""
 
 from __future__ import annotations
 
@@ -28,21 +28,24 @@ from simcse_jax.training.mesh import make_mesh
 from simcse_jax.training.model import load_predictor, local_model, make_encoder, write_tokenizer
 from simcse_jax.training.program import make_program
 
-# Memory that a program may use on each device, GiB: what the TPU compiler (libtpu 0.0.42) says when it is too little.
+GIB = 2**30
+SPARE = 0.03  # share of a device's memory that the largest batch leaves free, for compilers and allocators
+ATTEMPTS = 4  # batch sizes that are compiled, at most, to find the largest that fits
+# GiB that a program may use on each device, as the TPU compiler (libtpu 0.0.42) says when a program does not fit.
 # Topologies of TPU v4 list two devices a chip.
 TPU_MEMORY = {"TPU v4": 15.25, "TPU v5 lite": 15.75, "TPU v5": 95.74, "TPU v6 lite": 31.25}
 
 
 @dataclasses.dataclass(frozen=True)
 class Chips:
-    """Devices to compile for; memory: bytes of each."""
+    """Hold the devices to compile for, and the bytes of memory of each."""
 
     devices: tuple[Any, ...]
     memory: int
 
 
 def visible_chips() -> Chips:
-    """The devices of this machine. Of a CPU's memory, each virtual device has its share."""
+    """Return the devices of this machine. The virtual devices of a CPU share its memory equally."""
     devices = tuple(jax.devices())
     stats = devices[0].memory_stats() or {}
     memory = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
@@ -50,11 +53,11 @@ def visible_chips() -> Chips:
 
 
 def topology_chips(topology: str) -> Chips:
-    """The chips of a TPU topology such as "v5e:4x4", for the TPU's own compiler; no TPU is needed.
+    """Return the chips of a TPU topology such as "v5e:4x4", to compile for; no TPU is needed.
 
-    Raises UserError without libtpu, and for a topology that it does not know.
+    UserError without libtpu, the TPU's compiler, and for a topology that it does not know.
     """
-    if importlib.util.find_spec("libtpu") is None:  # the compiler; JAX finds it by itself
+    if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"--topology={topology} needs the TPU's compiler, the package libtpu in the release that suits this JAX.\n"
             "pip install 'jax[tpu]' (the extra tpu-plan)."
@@ -74,33 +77,26 @@ def topology_chips(topology: str) -> Chips:
     return Chips(devices, int(TPU_MEMORY[kind] * 2**30))
 
 
-GIB = 2**30
-# What is left free on each device when the largest batch is looked for: compilers and allocators want some.
-SPARE = 0.03
-# How many batch sizes are compiled, at most, to find the largest that fits.
-ATTEMPTS = 4
-
-
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One compiled step, as each device sees it; bytes and floating-point operations a step."""
+    """Hold what one compiled step needs on each device: bytes, and floating-point operations a step."""
 
     batch_size: int
     memory: dict[str, int]  # state, batch, temporaries, total
     flops: int  # of matrix products, padding included, counted from shapes
-    xla_flops: float  # the compiler's count, in which a loop's body stands once
-    sent: tuple[tuple[str, str, int, int], ...]  # (kind, where it stands, how many, bytes of their results)
+    xla_flops: float  # the compiler's count, which counts a loop's body once
+    sent: tuple[tuple[str, str, int, int], ...]  # (kind, ", within a loop" or "", how many, bytes of their results)
 
 
 class DoesNotFit(Exception):
-    """The compiler found that a device has too little memory; its words."""
+    """Say that a device has too little memory, in the compiler's words."""
 
 
 class Planner:
-    """Compiles steps of one recipe for a set of chips."""
+    """Compile steps of one recipe for a set of chips."""
 
     def __init__(self, config: Config, chips: Chips):
-        """Reads model sizes and data, no weights; writes nothing but the cache of tokenised data."""
+        """Read model sizes and data, but no weights; nothing is written but the cache of tokenised data."""
         self.config, self.chips = config, chips
         self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, chips.devices)
         folder = local_model(dataclasses.replace(config.model, init="random"))
@@ -113,7 +109,7 @@ class Planner:
         self.rows = self.batches.planned_rows
 
     def compile(self, batch_size: int) -> Plan:
-        """The step of this batch size; DoesNotFit where the compiler knows the device's memory."""
+        """Return the plan of a step of this batch size; DoesNotFit where the compiler says so."""
         train = dataclasses.replace(self.config.train, batch_size=batch_size)
         config = dataclasses.replace(self.config, train=train)
         program = make_program(config, self.encoder, self.mesh, self.views, 1000, self.predictor)
@@ -152,9 +148,9 @@ class Planner:
         )
 
     def flops(self, batch_size: int) -> int:
-        """Of the matrix products of one step on one device: a product of [m, k] and [k, n] has 2 m k n.
+        """Return the operations of the matrix products of one step on one device; [m, k] times [k, n] has 2 m k n.
 
-        The backward pass of a momentum encoder, which there is none of, is counted.
+        A momentum encoder is counted as if it had a backward pass.
         """
         config, layout = self.encoder.architecture, self.batches.layout
         width, length = config.hidden_size, layout.row_length
@@ -190,7 +186,7 @@ class Planner:
         return encoder + head + 4 * 2 * share * candidates * batch_size * width
 
     def _of_predictor(self, predictor: Predictor, groups: int, sentences: int) -> int:
-        """What one pass of it over so many groups, of so many sentences each, takes."""
+        """Return the operations of one pass of the predictor over groups of `sentences` sentences each."""
         sizes, held = predictor.encoder.architecture, sum(self.rows)
         length = self.batches.layout.row_length
         places = groups * places_of(self.config.data.rate, held, length, sentences)
@@ -198,10 +194,10 @@ class Planner:
         return positions * sizes.num_hidden_layers * sizes.layer_flops(length) + places * sizes.mlm_head_flops
 
     def largest(self, plan: Plan | None, limit: int) -> Iterator[tuple[int, bool]]:
-        """(batch size, whether it fits in `limit` bytes) of each that is compiled on the way to the largest that fits.
+        """Yield (batch size, whether it fits in `limit` bytes) for each size compiled in search of the largest.
 
-        Memory is nearly a line over the batch size: two points give the line, and what it foretells is compiled.
-        plan: that of the configured batch, None if it did not fit.
+        Memory is nearly linear in the batch size, so the next size to try is where the line through two known sizes
+        meets the limit. plan: that of the configured batch, None if it did not fit.
         """
         unit = self.mesh.size * self.batches.layout.group_size * max(self.config.train.groups_at_once, 1)
         known = [plan] if plan else []
@@ -223,7 +219,7 @@ class Planner:
 
 
 def _next(known: list[Plan], limit: int, unit: int, fits: int, fails: int) -> int:
-    """The batch size to try: where the line through the two largest that are known meets the limit."""
+    """Return the batch size to try: where the line through the two largest known sizes meets the limit."""
     if len(known) < 2:
         size = 2 * known[-1].batch_size if known else fails // 2
     else:
@@ -236,7 +232,7 @@ def _next(known: list[Plan], limit: int, unit: int, fits: int, fails: int) -> in
 
 
 def _bytes_on_one(x: Any) -> int:
-    """Bytes of a ShapeDtypeStruct's part on one device."""
+    """Return the bytes of one device's part of a ShapeDtypeStruct."""
     size = x.dtype.itemsize
     for length in x.sharding.shard_shape(x.shape):
         size *= length
@@ -244,7 +240,7 @@ def _bytes_on_one(x: Any) -> int:
 
 
 def print_plan(config: Config, chips: Chips, say: Callable[[str], None] = print, search: bool = True) -> None:
-    """Compile, and say what was found, a line at a time; search: look for the largest batch too."""
+    """Compile a recipe's step and print what it needs, a line at a time; search: find the largest batch too."""
     planner = Planner(config, chips)
     encoder, batches, mesh = planner.encoder, planner.batches, planner.mesh
     for line in shapes(config, encoder, batches, planner.rows, planner.views):
@@ -259,22 +255,22 @@ def print_plan(config: Config, chips: Chips, say: Callable[[str], None] = print,
         plan = None
         say(f"batch {config.train.batch_size:,} does not fit: {str(error).splitlines()[0][:300]}")
     if plan:
-        for line in figures(plan, chips.memory):
+        for line in requirements(plan, chips.memory):
             say(line)
     if not search:
         return
     best = plan.batch_size if plan and plan.memory["total"] <= limit else 0
-    say(f"looking for the largest batch that fits in {limit / GIB:.1f} GiB of each device, as it is laid out here ...")
+    say(f"looking for the largest batch that fits in {limit / GIB:.1f} GiB of each device, with this layout ...")
     for size, fits in planner.largest(plan if best else None, limit):
         say(f"  {size:,}: {'fits' if fits else 'does not fit'}")
         best = max(best, size) if fits else best
     say(f"largest batch that was compiled and fits: {best:,}" if best else "no batch fits")
     if not config.train.groups_at_once:
-        say("--config.train.groups_at_once=1 makes room for far more, at the price of a second forward pass")
+        say("--config.train.groups_at_once=1 makes room for far larger batches, and costs a second forward pass")
 
 
 def shapes(config: Config, encoder: Encoder, batches: Batches, rows: Rows, views: int) -> list[str]:
-    """Lines on what one device works on."""
+    """Return lines on what one device works on."""
     layout, devices = batches.layout, config.mesh.devices
     groups = layout.batch_size // layout.group_size // devices
     sizes = encoder.architecture
@@ -289,7 +285,7 @@ def shapes(config: Config, encoder: Encoder, batches: Batches, rows: Rows, views
         f"{layout.row_length} tokens, {' and '.join(times)}",
     ]
     if config.objective.loss == "none":
-        return [*lines, f"loss: of masked language modelling alone, over {sizes.vocab_size:,} tokens"]
+        return [*lines, f"loss: masked language modelling alone, over {sizes.vocab_size:,} tokens"]
     return [
         *lines,
         f"loss: {layout.batch_size // devices:,} anchors against candidates of {layout.batch_size:,} examples, in "
@@ -297,8 +293,8 @@ def shapes(config: Config, encoder: Encoder, batches: Batches, rows: Rows, views
     ]
 
 
-def figures(plan: Plan, memory: int) -> list[str]:
-    """Lines on the compiled step."""
+def requirements(plan: Plan, memory: int) -> list[str]:
+    """Return lines on what the compiled step needs."""
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in plan.memory.items() if name != "total")
     total = plan.memory["total"]
     lines = [

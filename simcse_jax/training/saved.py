@@ -1,4 +1,4 @@
-"""Reading what a run has saved: by one process, without the others, and checked."""
+"""Read and check what a run has saved, in one process, without the others."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from simcse_jax.training.folder import complete_steps, read_run_info, require_in
 
 
 def read_state(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
-    """(NumPy arrays in the structure of `like`, what was told of them), from one step of `checkpoints/last`.
+    """Return (NumPy arrays in the structure of `like`, the saved progress) of one step of `checkpoints/last`.
 
-    Raises when a file is missing or damaged, or an array of another shape.
+    Raises when a file is missing or damaged, or an array has another shape.
     """
     require_intact(folder)
     values = _arrays(folder / "state", like)
-    told = _json(folder / "progress")
+    progress = _json(folder / "progress")
     wanted = jax.tree_util.tree_leaves_with_path(like)
     for (path, shape), found in zip(wanted, jax.tree.leaves(values), strict=True):
         if (found.shape, found.dtype) != (shape.shape, shape.dtype):
             raise ValueError(f"{jax.tree_util.keystr(path)} is {found.dtype}{list(found.shape)}")
-    return values, told
+    return values, progress
 
 
 def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
-    """(params, info) of a run's best evaluation: NumPy parameters, and config.json with `scores` and `step` added.
+    """Return (params, info): NumPy parameters of a run's best evaluation, and its config.json with `scores` and `step`.
 
-    Without evaluations, the best is the last. Raises UserError when the folder holds no run, nothing was
-    saved yet, or what was saved is damaged.
+    In a run without evaluations the best is the last. UserError when the folder holds no run or no checkpoint, or when
+    the checkpoint is damaged.
     """
     info = read_run_info(workdir)
     folder = workdir.absolute() / "checkpoints" / "best"
@@ -48,7 +48,7 @@ def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
     steps = complete_steps(folder)
     if not steps:
         raise UserError(
-            f"{workdir} holds no checkpoint yet.\nTrain on with the command that started it, then try again."
+            f"{workdir} holds no checkpoint yet.\nContinue it with the command that started it, then try again."
         )
     config = architecture_from_saved(info["encoder"])
     # A run in float64 is read as float32 where JAX's 64-bit mode is off, as in an export.
@@ -57,14 +57,14 @@ def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
     try:
         require_intact(newest)
     except (OSError, ValueError) as error:
-        raise UserError(f"{newest} is damaged: {error}.\nPut back a copy, or train again.") from error
+        raise UserError(f"{newest} is damaged: {error}.\nRestore it from a copy, or train again.") from error
     encoder = Encoder(config, dtype, dtype, has_head=info["has_head"], has_mlm_head=info["has_mlm_head"])
     params = _arrays(newest / "params", parameter_shapes(encoder))
     return params, info | {"scores": _json(newest / "scores"), "step": max(steps)}
 
 
 def _arrays(folder: Path, like: Any) -> Any:
-    """NumPy arrays in the structure and dtypes of `like` (arrays or ShapeDtypeStructs)."""
+    """Return NumPy arrays in the structure and dtypes of `like` (arrays or ShapeDtypeStructs)."""
     as_arrays = jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray, dtype=x.dtype), like)
     with _own_checkpointer(ocp.PyTreeCheckpointHandler) as reader:
         return reader.restore(folder, args=ocp.args.PyTreeRestore(item=like, restore_args=as_arrays))
@@ -76,7 +76,7 @@ def _json(folder: Path) -> Any:
 
 
 def _own_checkpointer(handler: Callable[..., Any]) -> ocp.Checkpointer:
-    """A checkpointer that reads on this process alone, and waits for no other."""
+    """Return a checkpointer that reads in this process alone, and waits for no other."""
     own = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
