@@ -1,15 +1,15 @@
 """Train: `python -m simcse_jax.train --config=configs/unsup.py [--config.section.key=value ...] [--workdir=DIR]`.
 
-The same command goes on with a run that was interrupted. Started by several processes (docs/scale.md), it is one run.
+The same command resumes an interrupted run. Several processes can train one run together (docs/scale.md).
 """
 
 from __future__ import annotations
 
 import signal
-import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import config_flags
@@ -19,7 +19,8 @@ from simcse_jax.config.recipe import default_workdir, require_recipe
 from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
-    from simcse_jax.config.schema import Config
+    from simcse_jax.training.loop import Outcome
+    from simcse_jax.training.run import Run
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -31,34 +32,38 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder. Default: runs/<recipe
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     "",
-    "HOST:PORT where process 0 listens, to train with several processes. Default: what the cluster says.",
+    "HOST:PORT where process 0 listens, to train with several processes. Default: found from the cluster's variables.",
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes take part.", lower_bound=1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
-_JOIN = flags.DEFINE_integer("join_timeout_s", 300, "Seconds to wait for all processes to come.", lower_bound=1)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "The number of processes.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this process, from 0.", lower_bound=0)
+_JOIN = flags.DEFINE_integer("join_timeout_s", 300, "Seconds to wait until all processes have started.", lower_bound=1)
 _HEARTBEAT = flags.DEFINE_integer(
     "heartbeat_timeout_s",
     60,
-    "Seconds of silence after which a process counts as dead, and the others end.",
+    "Seconds without a sign of life after which a process counts as dead, and the others end.",
     lower_bound=5,
 )
 _PLAN = flags.DEFINE_bool(
     "plan",
     False,
-    "Train nothing: print shapes, memory, arithmetic, what devices send, and the largest batch that fits.",
+    "Train nothing: print shapes, memory, operations, what devices send, and the largest batch that fits.",
 )
 _PROFILE = flags.DEFINE_bool(
-    "profile", False, "Trace five steps, from the 11th on, into WORKDIR/profile, for Perfetto and TensorBoard."
+    "profile", False, "Trace steps 11 to 15 into WORKDIR/profile, for Perfetto and TensorBoard."
 )
 _HELP_CONFIG = flags.DEFINE_bool(
     "help-config", False, "Train nothing: print every key of a recipe with default, range and meaning."
 )
-_SEARCH = flags.DEFINE_bool("search", True, "With --plan: compile other batch sizes too, for the largest that fits.")
-_TOPOLOGY = flags.DEFINE_string("topology", "", "With --plan: a TPU topology such as v5e:4x4 instead of what is here.")
+_SEARCH = flags.DEFINE_bool(
+    "search", True, "With --plan: compile other batch sizes too, to find the largest that fits."
+)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "", "With --plan: a TPU topology such as v5e:4x4 instead of this machine's devices."
+)
 
 
 def main() -> int:
-    """Train as the flags say; 0 when the run is complete, 128 + the signal's number when one stopped it."""
+    """Train as the flags say. Return 0 when the run is complete, 128 + the number of the signal that stopped it."""
     if _HELP_CONFIG.value:
         from simcse_jax.config.help import help_text
 
@@ -79,8 +84,8 @@ def main() -> int:
     from simcse_jax.hosts.agreement import is_first, processes, together
     from simcse_jax.system.compiled import keep_compiled
     from simcse_jax.system.host_memory import keep_freed_memory
-    from simcse_jax.training.display import describe
-    from simcse_jax.training.loop import summary, train
+    from simcse_jax.training.display import describe, summarize, while_doing
+    from simcse_jax.training.loop import train
     from simcse_jax.training.run import prepare
 
     keep_freed_memory()
@@ -89,21 +94,22 @@ def main() -> int:
         overridden = config_flags.get_override_values(flags.FLAGS["config"])
         x64 = jax.dtypes.canonicalize_dtype("float64") == "float64"
         config = resolve(_CONFIG.value, overridden, jax.device_count(), x64, processes())
-    run = prepare(config, workdir)
+    with while_doing("preparing the run: its model, its data, its tokenizer") if is_first() else nullcontext():
+        run = prepare(config, workdir)
     if is_first():
         print("\n".join(describe(run)), flush=True)
     started = time.monotonic()
     outcome = train(run, workdir, _PROFILE.value)
     if is_first():
-        print(summary(outcome, run.dev.measure if run.dev else None, time.monotonic() - started))
+        print(summarize(run, outcome, time.monotonic() - started))
     if outcome.signal is not None:
         if is_first():
             name = signal.Signals(outcome.signal).name
-            print(f"stopped by {name}; the same command goes on from step {outcome.step}", flush=True)
+            print(f"stopped by {name}; the same command resumes from step {outcome.step}", flush=True)
         return 128 + outcome.signal
-    with together():  # the others stay until the export is done: a launcher takes the end of one for the end of the run
+    with together():  # the others wait for the export: a launcher takes the end of one for the end of the run
         if is_first():
-            _finish(outcome, workdir, config)
+            _finish(run, outcome, workdir)
     return 0
 
 
@@ -134,19 +140,20 @@ def _join() -> None:
         Console(soft_wrap=True, highlight=False).print(table(cards))
 
 
-def _finish(outcome: Any, workdir: Path, config: Config) -> None:
+def _finish(run: Run, outcome: Outcome, workdir: Path) -> None:
     """Export the best model, write the report, and say what to do next."""
     from simcse_jax.model_folder.export import export_run
+    from simcse_jax.training.display import conclude, while_doing
 
-    if outcome.progress.best_step == 0:
-        print(f"note: no evaluation beat the model before training, so {workdir / 'model'} holds the untrained weights")
-    export_run(workdir, workdir / "model")
-    _report(workdir, config.eval.data)
-    print(_next_steps(workdir, config), flush=True)
+    with while_doing("exporting the model"):
+        export_run(workdir, workdir / "model")
+    with while_doing("writing the report"):
+        _report(workdir, run.config.eval.data)
+    print("\n".join(conclude(run, outcome, workdir)), flush=True)
 
 
 def _report(workdir: Path, data: str) -> None:
-    """Write the run's report; a report that fails is no reason to call the training failed."""
+    """Write the run's report. When that fails, the training still counts as done."""
     from simcse_jax.judging import report_run
 
     try:
@@ -154,34 +161,6 @@ def _report(workdir: Path, data: str) -> None:
         print(f"curves, and scores and geometry on the dev pairs: {workdir / 'report.html'}")
     except Exception as error:  # noqa: BLE001 (such as no memory left beside the training state)
         print(f"note: no report was written: {type(error).__name__}: {error}")
-
-
-def _next_steps(workdir: Path, config: Config) -> str:
-    from simcse_jax.model_folder.card import simcse_recipe
-
-    model, here = workdir / "model", Path(sys.executable)
-    python = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else "python"
-    pretrained = config.objective.loss == "none"
-    recipe = simcse_recipe(config.model.init) if pretrained else "configs/unsup.py"
-    simcse = f"{python} -m simcse_jax.train --config={recipe} --config.data.files=sentences.txt"
-    encode = f'SentenceTransformer("{model}").encode(["a text"])'
-    steps = {
-        "use it from PyTorch": f"{encode}  # pip install sentence-transformers",
-        "judge it": f"{python} -m simcse_jax.evaluate --model={workdir} --data=senteval  # or --pairs=graded.tsv",
-        "write it elsewhere": f"{python} -m simcse_jax.export --workdir={workdir} --out=DIR",
-        "look at the curves": f"tensorboard --logdir={workdir / 'tensorboard'}  # pip install tensorboard",
-        "train on your text": simcse,
-    }
-    if pretrained:
-        del steps["train on your text"]
-        steps = {"train SimCSE from it": f"{simcse} --config.model.name={model}"} | steps
-    return "\n".join(
-        [
-            f"\nThe best model is in {model}. What to do next:",
-            *(f"  {f'{what}:':<21} {command}" for what, command in steps.items()),
-            "This run is finished; --workdir=ANOTHER starts a new one.",
-        ]
-    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from simcse_jax.sweeping.folder import Lock
 from simcse_jax.sweeping.jobs import Job, Step
-from simcse_jax.training.display import duration
+from simcse_jax.training.metrics import duration
 
 _POLL_S = 0.1
 _TAIL = 12  # lines of a failed command's output

@@ -1,9 +1,14 @@
-"""Print what a run is, how it goes, and how it ended."""
+"""Print what a run is, how it goes, how it ended, and what to do next."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,19 +18,62 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from simcse_jax.config.layout import LARGEST_GROUP
 from simcse_jax.data.batches import written
 from simcse_jax.data.positives import CHANGES
+from simcse_jax.model_folder.card import simcse_recipe
+from simcse_jax.system.progress import EVERY_S
+from simcse_jax.training.metrics import duration
 
 if TYPE_CHECKING:
+    from simcse_jax.config.schema import Config
+    from simcse_jax.training.loop import Outcome
     from simcse_jax.training.run import Run
+
+SMALL_CHANGE = 0.1  # of the logarithm of a learned temperature, in a whole run: worth a note
+
+
+class Heartbeat:
+    """Print a line whenever nothing was printed for 30 seconds, so that a log shows that work goes on."""
+
+    def __init__(self, line: Callable[[], str], say: Callable[[str], None] = print):
+        self._line, self._say = line, say
+        self._last, self._end = time.monotonic(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def beat(self) -> None:
+        """Note that a line was printed."""
+        self._last = time.monotonic()
+
+    def _run(self) -> None:
+        while not self._end.wait(max(self._last + EVERY_S - time.monotonic(), 0)):
+            if time.monotonic() >= self._last + EVERY_S:
+                self.beat()
+                self._say(self._line())
+
+
+def while_doing(what: str) -> Heartbeat:
+    """Return a context in which a line says every 30 seconds that this is still going on."""
+    start = time.monotonic()
+    return Heartbeat(lambda: f"{what} ... {duration(time.monotonic() - start)}", lambda line: print(line, flush=True))
 
 
 class Display:
-    """A bar with loss, dev score, sentences/s and time left; on a pipe or in a log, one line for each figure logged."""
+    """Show a bar with loss, dev score, sentences/s and time left; in a log, a line for each step that is logged."""
 
     def __init__(self, total_steps: int, console: Console | None = None, quiet: bool = False):
         """quiet: show nothing, as one process of a run is enough to show it."""
         self.console = console or Console(soft_wrap=True, highlight=False, quiet=quiet)
         self.total_steps = total_steps
-        self._fields: dict[str, Any] = {"loss": "-", "dev": "-", "speed": "-"}
+        self._doing = "training"
+        self._step = 0
+        self._heartbeat = Heartbeat(lambda: f"step {self._step}/{self.total_steps}  {self._doing} ...", self.say)
+        fields: dict[str, Any] = {"loss": "-", "dev": "-", "speed": "-"}
         self._bar = Progress(
             BarColumn(bar_width=12),  # the line has to fit 80 columns
             MofNCompleteColumn(),
@@ -37,25 +85,36 @@ class Display:
             console=self.console,
             disable=quiet or not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("training", total=total_steps, **self._fields)
+        self._task = self._bar.add_task("training", total=total_steps, **fields)
 
     def __enter__(self) -> Display:
         self._bar.start()
+        self._heartbeat.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._heartbeat.__exit__()
         self._bar.stop()
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
+        self._heartbeat.beat()
         self.console.print(text, markup=False)
+
+    @contextmanager
+    def while_doing(self, what: str) -> Iterator[None]:
+        """Name what the run is doing, for the line that is printed when nothing else was."""
+        self._doing, before = what, self._doing
+        yield
+        self._doing = before
 
     def step(self, step: int) -> None:
         """Move the bar."""
+        self._step = step
         self._bar.update(self._task, completed=step)
 
-    def figures(self, step: int, metrics: Mapping[str, float], seconds_left: float) -> None:
-        """Show the training figures of a step."""
+    def metrics(self, step: int, metrics: Mapping[str, float], seconds_left: float) -> None:
+        """Show the training metrics of a step."""
         loss, speed = f"{metrics['loss']:.4f}", f"{metrics['sentences_per_s']:,.0f}"
         self._bar.update(self._task, loss=loss, speed=speed)
         if not self.console.is_terminal:
@@ -70,24 +129,14 @@ class Display:
         self._bar.update(self._task, dev=f"{score:.2f}")
 
     def score(self, step: int, words: str, score: float, best: bool) -> None:
-        """Show a dev score, called `words`; said on a line of its own too, so that it stays on the screen."""
+        """Show a dev score in the bar and on a line of its own, which stays on the screen."""
         self.dev(score)
         note = "before training" if step == 0 else "best so far" if best else ""
         self.say(f"step {step:>6}  {words} {score:6.2f}  {note}".rstrip())
 
 
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, "1:02:03" or "2:03"."""
-    minutes, rest = divmod(round(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-LITTLE = 0.1  # change of a learned temperature's logarithm that a run says will hardly be one
-
-
 def describe(run: Run) -> list[str]:
-    """Lines that say what is about to be trained."""
+    """Return lines that say what is about to be trained."""
     config, encoder, mesh = run.config, run.encoder.architecture, run.program.mesh
     count = sum(x.size for x in jax.tree.leaves(run.program.shapes.params))
     layout = run.batches.layout
@@ -99,10 +148,9 @@ def describe(run: Run) -> list[str]:
         f"{config.model.pooler} at test time",
         f"devices: {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh data {mesh.shape['data']} x fsdp "
         f"{mesh.shape['fsdp']}; compute in {config.model.dtype}",
-        f"batch: {layout.batch_size} examples = {groups} groups of {layout.group_size}, in rows of {layout.row_length} "
-        f"tokens; row counts in use: {rows} (each compiled once)",
-        f"steps: {run.total_steps:,} of {run.batches.steps_per_epoch:,} an epoch; {run.batches.dropped:,} examples "
-        "left out of each epoch's last, short batch",
+        f"batch: {layout.batch_size} examples = {groups} group{'s' * (groups > 1)} of {layout.group_size}, in rows of "
+        f"{layout.row_length} tokens; rows a group: {rows} (each compiled once, when a batch needs it)",
+        _length(run),
         *run.corpus.report.lines(),
         *_studies(run),
         *_masking(run),
@@ -110,8 +158,23 @@ def describe(run: Run) -> list[str]:
     ]
 
 
+def _length(run: Run) -> str:
+    """Return a line on the number of steps, and the share of the data that they see."""
+    steps, epoch, size = run.total_steps, run.batches.steps_per_epoch, run.batches.layout.batch_size
+    examples = len(run.batches.examples)
+    if steps < epoch:
+        seen, train = steps * size, run.config.train
+        zeros = "".join(f"--config.train.{key}=0 " for key in ("steps", "examples") if getattr(train, key))
+        return (
+            f"steps: {steps:,}, which see {seen:,} of {examples:,} examples ({seen / examples:.0%}); "
+            f"{zeros}--config.train.epochs=1 sees all of them once"
+        )
+    dropped = f"; each leaves out {run.batches.dropped:,} examples, others each time" if run.batches.dropped else ""
+    return f"steps: {steps:,}, or {steps / epoch:.3g} epochs of {epoch:,}{dropped}"
+
+
 def _studies(run: Run) -> list[str]:
-    """What differs from plain SimCSE."""
+    """Return lines on what differs from plain SimCSE."""
     config, lines = run.config, []
     data, model, objective = config.data, config.model, config.objective
     if objective.loss == "none":
@@ -129,14 +192,16 @@ def _studies(run: Run) -> list[str]:
         lines.append(f"cutoff: {model.cutoff}, {model.cutoff_rate:.0%} of the input embeddings")
     if model.second_encoder != "none":
         what = (
-            "parameters of its own" if model.second_encoder == "copy" else f"follows by {1 - model.momentum:g} a step"
+            "parameters of its own"
+            if model.second_encoder == "copy"
+            else f"moves by {1 - model.momentum:g} of the way to the first at each step"
         )
         queue = f"; a queue of {objective.queue:,} negatives" if objective.queue else ""
-        lines.append(f"second encoder, of all but the anchors: {what}{queue}")
+        lines.append(f"second encoder, for all texts but the anchors: {what}{queue}")
     details = [
         objective.loss if objective.loss != "info_nce" else "",
-        "of products" if objective.similarity == "dot" else "",
-        "both ways" if objective.symmetric else "",
+        "of dot products" if objective.similarity == "dot" else "",
+        "in both directions" if objective.symmetric else "",
         "with a learned temperature" if objective.learned_temperature else "",
         f"mean over widths {objective.widths}" if objective.widths else "",
     ]
@@ -157,16 +222,17 @@ def _masking(run: Run) -> list[str]:
 
 
 def _notes(run: Run) -> list[str]:
-    """What is allowed and rarely meant."""
+    """Return notes on settings that are allowed and rarely meant."""
     notes, warmup, layout = [], run.config.optimizer.warmup_steps, run.batches.layout
     if warmup >= run.total_steps:
         notes.append(f"note: the {run.total_steps} steps end within optimizer.warmup_steps = {warmup}")
     objective = run.config.objective
     rate = objective.learning_rate or run.config.optimizer.learning_rate
-    if objective.learned_temperature and rate * run.total_steps / 2 < LITTLE:
+    if objective.learned_temperature and rate * run.total_steps / 2 < SMALL_CHANGE:
         notes.append(
-            f"note: at a learning rate of {rate:g} the temperature changes by less than {math.expm1(LITTLE):.0%} in "
-            f"{run.total_steps} steps; a larger --config.objective.learning_rate is for it alone"
+            f"note: at a learning rate of {rate:g} the temperature changes by less than "
+            f"{math.expm1(SMALL_CHANGE):.0%} in {run.total_steps} steps; --config.objective.learning_rate sets a "
+            "larger rate for it alone"
         )
     if run.dev is None:
         notes.append(
@@ -180,3 +246,62 @@ def _notes(run: Run) -> list[str]:
             f"multiple of {LARGEST_GROUP} is best"
         )
     return notes
+
+
+def summarize(run: Run, outcome: Outcome, seconds: float) -> str:
+    """Return one line on how the run ended."""
+    progress, score = outcome.progress, "no evaluation"
+    if progress.best_step >= 0 and run.dev:
+        measure = run.dev.measure
+        score = f"best {measure.words} {measure.shown(progress.best_score):.2f} at step {progress.best_step}"
+    compiled = outcome.shapes_compiled
+    programs = f"{compiled} program{'s' * (compiled != 1)} compiled"
+    return f"{outcome.step:,} steps, {duration(seconds)} in this start, {programs}; {score}"
+
+
+def conclude(run: Run, outcome: Outcome, workdir: Path) -> list[str]:
+    """Return lines on where the model of a complete run is, and what to do next with this run's own files."""
+    model, best = workdir / "model", outcome.progress.best_step
+    if best == 0:
+        found = (
+            f"No evaluation was better than the one before training, so {model} holds the model that training started "
+            f"from.\nTry another --config.optimizer.learning_rate than {run.config.optimizer.learning_rate:g}, or text "
+            "more like that of the evaluation, with --workdir=ANOTHER."
+        )
+    elif best < 0:
+        found = f"The model of the last step, {outcome.step:,}, is in {model}."
+    else:
+        found = f"The best model, of step {best:,}, is in {model}."
+    steps = _next_steps(run.config, workdir)
+    return [
+        f"\n{found} What to do next:" if best else f"\n{found}\nWhat to do next:",
+        *(f"  {f'{what}:':<21} {command}" for what, command in steps.items()),
+        "This run is complete; --workdir=ANOTHER starts a new one.",
+    ]
+
+
+def _next_steps(config: Config, workdir: Path) -> dict[str, str]:
+    """Return commands by what they do, such as work for this run when they are copied."""
+    here = Path(sys.executable)
+    python = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else "python"
+    model, files = workdir / "model", config.data.files
+    demo, pretrained = files.startswith("demo:"), config.objective.loss == "none"
+    text = "sentences.txt" if demo else files
+    steps = {}
+    if pretrained:
+        recipe = simcse_recipe(config.model.init)
+        steps["train SimCSE from it"] = (
+            f"{python} -m simcse_jax.train --config={recipe} --config.model.name={model} --config.data.files={text}"
+        )
+    steps["use it from Python"] = f'SimCSE("{model}").encode(["a text"])  # from simcse_jax import SimCSE'
+    steps["use it from PyTorch"] = f'SentenceTransformer("{model}").encode(["a text"])'
+    pairs = "--pairs=demo:test" if config.eval.data == "demo:dev" else "--data=senteval  # or --pairs=graded.tsv"
+    steps["judge it"] = f"{python} -m simcse_jax.evaluate --model={workdir} {pairs}"
+    if not demo and files.endswith(".txt") and "," not in files:
+        steps["search your text"] = f'{python} -m simcse_jax.search --model={workdir} --corpus={files} --query="a text"'
+    steps["look at all curves"] = f"tensorboard --logdir={workdir / 'tensorboard'}  # pip install tensorboard"
+    if demo and not pretrained:
+        steps["train on your text"] = (
+            f"{python} -m simcse_jax.train --config=configs/small.py --config.data.files=sentences.txt"
+        )
+    return steps

@@ -1,7 +1,7 @@
-"""The loop: steps, figures, evaluations, checkpoints, until the end or a signal.
+"""Run the training loop: steps, metrics, evaluations and checkpoints, until the end or a signal.
 
-The order within a step is what makes a run resumable: its loss is found finite, its figures are written, it is
-evaluated, the best is saved, and only then `last`, the state that a resumed run goes on from.
+The order within a step makes a run resumable: first its loss is checked to be finite, then its metrics are written, it
+is evaluated, the best is saved, and only then `last`, the state that a resumed run starts from.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from simcse_jax.hosts.agreement import is_first, on_all
 from simcse_jax.hosts.signals import stop_signals
 from simcse_jax.system.errors import UserError, short
 from simcse_jax.training.checkpoint import Checkpoints, Progress
-from simcse_jax.training.dev import LOGGED, Measure
-from simcse_jax.training.display import Display, duration
+from simcse_jax.training.dev import LOGGED
+from simcse_jax.training.display import Display
 from simcse_jax.training.feeding import batch_shapes, feed
 from simcse_jax.training.metrics import FLOAT32_DIGITS, FLOAT64_DIGITS, Clock, MetricsWriter, NoMetrics, Profile
 from simcse_jax.training.program import Compilations
@@ -32,15 +32,14 @@ from simcse_jax.training.run import Run
 from simcse_jax.training.state import TrainState, encoder_params
 from simcse_jax.training.step import TrainStep
 
-# Evaluations in a row with a falling score, while the loss falls too, that are worth a warning.
-FALLING_EVALUATIONS = 3
-# Steps after which the shapes that no batch has had yet are compiled too: shorter runs compile only what they meet.
+FALLING_EVALUATIONS = 3  # evaluations in a row with a falling score and a falling loss that are worth a warning
+# Steps after which the remaining shapes are compiled too, in the background; shorter runs compile only what they need.
 COMPILE_AHEAD_AFTER = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """Hold how a run ended."""
 
     step: int
     progress: Progress
@@ -49,10 +48,10 @@ class Outcome:
 
 
 def train(run: Run, workdir: Path, profile: bool = False) -> Outcome:
-    """Train until the end, the patience's end or a signal; goes on from `workdir` if that holds a part of this run.
+    """Train until the end, the end of patience or a signal; resumes what `workdir` holds of this run.
 
-    profile: trace some steps into `workdir/profile`. Raises UserError when the loss is not finite; `last` is then still
-    good. That workdir holds no other run, `prepare` has made sure.
+    profile: trace some steps into `workdir/profile`. UserError when the loss is not finite; `last` is then still good.
+    `prepare` has made sure that workdir holds no other run.
     """
     first = is_first()
     with Display(run.total_steps, quiet=not first) as display, Checkpoints(workdir, display.say) as checkpoints:
@@ -80,7 +79,7 @@ def train(run: Run, workdir: Path, profile: bool = False) -> Outcome:
 
 
 class _Loop:
-    """The moving parts of `train`, so that each of its acts has a name."""
+    """Hold what changes while `train` runs."""
 
     def __init__(
         self,
@@ -95,30 +94,30 @@ class _Loop:
         self.metrics = metrics
         self.display = display
         self.progress = progress
-        self.compiled = Compilations(run.program, self._shapes)
+        self.compilations = Compilations(run.program, self._shapes)
         self.clock = Clock(run.config.train.batch_size * run.batches.examples.texts)
 
     def steps(self, state: TrainState, start: int, profile: Profile) -> Outcome:
-        """Run the steps after `start`. The figures of a step are fetched while the next one runs."""
+        """Run the steps after `start`. The metrics of a step are fetched while the next one runs."""
         run, every, checkpoints = self.run, self.run.config, self.checkpoints
-        waiting: tuple[int, Any] | None = None  # the step whose figures are still on the device
+        waiting: tuple[int, Any] | None = None  # the step whose metrics are still on the device
         step, stop = start, None
-        with stop_signals() as stopping, contextlib.closing(self):
+        with stop_signals() as stopping, contextlib.closing(self.compilations):
             for step, batch in self._batches(start):
                 if step == start + COMPILE_AHEAD_AFTER:
-                    self.compiled.begin(*run.batches.row_counts)
+                    self.compilations.begin(*run.batches.row_counts)
                     self.clock.skip()
-                for rows, error in self.compiled.failures():
+                for rows, error in self.compilations.failures():
                     self.display.say(
-                        f"warning: a batch of {written(rows)} rows a group, should one come, cannot run: {short(error)}"
+                        f"warning: the step for {written(rows)} rows a group did not compile: {short(error)}"
                     )
                 with profile.step(step):
-                    state, figures = self._step(state, batch)
-                if profile.dispatched(figures):
+                    state, metrics = self._step(state, batch)
+                if profile.dispatched(metrics):
                     self.clock.skip()
                 if waiting:
                     self._settle(*waiting)
-                waiting = step, figures
+                waiting = step, metrics
                 last, stop = step == run.total_steps, stopping(step)
                 evaluates = run.dev is not None and (last or step % every.eval.every_steps == 0)
                 due = step % every.checkpoint.every_steps == 0 or checkpoints.must_retry()
@@ -134,16 +133,10 @@ class _Loop:
                     if ends:
                         break
         unfinished = stop is not None and step < run.total_steps
-        return Outcome(
-            step, self.progress, stop if unfinished else None, self.compiled.finished() if self.compiled else 0
-        )
-
-    def close(self) -> None:
-        if self.compiled:
-            self.compiled.close()
+        return Outcome(step, self.progress, stop if unfinished else None, self.compilations.finished())
 
     def _batches(self, start: int) -> Iterator[tuple[int, Batch]]:
-        """(step, batch on the devices), with the time spent waiting for the data taken."""
+        """Yield (step, batch on the devices), and measure the wait for data."""
         if start >= self.run.total_steps or self._out_of_patience():
             return
         stream = feed(self.run.batches, self.run.program.mesh, start, self.run.total_steps)
@@ -154,7 +147,7 @@ class _Loop:
 
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
         step = self._compiled(batch)
-        # Nothing may move between host and devices unseen while a step runs.
+        # A transfer between host and devices that nobody asked for would slow every step down.
         with jax.transfer_guard("disallow"):
             return step(state, batch)
 
@@ -163,21 +156,22 @@ class _Loop:
         return batch_shapes(self.run.config, self.run.program.mesh, columns, rows, batches.layout.row_length)
 
     def _compiled(self, batch: Batch) -> TrainStep:
-        """The step for a batch of this shape."""
+        """Return the compiled step for a batch of this shape."""
         groups, _, tokens = batch.groups.ids.shape
         rows = batch.rows
-        if self.compiled.ready(rows):
-            return self.compiled.step(rows)
+        if self.compilations.ready(rows):
+            return self.compilations.step(rows)
         started = time.monotonic()
-        self.display.say(f"compiling a batch of groups x rows x tokens {groups} x {written(rows)} x {tokens} ...")
-        step = self.compiled.step(rows)
+        self.display.say(f"compiling the step for {groups} groups of {written(rows)} rows of {tokens} tokens ...")
+        with self.display.while_doing("compiling"):
+            step = self.compilations.step(rows)
         self.display.say(f"compiled in {time.monotonic() - started:.1f} s")
         self.clock.skip()
         return step
 
-    def _settle(self, step: int, figures: Any) -> None:
-        """Fetch a step's figures, stop if its loss is not finite, log them when it is time."""
-        values = {name: float(value) for name, value in jax.device_get(figures).items()}
+    def _settle(self, step: int, metrics: Any) -> None:
+        """Fetch a step's metrics, stop if its loss is not finite, and log them when it is time."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
             saved = self.checkpoints.latest_step()
             where = f"checkpoints/last is good and holds step {saved}" if saved is not None else "nothing was saved yet"
@@ -198,13 +192,15 @@ class _Loop:
             }
             self.metrics.write(step, values)
             left = (self.run.total_steps - step) * self.clock.seconds_per_step
-            self.display.figures(step, values, left)
+            self.display.metrics(step, values, left)
 
     def evaluate(self, step: int, params: Any) -> bool:
-        """Judge the parameters and keep them if they are the best; False when patience is at its end."""
+        """Score the parameters and save them if they are the best; return False when patience is at its end."""
         if self.run.dev is None:
             return True
-        measure, scores, progress = self.run.dev.measure, self.run.dev.evaluate(params), self.progress
+        with self.display.while_doing("evaluating"):
+            scores = self.run.dev.evaluate(params)
+        measure, progress = self.run.dev.measure, self.progress
         score = measure.of(scores)
         self.metrics.write(step, {f"dev/{name}": scores[name] for name in LOGGED if name in scores})
         best = score > progress.best_score
@@ -220,7 +216,8 @@ class _Loop:
         if falling(progress.history):
             self.display.say(
                 f"warning: {measure.words} got worse {FALLING_EVALUATIONS} times in a row while the loss fell: the "
-                "model is fitting something else.\nThe best is kept; a lower learning rate or fewer steps usually help."
+                "model learns something else than what is scored.\nThe best is kept; a lower "
+                "--config.optimizer.learning_rate or fewer steps usually help."
             )
         if self._out_of_patience():
             self.display.say(f"stopping: no better {measure.words} in {progress.stale_evaluations} evaluations")
@@ -233,26 +230,19 @@ class _Loop:
 
 
 def _unwritable(error: OSError, workdir: Path, saved: int | None) -> OSError | UserError:
-    """The error as words, where the disk is what failed."""
+    """Return a UserError where the disk failed, else the error itself."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
         return error
     where = f"checkpoints/last is good and holds step {saved}" if saved is not None else "nothing was saved yet"
     return UserError(
-        f"{workdir} cannot be written: {error.strerror}; {where}.\nMend that, and the same command goes on from there."
+        f"{workdir} cannot be written: {error.strerror}; {where}.\n"
+        "Make it writable, and the same command resumes from there."
     )
 
 
 def falling(history: list[tuple[int, float, float]]) -> bool:
-    """Whether the last evaluations show a falling score with a falling loss; history is (step, score, mean loss)."""
+    """Return whether the last evaluations show a falling score with a falling loss."""
     recent = history[-FALLING_EVALUATIONS - 1 :]
     return len(recent) > FALLING_EVALUATIONS and all(
         later[1] < earlier[1] and later[2] < earlier[2] for earlier, later in itertools.pairwise(recent)
     )
-
-
-def summary(outcome: Outcome, measure: Measure | None, seconds: float) -> str:
-    """One line on how the run ended; measure: what it was judged by."""
-    best, score = outcome.progress, "no evaluation"
-    if best.best_step >= 0 and measure:
-        score = f"best {measure.words} {measure.shown(best.best_score):.2f} at step {best.best_step}"
-    return f"{outcome.step:,} steps in {duration(seconds)}, {outcome.shapes_compiled} shapes compiled; {score}"
