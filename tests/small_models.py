@@ -96,3 +96,14 @@ def prepare_small(workdir: Path, cache: Path, **changes: Any) -> Run:
     }
     recipe.update_from_flattened_dict(values | {key.replace("__", "."): value for key, value in changes.items()})
     return prepare(resolve(recipe, (), jax.device_count()), workdir)
+
+
+def states_of(run: Run, steps: int) -> tuple[list[Any], list[dict[str, float]]]:
+    """The states of a run from the start on, and the metrics of each step; nothing is written."""
+    state, states, metrics = run.initial_state(), [], []
+    states.append(jax.device_get(state))  # a step donates the state that it is given
+    for step in range(steps):
+        state, found = run.program.train_step(state, run.batches(step))
+        states.append(jax.device_get(state))
+        metrics.append({name: float(value) for name, value in found.items()})
+    return states, metrics

@@ -25,7 +25,7 @@ from simcse_jax.training.program import make_encode
 from simcse_jax.training.run import Run
 from simcse_jax.training.saved import load_best, read_state
 from simcse_jax.training.state import PREDICTOR, encoder_params, encoding_trees, enqueue, update_ema
-from tests.small_models import FROM_FOLDER, VOCABULARY, demo_files, export_small, prepare_small, train_small
+from tests.small_models import FROM_FOLDER, VOCABULARY, demo_files, export_small, prepare_small, states_of, train_small
 
 # One shape to compile, and no evaluation.
 QUICK: dict[str, Any] = {"data__packed": False, "eval__data": ""}
@@ -59,17 +59,6 @@ def prepare_quick(workdir: Path, cache: Path, **flags: Any) -> Run:
     if (files := flags.get("data__files")) and not Path(files).is_absolute():
         flags["data__files"] = str(demo_files() / files)
     return prepare_small(workdir, cache, **QUICK | flags)
-
-
-def states_of(run: Run, steps: int) -> tuple[list[Any], list[dict[str, float]]]:
-    """The states of a run from the start on, and the metrics of each step; nothing is written."""
-    state, states, metrics = run.initial_state(), [], []
-    states.append(jax.device_get(state))  # a step donates the state that it is given
-    for step in range(steps):
-        state, found = run.program.train_step(state, run.batches(step))
-        states.append(jax.device_get(state))
-        metrics.append({name: float(value) for name, value in found.items()})
-    return states, metrics
 
 
 def metrics_of(workdir: Path, cache: Path, steps: int = 1, **flags: Any) -> list[dict[str, float]]:
