@@ -110,7 +110,7 @@ def test_a_run_says_that_it_masks(pretrained: Path) -> None:
 
 
 def test_a_run_of_before_masked_language_modelling_goes_on_and_exports(tmp_path: Path) -> None:
-    flags: Any = {"train__steps": 4, "checkpoint__every_steps": 2}
+    flags: Any = {"train__steps": 4, "checkpoint__every_steps": 2, "data__packed": False}
     run = train_small(tmp_path / "run", tmp_path / "cache", **flags)
     told = json.loads((run / "config.json").read_text())
     for key in ("has_mlm_head", "validation"):
