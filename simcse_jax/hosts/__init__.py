@@ -1,1 +1,1 @@
-"""Several processes, on one machine or many, as one run."""
+"""Run several processes, on one machine or many, as one run."""

@@ -1,6 +1,8 @@
-"""What the processes of a run tell each other beside the training itself: short texts, through JAX's coordinator.
+"""Exchange short texts between the processes of a run, so that all of them decide alike.
 
-Every process calls these in the same order. With one process they cost nothing.
+Every process calls these functions in the same order. With one process they cost nothing. They use the key-value store
+of JAX's coordinator and not `multihost_utils`, which sends arrays by programs of the devices: those take a compilation
+for each length, and when a process fails, the others get an error of the collective library in place of its words.
 """
 
 from __future__ import annotations
@@ -15,33 +17,33 @@ import jax
 
 from simcse_jax.system.errors import UserError
 
-# A process that has died is noticed by its missing heartbeat; this only bounds how long a living one may take.
+# How long a living process may take. One that has died is noticed earlier, by its missing heartbeat.
 PATIENCE_S = 6 * 3600
 
 _calls = itertools.count()
 
 
 def processes() -> int:
-    """How many processes take part."""
+    """Return the number of processes."""
     return jax.process_count()
 
 
 def is_first() -> bool:
-    """Whether this is process 0, the one that writes tables, logs and exports."""
+    """Return whether this is process 0, the one that prints, logs and exports."""
     return jax.process_index() == 0
 
 
 def gather(value: str) -> list[str]:
-    """What every process gave, by process; returns once all have called it."""
+    """Return the values of all processes, in their order; returns once all have called it."""
     if processes() == 1:
         return [value]
     from jax._src.distributed import global_state  # JAX's key-value store has no public name
 
     client, call, own = global_state.client, next(_calls), jax.process_index()
-    assert client is not None  # there are several processes
+    assert client is not None  # `processes` counts several
     client.key_value_set(_key(call, own), value)
     values = [client.blocking_key_value_get(_key(call, n), PATIENCE_S * 1000) for n in range(processes())]
-    if call:  # all have come here, so nobody reads the last call's any more
+    if call:  # all have come here, so nobody reads the last call's values any more
         client.key_value_delete(_key(call - 1, own))
     return values
 
@@ -51,15 +53,15 @@ def _key(call: int, process: int) -> str:
 
 
 def first_says(value: str) -> str:
-    """What process 0 gave."""
+    """Return the value of process 0."""
     return gather(value)[0]
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """All processes come out of this block, or each raises: its own error, or UserError with the first other's.
+    """Leave the block on all processes, or raise on all: the own error, or UserError with the first other's text.
 
-    Nothing within may wait for the other processes: they may be waiting at its end already.
+    Nothing in the block may wait for other processes: they may already wait at its end.
     """
     try:
         yield
@@ -76,14 +78,14 @@ def together() -> Iterator[None]:
 
 
 def on_all(text: str) -> UserError:
-    """An error that every process of the run raises at this point."""
+    """Return an error that every process of the run raises at this point."""
     error = UserError(text)
     error.everywhere = True
     return error
 
 
 def require_equal(values: Mapping[str, Any]) -> None:
-    """UserError on all processes when they do not have the same value of one of these names."""
+    """Raise UserError on all processes when one of these names has different values on them."""
     everywhere = [json.loads(text) for text in gather(json.dumps(values))]
     for process, there in enumerate(everywhere):
         for name, value in there.items():

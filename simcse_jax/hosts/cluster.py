@@ -1,7 +1,7 @@
-"""Which processes make up this run: told by flags, or found in what the cluster says of itself.
+"""Find the processes that make up this run, from flags or from the cluster's environment.
 
-Finding is JAX's own (Cloud TPU, GKE, SLURM, Open MPI, Kubernetes jobs). What is added: plain words where something is
-missing, and GPUs that suit how the tasks were started.
+JAX itself recognises Cloud TPU, GKE, SLURM, Open MPI and Kubernetes jobs. Added here are clear messages where something
+is missing, and the choice of GPUs where several tasks share a machine.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 from simcse_jax.system.errors import UserError
 
-# Where other launchers say how many processes there are, and which one this is.
+# Variables in which launchers give the number of processes, and the number of this one.
 COUNTS = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
 NUMBERS = ("JAX_PROCESS_ID", "JOB_COMPLETION_INDEX", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 COORDINATOR = "JAX_COORDINATOR_ADDRESS"
-# Which task of this machine this one is, and how many there are.
+# Variables with the number of this task on its machine, and the number of tasks there.
 LOCAL = (
     ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     ("SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
@@ -27,12 +27,12 @@ LOCAL = (
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """One process's view of the run that it belongs to."""
+    """Describe the run that this process belongs to."""
 
     coordinator: str  # HOST:PORT of process 0
     processes: int
     process: int  # from 0
-    gpus: tuple[int, ...] | None = None  # which of the visible GPUs this process takes; None = all
+    gpus: tuple[int, ...] | None = None  # the visible GPUs that this process uses; None = all
 
 
 def find_cluster(
@@ -42,10 +42,10 @@ def find_cluster(
     environment: Mapping[str, str] = os.environ,
     timeout_s: int = 300,
 ) -> Cluster | None:
-    """The cluster that flags or environment describe; None for a process that trains by itself.
+    """Return the cluster that flags or environment describe, None for a process that trains alone.
 
-    A flag goes before what the environment says. timeout_s: how long to wait for the name of process 0's host to be
-    known. Raises UserError when what is given does not describe one.
+    Flags override the environment. timeout_s: how long to wait until the name of process 0's host is known. UserError
+    when what is given describes no cluster.
     """
     address = coordinator or environment.get(COORDINATOR, "")
     if address:
@@ -83,7 +83,7 @@ def _port(address: str) -> int:
 
 
 def _number(flag: str, given: int | None, names: tuple[str, ...], environment: Mapping[str, str]) -> int:
-    """The value of a flag, or of the first variable that is set."""
+    """Return the value of a flag, or of the first variable that is set."""
     if given is not None:
         return given
     for name in names:
@@ -105,11 +105,11 @@ def _integer(name: str, value: str) -> int:
 
 
 def _detected(environment: Mapping[str, str], timeout_s: int) -> Cluster | None:
-    """What JAX finds."""
-    from jax._src.clusters import ClusterEnv  # all kinds that JAX knows; its public face joins at once
+    """Return the cluster that JAX recognises."""
+    from jax._src.clusters import ClusterEnv  # the public interface joins at once
 
     for kind in ClusterEnv._cluster_types:
-        # Its Kubernetes finder takes every pod for part of a job.
+        # JAX takes every Kubernetes pod for a part of a job.
         if kind.opt_in_only_method or (kind.name == "k8s" and "JOB_COMPLETION_INDEX" not in environment):
             continue
         if kind.is_env_present():
@@ -126,7 +126,7 @@ def _detected(environment: Mapping[str, str], timeout_s: int) -> Cluster | None:
 
 
 def _undetected(environment: Mapping[str, str]) -> None:
-    """UserError when others surely take part, and where they are is not known; alone, each would start a run."""
+    """Raise UserError when other processes take part and cannot be found; alone, each would start its own run."""
     if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         raise UserError(
             f"Open MPI started {environment['OMPI_COMM_WORLD_SIZE']} processes, but this release of it does not say "
@@ -141,9 +141,9 @@ def _undetected(environment: Mapping[str, str]) -> None:
 
 
 def _gpus(environment: Mapping[str, str]) -> tuple[int, ...] | None:
-    """The GPUs of this task among those that it sees, where SLURM or Open MPI started several tasks on the machine.
+    """Return the GPUs of this task, of those that it sees, where SLURM or Open MPI started several on the machine.
 
-    A task that is alone on its machine takes all. One that was bound to a single GPU sees that one only.
+    A task that is alone on its machine uses all GPUs, None. A task that was bound to one GPU sees only that one.
     """
     # Open MPI first: mpirun within a SLURM job leaves the job's own variables in place.
     for names in LOCAL:
@@ -159,7 +159,7 @@ def _gpus(environment: Mapping[str, str]) -> tuple[int, ...] | None:
 
 
 def as_arguments(cluster: Cluster) -> dict[str, Any]:
-    """The arguments of `jax.distributed.initialize` that describe it."""
+    """Return the arguments of `jax.distributed.initialize` for this cluster."""
     return {
         "coordinator_address": cluster.coordinator,
         "num_processes": cluster.processes,

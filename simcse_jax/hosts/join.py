@@ -1,4 +1,4 @@
-"""Joining the run: from a lone process to one of many, and the table of who is there."""
+"""Join the processes of a run, and show them in a table."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ from simcse_jax.hosts.cluster import Cluster, as_arguments
 from simcse_jax.hosts.roll_call import Card, roll_call
 from simcse_jax.system.errors import UserError
 
-# All are there, as the roll call has shown, so JAX's own start takes seconds.
-START_S = 120
-# How long a process that has ended waits for the others to end.
-SHUTDOWN_S = 60
+START_S = 120  # for JAX to start; the roll call has shown that all processes are there
+SHUTDOWN_S = 60  # how long a process that has ended waits for the others to end
 
 
 def join(cluster: Cluster, timeout_s: int, heartbeat_timeout_s: int) -> list[Card]:
-    """Make this process one of the cluster's; what each process is and has, by process.
+    """Make this process one of the cluster's, and return the cards of all processes, in their order.
 
-    To be called before JAX touches a device. timeout_s: how long to wait for everybody; heartbeat_timeout_s: after so
-    much silence a process counts as dead, and the others end. UserError when some do not come, or the processes do not
-    fit together.
+    Call it before JAX touches a device. timeout_s: how long to wait for all processes. heartbeat_timeout_s: a process
+    without a sign of life for so long counts as dead, and the others end. UserError when a process does not come, or
+    the processes do not fit together.
     """
     cards = roll_call(cluster, timeout_s)
     jax.distributed.initialize(
@@ -43,16 +41,20 @@ def join(cluster: Cluster, timeout_s: int, heartbeat_timeout_s: int) -> list[Car
 def _require_alike(cards: list[Card]) -> None:
     first = cards[0]
     for card in cards:
-        for name, words in (("jax", "JAX"), ("kind", "devices of kind"), ("devices", "as many devices:")):
+        for name, words in (
+            ("jax", "the same JAX"),
+            ("kind", "devices of the same kind"),
+            ("devices", "as many devices"),
+        ):
             if card[name] != first[name]:
                 raise UserError(
-                    f"All processes must have the same {words} {first[name]} on process 0 ({first['host']}), and "
+                    f"All processes must have {words}: {first[name]} on process 0 ({first['host']}), and "
                     f"{card[name]} on process {card['process']} ({card['host']})."
                 )
 
 
 def table(cards: list[Card]) -> Table:
-    """Hosts, processes and devices, a line each."""
+    """Return a table of processes with their hosts and devices."""
     total = sum(card["devices"] for card in cards)
     hosts = len({card["host"] for card in cards})
     title = f"{len(cards)} processes on {hosts} host{'s' * (hosts > 1)}, {total} devices"

@@ -1,7 +1,7 @@
-"""Who is there: every process tells process 0 its name before JAX starts, so that a missing one can be named.
+"""Have every process report to process 0 before JAX starts, so that a missing process can be named.
 
 JAX's own start ends every process with a stack trace when one of them does not come. Process 0 listens on the
-coordinator's port, which JAX takes over afterwards.
+coordinator's port, which JAX uses afterwards.
 """
 
 from __future__ import annotations
@@ -17,19 +17,16 @@ from simcse_jax.hosts.cluster import Cluster
 from simcse_jax.system.errors import UserError
 
 RETRY_S = 0.2
-# What a process may take to say its name once it is connected; nobody else has reason to connect.
-SPEAK_S = 5.0
-# How much longer than process 0 the others wait, for its verdict.
-PATIENCE_S = 10.0
+SPEAK_S = 5.0  # how long a process may take to send its card once it is connected
+PATIENCE_S = 10.0  # how much longer than process 0 the others wait, for its verdict
 
 Card = dict[str, Any]  # process, processes, host, pid, version
 
 
 def roll_call(cluster: Cluster, timeout_s: float) -> list[Card]:
-    """The cards of all processes, by process, once all have come.
+    """Return the cards of all processes, in their order, once all have come.
 
-    UserError, the same on all that came, when some did not come in time, or the processes do not agree on how many
-    there are.
+    UserError, the same on all that came, when some do not come in time or disagree on the number of processes.
     """
     card = {
         "process": cluster.process,
@@ -45,7 +42,7 @@ def roll_call(cluster: Cluster, timeout_s: float) -> list[Card]:
 
 
 def _call(cluster: Cluster, own: Card, timeout_s: float) -> dict[str, Any]:
-    """Process 0's part: listen, until all have come or time is up; then tell everybody how it went."""
+    """Do process 0's part: listen until all have come or time is up, then send the verdict to all."""
     deadline = time.monotonic() + timeout_s
     cards, error = {0: own}, ""
     waiting: dict[int, socket.socket] = {}
@@ -61,7 +58,7 @@ def _call(cluster: Cluster, own: Card, timeout_s: float) -> dict[str, Any]:
                 connection.close()
                 continue
             number = card["process"]
-            for gone in [n for n in waiting if _is_gone(waiting[n])]:  # it died; it may be started again
+            for gone in [n for n in waiting if _is_gone(waiting[n])]:  # it died, and may be started again
                 waiting.pop(gone).close()
                 del cards[gone]
             if error := _objection(cluster, card, cards):
@@ -75,7 +72,7 @@ def _call(cluster: Cluster, own: Card, timeout_s: float) -> dict[str, Any]:
 
 
 def _answer(cluster: Cluster, card: Card, timeout_s: float) -> dict[str, Any]:
-    """The others' part: knock until process 0 opens, say who we are, and hear how it went."""
+    """Do the others' part: connect to process 0, send the card, and receive the verdict."""
     deadline = time.monotonic() + timeout_s + PATIENCE_S
     problem: OSError | ValueError = TimeoutError("no answer")
     while (left := deadline - time.monotonic()) > 0:
@@ -84,7 +81,7 @@ def _answer(cluster: Cluster, card: Card, timeout_s: float) -> dict[str, Any]:
                 connection.sendall(json.dumps(card).encode() + b"\n")
                 connection.settimeout(left)
                 return json.loads(connection.makefile().readline())
-        except (OSError, ValueError) as error:  # not up yet; or something else has that port
+        except (OSError, ValueError) as error:  # process 0 is not up yet, or another program has that port
             problem = error
             time.sleep(RETRY_S)
     return {
@@ -113,7 +110,7 @@ def _listening(cluster: Cluster) -> socket.socket:
 
 
 def _heard(connection: socket.socket) -> Card | None:
-    """What a process says of itself; None if it is no process of ours."""
+    """Return the card that a process sends, None if it is no process of ours."""
     connection.settimeout(SPEAK_S)
     try:
         card = json.loads(connection.makefile().readline(1000))
@@ -123,7 +120,7 @@ def _heard(connection: socket.socket) -> Card | None:
 
 
 def _is_gone(connection: socket.socket) -> bool:
-    """Whether the other side has hung up."""
+    """Return whether the other side has closed the connection."""
     connection.setblocking(False)
     try:
         return connection.recv(1, socket.MSG_PEEK) == b""
@@ -136,18 +133,18 @@ def _is_gone(connection: socket.socket) -> bool:
 
 
 def _tell(connection: socket.socket, verdict: dict[str, Any]) -> None:
-    """Send the verdict, and let the other side close first: the port is free again at once then."""
+    """Send the verdict, and let the other side close first: then the port is free again at once."""
     with connection:
         try:
             connection.sendall(json.dumps(verdict).encode() + b"\n")
             connection.settimeout(SPEAK_S)
             connection.recv(1)
-        except OSError:  # it is gone; JAX's own start will notice
+        except OSError:  # it is gone, which JAX's own start will notice
             pass
 
 
 def _objection(cluster: Cluster, card: Card, cards: dict[int, Card]) -> str:
-    """Why this process cannot take part; "" if it can."""
+    """Return why this process cannot take part, "" if it can."""
     who = f"{card['host']} (pid {card['pid']})"
     if card["processes"] != cluster.processes:
         return (

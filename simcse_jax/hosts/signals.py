@@ -12,17 +12,17 @@ from jax.experimental import multihost_utils
 
 from simcse_jax.hosts.agreement import processes
 
-# The signal that asks for a stop at the end of this step, or None; to be asked after every step.
+# (step) -> the signal that asks for a stop at the end of this step, or None; called after every step
 Stopping = Callable[[int], "int | None"]
 
 
 @contextmanager
 def stop_signals() -> Iterator[Stopping]:
-    """A function that tells, after each step, whether all processes are to stop there.
+    """Yield a function that returns, after each step, the signal by which all processes are to stop there, or None.
 
-    One process: SIGTERM or SIGINT; a second one has its usual effect. Several: JAX's preemption service, which has
-    listened for SIGTERM since the processes joined, and agrees with all on a step. A handler of ours would silently
-    take its place, so SIGTERM is left alone there, and Ctrl-C sends it.
+    One process: SIGTERM or SIGINT; a second signal has its usual effect. Several: JAX's preemption service, which
+    listens for SIGTERM since the processes joined, and agrees with all on a step. A handler of ours would replace it
+    without a word, so SIGTERM is left alone there, and Ctrl-C sends it.
     """
     if processes() > 1:
         with _handled({signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}):
@@ -40,14 +40,14 @@ def stop_signals() -> Iterator[Stopping]:
 
 @contextmanager
 def _handled(handlers: dict[int, Any]) -> Iterator[Callable[[], None]]:
-    """These signal handlers, until the end of the block or until the function that it gives is called."""
+    """Set these signal handlers until the end of the block, or until the yielded function is called."""
     previous: dict[int, Any] = {}
 
     def restore() -> None:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
-    with suppress(ValueError):  # not the main thread: whoever runs us there handles signals
+    with suppress(ValueError):  # not the main thread, which handles signals
         previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield restore
