@@ -254,9 +254,8 @@ def summarize(run: Run, outcome: Outcome, seconds: float) -> str:
     if progress.best_step >= 0 and run.dev:
         measure = run.dev.measure
         score = f"best {measure.words} {measure.shown(progress.best_score):.2f} at step {progress.best_step}"
-    compiled = outcome.shapes_compiled
-    programs = f"{compiled} program{'s' * (compiled != 1)} compiled"
-    return f"{outcome.step:,} steps, {duration(seconds)} in this start, {programs}; {score}"
+    programs = f"{outcome.shapes_compiled} program{'s' * (outcome.shapes_compiled != 1)}"
+    return f"{outcome.step:,} steps; this start took {duration(seconds)} and compiled {programs}; {score}"
 
 
 def conclude(run: Run, outcome: Outcome, workdir: Path) -> list[str]:

@@ -157,12 +157,12 @@ class _Loop:
 
     def _compiled(self, batch: Batch) -> TrainStep:
         """Return the compiled step for a batch of this shape."""
-        groups, _, tokens = batch.groups.ids.shape
+        tokens = batch.groups.ids.shape[-1]
         rows = batch.rows
         if self.compilations.ready(rows):
             return self.compilations.step(rows)
         started = time.monotonic()
-        self.display.say(f"compiling the step for {groups} groups of {written(rows)} rows of {tokens} tokens ...")
+        self.display.say(f"compiling the step for {written(rows)} rows of {tokens} tokens a group ...")
         with self.display.while_doing("compiling"):
             step = self.compilations.step(rows)
         self.display.say(f"compiled in {time.monotonic() - started:.1f} s")
