@@ -12,8 +12,9 @@ import torch
 from simcse_jax.config.schema import ObjectiveConfig, OptimizerConfig
 from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.examples import AsTheyAre
+from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.model import Encoder
-from simcse_jax.model_folder.pretrained import load_params, read_config
+from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.training.mesh import make_mesh
 from simcse_jax.training.program import make_objective
 from simcse_jax.training.state import init_state, make_optimizer
@@ -61,7 +62,7 @@ def test_several_steps_are_those_of_pytorch(tmp_path: Path) -> None:
     objective = make_objective(ObjectiveConfig(hard_negative_weight=WEIGHT, mask_duplicates=False), mesh)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=RATE, clip_norm=CLIP, weight_decay=DECAY), STEPS)
     with jax.enable_x64(True):
-        sizes = dataclasses.replace(read_config(tmp_path / "before"), dropout=0.0)
+        sizes = dataclasses.replace(read_architecture(tmp_path / "before"), dropout=0.0)
         encoder = Encoder(sizes, jnp.float64, jnp.float64, has_head=True)
         loss = make_loss(make_encode_batch(make_encode_groups(encoder, "cls", GROUP, mesh), mesh), objective)
         step = jax.jit(make_train_step(loss, optimizer, [0]))
