@@ -30,7 +30,7 @@ FLAGS = flags.FLAGS
 
 ROOT = Path(__file__).resolve().parent.parent
 # How the line that ends each stage begins.
-STAGES = {"parts": "model: ", "weights": "compiling a batch", "compile": "compiled in", "step": "step 1/"}
+STAGES = {"parts": "model: ", "weights": "compiling the step", "compile": "compiled in", "step": "step 1/"}
 
 Seconds = tuple[float, float]  # wall time, processor time
 

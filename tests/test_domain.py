@@ -52,7 +52,7 @@ def test_from_documents_to_a_judged_encoder(tmp_path: Path) -> None:
         told = [json.loads(line) for line in (tmp_path / "runs/domain/metrics.jsonl").read_text().splitlines()]
         assert len([line["dev/perplexity"] for line in told if "dev/perplexity" in line]) >= 2
         said = run("bash", "-c", train)
-        assert "train on your text" in said
+        assert "What to do next" in said
         started = json.loads((tmp_path / "runs/domain-simcse/config.json").read_text())
         assert started["recipe"]["model.name"] == "runs/domain/model"
         said = run("bash", "-c", judge)
