@@ -6,7 +6,6 @@ Prints a table, and writes scores.json, report.html and its pictures to --out.
 from __future__ import annotations
 
 import glob
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +68,7 @@ def main() -> int:
     for source in _PAIRS.value:
         load_graded_pairs(source)  # a file that cannot be used is a wrong command, and is found before the work
     folder = None if own_only and set(tasks) <= {GEOMETRY} else senteval_folder(_DATA.value)
-    exam = Exam(tasks, folder, _SPLIT.value, tuple(_PAIRS.value), _FAST.value, progress=sys.stderr.isatty())
+    exam = Exam(tasks, folder, _SPLIT.value, tuple(_PAIRS.value), _FAST.value, progress=True)
     results = judge_models(models, exam, say=lambda line: print(line, flush=True))
     print_results(results, Console(highlight=False, soft_wrap=True))
     for path in write_results(results, out):

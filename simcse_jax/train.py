@@ -157,8 +157,8 @@ def _report(workdir: Path, data: str) -> None:
     from simcse_jax.judging import report_run
 
     try:
-        report_run(workdir, data)
-        print(f"curves, and scores and geometry on the dev pairs: {workdir / 'report.html'}")
+        content = report_run(workdir, data)
+        print(f"report: {workdir / 'report.html'} ({content})")
     except Exception as error:  # noqa: BLE001 (such as no memory left beside the training state)
         print(f"note: no report was written: {type(error).__name__}: {error}")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from simcse_jax.evaluation.compare import differences
+from simcse_jax.evaluation.compare import compare
 from simcse_jax.evaluation.results import Entry, Results, Score, Space, Verdict
 from simcse_jax.evaluation.sts import correlations
 
@@ -106,7 +106,8 @@ def verdict(name: str, noise: float, seed: int, trained: bool = False, recipe: s
 
 def results(*entries: Entry, **averages: tuple[str, ...]) -> Results:
     averages = averages or {"sts": STS, "transfer": TRANSFER}
-    return Results(entries, averages, differences(entries, averages, 20), "2025-03-01T12:00:00+00:00", "0.1.0")
+    differences, best = compare(entries, averages, 20)
+    return Results(entries, averages, differences, "2025-03-01T12:00:00+00:00", "0.1.0", best)
 
 
 @functools.cache

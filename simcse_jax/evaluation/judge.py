@@ -1,4 +1,4 @@
-"""Which tasks a model is judged on, and the judging: every task by itself, so that one that fails stops no other."""
+"""Choose the tasks of an evaluation and run them on a model; a task that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ _STSB = "STSBenchmark"
 
 @dataclasses.dataclass(frozen=True)
 class Exam:
-    """What models are judged on."""
+    """Hold what models are judged on."""
 
-    tasks: tuple[str, ...]  # names of sts.TASKS and transfer.TASKS, and "geometry"
-    folder: Path | None = None  # `senteval_folder`'s; None when no task needs it
+    tasks: tuple[str, ...]  # names from sts.TASKS and transfer.TASKS, and "geometry"
+    folder: Path | None = None  # what `senteval_folder` returns; None when no task needs it
     split: str = "test"  # of the STS tasks
     pairs: tuple[str, ...] = ()  # graded pairs as further tasks: what `load_graded_pairs` takes
-    fast: bool = False  # transfer in its quick variant
-    progress: bool = False
+    fast: bool = False  # the quick variant of the transfer tasks
+    progress: bool = False  # show how far each task has come
 
     def __post_init__(self) -> None:
         if self.folder is None and (set(self.tasks) - {GEOMETRY} or (self.tasks and not self.pairs)):
-            raise UserError(f"{', '.join(self.tasks)} need the folder of SentEval's data, or your own graded pairs.")
+            raise UserError(f"{', '.join(self.tasks)}: give the folder of SentEval's data, or your own graded pairs.")
 
     @property
     def averages(self) -> dict[str, tuple[str, ...]]:
-        """By the name of the average, its tasks; an average is over all of a group or not at all."""
+        """The tasks of each average, by its name; an average is over all tasks of a group or is left out."""
         groups = {"sts": sts.tasks_with(self.split), "transfer": transfer.TASKS}
         return {name: tasks for name, tasks in groups.items() if all(task in self.tasks for task in tasks)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A model to be judged."""
+    """Hold a model to be judged."""
 
     name: str
     encode: Encode
-    protocol: Callable[[], dict[str, Any]]  # may read the weights, so it is asked for within the judging
-    before: Callable[[], tuple[Encode, str] | None]  # its encode before training and what weights those were, if known
+    protocol: Callable[[], dict[str, Any]]  # may read the weights, so that `judge` calls it and reports its failure
+    before: Callable[[], tuple[Encode, str] | None]  # encode before training and the source of those weights, if known
     curves: list[dict[str, Any]]
     recipe: str
 
 
 def choose_tasks(wanted: str, split: str) -> tuple[str, ...]:
-    """The tasks that a comma-separated list of groups and names asks for, in the tables' order.
+    """Return the tasks of a comma-separated list of groups and names, in the order of the tables.
 
-    UserError for a name that is unknown, none at all, or a task that lacks the split.
+    Raises UserError for an unknown name, an empty list, or a task without the split.
     """
     groups = {"sts": sts.tasks_with(split), "transfer": transfer.TASKS, GEOMETRY: (GEOMETRY,)}
     names = {_plain(task): (task,) for task in (*sts.TASKS, *transfer.TASKS)}
@@ -86,9 +86,9 @@ def _plain(name: str) -> str:
 
 
 def judge(subject: Subject, exam: Exam, say: Callable[[str], None] = lambda _: None) -> Verdict:
-    """The verdict on one model. What goes wrong with a task stands in its `failures`, and the others go on.
+    """Return the verdict on one model. A task that fails is entered in `failures`, and the others go on.
 
-    say: takes a line when a task is done.
+    say: called with a line when a task is done.
     """
     verdict = Verdict(subject.name, {"model": subject.name}, curves=subject.curves, recipe=subject.recipe)
 
@@ -111,9 +111,9 @@ def judge(subject: Subject, exam: Exam, say: Callable[[str], None] = lambda _: N
 
     try:
         verdict.protocol |= subject.protocol()
-    except Exception as error:  # noqa: BLE001 (weights that do not load: every task fails of it)
+    except Exception as error:  # noqa: BLE001 (weights that do not load fail every task)
         verdict.failures |= dict.fromkeys((*exam.pairs, *exam.tasks), _words(error))
-        verdict.recipe = ""  # nothing of it can be averaged with other runs
+        verdict.recipe = ""  # there is nothing to average with other runs
         return verdict
     attempts: dict[str, Callable[[], str]] = {}
     for source in exam.pairs:
@@ -126,7 +126,7 @@ def judge(subject: Subject, exam: Exam, say: Callable[[str], None] = lambda _: N
         started = time.monotonic()
         try:
             outcome = attempt()
-        except Exception as error:  # noqa: BLE001 (hours of other tasks must not be lost to one, such as no memory left)
+        except Exception as error:  # noqa: BLE001 (one task, say out of memory, must not lose hours of others)
             verdict.failures[task] = _words(error)
             outcome = "failed"
         if outcome:
@@ -135,12 +135,12 @@ def judge(subject: Subject, exam: Exam, say: Callable[[str], None] = lambda _: N
 
 
 def _words(error: Exception) -> str:
-    """What a failure says: a user's error has words of its own."""
+    """Return the reason of a failure: a UserError's message, or type and message of another error."""
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def _score(encode: Encode, task: str, exam: Exam) -> Score:
-    assert exam.folder is not None  # the caller looked for it when it chose tasks
+    assert exam.folder is not None  # __post_init__ checked it
     if task in transfer.TASKS:
         return transfer.evaluate_transfer(encode, exam.folder, task, exam.fast, exam.progress)
     return sts.evaluate_sts(encode, sts.load_sts(exam.folder, task, exam.split), task, exam.split)
@@ -156,7 +156,10 @@ def _space(encode: Encode, pairs: GradedPairs, scale: tuple[float, float], more:
 
 
 def _space_pairs(exam: Exam) -> tuple[GradedPairs, tuple[float, float], str]:
-    """The pairs whose space is measured, the scale of their scores, and the split: STS-B's, or the user's first."""
+    """Return the pairs whose geometry is measured, the scale of their scores, and the split.
+
+    They are STS-B's, or the user's first pairs where there is no folder of SentEval's data.
+    """
     if exam.folder is not None:
         return sts.load_sts(exam.folder, _STSB, exam.split)[""], sts.STSB_SCALE, exam.split
     pairs = load_graded_pairs(exam.pairs[0])
@@ -164,5 +167,5 @@ def _space_pairs(exam: Exam) -> tuple[GradedPairs, tuple[float, float], str]:
 
 
 def passed(verdicts: Sequence[Verdict]) -> bool:
-    """Whether nothing failed."""
+    """Return whether nothing failed."""
     return not any(verdict.failures for verdict in verdicts)

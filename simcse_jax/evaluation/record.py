@@ -63,7 +63,7 @@ def _score(score: Score) -> dict[str, Any]:
 def _space(space: Space | None) -> dict[str, Any] | None:
     if space is None:
         return None
-    return space.figures() | {"singular_values": space.singular_values.tolist(), "protocol": space.protocol}
+    return space.metrics() | {"singular_values": space.singular_values.tolist(), "protocol": space.protocol}
 
 
 def _spreads(entry: Entry, results: Results) -> dict[str, dict[str, float]]:

@@ -1,27 +1,30 @@
-"""What an evaluation finds: scores with their protocol, what failed and why, and the shape of the space."""
+"""Hold what an evaluation finds: scores with their protocol, failures and their reasons, and the geometry."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-OWN = "the model"  # what a verdict's protocol has under "pooler from" when the pooler is the model's own
+OWN = "the model"  # the value of a verdict's protocol under "pooler from" when the pooler is the model's own
 Encode = Callable[[list[str]], np.ndarray]  # texts to float[N, D]
+SHORT_TASKS = {"STSBenchmark": "STS-B", "SICKRelatedness": "SICK-R"}
+LONGEST = 36  # characters of a model's name that fit in a table
+METRICS = ("alignment", "uniformity", "mean_cosine", "effective_rank", "isotropy", "top_share")  # of a Space
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """One task of one model. Values are times 100."""
+    """Hold one task's values for one model, times 100."""
 
     task: str
-    headline: str  # the key of `values` that stands in tables and counts in the average
+    headline: str  # the key of `values` that tables show and averages use
     values: dict[str, float]
     protocol: dict[str, Any]  # split, pairs or examples, aggregation, data hash, ...: JSON
     subsets: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-    # What bootstrap and pictures need. For graded pairs, both float64[n]; for classification, `correct` bool[n].
+    # What the bootstrap and the pictures need. Graded pairs: both float64[n]. Classification: `correct` bool[n].
     gold: np.ndarray | None = None
     cosines: np.ndarray | None = None
     correct: np.ndarray | None = None
@@ -34,70 +37,85 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """The geometry of one model's embeddings of one set of pairs; see `objective.geometry` for each figure."""
+    """Hold the geometry of one model's embeddings of a set of pairs; `objective.geometry` defines each metric."""
 
     alignment: float  # over the close pairs
     uniformity: float  # over all sentences
     mean_cosine: float  # of two different sentences
     effective_rank: float  # between 1 and the width
     isotropy: float  # between 0 and 1
-    top_share: float  # of the largest singular value's square in the sum of squares, between 0 and 1
+    top_share: float  # the largest singular value's square as a share of the sum of squares
     singular_values: np.ndarray  # float64[min(n, D)], descending, divided by the largest
     protocol: dict[str, Any]  # which pairs, how many of them close, how many sentences: JSON
 
-    def figures(self) -> dict[str, float]:
-        """The numbers that fit a table, by name."""
-        names = ("alignment", "uniformity", "mean_cosine", "effective_rank", "isotropy", "top_share")
-        return {name: float(getattr(self, name)) for name in names}
+    def metrics(self) -> dict[str, float]:
+        """Return the single numbers, by name."""
+        return {name: float(getattr(self, name)) for name in METRICS}
 
 
 @dataclasses.dataclass
 class Verdict:
-    """Everything found about one model."""
+    """Hold everything found about one model."""
 
     name: str
     protocol: dict[str, Any]  # pooler and where it comes from, precision, truncation, fingerprint, ...: JSON
-    scores: dict[str, Score] = dataclasses.field(default_factory=dict)  # by task, in the order they were asked
+    scores: dict[str, Score] = dataclasses.field(default_factory=dict)  # by task, in the order of the request
     failures: dict[str, str] = dataclasses.field(default_factory=dict)  # by task: what went wrong
     space: Space | None = None
-    space_before: Space | None = None  # the same model before its training, if that is known
-    curves: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # lines of a run's metrics.jsonl
-    recipe: str = ""  # equal for runs that differ in nothing but the seed; "" = not a run
+    space_before: Space | None = None  # the same model before its training, where known
+    curves: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # the lines of a run's metrics.jsonl
+    recipe: str = ""  # equal for runs that differ only in the seed; "" for a model that is not a run
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether the best weights of a run are those it started from: no step scored higher."""
+        before, after = self.space_before, self.space
+        return before is not None and after is not None and before.metrics() == after.metrics()
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A row of a table: one model, or several runs of one recipe."""
+    """Hold what one row of a table shows: one model, or several runs of one recipe."""
 
     name: str
     verdicts: tuple[Verdict, ...]
 
     def values(self, task: str) -> list[float]:
-        """The headline values of a task, of those that have one."""
+        """Return the headline values of a task, of the runs that have one."""
         return [verdict.scores[task].value for verdict in self.verdicts if task in verdict.scores]
+
+    def failed(self, task: str) -> bool:
+        """Return whether the task failed for any of the runs."""
+        return any(task in verdict.failures for verdict in self.verdicts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How much better `other` is than `base` at a task (or at the average over tasks), in points."""
+    """Hold how much better `other` is than `base` at a task, or at the average over tasks, in points."""
 
     task: str
     base: str  # names of entries
     other: str
     points: float
-    low: float  # of the 95 % bootstrap interval over the task's examples
+    low: float  # the 95 % bootstrap interval over the task's examples
     high: float
+
+    @property
+    def direction(self) -> str:
+        """The words "higher" or "lower" where the interval excludes 0, else "unclear"."""
+        return "higher" if self.low > 0 else "lower" if self.high < 0 else "unclear"
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """Everything that tables, scores.json and the report show."""
+    """Hold everything that tables, scores.json and the report show."""
 
     entries: tuple[Entry, ...]
     averages: dict[str, tuple[str, ...]]  # by the average's name ("sts", "transfer"): its tasks
     differences: tuple[Difference, ...]  # of every entry from the first
     date: str  # ISO 8601, UTC
     version: str  # of simcse_jax
+    best: dict[str, str] = dataclasses.field(default_factory=dict)  # by task or average: the entry above all others
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -105,7 +123,42 @@ class Results:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Every task that some model was scored on or failed at; those of an average in its order."""
+        """Every task that some model has a score for or failed at; the tasks of an average in its order."""
         found = dict.fromkeys(task for v in self.verdicts for task in (*v.scores, *v.failures))
         averaged = [task for tasks in self.averages.values() for task in tasks if task in found]
         return tuple(dict.fromkeys([*(task for task in found if task not in averaged), *averaged]))
+
+    def names(self, limit: int = LONGEST) -> list[str]:
+        """Return the entries' names, all of them shortened where one is longer than `limit` characters."""
+        return fit_names([entry.name for entry in self.entries], limit)
+
+
+def fit_names(names: Sequence[str], limit: int = LONGEST) -> list[str]:
+    """Return the names as they are, or all of them shortened where one is longer than `limit` characters."""
+    return list(names) if max(map(len, names), default=0) <= limit else short_names(names, limit)
+
+
+def short_names(names: Sequence[str], limit: int) -> list[str]:
+    """Return the names without the folders that all of them share, shortened, and numbered where two look the same."""
+    parts = [name.split("/") for name in names]
+    fewest = min(map(len, parts), default=0) - 1 if len(names) > 1 else 0  # each keeps a part
+    start = next((k for k in range(fewest) if len({own[k] for own in parts}) > 1), fewest)
+    start = 0 if start == 1 and not parts[0][0] else start  # the root alone is no folder to leave out
+    end = next((k for k in range(fewest - start) if len({own[-1 - k] for own in parts}) > 1), fewest - start)
+    distinct = ["/".join(own[start : len(own) - end]) for own in parts]
+    short = [shorten(name, limit) for name in distinct]
+    if len(set(short)) < len(short):
+        short = [f"{shorten(name, limit - 5)} ({number})" for number, name in enumerate(distinct, 1)]
+    return short
+
+
+def shorten(name: str, limit: int) -> str:
+    """Return the name in one line of at most `limit` characters; the middle goes first, as names differ at the ends."""
+    line = " ".join(name.split())
+    tail = limit // 2
+    return line if len(line) <= limit else f"{line[: limit - tail - 1]}…{line[-tail:]}"
+
+
+def task_name(task: str, limit: int = 30) -> str:
+    """Return a task's name as tables show it: "STS-B" for "STSBenchmark"; a long one is shortened."""
+    return SHORT_TASKS.get(task) or shorten(task, limit)

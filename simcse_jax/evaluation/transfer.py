@@ -23,6 +23,7 @@ import numpy as np
 from simcse_jax.evaluation.labelled import CLASS_FILES, TASKS, Labelled, load_labelled
 from simcse_jax.evaluation.results import Encode, Score
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.progress import progress_bar
 
 if TYPE_CHECKING:  # scikit-learn takes a second to import, and most evaluations do without it
     from sklearn.linear_model import LogisticRegression
@@ -204,7 +205,6 @@ def _fit_all(
     from scipy.linalg import LinAlgWarning
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
-    from tqdm import tqdm
 
     classes = len(np.unique(labels))
     pool = ThreadPoolExecutor(min(cpu_count(), len(fits), _MOST_WORKERS))
@@ -214,9 +214,10 @@ def _fit_all(
         warnings.simplefilter("ignore", LinAlgWarning)
         try:
             futures = [pool.submit(_fit_path, features, labels, rows, classes) for rows in fits]
-            bar = tqdm(as_completed(futures), task, len(fits), unit="fit", leave=False, disable=not progress)
-            for future in bar:
-                future.result()
+            with progress_bar(len(fits), progress, what=task, unit="fits") as bar:
+                for future in as_completed(futures):
+                    future.result()
+                    bar.update(1)
         finally:
             pool.shutdown(cancel_futures=True)
     paths = [future.result() for future in futures]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from simcse_jax.evaluation.names import shortened
 from simcse_jax.evaluation.report import drawing
 from simcse_jax.evaluation.report.drawing import GREY, INK, SMALL
+from simcse_jax.evaluation.results import shorten
 from simcse_jax.sweeping.figures import LOWER_IS_BETTER, TITLES
 from simcse_jax.sweeping.table import Table
 
@@ -19,7 +19,7 @@ _SPREAD = 0.22  # of a row, over which its dots are spread
 
 def draw(table: Table) -> Figure:
     """A Figure: rows from top to bottom in the table's order, the first row's mean as a dashed line."""
-    labels = [drawing.drawable(shortened(row.row.label, _NAME)) for row in table.rows]
+    labels = [drawing.drawable(shorten(row.row.label, _NAME)) for row in table.rows]
     figure = drawing.new_figure(_ROW * len(table.rows) + 1.5)
     title = TITLES.get(table.measure, table.measure)
     drawing.caption(

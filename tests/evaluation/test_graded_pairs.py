@@ -1,4 +1,4 @@
-"""Graded pairs: every way to write them down is read right, every way to get them wrong is named."""
+"""Test graded pairs: each format is read right, each mistake is named with its file and line."""
 
 import io
 import tarfile
@@ -146,6 +146,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         load_graded_pairs(str(tmp_path / "empty.tar"))
 
 
+@pytest.mark.slow
 def test_real_stsb_is_read_whole(real_data: Path) -> None:
     folder = real_data / "senteval" / "downstream" / "STS" / "STSBenchmark"
     for split, count in (("dev", 1500), ("test", 1379), ("train", 5749)):

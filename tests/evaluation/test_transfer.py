@@ -1,7 +1,9 @@
-"""Transfer by SentEval's protocol: its files, its folds, its minimum, and what it measured on MiniLM."""
+"""Test transfer by SentEval's protocol: its files, its folds, its minimum, and what it measured on MiniLM."""
 
+import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from simcse_jax.evaluation import transfer
 from simcse_jax.evaluation.labelled import load_labelled
 from simcse_jax.evaluation.results import Encode, Score
 from simcse_jax.evaluation.transfer import TASKS, evaluate_transfer
+from simcse_jax.system import progress
 from simcse_jax.system.errors import UserError
 from tests.small_transfer import MRPC_HEAD, NESTED, TREC_NAMES, Rows, Splits, made_task, write_file, write_task
 
@@ -107,7 +110,16 @@ def _reference(task: str, splits: Splits, vectors: dict[str, np.ndarray], folds:
     return values, outcome, [decay]
 
 
-@pytest.mark.parametrize(("task", "fast"), [*((task, False) for task in ("CR", "SST2", "TREC", "MRPC")), ("MR", True)])
+@pytest.mark.parametrize(
+    ("task", "fast"),
+    [
+        ("MR", True),
+        ("SST2", False),
+        ("MRPC", False),
+        pytest.param("CR", False, marks=pytest.mark.slow),
+        pytest.param("TREC", False, marks=pytest.mark.slow),
+    ],
+)
 def test_protocol_is_that_of_plain_loops(tmp_path: Path, task: str, fast: bool) -> None:
     """The same folds, fits from zero, no threads, no centring."""
     splits = made_task(task, (20, 17))
@@ -127,6 +139,41 @@ def test_protocol_is_that_of_plain_loops(tmp_path: Path, task: str, fast: bool) 
     assert score.protocol["unconverged fits"] == 0
     assert (score.task, score.headline) == (task, "accuracy")
     assert 25 < score.value < 99  # neither chance nor trivial, so that a slip would show
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "chosen"),
+    [
+        ((0.80, 0.80, 0.79, 0.80), 0),  # of equal ones the first, which is the weakest decay
+        ((0.80, 0.81, 0.79, 0.81), 1),
+        ((0.80000, 0.80004, 0.79, 0.79), 0),  # SentEval compares percentages of two digits: these are equal
+        ((0.80000, 0.80006, 0.79, 0.79), 1),  # and these are not
+        ((0.79, 0.79, 0.79, 0.800049), 3),
+    ],
+)
+def test_dev_accuracies_that_nearly_tie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accuracies: tuple[float, ...], chosen: int
+) -> None:
+    class Fitted:
+        """A classifier with a given dev accuracy, whose test predictions name it: only `chosen` is always right."""
+
+        def __init__(self, place: int):
+            self.place = place
+
+        def score(self, *_: Any) -> float:
+            return accuracies[self.place]
+
+        def predict(self, x: np.ndarray) -> np.ndarray:
+            return labels if self.place == chosen else 1 - labels
+
+    splits = made_task("SST2", (6, 6))
+    labels = np.array([label for _, label in _sorted(splits["test"])])
+    write_task(tmp_path, "SST2", splits)
+    monkeypatch.setattr(transfer, "_fit_all", lambda *_: ([[Fitted(place) for place in range(4)]], 0))
+    score = evaluate_transfer(_encoder(_vectors(splits, signal=1)), tmp_path, "SST2")
+    assert score.protocol["chosen L2"] == [DECAYS[chosen]]
+    assert score.values["dev_accuracy"] == pytest.approx(100 * accuracies[chosen])
+    assert score.value == 100
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -155,20 +202,22 @@ def _same(a: Score, b: Score) -> bool:
     return (a.values, a.protocol, a.correct.tolist()) == (b.values, b.protocol, b.correct.tolist())
 
 
-@pytest.mark.parametrize("task", ["MPQA", "TREC"])
+@pytest.mark.parametrize("task", ["SST2", pytest.param("MPQA", marks=pytest.mark.slow)])
 def test_number_of_workers_changes_nothing(tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     splits = made_task(task, (14, 15))
     encode = _encoder(_vectors(splits, signal=0.3))
     write_task(tmp_path, task, splits)
     scores = []
-    for workers in (1, 2, 7):
+    for workers in (1, 7):
         monkeypatch.setattr("joblib.cpu_count", lambda workers=workers: workers)
         scores.append(evaluate_transfer(encode, tmp_path, task, fast=True))
     assert _same(scores[0], scores[1])
-    assert _same(scores[0], scores[2])
 
 
-@pytest.mark.parametrize("task", TASKS)
+SLOW = ("CR", "SUBJ", "MPQA", "TREC")  # MR and SST2, MRPC stand for the kinds
+
+
+@pytest.mark.parametrize("task", [pytest.param(t, marks=[pytest.mark.slow] if t in SLOW else []) for t in TASKS])
 def test_separable_is_100_and_noise_is_chance(tmp_path: Path, task: str) -> None:
     splits = made_task(task, (30, 30))
     write_task(tmp_path, task, splits)
@@ -201,15 +250,18 @@ def test_a_fit_that_stops_short_is_counted(tmp_path: Path, monkeypatch: pytest.M
     assert 0 < score.protocol["unconverged fits"] <= len(DECAYS)
 
 
-def test_progress_is_of_the_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_of_the_fits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a redirected log, as here."""
     splits = made_task("MRPC", (12, 12))
     write_task(tmp_path, "MRPC", splits)
     encode = _encoder(_vectors(splits, signal=1))
     evaluate_transfer(encode, tmp_path, "MRPC", fast=True)
     assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(progress, "EVERY_S", 0.01)
     evaluate_transfer(encode, tmp_path, "MRPC", fast=True, progress=True)
-    assert "MRPC:" in (shown := capsys.readouterr().err)
-    assert "0/6" in shown
+    assert re.search(r"MRPC: \d of 6", capsys.readouterr().err)
 
 
 def test_data_hash_is_of_content_and_labels(tmp_path: Path) -> None:
@@ -271,28 +323,28 @@ FOLDERS = {"MR": "MR", "SST": "SST2", "TREC": "TREC", "MRPC": "MRPC"}
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("MR/rt-polarity.pos", "", "holds no example"),
-        ("SST/binary/sentiment-train", "a\t0\nb 1\n", "line 2: a sentence, a tab and the label 0 or 1 .* got 'b 1'"),
-        ("SST/binary/sentiment-train", "a\t0\nb\t2\n", "line 2: a sentence, a tab and the label 0 or 1"),
-        ("SST/binary/sentiment-dev", "a\t\n", "line 1: a sentence"),
-        ("SST/binary/sentiment-test", "a\t0\n \t1\n", "line 2: a sentence"),
-        ("SST/binary/sentiment-test", "a\tb\t1\n", "line 1: a sentence"),
-        ("SST/binary/sentiment-test", "a\t0\n\nb\t1\n", "line 2: a sentence"),
-        ("SST/binary/sentiment-dev", "", "holds no example"),
+        ("MR/rt-polarity.pos", "", "no example"),
+        ("SST/binary/sentiment-train", "a\t0\nb 1\n", "line 2: .*'b 1'"),
+        ("SST/binary/sentiment-train", "a\t0\nb\t2\n", "line 2:"),
+        ("SST/binary/sentiment-dev", "a\t\n", "line 1:"),
+        ("SST/binary/sentiment-test", "a\t0\n \t1\n", "line 2:"),
+        ("SST/binary/sentiment-test", "a\tb\t1\n", "line 1:"),
+        ("SST/binary/sentiment-test", "a\t0\n\nb\t1\n", "line 2:"),
+        ("SST/binary/sentiment-dev", "", "no example"),
         ("SST/binary/sentiment-train", "a\t0\n", "no example of the class 1"),
-        ("SST/binary/sentiment-train", "a\t0\ncaf\xe9\t1\n".encode("latin-1"), "line 2: byte 0xe9 is not UTF-8"),
-        ("TREC/train_5500.label", TREC_TRAIN + "NUM Is it ?\n", "line 7: COARSE:fine and a question"),
-        ("TREC/train_5500.label", TREC_TRAIN + "NUM: Is it ?\n", "line 7: COARSE:fine and a question"),
-        ("TREC/train_5500.label", "NOUN:x Is it ?\n", "line 1: .* one of ABBR, DESC, ENTY, HUM, LOC, NUM; got 'NOUN:x"),
-        ("TREC/TREC_10.label", "NUM:x \n", "line 1: COARSE:fine and a question"),
-        ("TREC/TREC_10.label", "NUM:x\n", "line 1: COARSE:fine and a question"),
+        ("SST/binary/sentiment-train", "a\t0\ncaf\xe9\t1\n".encode("latin-1"), "line 2: .*UTF-8"),
+        ("TREC/train_5500.label", TREC_TRAIN + "NUM Is it ?\n", "line 7:"),
+        ("TREC/train_5500.label", TREC_TRAIN + "NUM: Is it ?\n", "line 7:"),
+        ("TREC/train_5500.label", "NOUN:x Is it ?\n", "line 1: .*ABBR.*NOUN:x"),
+        ("TREC/TREC_10.label", "NUM:x \n", "line 1:"),
+        ("TREC/TREC_10.label", "NUM:x\n", "line 1:"),
         ("TREC/train_5500.label", TREC_TRAIN.replace("ENTY", "NUM"), "no example of the class ENTY"),
-        ("MRPC/msr_paraphrase_test.txt", MRPC_HEAD, "holds no example"),
-        ("MRPC/msr_paraphrase_test.txt", "0\t1\t2\ta\tb\n", "line 1: the header, which begins with Quality"),
-        ("MRPC/msr_paraphrase_train.txt", MRPC_HEAD + "0\t1\t2\ta\n", "line 2: 5 columns .* not 4"),
-        ("MRPC/msr_paraphrase_train.txt", MRPC_HEAD + "0\t1\t2\ta\tb\tc\n", "line 2: 5 columns .* not 6"),
-        ("MRPC/msr_paraphrase_train.txt", MRPC_HEAD + "2\t1\t2\ta\tb\n", "line 2: a label 0 or 1"),
-        ("MRPC/msr_paraphrase_train.txt", MRPC_HEAD + "1\t1\t2\ta\t \n", "line 2: a label 0 or 1, .* two sentences"),
+        ("MRPC/msr_paraphrase_test.txt", MRPC_HEAD, "no example"),
+        ("MRPC/msr_paraphrase_test.txt", "0\t1\t2\ta\tb\n", "line 1: .*Quality"),
+        ("MRPC/msr_paraphrase_train.txt", MRPC_HEAD + "0\t1\t2\ta\n", "line 2: .*4"),
+        ("MRPC/msr_paraphrase_train.txt", MRPC_HEAD + "0\t1\t2\ta\tb\tc\n", "line 2: .*6"),
+        ("MRPC/msr_paraphrase_train.txt", MRPC_HEAD + "2\t1\t2\ta\tb\n", "line 2:"),
+        ("MRPC/msr_paraphrase_train.txt", MRPC_HEAD + "1\t1\t2\ta\t \n", "line 2:"),
         ("MRPC/msr_paraphrase_train.txt", MRPC_HEAD + "1\t1\t2\ta\tb\n", "no example of the class 0"),
     ],
 )
@@ -309,7 +361,7 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: str | bytes, me
 
 @pytest.mark.parametrize("task", TASKS)
 def test_missing_files_are_named(tmp_path: Path, task: str) -> None:
-    with pytest.raises(UserError, match=r"cannot be read: No such file"):
+    with pytest.raises(UserError, match=str(tmp_path)):
         evaluate_transfer(_never, tmp_path, task)
 
 
@@ -320,10 +372,10 @@ def _never(texts: list[str]) -> np.ndarray:
 @pytest.mark.parametrize(
     ("task", "counts", "message"),
     [
-        ("MR", (9, 40), r"MR: 9 examples of the class rt-polarity\.pos to divide into 10 folds; at least 10"),
-        ("CR", (40, 11), r"CR: 9 examples of the class custrev\.neg to divide into 10 folds"),  # of an inner fold
-        ("TREC", (12, 9), r"TREC: 9 examples of the class ABBR"),
-        ("MRPC", (9, 12), r"MRPC: 9 examples of the class 1"),
+        ("MR", (9, 40), r"MR: 9 .*rt-polarity\.pos"),
+        ("CR", (40, 11), r"CR: 9 .*custrev\.neg"),  # of an inner fold
+        ("TREC", (12, 9), "TREC: 9 .*ABBR"),
+        ("MRPC", (9, 12), "MRPC: 9 .* 1 "),
     ],
 )
 def test_too_few_examples_for_the_folds(tmp_path: Path, task: str, counts: tuple[int, int], message: str) -> None:
@@ -339,17 +391,18 @@ def test_broken_vectors_are_an_error(tmp_path: Path, value: float) -> None:
     vectors = _vectors(splits, signal=1)
     broken = splits["test"][5][0][1]
     vectors[broken][2] = value
-    with pytest.raises(UserError, match=f"MRPC: 1 of {4 * 86} sentence vectors are not finite, e.g. that of '{broken}"):
+    with pytest.raises(UserError, match=f"(?s)MRPC.*not finite.*{broken}"):
         evaluate_transfer(_encoder(vectors), tmp_path, "MRPC")
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (86,), (86, 2, 2)])
 def test_vectors_of_another_shape_are_an_error(tmp_path: Path, shape: tuple[int, ...]) -> None:
     write_task(tmp_path, "MR", made_task("MR"))
-    with pytest.raises(ValueError, match=r"encode gave shape .* for 86 texts; expected \(86, D\)"):
+    with pytest.raises(ValueError, match="86 texts"):
         evaluate_transfer(lambda texts: np.ones(shape), tmp_path, "MR")
 
 
+@pytest.mark.slow
 def test_real_sets_are_read_whole(real_data: Path) -> None:
     sizes = {
         "MR": [(5331, 5331)],

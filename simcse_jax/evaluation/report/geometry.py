@@ -1,4 +1,4 @@
-"""What the report says of the shape of the space: a table, how to read it, and what training changed."""
+"""Describe the geometry of embeddings for the report: a table, how to read it, and what training changed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from simcse_jax.evaluation.report.tables import Cell, Table, entry_row, number, 
 from simcse_jax.evaluation.results import Entry, Results, Space
 
 
-class Figure(NamedTuple):
-    """How a figure of a Space is shown, and how to read it."""
+class Metric(NamedTuple):
+    """Say how a metric of a Space is shown and read."""
 
     digits: int
     reading: str
@@ -20,17 +20,20 @@ class Figure(NamedTuple):
     unit: str = ""
 
 
-FIGURES = {
-    "alignment": Figure(3, "mean squared distance between the embeddings of close pairs. Lower is better; 0: equal."),
-    "uniformity": Figure(
-        3, "how evenly sentences lie on the sphere. Lower is better; random directions: about \u22124."
+METRICS = {
+    "alignment": Metric(3, "mean squared distance between the embeddings of close pairs. Lower is better; 0: equal."),
+    "uniformity": Metric(
+        3, "how evenly sentences are spread on the sphere. Lower is better; random directions: about \u22124."
     ),
-    "mean_cosine": Figure(3, "of two different sentences. Near 1, all sentences look alike; near 0, they do not."),
-    "effective_rank": Figure(1, "how many directions the sentences fill, from 1 up to the width. Higher: flatter."),
-    "isotropy": Figure(3, "1 if no direction stands out, 0.135 if all sentences are one."),
-    "top_share": Figure(
+    "mean_cosine": Metric(3, "of two different sentences. Near 1, all sentences look alike; near 0, they do not."),
+    "effective_rank": Metric(
+        1, "how many directions the sentences use, from 1 up to the width. Higher: a flatter spectrum."
+    ),
+    "isotropy": Metric(3, "1 if no direction stands out, 0.135 if all sentences have the same embedding."),
+    "top_share": Metric(
         1,
-        "of the largest singular value in the sum of all, squared. Lower: flatter; 100\u00a0%: one direction.",
+        "square of the largest singular value as a share of the sum of squares. Lower: a flatter spectrum; "
+        "100\u00a0%: one direction.",
         100,
         "\u00a0%",
     ),
@@ -38,29 +41,26 @@ FIGURES = {
 
 
 def geometry_table(results: Results) -> Table | None:
-    """Entries by figures; a row before training where that is known."""
+    """Return entries by metrics, with a row before training where training changed the model; None without any."""
     rows = []
     for place, entry in enumerate(results.entries):
         before, after = entry_spaces(entry)
-        both = bool(before)
-        for spaces, when in ((before, "before training"), (after, "after training" if both else "")):
+        for spaces, when in ((before, "before training"), (after, "after training" if before else "")):
             if spaces:
-                cells = [Cell(_figure(name, spaces)) for name in FIGURES]
+                cells = [Cell(_cell(name, spaces)) for name in METRICS]
                 note = f"mean of {len(spaces)} runs" if len(spaces) > 1 else ""
                 rows.append(entry_row(results, place, cells, ", ".join(filter(None, (when, note)))))
     if not rows:
         return None
-    return Table(
-        "The space in figures", (Cell("Model"), *(Cell(name.replace("_", " ")) for name in FIGURES)), tuple(rows)
-    )
+    return Table("Geometry", (Cell("Model"), *(Cell(name.replace("_", " ")) for name in METRICS)), tuple(rows))
 
 
 def measured(results: Results) -> str:
-    """On what all of these spaces were measured, in a sentence; or that they do not compare."""
+    """Return a sentence on the pairs that all of these spaces were measured on, or that they do not compare."""
     spaces = [space for v in results.verdicts for space in (v.space_before, v.space) if space]
     protocols = [space.protocol for space in spaces]
     if any(protocol.get(key) != protocols[0].get(key) for protocol in protocols for key in ("source", "data", "scale")):
-        return "These models were measured on different pairs, so their figures do not compare; see the protocol below."
+        return "These models were measured on different pairs, so their numbers do not compare; see the protocol below."
     known = protocols[0] if protocols else {}
     if not known.keys() >= {"source", "sentences", "close pairs"}:
         return ""
@@ -72,34 +72,46 @@ def measured(results: Results) -> str:
 
 
 def entry_spaces(entry: Entry) -> tuple[list[Space], list[Space]]:
-    """The spaces before and after training: of runs with both, or else of all after."""
-    both = [(v.space_before, v.space) for v in entry.verdicts if v.space_before and v.space]
+    """Return the spaces before and after training, of the runs with both; else all after, and none before.
+
+    Runs whose best weights are those before training count as models without training.
+    """
+    both = [(v.space_before, v.space) for v in entry.verdicts if v.space_before and v.space and not v.is_untrained]
     after = [verdict.space for verdict in entry.verdicts if verdict.space]
     return ([before for before, _ in both], [space for _, space in both]) if both else ([], after)
 
 
-def _figure(name: str, spaces: Sequence[Space]) -> str:
-    how = FIGURES[name]
-    return with_spread([how.factor * space.figures()[name] for space in spaces], how.digits) + how.unit
+def _cell(name: str, spaces: Sequence[Space]) -> str:
+    how = METRICS[name]
+    return with_spread([how.factor * space.metrics()[name] for space in spaces], how.digits) + how.unit
 
 
 def change_sentences(results: Results) -> list[tuple[int, str]]:
-    """(place of the entry, what training did to its space), for entries of which that is known."""
-    spaces = [entry_spaces(entry) for entry in results.entries]
-    return [(place, changed(before, after)) for place, (before, after) in enumerate(spaces) if before]
+    """Return (place of the entry, what training changed in its space), for entries where that is known."""
+    found = []
+    for place, entry in enumerate(results.entries):
+        before, after = entry_spaces(entry)
+        untrained = sum(verdict.is_untrained for verdict in entry.verdicts)
+        words = [changes(before, after)] if before else []
+        if untrained:
+            which = "" if len(entry.verdicts) == 1 else f" in {untrained} of {len(entry.verdicts)} runs"
+            words.append(f"Training changed nothing{which}: no evaluation was better than the one before it.")
+        if words:
+            found.append((place, " ".join(words)))
+    return found
 
 
-def changed(before: Sequence[Space], after: Sequence[Space]) -> str:
-    """What training did to the spectrum and to alignment and uniformity, as the means over runs have it."""
+def changes(before: Sequence[Space], after: Sequence[Space]) -> str:
+    """Return what training did to the spectrum, alignment and uniformity, by the means over runs."""
 
     def means(name: str) -> tuple[float, float]:
-        # Rounded as they are shown, so that the words say no more than the figures.
-        how = FIGURES[name]
-        first, second = (how.factor * float(np.mean([s.figures()[name] for s in spaces])) for spaces in (before, after))
+        # Rounded as in the table, so that the words claim no more than its numbers.
+        how = METRICS[name]
+        first, second = (how.factor * float(np.mean([s.metrics()[name] for s in spaces])) for spaces in (before, after))
         return round(first, how.digits), round(second, how.digits)
 
     def course(name: str) -> str:
-        how = FIGURES[name]
+        how = METRICS[name]
         return " to ".join(number(value, how.digits) + how.unit for value in means(name))
 
     (rank, rank_after), (share, share_after) = means("effective_rank"), means("top_share")
@@ -108,12 +120,12 @@ def changed(before: Sequence[Space], after: Sequence[Space]) -> str:
     elif rank_after < rank and share_after > share:
         verdict = "The spectrum got steeper"
     elif rank_after == rank and share_after == share:
-        verdict = "The spectrum stayed as it was"
+        verdict = "The spectrum stayed the same"
     else:
         verdict = "The spectrum got neither flatter nor steeper as a whole"
     words = [f"{verdict}: effective rank {course('effective_rank')}, top share {course('top_share')}."]
     for name in ("alignment", "uniformity"):
         first, second = means(name)
-        how = "got better" if second < first else "got worse" if second > first else "stayed"
+        how = "got better" if second < first else "got worse" if second > first else "stayed the same"
         words.append(f"{name.capitalize()} {how}: {course(name)}.")
     return " ".join(words)

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing beside it, and its pictures as PNG."""
+"""Write the report: one HTML file that needs no other file, and its pictures as PNG."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
-from simcse_jax.evaluation.names import shown_names
 from simcse_jax.evaluation.report import drawing, geometry, pair_pictures, pictures, protocols, tables
 from simcse_jax.evaluation.report.tables import number
 from simcse_jax.evaluation.results import OWN, Entry, Results, Verdict
-from simcse_jax.system.errors import UserError
+from simcse_jax.system.whole_file import writing
 
 REPORT = "report.html"
 _CSS_PIXELS = 96  # an inch
-_GLYPHS = {"o": "\u25cf", "s": "\u25a0", "^": "\u25b2", "D": "\u25c6", "v": "\u25bc"}  # as the markers of pictures
-_MOST = 8  # models that the words for a picture go into
+_GLYPHS = {"o": "\u25cf", "s": "\u25a0", "^": "\u25b2", "D": "\u25c6", "v": "\u25bc"}  # the markers of the pictures
+_MOST = 8  # models that a picture's alternative text describes
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A drawn picture and what is said of it."""
+    """Hold a drawn picture and its texts."""
 
     name: str
     png: bytes
@@ -43,18 +42,18 @@ class Picture:
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
-def write_report(results: Results, out: Path) -> Path:
-    """Write `out/report.html` and each picture as `out/NAME.png`, all of them whole or none; the report's path.
+def write_report(results: Results, out: Path, scores_file: bool = False) -> Path:
+    """Write `out/report.html` and each picture as `out/NAME.png`, all of them or none; return the report's path.
 
-    A picture that these results have nothing for is removed, so that none of an earlier report stands beside this one.
-    UserError when `out` cannot be written.
+    Pictures of an earlier report that these results have no data for are removed. scores_file: the folder holds the
+    same results as scores.json, which the report then mentions. Raises UserError when `out` cannot be written.
     """
     drawn = {name: _picture(name, results) for name in PICTURES}
     files = {f"{name}.png": picture.png for name, picture in drawn.items() if picture}
-    files[REPORT] = render(results, drawn).encode("utf-8")
+    files[REPORT] = render(results, drawn, scores_file).encode("utf-8")
     had_report = (out / REPORT).exists()
     partial = {name: out / f".{name}.partial" for name in files}
-    try:
+    with writing(out, "Give another folder, or make room.", f"The report in {out}"):
         out.mkdir(parents=True, exist_ok=True)
         try:
             for name, content in files.items():
@@ -65,22 +64,13 @@ def write_report(results: Results, out: Path) -> Path:
             for path in partial.values():
                 path.unlink(missing_ok=True)
         for name, picture in drawn.items():
-            if picture is None and had_report:  # else such a file is somebody else's
+            if picture is None and had_report:  # without a report, the file is not ours
                 (out / f"{name}.png").unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"The report cannot be written to {out}: {error.strerror or error}.\nGive another folder, or make room."
-        ) from error
     return out / REPORT
 
 
-def _asked(verdict: Verdict) -> bool:
-    """Whether it was judged with another pooler than its own."""
-    return verdict.protocol.get("pooler from", OWN) != OWN
-
-
-def render(results: Results, drawn: dict[str, Picture | None]) -> str:
-    """The HTML of the report, with these pictures in it; nothing in it comes from anywhere else."""
+def render(results: Results, drawn: dict[str, Picture | None], scores_file: bool = False) -> str:
+    """Return the HTML of the report with these pictures in it. It loads nothing from elsewhere."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -91,38 +81,47 @@ def render(results: Results, drawn: dict[str, Picture | None]) -> str:
     )
     return environment.get_template(REPORT).render(
         results=results,
+        title="Evaluation report" if results.tasks or geometry.measured(results) else "Training report",
         summary=_summary(results),
-        asked=[(v.name, v.protocol["pooler"], v.protocol["pooler from"]) for v in results.verdicts if _asked(v)],
+        scores_file=scores_file,
+        asked=[
+            (v.name, v.protocol["pooler"], v.protocol["pooler from"])
+            for v in results.verdicts
+            if v.protocol.get("pooler from", OWN) != OWN
+        ],
         failures=[(task, v.name, reason) for v in results.verdicts for task, reason in v.failures.items()],
         scores=tables.score_tables(results),
         spreads=tables.spread_tables(results),
         differences=tables.difference_tables(results),
         geometry=geometry.geometry_table(results),
-        reading={name.replace("_", " "): how.reading for name, how in geometry.FIGURES.items()},
+        reading={name.replace("_", " "): how.reading for name, how in geometry.METRICS.items()},
         measured=geometry.measured(results),
         changes=geometry.change_sentences(results),
         models=protocols.model_table(results),
         tasks=protocols.task_table(results),
         values=protocols.value_tables(results),
         pictures=drawn,
-        names=shown_names([entry.name for entry in results.entries]),
+        names=results.names(),
         signs=[_sign(place) for place in range(len(results.entries))],
         date=results.date.replace("T", " ").replace("+00:00", " UTC"),
     )
 
 
 def _sign(place: int) -> tuple[str, str]:
-    """(glyph, CSS colour) that stand for an entry, as in the pictures; black is the text's colour, also on dark."""
+    """Return the glyph and CSS colour of an entry, as in the pictures; black becomes the text's colour."""
     hue = drawing.colour(place)
     return _GLYPHS[drawing.marker(place)], "currentColor" if hue == "#000000" else hue
 
 
 def _summary(results: Results) -> str:
-    """How much was judged, in one sentence."""
+    """Return what was judged on what, in one sentence."""
     models, entries = len(results.verdicts), len(results.entries)
     tasks = sum(any(entry.values(task) for entry in results.entries) for task in results.tasks)
-    rows = f" (in {_count(entries, 'row')}: runs of one recipe stand together)" if entries < models else ""
-    return f"{_count(models, 'model')}{rows} judged on {_count(tasks, 'task')}."
+    parts = [f"scores on {_count(tasks, 'task')}"] if tasks else []
+    parts += ["geometry"] if any(verdict.space for verdict in results.verdicts) else []
+    parts += ["training curves"] if any(verdict.curves for verdict in results.verdicts) else []
+    rows = f" in {_count(entries, 'row')}, runs of one recipe together" if entries < models else ""
+    return f"{_count(models, 'model')}{rows}: {', '.join(parts) or 'no result'}."
 
 
 def _count(number: int, noun: str) -> str:
@@ -137,10 +136,10 @@ def _picture(name: str, results: Results) -> Picture | None:
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=figure.dpi, metadata={"Software": None})
     width, height = (round(inches * _CSS_PIXELS) for inches in figure.get_size_inches())
-    names = shown_names([entry.name for entry in results.entries])
+    names = results.names()
     absent = pair_pictures.left_out(results) if kind.side_by_side else []
     if absent:
-        caption += f" Not shown for want of room: {', '.join(names[place] for place in absent)}."
+        caption += f" Not shown, to save room: {', '.join(names[place] for place in absent)}."
     described = [(entry.name, words) for entry in results.entries if (words := kind.describe(results, entry))]
     alt = "; ".join(f"{name}: {words}" for name, words in described[:_MOST])
     more = f"; and {len(described) - _MOST} more" if len(described) > _MOST else ""
@@ -193,13 +192,13 @@ def _describe_curves(_: Results, entry: Entry) -> str:
 
 
 class _Kind(NamedTuple):
-    """A kind of picture: how it is drawn, what it is called, its caption, and what it shows of an entry in words."""
+    """Hold how a picture is drawn, its title and caption, and how to put into words what it shows of an entry."""
 
     draw: Callable[[Results], Figure | None]
     title: str
     caption: str
     describe: Callable[[Results, Entry], str]
-    side_by_side: bool = False  # has no room for all models
+    side_by_side: bool = False  # shows a few models only
 
 
 PICTURES = {  # by the name of the file
@@ -214,32 +213,32 @@ PICTURES = {  # by the name of the file
         pictures.spectrum,
         "Curves of the singular values",
         "Singular values of the matrix of sentence embeddings, divided by the largest. A line that falls slowly is a "
-        "flat spectrum: the sentences use many directions. SimCSE's section 5 argues that the contrastive loss "
-        "flattens it. A last few that are next to nothing are left out.",
+        "flat spectrum: the sentences use many directions. Section 5 of the SimCSE paper argues that the contrastive "
+        "loss flattens it. The last values, close to 0, are left out.",
         _describe_spectrum,
     ),
     "cosines_by_band": _Kind(
         pair_pictures.cosines_by_band,
         "Distributions of cosines by gold score",
-        "Cosines of the pairs, by fifth of the gold scale. A good model's shapes climb from left to right and overlap "
-        "little.",
+        "Cosines of the pairs, by fifth of the gold scale. The shapes of a good model rise from left to right and "
+        "overlap little.",
         _describe_cosines,
         side_by_side=True,
     ),
     "predicted_against_gold": _Kind(
         pair_pictures.predicted_against_gold,
         "Cosines against gold scores",
-        "The cosine of every pair against its gold score. Spearman's correlation asks for the same order, not for a "
-        "straight line.",
+        "The cosine of every pair against its gold score. Spearman's correlation measures whether both give the same "
+        "order, not whether the points are on a straight line.",
         _describe_spearman,
         side_by_side=True,
     ),
     "training_curves": _Kind(
         pictures.training_curves,
         "Curves of training",
-        "Against steps: training loss; of contrastive training, alignment and uniformity of its batches (the paper's "
-        "figure 2); perplexity of held-out text and dev score, where there are some. Of a run with these, the best "
-        "step is what is exported and judged.",
+        "Metrics of training against its steps. Alignment and uniformity are those of the training batches (figure 2 "
+        "of the SimCSE paper). A run with dev scores or held-out perplexity exports its best step, which may be the "
+        "start; a run without them exports its last step.",
         _describe_curves,
     ),
 }

@@ -12,10 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from simcse_jax.evaluation.names import shortened
 from simcse_jax.evaluation.report import drawing
 from simcse_jax.evaluation.report.drawing import INK, SMALL, colour
-from simcse_jax.evaluation.results import Results, Score
+from simcse_jax.evaluation.results import Results, Score, shorten
 
 PREFERRED_TASK = "STSBenchmark"
 PANELS = 6  # models beside each other; more would be too small to read
@@ -61,7 +60,7 @@ def left_out(results: Results, task: str | None = None) -> list[int]:
 
 
 def _task_name(task: str | None) -> str:
-    return drawing.drawable(shortened(task or "", 40))
+    return drawing.drawable(shorten(task or "", 40))
 
 
 def _grid(panels: Sequence[Panel], title: str, note: str, bottom: float) -> tuple[Figure, list[Axes]]:
@@ -71,7 +70,7 @@ def _grid(panels: Sequence[Panel], title: str, note: str, bottom: float) -> tupl
     rows = math.ceil(shown / columns)
     figure = drawing.new_figure(0.6 + bottom + 3.0 * rows + 0.8 * (rows == 1))
     if len(panels) > shown:
-        note += f" Not shown for want of room: {len(panels) - shown} more."
+        note += f" Not shown, to save room: {len(panels) - shown} more."
     drawing.caption(figure, title, note)
     drawing.room(figure, top=1.0, bottom=bottom)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)

@@ -21,7 +21,7 @@ NOISE = 1e-6  # of the largest singular value: below it, float32 leaves nothing 
 def alignment_uniformity(results: Results) -> Figure | None:
     """Every model as a point of Wang & Isola's plane; from before its training, where known, an arrow leads to it."""
     known = [
-        (place, verdict.space, verdict.space_before)
+        (place, verdict.space, None if verdict.is_untrained else verdict.space_before)
         for place, entry in enumerate(results.entries)
         for verdict in entry.verdicts
         if verdict.space
@@ -86,7 +86,7 @@ def spectrum(results: Results) -> Figure | None:
     known = [(place, entry) for place, entry in enumerate(results.entries) if any(v.space for v in entry.verdicts)]
     if not known:
         return None
-    before = any(verdict.space_before for _, entry in known for verdict in entry.verdicts)
+    before = any(v.space_before and not v.is_untrained for _, entry in known for v in entry.verdicts)
     names = drawing.label_names([entry.name for entry in results.entries])
     figure = drawing.new_figure(max(5.4, 0.2 * len(known) + 2))
     drawing.caption(
@@ -104,7 +104,7 @@ def spectrum(results: Results) -> Figure | None:
         style: Any = {"color": colour(place), "linewidth": 1.8 if len(entry.verdicts) == 1 else 1.0}
         last = None
         for verdict in entry.verdicts:
-            if verdict.space_before:
+            if verdict.space_before and not verdict.is_untrained:
                 axes.plot(*_visible(verdict.space_before, lowest), linestyle=(0, (4, 2)), alpha=0.6, **style)
             if verdict.space:
                 index, values = last = _visible(verdict.space, lowest)

@@ -1,25 +1,25 @@
-"""The report's tables of models, of tasks, and of every value that was found."""
+"""Build the report's tables of models, of task protocols, and of every value that was found."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from simcse_jax.evaluation.names import shown_names
 from simcse_jax.evaluation.report.tables import NOTHING, Cell, Row, Table, number
-from simcse_jax.evaluation.results import Results, Verdict
+from simcse_jax.evaluation.results import Results, Verdict, fit_names, shorten
 
-_FINGERPRINT = 12  # of its digits, which tell models apart in a table
+_FINGERPRINT = 12  # digits that a table shows
+_FEW = 3  # models or tasks that stand beside each other, with their properties as rows
 
 
 def model_table(results: Results) -> Table:
-    """One row a model: how its vectors were made, and of which weights."""
+    """Return the table of how each model's vectors were made, and of which weights."""
     protocols = [
         {key: value for key, value in verdict.protocol.items() if (key, value) != ("model", verdict.name)}
         for verdict in results.verdicts
     ]
     for protocol in protocols:
-        if "fingerprint" in protocol:  # scores.json has it whole
+        if "fingerprint" in protocol:  # scores.json has all of it
             protocol["fingerprint"] = str(protocol["fingerprint"])[:_FINGERPRINT]
     places = [place for place, entry in enumerate(results.entries) for _ in entry.verdicts]
     heads = [(verdict.name, place, "") for verdict, place in zip(results.verdicts, places, strict=True)]
@@ -27,7 +27,7 @@ def model_table(results: Results) -> Table:
 
 
 def task_table(results: Results) -> Table:
-    """One row a task: its split, pairs, aggregation, data; more rows where models were judged on different ones."""
+    """Return the table of each task's split, pairs, aggregation and data; two rows where models had different ones."""
     found: dict[str, list[tuple[dict[str, Any], list[str]]]] = {}
     for verdict in results.verdicts:
         for task, protocol in _protocols(verdict):
@@ -50,16 +50,20 @@ def _protocols(verdict: Verdict) -> Iterable[tuple[str, dict[str, Any]]]:
 def _key_table(
     caption: str, first: str, heads: Sequence[tuple[str, int | None, str]], values: Sequence[dict[str, Any]]
 ) -> Table:
+    """Return a table of JSON values: a row for each head, or where these are few a row for each key."""
     keys = list(dict.fromkeys(key for row in values for key in row))
-    rows = tuple(
-        Row(name, tuple(Cell(_words(row[key]) if key in row else NOTHING) for key in keys), place, note)
-        for (name, place, note), row in zip(heads, values, strict=True)
-    )
-    return Table(caption, (Cell(first), *(Cell(str(key).replace("_", " ")) for key in keys)), rows, prose=True)
+    names = [str(key).replace("_", " ") for key in keys]
+    cells = [[Cell(_words(row[key]) if key in row else NOTHING) for key in keys] for row in values]
+    if len(heads) <= _FEW:
+        columns = (Cell(""), *(Cell(name, note) for name, _, note in heads))
+        rows = tuple(Row(name, tuple(own[n] for own in cells)) for n, name in enumerate(names))
+        return Table(caption, columns, rows, prose=True)
+    rows = tuple(Row(name, tuple(own), place, note) for (name, place, note), own in zip(heads, cells, strict=True))
+    return Table(caption, (Cell(first), *map(Cell, names)), rows, prose=True)
 
 
 def _words(value: Any) -> str:
-    """A JSON value as one would write it."""
+    """Return a JSON value as one would write it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
@@ -70,27 +74,22 @@ def _words(value: Any) -> str:
 
 
 def value_tables(results: Results) -> list[Table]:
-    """For each task everything that was found: a row a model, a column a value, subsets after the whole."""
+    """Return, for each task, the table of all its values by model; the values of subsets follow."""
     tables = []
     for task in results.tasks:
-        scored = [
-            (place, verdict.name, verdict.scores[task])
-            for place, entry in enumerate(results.entries)
-            for verdict in entry.verdicts
-            if task in verdict.scores
-        ]
+        scored = [(verdict.name, verdict.scores[task]) for verdict in results.verdicts if task in verdict.scores]
         found = [
             score.values | {f"{part}: {key}": own[key] for part, own in score.subsets.items() for key in own}
-            for _, _, score in scored
+            for _, score in scored
         ]
-        keys = list(dict.fromkeys(key for values in found for key in values))
-        names = shown_names([name for _, name, _ in scored])
+        keys = dict.fromkeys(key for values in found for key in values)
         rows = tuple(
-            Row(short, tuple(Cell(_value(own[key]) if key in own else NOTHING) for key in keys), place, whole=name)
-            for short, (place, name, _), own in zip(names, scored, found, strict=True)
+            Row(key.replace("_", " "), tuple(Cell(_value(own[key]) if key in own else NOTHING) for own in found))
+            for key in keys
         )
         if rows:
-            tables.append(Table(task, (Cell("Model"), *(Cell(key.replace("_", " ")) for key in keys)), rows))
+            names = fit_names([name for name, _ in scored])
+            tables.append(Table(shorten(task, 60), (Cell("Value"), *map(Cell, names)), rows))
     return tables
 
 

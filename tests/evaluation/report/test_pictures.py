@@ -1,6 +1,7 @@
-"""The pictures: none for nothing, labels neither cut nor on each other, every model in its colour."""
+"""Test the pictures: none without data, labels neither cut nor on each other, every model in its colour."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,12 @@ DRAW: dict[str, Callable[[Results], Figure | None]] = {
 SETS = {"usual": usual(), "crowd": crowd()}
 
 
+@functools.cache
+def drawn_set(name: str, which: str) -> Figure:
+    """The picture of one of SETS; tests share it and leave it as it is."""
+    return drawn(name, SETS[which])
+
+
 def drawn(name: str, shown: Results) -> Figure:
     figure = DRAW[name](shown)
     assert figure is not None
@@ -34,7 +41,7 @@ def drawn(name: str, shown: Results) -> Figure:
 
 
 def texts(figure: Figure) -> list[Text]:
-    """What is written in the figure, the labels of ticks left out."""
+    """The texts of the figure without the labels of ticks."""
     found: Any = figure.findobj(lambda artist: isinstance(artist, Text) and bool(artist.get_text().strip()))
     ticks = [label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in axis.get_ticklabels()]
     ticks += [t.label2 for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for t in axis.get_major_ticks()]
@@ -52,7 +59,7 @@ def boxes(found: list[Text]) -> list[Any]:
 @pytest.mark.parametrize("which", SETS)
 @pytest.mark.parametrize("name", DRAW)
 def test_texts_are_neither_cut_nor_on_each_other(name: str, which: str) -> None:
-    figure = drawn(name, SETS[which])
+    figure = drawn_set(name, which)
     found = texts(figure)
     for text, box in zip(found, boxes(found), strict=True):
         assert figure.bbox.x0 <= box.x0, text
@@ -72,14 +79,14 @@ def test_nothing_to_show(name: str) -> None:
 
 @pytest.mark.parametrize("name", DRAW)
 def test_every_model_is_named(name: str) -> None:
-    found = " ".join(written(drawn(name, SETS["usual"])))
+    found = " ".join(written(drawn_set(name, "usual")))
     named = ["runs/sup", "runs/unsup-seed*"] + ["bert-base-uncased", "glove"] * (name != "training_curves")
     for label in named:
         assert label in found
 
 
 def test_places_and_colours_of_points() -> None:
-    figure = drawn("alignment_uniformity", SETS["usual"])
+    figure = drawn_set("alignment_uniformity", "usual")
     points = [(*line.get_xydata()[0], to_hex(line.get_color()).upper()) for line in figure.axes[0].lines]  # type: ignore[index]
     expected = []
     for place, entry in enumerate(SETS["usual"].entries):
@@ -137,11 +144,10 @@ def test_bands_are_fifths_of_the_scale(gold: list[float], bands: list[int], tick
 
 
 def test_few_and_equal_cosines_are_drawn() -> None:
-    for count in (1, 5, 40):
-        for cosines in ([0.5] * count, list(np.linspace(0, 1, count))):
-            shown = shown_pairs(score(list(np.linspace(0, 5, count)), cosines))
-            drawn("cosines_by_band", shown)
-            drawn("predicted_against_gold", shown)
+    for count, cosines in ((1, [0.5]), (40, [0.5] * 40), (5, list(np.linspace(0, 1, 5)))):
+        shown = shown_pairs(score(list(np.linspace(0, 5, count)), cosines))
+        drawn("cosines_by_band", shown)
+        drawn("predicted_against_gold", shown)
 
 
 def test_the_task_is_stsb_or_the_first_with_cosines() -> None:
@@ -152,15 +158,15 @@ def test_the_task_is_stsb_or_the_first_with_cosines() -> None:
     assert pair_pictures.default_task(shown_pairs(bare)) is None
     asked = pair_pictures.predicted_against_gold(shown_pairs(one, other), "pairs.tsv")
     assert asked is not None
-    assert "Cosine against gold score, pairs.tsv" in written(asked)
+    assert any("pairs.tsv" in text for text in written(asked))
 
 
-def test_what_is_left_out_is_told() -> None:
+def test_what_is_left_out_is_said() -> None:
     assert pair_pictures.left_out(SETS["usual"]) == []
     assert pair_pictures.left_out(SETS["crowd"]) == list(range(6, 12))
-    figure = drawn("cosines_by_band", SETS["crowd"])
+    figure = drawn_set("cosines_by_band", "crowd")
     assert len(figure.axes) == 6
-    assert any("Not shown for want of room: 6 more." in text for text in written(figure))
+    assert any("6 more" in text for text in written(figure))
 
 
 def test_curves_skip_what_json_had_no_word_for() -> None:
@@ -171,7 +177,7 @@ def test_curves_skip_what_json_had_no_word_for() -> None:
 
 
 def test_curves_are_of_loss_alignment_uniformity_and_dev_score() -> None:
-    figure = drawn("training_curves", SETS["usual"])
+    figure = drawn_set("training_curves", "usual")
     labels = ["training loss", "alignment", "uniformity", "dev Spearman x 100"]
     assert [axes.get_ylabel() for axes in figure.axes] == labels
     alone: list[dict[str, Any]] = [

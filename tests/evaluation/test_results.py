@@ -1,11 +1,11 @@
-"""Names that fit: what tells models apart stays, also where they are cut."""
+"""Test names that are made to fit: shortened ones still differ. And what a verdict says of training."""
 
-from simcse_jax.evaluation.names import short_names, shortened, shown_names
+from simcse_jax.evaluation.results import fit_names, short_names, shorten
 
 
 def test_short_names() -> None:
-    assert shortened("abcdefghij", 10) == "abcdefghij"
-    assert shortened("abcdefghijk", 10) == "abcd…ghijk"
+    assert shorten("abcdefghij", 10) == "abcdefghij"
+    assert shorten("abcdefghijk", 10) == "abcd…ghijk"
     assert short_names(["a/b/model", "a/c/model"], 10) == ["b", "c"]
     assert short_names(["a/b/model"], 10) == ["a/b/model"]
     assert short_names(["a/b", "a"], 10) == ["a/b", "a"]
@@ -19,7 +19,7 @@ def test_short_names() -> None:
 
 
 def test_long_names_are_shortened_together() -> None:
-    assert shown_names(["runs/a", "runs/b"]) == ["runs/a", "runs/b"]
+    assert fit_names(["runs/a", "runs/b"]) == ["runs/a", "runs/b"]
     long = "a-long-folder/" * 4
-    assert shown_names([f"{long}a", f"{long}b"]) == ["a", "b"]
-    assert shown_names([f"{long}a", f"{long}b"], limit=100) == [f"{long}a", f"{long}b"]
+    assert fit_names([f"{long}a", f"{long}b"]) == ["a", "b"]
+    assert fit_names([f"{long}a", f"{long}b"], limit=100) == [f"{long}a", f"{long}b"]
