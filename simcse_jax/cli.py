@@ -1,4 +1,4 @@
-"""How every entry point runs: flags, then one call; expected failures as one screen of text, without a traceback."""
+"""Run a command: parse its flags, make one call, and print expected errors without a traceback."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from absl import app, flags, logging
 from simcse_jax.system.errors import UserError
 
 USER_ERROR_STATUS = 2
-# What parsing flags raises when one of them, a recipe or a key is wrong.
+# What parsing raises when a flag, a recipe or a key is wrong.
 WRONG_FLAG = (UserError, flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
-INTERRUPTED = "nothing half-done counts, and the same command starts again"
+INTERRUPTED = "no unfinished file is left; the same command starts again"
 
-# For the TPU's library where there is no TPU: no metadata server, no lock on chips, and no complaint about either.
+# Settings of libtpu on a machine without TPU: ask no metadata server, lock no chip, and print nothing about either.
 NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -34,7 +34,7 @@ NO_TPU = {
 def run(main: Callable[[], int | None], argv: Sequence[str] | None = None, interrupted: str = INTERRUPTED) -> None:
     """Parse the flags, call main, and exit with its status (None = 0), or 2 after a UserError or a wrong flag.
 
-    interrupted: what Ctrl-C leaves, in words.
+    interrupted: the message after Ctrl-C, which says what is left.
     """
     # XLA and the tokenizers' fork warning would otherwise write over the progress bar.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -44,37 +44,37 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None, inter
         os.environ.update({name: value for name, value in NO_TPU.items() if name not in os.environ})
 
     def guarded(_: Sequence[str]) -> int:
-        # absl has a crash report all threads; those that still run change under its hands, and it crashes itself.
+        # absl makes crash reports list all threads, and crashes itself on threads that still run.
         faulthandler.enable(all_threads=False)
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # the libraries' own chatter; --verbosity=0 brings it back
+            logging.set_verbosity(logging.WARNING)  # hides messages of libraries; --verbosity=0 shows them
         try:
-            return _left(main() or 0)
+            return _finish(main() or 0)
         except UserError as error:
             print(f"\nerror: {error}", file=sys.stderr, flush=True)
             if _one_of_several() and not error.everywhere:
                 sys.stdout.flush()
                 os._exit(USER_ERROR_STATUS)  # as below
-            return _left(USER_ERROR_STATUS)
+            return _finish(USER_ERROR_STATUS)
         except KeyboardInterrupt:
             print(f"\ninterrupted; {interrupted}", file=sys.stderr)
             sys.stdout.flush()
-            # Native threads may be compiling, and an orderly exit would pull the interpreter out from under them.
+            # A normal exit would end the interpreter while native threads may still compile in it.
             os._exit(130)
         except Exception:
             if not _one_of_several():
                 raise
             traceback.print_exc()
             sys.stdout.flush()
-            os._exit(1)  # an orderly exit would wait for the other processes, and they for this one
+            os._exit(1)  # a normal exit would wait for the other processes, and they for this one
 
     app.run(guarded, argv=list(argv) if argv else None, flags_parser=_parse)
 
 
-def _left(status: int) -> int:
-    """The status to exit with, where nothing is in the way of it; else this exits at once.
+def _finish(status: int) -> int:
+    """Return the status, or exit with it at once where a thread still runs.
 
-    A thread that still works compiles a program that nobody waits for any more; the interpreter would, for minutes.
+    Such a thread compiles a program that is no longer needed, and a normal exit would wait minutes for it.
     """
     if all(thread is threading.main_thread() or thread.daemon for thread in threading.enumerate()):
         return status
@@ -87,19 +87,19 @@ def _left(status: int) -> int:
 
 
 def _one_of_several() -> bool:
-    """Whether this process takes part in a run of several."""
+    """Return whether this process is one of several of a run."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
 
 
 def fail(message: str) -> NoReturn:
-    """Print the message and leave with the status of a user error."""
+    """Print the message and exit with the status of a user error."""
     print(f"\nerror: {message}", file=sys.stderr, flush=True)
     raise SystemExit(USER_ERROR_STATUS)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """The positional arguments; flags are parsed on the way. A wrong flag, recipe or key is a user error."""
+    """Parse the flags and return the positional arguments. A wrong flag, recipe or key is a user error."""
     try:
         rest = flags.FLAGS([_underscored(argument) for argument in argv])
     except WRONG_FLAG as error:
@@ -110,14 +110,14 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _underscored(argument: str) -> str:
-    """--save-index=DIR as --save_index=DIR: both are written, and only one is a flag's name."""
+    """Return --save-index=DIR as --save_index=DIR, which is the flag's name."""
     name, sign, value = argument.partition("=")
     other = name.replace("-", "_")[2:]
     return f"--{other}{sign}{value}" if name.startswith("--") and other in flags.FLAGS else argument
 
 
 def plain(error: BaseException) -> str:
-    """What a flag's failure says to a user."""
+    """Return the message of a wrong flag for the user."""
     text = str(error)
     if text[:1] in ("'", '"'):  # ml_collections' unknown keys: a repr, sometimes of a repr
         while text[:1] in ("'", '"') and text[-1:] == text[:1]:

@@ -32,6 +32,7 @@ from simcse_jax.model_folder.st_modules import normalizes, read_pooler
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
 from simcse_jax.system.progress import Progress
+from simcse_jax.system.vectors import normalize as normalize_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -120,7 +121,7 @@ class EmbeddingModel:
         """
         vectors = self._sentences.encode(self._placed, texts, progress)
         if self._origin.normalizes if normalize is None else normalize:
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            normalize_rows(vectors, out=vectors)
         return vectors
 
     def cut_at(self, max_length: int) -> EmbeddingModel:

@@ -1,6 +1,6 @@
-"""Evaluate: `python -m simcse_jax.evaluate --model=RUN_OR_FOLDER_OR_HUB_NAME [--model=...] [--tasks=sts,geometry]`.
+"""Evaluate models: `python -m simcse_jax.evaluate --model=RUN_OR_FOLDER_OR_HUB_NAME [--tasks=sts,transfer,geometry]`.
 
-Prints a table, and writes scores.json, report.html and its pictures to --out.
+Prints tables, and writes scores.json, report.html and its pictures to --out.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ if TYPE_CHECKING:
 _MODEL = flags.DEFINE_multi_string(
     "model",
     [],
-    "A run folder, an exported or Hugging Face folder, or a Hub name, perhaps with :POOLER; several times to compare, "
-    "and globs: --model='runs/unsup-seed*' --model=bert-base-uncased:avg.",
+    "A run folder, an exported or Hugging Face folder, or a Hub name, optionally with :POOLER. May be a glob, and may "
+    "be repeated to compare models: --model='runs/unsup-seed*' --model=bert-base-uncased:avg.",
 )
-_DATA = flags.DEFINE_string("data", "", "SentEval's data: its folder or a senteval.tar. Default: fetched from the Hub.")
+_DATA = flags.DEFINE_string("data", "", "SentEval's folder or a senteval.tar. Default: downloaded from the Hub.")
 _TASKS = flags.DEFINE_string(
     "tasks",
     "",
     "Comma-separated groups (sts, transfer, geometry) and tasks (STS12, MR, ...). Default: sts,geometry; with --pairs "
-    "and without --data: geometry of the first pairs.",
+    "and without --data: geometry, of the first pairs.",
 )
 _PAIRS = flags.DEFINE_multi_string(
-    "pairs", [], "Your own graded pairs as a further task: a .tsv or .csv of score, sentence, sentence; demo:test."
+    "pairs", [], "Your own graded pairs as another task: a .tsv or .csv of score, sentence, sentence; or demo:test."
 )
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "dev", "train"], "Split of STS-B and SICK-R.")
 _POOLER = flags.DEFINE_string(
-    "pooler", "", "Another pooler than the one that each model was made for, where --model does not name one."
+    "pooler", "", "Pooler of the models whose --model names none. Default: the one that each model was made for."
 )
-_DTYPE = flags.DEFINE_string("dtype", "float32", "Precision of the computation: float32 or bfloat16.")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the computation: float32 or bfloat16.")
 _MAX_LENGTH = flags.DEFINE_integer(
-    "max_length", None, "Tokens at which texts are cut. Default: what the model can take."
+    "max_length", None, "Tokens at which texts are truncated. Default: the model's limit."
 )
-_FAST = flags.DEFINE_bool("fast", False, "The quick variant of the transfer tasks.")
+_FAST = flags.DEFINE_bool("fast", False, "Run the transfer tasks with 5 folds instead of 10.")
 _OUT = flags.DEFINE_string(
-    "out", "", "Folder to write. Default: RUN/evaluation if a run folder is the only model, else evaluation."
+    "out", "", "Folder of the results. Default: RUN/evaluation if the only model is a run folder, else evaluation."
 )
 
 
 def main() -> int:
-    """Evaluate as the flags say; 1 when a task failed."""
+    """Evaluate as the flags say; return 1 when a task failed."""
     from rich.console import Console
 
     from simcse_jax.evaluation.graded_pairs import load_graded_pairs
@@ -66,7 +66,7 @@ def main() -> int:
     keep_compiled()
     models = iter([_opened(given) for given in names])
     for source in _PAIRS.value:
-        load_graded_pairs(source)  # a file that cannot be used is a wrong command, and is found before the work
+        load_graded_pairs(source)  # so that a wrong file is an error now, not after other tasks
     folder = None if own_only and set(tasks) <= {GEOMETRY} else senteval_folder(_DATA.value)
     exam = Exam(tasks, folder, _SPLIT.value, tuple(_PAIRS.value), _FAST.value, progress=True)
     results = judge_models(models, exam, say=lambda line: print(line, flush=True))
@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def _opened(given: str) -> EmbeddingModel:
-    """The model that one value of --model names."""
+    """Open the model that one value of --model names."""
     from simcse_jax.embedding_model import open_model
 
     name, pooler = name_and_pooler(given)
@@ -87,7 +87,7 @@ def _opened(given: str) -> EmbeddingModel:
 
 
 def name_and_pooler(given: str) -> tuple[str, str]:
-    """("bert-base-uncased", "avg") for bert-base-uncased:avg; the pooler is "" where none is named."""
+    """Split a value of --model: ("bert-base-uncased", "avg") for bert-base-uncased:avg; the pooler may be ""."""
     from simcse_jax.encoder.pooling import POOLERS
 
     name, _, pooler = given.rpartition(":")
@@ -99,7 +99,7 @@ def name_and_pooler(given: str) -> tuple[str, str]:
 
 
 def default_out(names: list[str]) -> Path:
-    """RUN/evaluation, if a run folder is the one model; else evaluation/."""
+    """Return RUN/evaluation if the only model is a run folder, else evaluation."""
     from simcse_jax.embedding_model import is_run_folder
 
     only = Path(names[0]).expanduser()
@@ -107,7 +107,7 @@ def default_out(names: list[str]) -> Path:
 
 
 def model_names(patterns: list[str]) -> list[str]:
-    """The models that --model names, each once; UserError for none, or a pattern that matches nothing."""
+    """Return the models that --model names, each once; UserError for none, or for a pattern without a match."""
     if not patterns:
         raise UserError("--model is needed: a run folder, an exported or Hugging Face folder, or a Hub name.")
     names: dict[str, None] = {}
@@ -116,7 +116,7 @@ def model_names(patterns: list[str]) -> list[str]:
         path = Path(pattern).expanduser()
         found = sorted(glob.glob(str(path))) if glob.has_magic(pattern) and not path.exists() else [pattern]
         if not found:
-            raise UserError(f"--model={given}: nothing matches (looked from {Path.cwd()}).")
+            raise UserError(f"--model={given}: nothing matches (relative to {Path.cwd()}).")
         names |= dict.fromkeys((name.rstrip("/") or "/") + (f":{pooler}" if pooler else "") for name in found)
     return list(names)
 

@@ -1,4 +1,4 @@
-"""Any of our models for mteb (the Massive Text Embedding Benchmark, arXiv 2210.07316): the extra [mteb].
+"""Run a model on mteb, the Massive Text Embedding Benchmark (arXiv 2210.07316); install the extra [mteb].
 
 import mteb
 from simcse_jax.mteb_encoder import MtebEncoder
@@ -17,6 +17,7 @@ import numpy as np
 from simcse_jax.embedding_model import open_model
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import progress_bar
+from simcse_jax.system.vectors import normalize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,11 +28,11 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class MtebEncoder:
-    """mteb's EncoderProtocol over `open_model`; vectors and similarities (cosines) are float32 NumPy arrays.
+    """Implement mteb's EncoderProtocol with a model of `open_model`; vectors and cosines are float32 NumPy arrays.
 
-    model_name, pooler, dtype, max_length: see `open_model`. mteb keeps its results by name and revision; the revision
-    here is the model's fingerprint and how it is asked to encode, so results of other weights never pass for this
-    model's. revision and device are part of mteb's protocol: the first must be None, the second is not ours to choose.
+    model_name, pooler, dtype, max_length: see `open_model`. mteb caches results by name and revision; the revision here
+    is the model's fingerprint and the options of encoding, so that results of other weights are never taken for those
+    of this model. revision and device are arguments of mteb's protocol that must be None here.
     """
 
     def __init__(
@@ -45,32 +46,32 @@ class MtebEncoder:
         max_length: int | None = None,
     ):
         if revision is not None:
-            raise UserError(f"MtebEncoder: revision = {revision!r}, but models are taken as they are; leave it out.")
+            raise UserError(f"MtebEncoder: revision = {revision!r}, but models have no revisions here; leave it out.")
         if device is not None:
             raise UserError(f"MtebEncoder: device = {device!r}, but JAX chooses devices; set JAX_PLATFORMS instead.")
         self.model = open_model(model_name, pooler, dtype, max_length)
 
     def encode(self, inputs: Iterable[Mapping[str, Any]], *, show_progress_bar: bool = False, **_: Any) -> np.ndarray:
-        """float32[N, D], in the order of the batches. inputs: batches with the key "text".
+        """Return float32[N, D], in the order of the batches. inputs: batches with the key "text".
 
-        Everything else that mteb tells (task, split, prompts, batch size) changes nothing: the models have no prompts,
-        and all texts are packed together.
+        mteb's other arguments (task, split, prompts, batch size) have no effect: the models have no prompts, and all
+        texts are packed together.
         """
         texts = [text for batch in inputs for text in batch["text"]]
         with progress_bar(len(texts), show_progress_bar) as bar:
             return self.model.encode(texts, bar.update)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
-        """float32[N, M]: the cosine of each row of one with each row of the other."""
+        """Return float32[N, M], the cosine of each row of one with each row of the other."""
         return _unit(embeddings1) @ _unit(embeddings2).T
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
-        """float32[N]: the cosine of each row with its partner."""
+        """Return float32[N], the cosine of each row with the same row of the other."""
         return np.sum(_unit(embeddings1) * _unit(embeddings2), axis=-1)
 
     @property
     def mteb_model_meta(self) -> ModelMeta:
-        """What mteb writes into its results."""
+        """The description of the model that mteb writes into its results."""
         from mteb.models import ModelMeta
         from mteb.models.model_meta import ScoringFunction
 
@@ -92,5 +93,4 @@ class MtebEncoder:
 
 
 def _unit(vectors: Any) -> np.ndarray:
-    array = np.atleast_2d(np.asarray(vectors, np.float32))
-    return array / np.maximum(np.linalg.norm(array, axis=-1, keepdims=True), 1e-12)
+    return normalize(np.atleast_2d(np.asarray(vectors, np.float32)))

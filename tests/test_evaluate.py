@@ -17,43 +17,49 @@ from simcse_jax.embedding_model import open_model
 from simcse_jax.evaluate import model_names
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.evaluation.judge import Exam, choose_tasks
-from simcse_jax.evaluation.results import Results
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.evaluation.sts import TASKS, YEARS, evaluate_sts, load_sts
 from simcse_jax.judging import judge_models, report_run, require_writable, write_results
 from simcse_jax.system.errors import UserError
+from simcse_jax.training.metrics import read_metrics
+from tests.conftest import MakeOnce
 from tests.small_models import export_small, train_small
 from tests.small_senteval import write_senteval
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two models, `a` and `b`, a run and its copy of another seed, and `senteval`."""
-    place = tmp_path_factory.mktemp("evaluate")
-    for seed, name in enumerate("ab"):
-        export_small(place / "made", seed)
-        shutil.move(place / "made" / "model", place / name)
-    train_small(place / "run-seed0", place / "cache")
-    train_small(place / "run-seed1", place / "cache", train__seed=1)
-    write_senteval(place / "senteval")
-    return place
+@pytest.fixture(scope="session")
+def place(make_once: MakeOnce, small_model: Path, small_run: Path) -> Path:
+    """A folder with two models, `a` and `b`, a run and its copy of another seed, and `senteval`. Shared."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(small_model, folder / "a")
+        shutil.move(export_small(folder / "made", seed=1), folder / "b")
+        shutil.copytree(small_run, folder / "run-seed0")
+        train_small(folder / "run-seed1", folder / "cache", train__seed=1)
+        write_senteval(folder / "senteval")
+
+    return make_once("evaluate", make)
 
 
-@pytest.fixture(scope="module")
-def results(place: Path) -> Results:
-    """Of both models and both runs."""
-    models = [open_model(str(place / name)) for name in ("a", "b", "run-seed0", "run-seed1")]
-    return judge_models(models, Exam((*TASKS, "geometry"), place / "senteval", pairs=("demo:dev",)))
+@pytest.fixture(scope="session")
+def out(make_once: MakeOnce, place: Path) -> Path:
+    """What evaluating both models and both runs writes. Shared."""
+
+    def make(folder: Path) -> None:
+        models = [open_model(str(place / name)) for name in ("a", "b", "run-seed0", "run-seed1")]
+        exam = Exam((*TASKS, "geometry"), place / "senteval", pairs=("demo:dev",))
+        scores, report = write_results(judge_models(models, exam), folder)
+        assert (scores.name, report.name) == ("scores.json", "report.html")
+
+    return make_once("evaluate-out", make)
 
 
-@pytest.fixture(scope="module")
-def written(results: Results, place: Path) -> dict[str, Any]:
-    """scores.json of these results."""
-    scores, report = write_results(results, place / "out")
-    assert (scores.name, report.name) == ("scores.json", "report.html")
-    return json.loads(scores.read_text())
+@pytest.fixture
+def written(out: Path) -> dict[str, Any]:
+    """scores.json of these models."""
+    return json.loads((out / "scores.json").read_text())
 
 
 def evaluate(*flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -109,11 +115,11 @@ def test_runs_are_summed_up_and_entries_compared(written: dict[str, Any], place:
     assert ("sts", str(place / "b")) in compared
 
 
-def test_report_and_pictures_are_written(written: dict[str, Any], place: Path) -> None:
-    report = (place / "out" / "report.html").read_text()
+def test_report_and_pictures_are_written(written: dict[str, Any], out: Path) -> None:
+    report = (out / "report.html").read_text()
     assert f"{written['average']['sts']:.2f}" in report
     for picture in ("alignment_uniformity", "spectrum", "cosines_by_band", "predicted_against_gold", "training_curves"):
-        assert (place / "out" / f"{picture}.png").stat().st_size > 5000, picture
+        assert (out / f"{picture}.png").stat().st_size > 5000, picture
 
 
 @pytest.mark.parametrize("pooler", ["cls", "cls_before_pooler", "avg"])
@@ -160,13 +166,14 @@ def test_command(place: Path, tmp_path: Path) -> None:
     assert "STS14" in (tmp_path / "report.html").read_text()
 
 
-def test_command_judges_a_run_into_its_own_folder(place: Path) -> None:
-    done = evaluate("--model=run-seed1", "--pairs=demo:test", cwd=place)
+def test_command_judges_a_run_into_its_own_folder(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "run-seed1", tmp_path / "run")
+    done = evaluate("--model=run", "--pairs=demo:test", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    scores = json.loads((place / "run-seed1" / "evaluation" / "scores.json").read_text())
+    scores = json.loads((tmp_path / "run" / "evaluation" / "scores.json").read_text())
     assert list(scores["scores"]) == ["demo:test"]
     assert scores["geometry"]["protocol"]
-    assert (place / "run-seed1" / "evaluation" / "report.html").is_file()
+    assert (tmp_path / "run" / "evaluation" / "report.html").is_file()
     assert scores["geometry_before_training"]["protocol"]["weights"] == "random, seed 1"
     assert "before training" in done.stdout
 
@@ -205,15 +212,19 @@ def test_one_run_with_two_poolers_is_two_entries(place: Path, tmp_path: Path) ->
     assert "asked for" in (tmp_path / "report.html").read_text()
 
 
-def test_a_finished_run_gets_a_report(place: Path) -> None:
-    run = place / "run-seed0"
+def test_a_finished_run_gets_a_report(place: Path, tmp_path: Path) -> None:
+    """Its best step may be 0, and then training changed nothing."""
+    run = Path(shutil.copytree(place / "run-seed0", tmp_path / "run"))
     assert "demo:dev" in report_run(run, "demo:dev")
-    assert "before training" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    scores = {line["step"]: line["dev/spearman"] for line in read_metrics(run) if "dev/spearman" in line}
+    assert 'id="geometry"' in page
+    assert ("changed nothing" in page) is (max(scores, key=lambda step: scores[step]) == 0)
     assert "demo:dev" not in report_run(run, "")
     page = (run / "report.html").read_text()
-    assert "training_curves" in {path.stem for path in run.glob("*.png")}
+    assert (run / "training_curves.png").is_file()
     assert "scores.json" not in page
-    assert "before training" not in page
+    assert 'id="geometry"' not in page
 
 
 def test_broken_weights_fail_their_model_alone(place: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The geometry of a model's embeddings of graded pairs: `objective.geometry`'s figures, as one Space."""
+"""Measure the geometry of a model's embeddings of graded pairs, with the metrics of `objective.geometry`."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from simcse_jax.evaluation.graded_pairs import GradedPairs
 from simcse_jax.evaluation.results import Encode, Space
 from simcse_jax.objective import geometry
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.vectors import check_vectors, normalize
 
-CLOSE = 0.8  # of the scale; on STS-B's 0 to 5, pairs above 4, as in SimCSE's figures 2 and 3
+CLOSE = 0.8  # of the scale; on STS-B's 0 to 5: above 4, as in figures 2 and 3 of the SimCSE paper
 
 
 def measure_space(encode: Encode, pairs: GradedPairs, scale: tuple[float, float]) -> Space:
-    """The Space of the pairs' sentences: alignment over the close pairs, all else over every sentence once.
+    """Return the Space of the pairs' sentences: alignment over the close pairs, the rest over each sentence once.
 
-    scale: the lowest and highest score that a pair can have. Close are the pairs above 80 % of it. UserError when
-    there is none, when all sentences are the same, or for a vector that is not finite or zero (names its sentence).
+    scale: the lowest and highest score that a pair can have; the pairs above 80 % of it are close. Raises UserError
+    when no pair is close, when all sentences are the same, or for a vector that is not finite or zero.
     """
     low, high = scale
     above = low + CLOSE * (high - low)
     close = pairs.gold > above
     if not close.any():
         raise UserError(
-            f"{pairs.name}: none of the {len(pairs.gold)} pairs has a score above {above:g}, on the scale from {low:g} "
+            f"{pairs.name}: none of the {len(pairs.gold)} pairs has a score above {above:g} on the scale from {low:g} "
             f"to {high:g}; the highest is {pairs.gold.max():g}.\nAlignment is measured over such close pairs: add "
-            "some, or leave the geometry out."
+            "some, or leave out the task geometry."
         )
     sentences = list(dict.fromkeys(pairs.first + pairs.second))
     if len(sentences) < 2:
-        raise UserError(f"{pairs.name}: all sentences are {sentences[0]!r:.100}; a space needs at least 2 that differ.")
-    units = _unit_vectors(encode, sentences, pairs.name)
+        raise UserError(f"{pairs.name}: all sentences are {sentences[0]!r:.100}; geometry needs 2 that differ.")
+    units = normalize(check_vectors(np.asarray(encode(sentences)), sentences, pairs.name)).astype(np.float32)
     places = {text: place for place, text in enumerate(sentences)}
     first, second = (np.array([places[text] for text in texts])[close] for texts in (pairs.first, pairs.second))
     values = geometry.singular_values(units)
@@ -54,21 +55,3 @@ def measure_space(encode: Encode, pairs: GradedPairs, scale: tuple[float, float]
             "vectors": "of length 1, not centred",
         },
     )
-
-
-def _unit_vectors(encode: Encode, sentences: list[str], name: str) -> np.ndarray:
-    """float32[N, D], of length 1. UserError for a vector that is not finite or zero."""
-    vectors = np.asarray(encode(sentences), np.float64)
-    if vectors.ndim != 2 or len(vectors) != len(sentences):
-        raise ValueError(f"encode gave shape {vectors.shape} for {len(sentences)} texts; expected (.., D).")
-    largest = np.abs(vectors).max(axis=1, keepdims=True)
-    bad = np.flatnonzero(~np.isfinite(largest) | (largest == 0))
-    if len(bad):
-        kind = "zero" if largest[bad[0]] == 0 else "not finite"
-        raise UserError(
-            f"{name}: {len(bad)} of {len(sentences)} sentence vectors are {kind}, e.g. that of "
-            f"{sentences[bad[0]]!r:.100}.\n"
-            "The model's weights are broken, or training diverged: go back to an earlier checkpoint."
-        )
-    vectors = vectors / largest
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Semantic textual similarity: how well cosines order graded pairs, by the paper's protocol.
+"""Score semantic textual similarity: how well cosines order graded pairs, by the protocol of the SimCSE paper.
 
-STS12 to STS16 put all subsets of a year together and take one Spearman correlation ("all", the paper's appendix B);
-STS13 is without SMT; pairs without a gold score are not scored; STS-B and SICK-R are scored on test.
+STS12 to STS16 concatenate all subsets of a year and take one Spearman correlation ("all", the paper's appendix B).
+STS13 is without SMT. Pairs without a gold score are left out. STS-B and SICK-R use their test split.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from simcse_jax.evaluation.graded_pairs import GradedPairs, load_graded_pairs, p
 from simcse_jax.evaluation.results import Encode, Score
 from simcse_jax.evaluation.senteval import read_lines
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.vectors import check_vectors, normalize
 
 YEARS: dict[str, tuple[str, ...]] = {
     "STS12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
@@ -23,7 +24,7 @@ YEARS: dict[str, tuple[str, ...]] = {
     "STS15": ("answers-forums", "answers-students", "belief", "headlines", "images"),
     "STS16": ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
 }
-# Tasks with splits: the file of each, and the scale of their scores.
+# Tasks with splits, and the file of each.
 SPLIT_FILES: dict[str, dict[str, str]] = {
     "STSBenchmark": {
         "train": "STS/STSBenchmark/sts-train.csv",
@@ -42,19 +43,20 @@ SPLITS = ("train", "dev", "test")
 
 
 def tasks_with(split: str) -> tuple[str, ...]:
-    """The tasks that have this split, in the paper's order: all seven have a test split, two of them a dev split."""
+    """Return the tasks that have this split, in the paper's order: all seven have "test", two "dev" and "train"."""
     return TASKS if split == "test" else tuple(SPLIT_FILES)
 
 
 def load_sts(folder: Path, task: str, split: str = "test") -> dict[str, GradedPairs]:
-    """The scored pairs of one task by subset ("" where there is but one); folder is `senteval_folder`'s.
+    """Return the pairs of a task that have a score, by subset ("" where there is only one).
 
-    UserError when a file is missing or has a malformed line (named), or the task has no such split.
+    folder: what `senteval_folder` returns. Raises UserError for a missing file, a malformed line (with its number), or
+    a task without this split.
     """
     if task in SPLIT_FILES:
         path = folder / SPLIT_FILES[task][split]
         if not path.is_file():
-            raise UserError(f"{path} does not exist: the folder of evaluation data lacks {task}'s {split} split.")
+            raise UserError(f"{path} does not exist: the folder given as --data lacks the {split} split of {task}.")
         return {"": load_graded_pairs(str(path))}
     if split != "test":
         raise UserError(f"{task} has a test split only. With a {split} split: {', '.join(SPLIT_FILES)}.")
@@ -63,13 +65,13 @@ def load_sts(folder: Path, task: str, split: str = "test") -> dict[str, GradedPa
 
 
 def _load_subset(place: Path, subset: str) -> GradedPairs:
-    """One subset of a year: two files, line by line; blank gold lines are pairs that nobody scored."""
+    """Read one subset of a year from its two files; a pair whose line of the gold file is blank has no score."""
     inputs, golds = place / f"STS.input.{subset}.txt", place / f"STS.gs.{subset}.txt"
     texts, scores = read_lines(inputs), read_lines(golds)
     if len(texts) != len(scores):
         raise UserError(
-            f"{inputs} has {len(texts)} lines and {golds.name} has {len(scores)}; they belong together line by line.\n"
-            "Fetch both again from one source."
+            f"{inputs} has {len(texts)} lines and {golds.name} has {len(scores)}; they must match line by line.\n"
+            "Download both again, from one source."
         )
     gold, first, second = [], [], []
     for line, (text, score) in enumerate(zip(texts, scores, strict=True), 1):
@@ -82,14 +84,15 @@ def _load_subset(place: Path, subset: str) -> GradedPairs:
         first.append(cells[0])
         second.append(cells[1])
     if not gold:
-        raise UserError(f"{golds} holds no score at all. Fetch it again.")
+        raise UserError(f"{golds} has no score. Download it again.")
     return GradedPairs(str(inputs), np.array(gold, np.float64), first, second)
 
 
 def evaluate_sts(encode: Encode, subsets: dict[str, GradedPairs], task: str, split: str = "test") -> Score:
-    """The score of one task. Of a year: `all` (the headline), `mean` and `wmean` over subsets (weighted by pairs).
+    """Return the score of one task, times 100.
 
-    The same with the prefix pearson_, and each subset's own; of other tasks: `spearman`, `pearson`. Times 100.
+    A year has `all` (the headline), `mean` and `wmean` over subsets (weighted by pairs), the same with the prefix
+    `pearson_`, and the values of each subset. Other tasks have `spearman` (the headline) and `pearson`.
     """
     together = joined(task, list(subsets.values()))
     cosines = pair_cosines(encode, together)
@@ -115,54 +118,39 @@ def evaluate_sts(encode: Encode, subsets: dict[str, GradedPairs], task: str, spl
 
 
 def _aggregated(prefix: str, kind: str, whole: dict[str, float], each: dict[str, dict[str, float]]) -> dict[str, float]:
-    figures = np.array([scores[kind] for scores in each.values()])
+    parts = np.array([scores[kind] for scores in each.values()])
     weights = np.array([scores["pairs"] for scores in each.values()])
     return {
         f"{prefix}all": whole[kind],
-        f"{prefix}mean": float(figures.mean()),
-        f"{prefix}wmean": float(np.average(figures, weights=weights)),
+        f"{prefix}mean": float(parts.mean()),
+        f"{prefix}wmean": float(np.average(parts, weights=weights)),
     }
 
 
 def evaluate_pairs(encode: Encode, pairs: GradedPairs) -> dict[str, float]:
-    """{"spearman", "pearson"} of cosine and gold, times 100, and {"pairs"}, how many there were.
-
-    Raises what `pair_cosines` raises.
-    """
+    """Return "spearman" and "pearson" of cosine and gold, times 100, and "pairs", their number."""
     return correlations(pair_cosines(encode, pairs), pairs.gold) | {"pairs": len(pairs.gold)}
 
 
 def pair_cosines(encode: Encode, pairs: GradedPairs) -> np.ndarray:
-    """float64[n]: the cosine of each pair. UserError for a vector that is not finite or zero (names its sentence)."""
-    count = len(pairs.gold)
-    vectors = np.asarray(encode(pairs.first + pairs.second), np.float64)
-    if vectors.ndim != 2 or len(vectors) != 2 * count:
-        raise ValueError(f"encode gave shape {vectors.shape} for {2 * count} texts; expected ({2 * count}, D).")
-    norms = np.linalg.norm(vectors, axis=1)
-    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
-    if len(bad):
-        text = (pairs.first + pairs.second)[bad[0]]
-        kind = "zero" if norms[bad[0]] == 0 else "not finite"
-        raise UserError(
-            f"{pairs.name}: {len(bad)} of {2 * count} sentence vectors are {kind}, e.g. that of {text!r:.100}.\n"
-            "The model's weights are broken, or training diverged: go back to an earlier checkpoint."
-        )
-    unit = vectors / norms[:, None]
-    return np.sum(unit[:count] * unit[count:], axis=1)
+    """Return the cosine of each pair, float64[n]; UserError for a vector that is not finite or zero."""
+    texts = pairs.first + pairs.second
+    unit = normalize(check_vectors(np.asarray(encode(texts)), texts, pairs.name))
+    return np.sum(unit[: len(pairs.first)] * unit[len(pairs.first) :], axis=1)
 
 
 def correlations(cosines: np.ndarray, gold: np.ndarray) -> dict[str, float]:
-    """{"spearman", "pearson"} times 100. Ties share their mean rank; what is all equal orders nothing: 0."""
+    """Return "spearman" and "pearson", times 100. Ties share their mean rank; both are 0 where all values are equal."""
     if np.ptp(cosines) == 0 or np.ptp(gold) == 0:
         return {"spearman": 0.0, "pearson": 0.0}
-    from scipy import stats  # takes a second, and every start of a training would wait for it
+    from scipy import stats  # here, because its import takes a second of every start of training
 
     spearman: Any = stats.spearmanr(cosines, gold)
     return {"spearman": 100 * float(spearman.statistic), "pearson": 100 * float(np.corrcoef(cosines, gold)[0, 1])}
 
 
 def joined(name: str, parts: list[GradedPairs]) -> GradedPairs:
-    """The pairs of all parts, one after the other."""
+    """Return the pairs of all parts, concatenated."""
     return GradedPairs(
         name,
         np.concatenate([part.gold for part in parts]),

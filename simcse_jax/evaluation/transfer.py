@@ -24,6 +24,7 @@ from simcse_jax.evaluation.labelled import CLASS_FILES, TASKS, Labelled, load_la
 from simcse_jax.evaluation.results import Encode, Score
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import progress_bar
+from simcse_jax.system.vectors import check_vectors
 
 if TYPE_CHECKING:  # scikit-learn takes a second to import, and most evaluations do without it
     from sklearn.linear_model import LogisticRegression
@@ -169,17 +170,8 @@ def _features(encode: Encode, task: str, splits: dict[str, Labelled]) -> np.ndar
     """What is classified, of all splits one after the other, centred: float64[N, D], of pairs float64[N, 2 D]."""
     columns = [texts for split in splits.values() for texts in split.texts]
     texts = [text for column in columns for text in column]
-    vectors = np.asarray(encode(texts))
-    if vectors.ndim != 2 or len(vectors) != len(texts):
-        raise ValueError(f"encode gave shape {vectors.shape} for {len(texts)} texts; expected ({len(texts)}, D).")
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))  # vectors of zeros can be classified
-    if len(bad):
-        raise UserError(
-            f"{task}: {len(bad)} of {len(texts)} sentence vectors are not finite, e.g. that of "
-            f"{texts[bad[0]]!r:.100}.\n"
-            "The model's weights are broken, or training diverged: go back to an earlier checkpoint."
-        )
-    parts = iter(np.split(vectors.astype(np.float64), np.cumsum([len(column) for column in columns])[:-1]))
+    vectors = check_vectors(np.asarray(encode(texts)), texts, task, zeros=True)  # a classifier can use zeros
+    parts = iter(np.split(vectors, np.cumsum([len(column) for column in columns])[:-1]))
     features = np.concatenate([_side_by_side([next(parts) for _ in split.texts]) for split in splits.values()])
     # A shift of all features moves the free bias only. Without the common mean L-BFGS needs far fewer steps.
     features -= features.mean(axis=0)

@@ -17,6 +17,7 @@ from simcse_jax.serving.index.sentence_index import Hit, SentenceIndex, open_ind
 from simcse_jax.serving.mining import Pair, paraphrases, require_cosine
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import progress_bar
+from simcse_jax.system.vectors import normalize as normalize_rows
 
 BATCH = 16384  # sentences that are tokenised, sorted and packed together
 
@@ -185,7 +186,7 @@ class SimCSE:
             raise ValueError(
                 f"Vectors of this model are [{self.width}] or [N, {self.width}]; got {list(vectors.shape)}."
             )
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+        return normalize_rows(vectors)
 
 
 def _count(texts: Iterable[str]) -> int | None:
