@@ -1,4 +1,4 @@
-"""Pairs of sentences with a gold score each, read from a user's file, SentEval's or the demo."""
+"""Read graded pairs, two sentences with a gold score, from a user's file, SentEval's or the demo."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from pathlib import Path
 import numpy as np
 
 from simcse_jax.data import demo
+from simcse_jax.evaluation.senteval import decode
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import DATASET_PREFIX, dataset_file
 
-STSB_DEV = "STSBenchmark/sts-dev.csv"  # where SentEval's folder and archive keep the dev pairs
+STSB_DEV = "STSBenchmark/sts-dev.csv"  # the dev pairs in SentEval's folder and archive
 SUFFIXES = (".tsv", ".csv", ".txt")
 
-# SentEval's own files: genre, file, year, number, score, sentence, sentence, perhaps licence and source.
+# SentEval's own files: genre, file, year, number, score, sentence, sentence, optionally licence and source.
 SENTEVAL_COLUMNS = (4, 5, 6)
 SENTEVAL_WIDTH = 7
 
-# Header names of each column, lower case; those of SICK and of GLUE's and sentence-transformers' STS-B among them.
+# Header names of each column, in lower case; among them those of SICK, GLUE and sentence-transformers.
 SCORE_NAMES = ("score", "similarity_score", "relatedness_score", "label", "gold")
 FIRST_NAMES = ("sentence1", "sentence_1", "sentence_a", "sent0")
 SECOND_NAMES = ("sentence2", "sentence_2", "sentence_b", "sent1")
 
-FORMAT = "Each line needs a score and two sentences; or a header names the columns score, sentence1, sentence2."
+FORMAT = "Each line needs a score and two sentences, or the header must name the columns score, sentence1, sentence2."
 
 SOURCES = (
     "a .tsv or .csv of score, sentence, sentence; a folder with sts-dev.csv; hf://datasets/OWNER/NAME/FILE; demo:dev"
@@ -40,16 +41,16 @@ Row = tuple[int, list[str]]  # line number in the file, from 1, and cells
 
 @dataclasses.dataclass(frozen=True)
 class GradedPairs:
-    """Pairs of sentences with a gold score each, on whatever scale; only the order of the scores matters."""
+    """Hold pairs of sentences with a gold score each, on any scale: only the order of the scores matters."""
 
-    name: str  # where they came from, for tables and messages
+    name: str  # their source, for tables and messages
     gold: np.ndarray  # float64[n]
     first: list[str]
     second: list[str]
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of the scores and sentences; not of where they lie."""
+        """Hex digest of the scores and sentences, whatever file they are in."""
         digest = hashlib.blake2b(self.gold.tobytes(), digest_size=16)
         for text in (*self.first, *self.second):
             digest.update(text.encode("utf-8") + b"\0")
@@ -57,12 +58,12 @@ class GradedPairs:
 
 
 def load_graded_pairs(source: str) -> GradedPairs:
-    """The pairs at `source`: at least two, with finite scores that are not all the same; UserError otherwise.
+    """Return the pairs at `source`; UserError unless there are two or more, with finite scores that differ.
 
     source: a .tsv or .csv of score, sentence, sentence, with or without a header (which may name the columns in any
     order); one of SentEval's sts-*.csv; a folder or .tar in SentEval's layout (its STS-B dev pairs);
-    `hf://datasets/OWNER/NAME[@REVISION]/FILE`; `demo:dev` or `demo:test`. A .csv is quoted as Python's csv module has
-    it, tab-separated files are taken as they are. Cells such as `None` and `NA` are text.
+    `hf://datasets/OWNER/NAME[@REVISION]/FILE`; `demo:dev` or `demo:test`. A .csv is quoted as in Python's csv module;
+    tab-separated files have no quoting. Cells such as `None` and `NA` are text.
     """
     if source.startswith("demo:"):
         return _demo_pairs(source)
@@ -88,15 +89,15 @@ def _demo_pairs(source: str) -> GradedPairs:
 
 
 def _stsb_dev(folder: Path) -> Path:
-    """STS-B's dev file in its own folder or in any folder above it in SentEval's layout."""
+    """Find STS-B's dev file in its own folder or in any folder above it in SentEval's layout."""
     for place in ("sts-dev.csv", STSB_DEV, f"STS/{STSB_DEV}", f"downstream/STS/{STSB_DEV}"):
         if (folder / place).is_file():
             return folder / place
-    raise UserError(f"The folder {folder} holds no STS-B dev pairs (looked for sts-dev.csv and {STSB_DEV}).")
+    raise UserError(f"The folder {folder} has no STS-B dev pairs (looked for sts-dev.csv and {STSB_DEV}).")
 
 
 def _stsb_dev_in_archive(path: Path) -> bytes:
-    """The content of STS-B's dev file in an archive with SentEval's layout, wherever its top folder is."""
+    """Read STS-B's dev file from an archive with SentEval's layout, at any level."""
     try:
         with tarfile.open(path) as archive:
             for member in archive:
@@ -105,12 +106,12 @@ def _stsb_dev_in_archive(path: Path) -> bytes:
                     assert content is not None  # isfile() above
                     return content.read()
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{path} does not read as a tar archive: {error}. Fetch it again.") from error
+        raise UserError(f"{path} is not a readable tar archive: {error}. Download it again.") from error
     raise UserError(f"The archive {path} has no member {STSB_DEV}; it should have SentEval's layout.")
 
 
 def _parse(name: str, content: bytes, suffix: str) -> GradedPairs:
-    text = _decoded(name, content)
+    text = decode(name, content)
     rows = _rows(name, text, suffix)
     head = next(rows, None)
     if head is None:
@@ -123,31 +124,18 @@ def _parse(name: str, content: bytes, suffix: str) -> GradedPairs:
         score, *sentences = (cells[column] for column in columns)
         gold.append(parse_score(name, line, score))
         if not all(sentence.strip() for sentence in sentences):
-            raise UserError(f"{name}, line {line}: a sentence is blank. Fill it in or remove the line.")
+            raise UserError(f"{name}, line {line}: a sentence is blank. Write it, or remove the line.")
         first.append(sentences[0])
         second.append(sentences[1])
     if len(gold) < 2:
-        raise UserError(
-            f"{name} has {len(gold)} pair(s); a correlation needs at least 2, and hundreds to mean something."
-        )
+        raise UserError(f"{name} has {len(gold)} pair(s); a correlation needs at least 2, and hundreds to be reliable.")
     if min(gold) == max(gold):
         raise UserError(f"{name}: all {len(gold)} scores are {gold[0]:g}; a correlation needs scores that differ.")
     return GradedPairs(name, np.array(gold, np.float64), first, second)
 
 
-def _decoded(name: str, content: bytes) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{name}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8. "
-            f"Convert the file, e.g. with `iconv -f latin1 -t utf-8`."
-        ) from error
-
-
 def _rows(name: str, text: str, suffix: str) -> Iterator[Row]:
-    """The rows that are not blank. Only a .csv that is not tab-separated (as SentEval's are) has quoting."""
+    """Yield the rows that are not blank. Only a .csv has quoting, unless it is tab-separated as SentEval's are."""
     if suffix != ".csv" or text.lstrip("\r\n").partition("\n")[0].count("\t") >= 2:
         # Not splitlines(), which also splits at characters that sentences of real sets contain (U+2028, U+0085).
         for line, raw in enumerate(text.split("\n"), 1):
@@ -171,7 +159,7 @@ def _chain(head: Row, rows: Iterator[Row]) -> Iterator[Row]:
 
 
 def _columns(name: str, head: Row) -> tuple[tuple[int, ...], bool]:
-    """Where score, first and second sentence stand, and whether the first row is a header."""
+    """Return the columns of score, first and second sentence, and whether the first row is a header."""
     line, cells = head
     if _is_number(cells[0]):
         return (0, 1, 2), False
@@ -186,7 +174,7 @@ def _columns(name: str, head: Row) -> tuple[tuple[int, ...], bool]:
         if missing:
             raise UserError(f"{name}, line {line}: the header {', '.join(cells)} lacks {', '.join(missing)}. {FORMAT}")
         return tuple(column for column in found if column is not None), True
-    if not names[0]:  # such as the index that pandas writes, whose numbers would pass for scores
+    if not names[0]:  # such as the index column of pandas, whose numbers would be read as scores
         raise UserError(f"{name}, line {line}: the first column has no name and no score. {FORMAT}")
     return (0, 1, 2), True
 
@@ -204,7 +192,7 @@ def _is_number(cell: str) -> bool:
 
 
 def parse_score(name: str, line: int, cell: str) -> float:
-    """The score in a cell; UserError with file and line when it is no finite number."""
+    """Return the score in a cell; UserError with file and line when it is not a finite number."""
     if not _is_number(cell):
         raise UserError(f"{name}, line {line}: the score {cell!r:.60} is not a number. {FORMAT}")
     if not math.isfinite(float(cell)):

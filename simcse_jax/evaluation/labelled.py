@@ -1,4 +1,4 @@
-"""The labelled texts of SentEval's transfer tasks, read from its files."""
+"""Read the labelled texts of the transfer tasks from SentEval's files."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 from simcse_jax.evaluation.senteval import read_lines
 from simcse_jax.system.errors import UserError
 
-# A file of each class, in the order of the labels' appearance: those labelled 1 first. SentEval reads them as latin-1.
+# The file of each class; first that of label 1. SentEval reads them as latin-1.
 CLASS_FILES: dict[str, tuple[str, str]] = {
     "MR": ("MR/rt-polarity.pos", "MR/rt-polarity.neg"),
     "CR": ("CR/custrev.pos", "CR/custrev.neg"),
     "SUBJ": ("SUBJ/subj.objective", "SUBJ/subj.subjective"),
     "MPQA": ("MPQA/mpqa.pos", "MPQA/mpqa.neg"),
 }
-# A file of each split.
+# The file of each split.
 SPLIT_FILES: dict[str, dict[str, str]] = {
     "SST2": {
         "train": "SST/binary/sentiment-train",
@@ -41,15 +41,15 @@ Row = tuple[tuple[str, ...], int]  # the text or the two texts, and the label
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """Texts, or pairs of texts, with a class each."""
+    """Hold texts, or pairs of texts, with a class each."""
 
-    texts: tuple[list[str], ...]  # one list of n texts; of pairs two
+    texts: tuple[list[str], ...]  # one list of n texts; for pairs, two lists
     labels: np.ndarray  # int64[n], indices into `classes`
     classes: tuple[str, ...]
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of the labels and texts; not of where they lie."""
+        """Hex digest of the labels and texts, whatever files they are in."""
         digest = hashlib.blake2b(self.labels.tobytes(), digest_size=16)
         for texts in self.texts:
             for text in texts:
@@ -64,10 +64,11 @@ class Labelled:
 
 
 def load_labelled(folder: Path, task: str) -> dict[str, Labelled]:
-    """A task's examples by split; "" where SentEval has but one. folder is `senteval_folder`'s.
+    """Return a task's examples by split; the split is "" where SentEval has only one.
 
-    As in SentEval, white space in a text is one space, nothing else is changed, and a blank line of a file that holds
-    the texts of one class is an example too. UserError for a missing file, a malformed line (named), an empty class.
+    folder: what `senteval_folder` returns. As in SentEval, white space within a text becomes one space, and a blank
+    line in a file of one class is an example too. Raises UserError for a missing file, a malformed line (with its
+    number) or an empty class.
     """
     if task in CLASS_FILES:
         return {"": _of_classes(folder, CLASS_FILES[task])}
@@ -76,22 +77,22 @@ def load_labelled(folder: Path, task: str) -> dict[str, Labelled]:
         path = folder / name
         rows, classes = READERS[task](path), TREC_CLASSES if task == "TREC" else BINARY
         if not rows:
-            raise UserError(f"{path} holds no example. Fetch it again.")
+            raise UserError(f"{path} has no example. Download it again.")
         texts = tuple(list(column) for column in zip(*(texts for texts, _ in rows), strict=True))
         found[split] = Labelled(texts, np.array([label for _, label in rows], np.int64), classes)
         missing = [name for name, count in found[split].counts.items() if not count]
-        if missing and split == "train":  # elsewhere a class that is missing is none that has to be learnt
-            raise UserError(f"{path} holds no example of the class {', '.join(missing)}. Fetch it again.")
+        if missing and split == "train":  # a class may be missing from dev or test
+            raise UserError(f"{path} has no example of the class {', '.join(missing)}. Download it again.")
     return found
 
 
 def _of_classes(folder: Path, names: tuple[str, str]) -> Labelled:
-    """Two files of texts, one a line: those labelled 1, then those labelled 0."""
+    """Read two files with a text on each line: first label 1, then label 0."""
     parts = []
     for name in names:
-        texts = [_spaced(line) for line in read_lines(folder / name, "latin-1")]
+        texts = [_single_spaced(line) for line in read_lines(folder / name, "latin-1")]
         if not texts:
-            raise UserError(f"{folder / name} holds no example. Fetch it again.")
+            raise UserError(f"{folder / name} has no example. Download it again.")
         parts.append(texts)
     labels = np.repeat(np.array([1, 0], np.int64), [len(part) for part in parts])
     first, second = (Path(name).name for name in names)
@@ -99,18 +100,18 @@ def _of_classes(folder: Path, names: tuple[str, str]) -> Labelled:
 
 
 def _read_sst(path: Path) -> list[Row]:
-    """Lines of a sentence, a tab, and 0 or 1."""
+    """Read lines of a sentence, a tab, and 0 or 1."""
     rows: list[Row] = []
     for number, line in enumerate(read_lines(path), 1):
         cells = line.split("\t")
         if len(cells) != 2 or not cells[0].strip() or cells[1].strip() not in BINARY:
             raise _malformed(path, number, line, "a sentence, a tab and the label 0 or 1 are needed")
-        rows.append(((_spaced(cells[0]),), int(cells[1])))
+        rows.append(((_single_spaced(cells[0]),), int(cells[1])))
     return rows
 
 
 def _read_trec(path: Path) -> list[Row]:
-    """Lines such as `NUM:dist How far is it ?`; the class is what stands before the colon."""
+    """Read lines such as `NUM:dist How far is it ?`, whose class is before the colon."""
     rows: list[Row] = []
     for number, line in enumerate(read_lines(path, "latin-1"), 1):
         label, _, question = line.strip().partition(" ")
@@ -118,35 +119,35 @@ def _read_trec(path: Path) -> list[Row]:
         if coarse not in TREC_CLASSES or not fine or not question.strip():
             needed = f"COARSE:fine and a question are needed, COARSE being one of {', '.join(TREC_CLASSES)}"
             raise _malformed(path, number, line, needed)
-        rows.append(((_spaced(question),), TREC_CLASSES.index(coarse)))
+        rows.append(((_single_spaced(question),), TREC_CLASSES.index(coarse)))
     return rows
 
 
 def _read_mrpc(path: Path) -> list[Row]:
-    """A header, then lines of label, two ids and two sentences, with tabs between; quotes are text."""
+    """Read a header, then lines of label, two ids and two sentences, separated by tabs; quotes are text."""
     rows: list[Row] = []
     for number, line in enumerate(read_lines(path), 1):
         cells = line.split("\t")
         if len(cells) != MRPC_COLUMNS:
-            needed = f"{MRPC_COLUMNS} columns with tabs between are needed, not {len(cells)}"
+            needed = f"{MRPC_COLUMNS} columns separated by tabs are needed, not {len(cells)}"
             raise _malformed(path, number, line, needed)
         if number == 1:
             if cells[0] != MRPC_HEAD:
-                raise _malformed(path, number, line, f"the header, which begins with {MRPC_HEAD}, is needed")
+                raise _malformed(path, number, line, f"the header is needed, which begins with {MRPC_HEAD}")
             continue
         if cells[0] not in BINARY or not all(cell.strip() for cell in cells[3:]):
             raise _malformed(path, number, line, "a label 0 or 1, two ids and two sentences are needed")
-        rows.append(((_spaced(cells[3]), _spaced(cells[4])), int(cells[0])))
+        rows.append(((_single_spaced(cells[3]), _single_spaced(cells[4])), int(cells[0])))
     return rows
 
 
 READERS: dict[str, Callable[[Path], Sequence[Row]]] = {"SST2": _read_sst, "TREC": _read_trec, "MRPC": _read_mrpc}
 
 
-def _spaced(text: str) -> str:
-    """The words with one space between: SentEval hands out lists of words, which its users join."""
+def _single_spaced(text: str) -> str:
+    """Return the words separated by one space: SentEval gives lists of words, which its users join."""
     return " ".join(text.split())
 
 
 def _malformed(path: Path, number: int, line: str, needed: str) -> UserError:
-    return UserError(f"{path}, line {number}: {needed}; got {line!r:.100}. Fetch the file again.")
+    return UserError(f"{path}, line {number}: {needed}; got {line!r:.100}. Download the file again.")

@@ -1,4 +1,4 @@
-"""The results as scores.json: what other programs read."""
+"""Write the results as scores.json, for other programs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _DIGITS = 6
 
 
 def write_scores(results: Results, out: Path) -> Path:
-    """Write `out/scores.json`, whole or not at all, and return its path."""
+    """Write `out/scores.json`, whole or not at all; return its path."""
     path = out / SCORES
     write_whole_text(path, json.dumps(_rounded(record(results)), indent=2, allow_nan=False) + "\n")
     return path
 
 
 def record(results: Results) -> dict[str, Any]:
-    """The first model's record, and beside it all models', those of several runs together, and the differences."""
+    """Return the record of the first model, with those of all models, of runs of one recipe, and the differences."""
     models = [_model(verdict, results) for verdict in results.verdicts]
     return models[0] | {
         "models": models,
@@ -67,7 +67,7 @@ def _space(space: Space | None) -> dict[str, Any] | None:
 
 
 def _spreads(entry: Entry, results: Results) -> dict[str, dict[str, float]]:
-    """Mean, sd, min, max and number of runs, for each task and average that every run has."""
+    """Return mean, sd, min, max and number of runs for each task and average that every run has."""
     values = {task: entry.values(task) for task in results.tasks}
     values |= {f"average {name}": averages_of(entry, tasks) for name, tasks in results.averages.items()}
     return {name: spread(found) for name, found in values.items() if len(found) == len(entry.verdicts)}

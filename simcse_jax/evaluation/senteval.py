@@ -1,4 +1,4 @@
-"""SentEval's folder of evaluation data: where it is, and its files as lines."""
+"""Find SentEval's folder of evaluation data, and read its files as lines."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _CHUNK = 1 << 20
 
 
 def senteval_folder(source: str = "") -> Path:
-    """The folder that holds STS/, SICK/, MR/ and their like (some of them); UserError if there is none.
+    """Return the folder with STS/, SICK/, MR/ and the like, or some of them; UserError if there is none.
 
     source: that folder or one at most three levels above it; an archive with that layout (unpacked once, into the
-    cache); `hf://datasets/OWNER/NAME/FILE`; or "", the archive that SimCSE's users download from the Hub.
+    cache); `hf://datasets/OWNER/NAME/FILE`; or "" for the archive of the SimCSE paper, from the Hub.
     """
     source = source or HUB_ARCHIVE
     path = dataset_file(source) if source.startswith(DATASET_PREFIX) else Path(source).expanduser()
@@ -31,9 +31,9 @@ def senteval_folder(source: str = "") -> Path:
         path = _unpacked(path)
     if not path.is_dir():
         raise UserError(
-            f"--data={source}: there is no such folder (looked from {Path.cwd()}).\n"
-            f"Give the folder of SentEval's data (with {', '.join(KNOWN_FOLDERS[:3])}, ... in it), a senteval.tar, or "
-            "leave --data out to fetch it from the Hub."
+            f"--data={source}: there is no such folder (relative to {Path.cwd()}).\n"
+            f"Give SentEval's folder (with {', '.join(KNOWN_FOLDERS[:3])}, ... in it) or a senteval.tar, or leave out "
+            "--data to download it from the Hub."
         )
     level = [path]
     for _ in range(_LEVELS + 1):
@@ -42,15 +42,15 @@ def senteval_folder(source: str = "") -> Path:
                 return folder
         level = [inner for folder in level for inner in sorted(folder.iterdir()) if inner.is_dir()]
     raise UserError(
-        f"--data={source} holds none of {', '.join(KNOWN_FOLDERS)}, nor does a folder in it.\n"
-        "Give the folder of SentEval's data, e.g. senteval/downstream."
+        f"--data={source} has none of the folders {', '.join(KNOWN_FOLDERS)}, nor has a folder in it.\n"
+        "Give SentEval's folder, for example senteval/downstream."
     )
 
 
 def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
-    """The file's lines without their ends; a byte order mark and a last, empty line are left out.
+    """Return the file's lines without their ends, without a byte order mark and an empty last line.
 
-    UserError when the file is missing, or holds a byte that is not of this encoding (with its line).
+    Raises UserError when the file is missing or is not of this encoding.
     """
     try:
         content = path.read_bytes()
@@ -58,20 +58,25 @@ def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
         raise UserError(
             f"{path} cannot be read: {error.strerror or error}.\nThe folder given as --data lacks this file."
         ) from error
-    try:
-        text = content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}, line {line}: byte 0x{content[error.start]:02x} is not {encoding.upper()}. Fetch the file again."
-        ) from error
     # Not splitlines(), which also splits at characters that sentences contain (U+2028, U+0085).
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    lines = [line.removesuffix("\r") for line in decode(str(path), content, encoding).split("\n")]
     return lines[:-1] if lines[-1] == "" else lines
 
 
+def decode(name: str, content: bytes, encoding: str = "utf-8") -> str:
+    """Return the text of a file, without a byte order mark; UserError with the line of a byte that is not UTF-8."""
+    try:
+        return content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{name}, line {line}: byte 0x{content[error.start]:02x} is not {encoding.upper()}.\n"
+            "Convert the file, for example with `iconv -f latin1 -t utf-8`."
+        ) from error
+
+
 def _unpacked(archive: Path) -> Path:
-    """The archive's content as a folder of the cache, unpacked there once."""
+    """Return the folder of the cache with the archive's content, and unpack it there the first time."""
     digest = hashlib.blake2b(digest_size=16)
     with archive.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -83,10 +88,10 @@ def _unpacked(archive: Path) -> Path:
     try:
         with tarfile.open(archive) as content:
             content.extractall(partial, filter="data")
-        with suppress(OSError):  # another process was first
+        with suppress(OSError):  # where another process was first
             partial.rename(folder)
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{archive} does not read as a tar archive: {error}. Fetch it again.") from error
+        raise UserError(f"{archive} is not a readable tar archive: {error}. Download it again.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

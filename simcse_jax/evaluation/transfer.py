@@ -1,11 +1,11 @@
-"""Transfer: how well a logistic regression on frozen embeddings classifies, by SentEval's protocol.
+"""Score transfer: how well a logistic regression on frozen embeddings classifies, by SentEval's protocol.
 
-SentEval's full setting fits with Adam, a weight decay d of 1e-5 to 1e-2 on the mean loss, and stops early on dev.
-Here scikit-learn finds the minimum of that loss itself, with the same d, the same folds and the same way to choose, so
-that no seed of a classifier and no early stop is in the score. SentEval's two logits with d / 2 (|w0|^2 + |w1|^2) are
+SentEval's full setting fits with Adam, a weight decay d of 1e-5 to 1e-2 on the mean loss, and early stopping on dev.
+Here scikit-learn finds the minimum of the same loss, with the same d, folds and choice of d, so that the score does not
+depend on a classifier's seed or on when it stopped. SentEval's two logits with d / 2 (|w0|^2 + |w1|^2) are
 one logit of w = w1 - w0 with d / 4 |w|^2, because w0 = -w1 at the minimum. So in scikit-learn's terms C = 2 / (d n) for
-two classes, C = 1 / (d n) for more, n being the number of examples fitted on. The bias, which is free here, decays in
-SentEval.
+two classes and C = 1 / (d n) for more, with n the number of examples of the fit. The bias has no decay here; in
+SentEval it has.
 """
 
 from __future__ import annotations
@@ -26,41 +26,42 @@ from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import progress_bar
 from simcse_jax.system.vectors import check_vectors
 
-if TYPE_CHECKING:  # scikit-learn takes a second to import, and most evaluations do without it
+if TYPE_CHECKING:  # scikit-learn takes a second to import, and most evaluations do not need it
     from sklearn.linear_model import LogisticRegression
 
 __all__ = ["TASKS", "evaluate_transfer"]
 
 SEED = 1111  # of the folds, as in SentEval
 FOLDS, FAST_FOLDS = 10, 5
-WEIGHT_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)  # SentEval's order: of equal dev accuracies the first is chosen
-_DEV_DIGITS = 2  # to which SentEval rounds dev accuracies (times 100) before it compares them
+WEIGHT_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)  # SentEval's order: the first of equal dev accuracies is chosen
+_DEV_DIGITS = 2  # SentEval rounds dev accuracies (times 100) to these before it compares them
 
-# Bounds on the largest entry of the mean loss's gradient. Newton's method gains digits too fast for its own to matter;
-# that of L-BFGS is where tighter ones no longer changed a prediction. Above the last, a fit counts as not converged.
+# Bounds on the largest entry of the mean loss's gradient. Newton's method converges so fast that its bound hardly
+# matters; below that of L-BFGS, no prediction changed any more. A fit above the last has not converged.
 _NEWTON_TOLERANCE, _LBFGS_TOLERANCE, _CONVERGED = 1e-6, 1e-7, 1e-5
 _ITERATIONS = 5000
-_MOST_WORKERS = 16  # each holds its rows of the features twice
+_MOST_WORKERS = 16  # each holds two copies of its rows of the features
 
 
 @dataclasses.dataclass(frozen=True)
 class _Trial:
-    """One classifier's test, and how its weight decay is chosen. Fits by number, rows as int64[n]."""
+    """Hold the test of one classifier and how its weight decay is chosen: numbers of fits, rows as int64[n]."""
 
     fit: int
     test: np.ndarray
-    choice: tuple[tuple[int, np.ndarray], ...]  # fits, and the rows that each has its dev accuracy on
+    choice: tuple[tuple[int, np.ndarray], ...]  # fits, and the rows for the dev accuracy of each
 
 
 def evaluate_transfer(encode: Encode, folder: Path, task: str, fast: bool = False, progress: bool = False) -> Score:
-    """The score of one of TASKS: `accuracy` (the headline), `dev_accuracy`, and of MRPC `f1` of label 1; times 100.
+    """Return the score of one of TASKS, times 100: `accuracy` (the headline), `dev_accuracy`, and `f1` for MRPC.
 
-    encode: texts to float[N, D], called once. folder: `senteval_folder`'s. fast: 5 folds in place of 10.
+    encode: texts to float[N, D], called once. folder: what `senteval_folder` returns. fast: 5 folds instead of 10.
+    progress: show how many fits are done.
 
-    MR, CR, SUBJ, MPQA: nested cross-validation, accuracies averaged over the outer folds. SST2: the weight decay is
-    chosen on dev; TREC, MRPC: by cross-validation on train. `correct` is in the order of the test file or, where all
-    examples are tested, of the two files. UserError for a file that cannot be used, for fewer examples of a class than
-    folds, and for vectors that are not finite.
+    MR, CR, SUBJ and MPQA use nested cross-validation, with accuracies averaged over the outer folds. The weight decay
+    of SST2 is chosen on dev, that of TREC and MRPC by cross-validation on train. `correct` is in the order of the test
+    file or, where all examples are tested, of the two files. Raises UserError for an unusable file, for fewer examples
+    of a class than folds, and for vectors that are not finite.
     """
     splits = load_labelled(folder, task)
     folds = FAST_FOLDS if fast else FOLDS
@@ -96,7 +97,7 @@ def evaluate_transfer(encode: Encode, folder: Path, task: str, fast: bool = Fals
 
 
 def _protocol(task: str, splits: dict[str, Labelled], folds: int) -> dict[str, Any]:
-    """What is the same for every model that is judged this way: JSON."""
+    """Return the part of the protocol that is the same for every model, as JSON."""
     import sklearn
 
     if task in CLASS_FILES:
@@ -119,14 +120,14 @@ def _protocol(task: str, splits: dict[str, Labelled], folds: int) -> dict[str, A
 
 
 def _f1(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Of label 1; 0 when there is none and none was predicted."""
+    """Return the F1 score of label 1, or 0 when label 1 neither occurs nor was predicted."""
     both = int(np.sum((labels == 1) & (predicted == 1)))
     either = int(np.sum(labels == 1) + np.sum(predicted == 1))
     return 2 * both / either if either else 0.0
 
 
 def _plan(task: str, splits: dict[str, Labelled], folds: int) -> tuple[list[np.ndarray], list[_Trial]]:
-    """The rows of every fit, and the trials that use the fits; rows count through all splits."""
+    """Return the rows of every fit, and the trials that use the fits; rows are numbered through all splits."""
     ends = np.cumsum([len(split.labels) for split in splits.values()])
     starts = ends - [len(split.labels) for split in splits.values()]
     rows = {name: start + _ordered(splits[name]) for name, start in zip(splits, starts, strict=True)}
@@ -144,7 +145,7 @@ def _plan(task: str, splits: dict[str, Labelled], folds: int) -> tuple[list[np.n
 
 
 def _ordered(split: Labelled) -> np.ndarray:
-    """int64[n]: the examples in the order in which SentEval has them when it draws folds: by length in words, label."""
+    """Return int64[n], the examples in SentEval's order when it draws folds: by length in words, then label."""
     lengths = [[len(text.split()) for text in texts] for texts in split.texts]
     keys = list(zip(*lengths, split.labels.tolist(), strict=True))
     return np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
@@ -153,33 +154,33 @@ def _ordered(split: Labelled) -> np.ndarray:
 def _folds(
     rows: np.ndarray, labels: np.ndarray, folds: int, task: str, classes: Sequence[str]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The rows without each fold, and those of the fold. UserError when a class has too few to be in every fold."""
+    """Return the rows outside and in each fold; UserError when a class has fewer examples than folds."""
     from sklearn.model_selection import StratifiedKFold
 
     counts = np.bincount(labels[rows], minlength=len(classes))
     if counts.min() < folds:
         raise UserError(
-            f"{task}: {counts.min()} examples of the class {classes[int(counts.argmin())]} to divide into {folds} "
-            f"folds; at least {folds} are needed. Fetch the data again."
+            f"{task}: {counts.min()} examples of the class {classes[int(counts.argmin())]} for {folds} folds; "
+            f"at least {folds} are needed. Download the data again."
         )
     divided = StratifiedKFold(folds, shuffle=True, random_state=SEED).split(rows, labels[rows])
     return [(rows[rest], rows[held]) for rest, held in divided]
 
 
 def _features(encode: Encode, task: str, splits: dict[str, Labelled]) -> np.ndarray:
-    """What is classified, of all splits one after the other, centred: float64[N, D], of pairs float64[N, 2 D]."""
+    """Return the centred features of all splits, concatenated: float64[N, D], for pairs float64[N, 2 D]."""
     columns = [texts for split in splits.values() for texts in split.texts]
     texts = [text for column in columns for text in column]
     vectors = check_vectors(np.asarray(encode(texts)), texts, task, zeros=True)  # a classifier can use zeros
     parts = iter(np.split(vectors, np.cumsum([len(column) for column in columns])[:-1]))
     features = np.concatenate([_side_by_side([next(parts) for _ in split.texts]) for split in splits.values()])
-    # A shift of all features moves the free bias only. Without the common mean L-BFGS needs far fewer steps.
+    # A shift of all features only moves the bias, which has no decay; centred, L-BFGS needs far fewer steps.
     features -= features.mean(axis=0)
     return features
 
 
 def _side_by_side(vectors: list[np.ndarray]) -> np.ndarray:
-    """The vectors u [n, D] themselves, or of two u, v: |u - v| and u v, [n, 2 D]."""
+    """Return the vectors u [n, D], or for pairs u, v the features |u - v| and u v, [n, 2 D]."""
     if len(vectors) == 1:
         return vectors[0]
     u, v = vectors
@@ -189,9 +190,9 @@ def _side_by_side(vectors: list[np.ndarray]) -> np.ndarray:
 def _fit_all(
     features: np.ndarray, labels: np.ndarray, fits: list[np.ndarray], task: str, progress: bool
 ) -> tuple[list[list[LogisticRegression]], int]:
-    """For each set of rows the classifiers of WEIGHT_DECAYS; and how many of all did not converge.
+    """Return the classifiers of WEIGHT_DECAYS for each set of rows, and how many of all did not converge.
 
-    Every set is fitted from zero by one thread, so nothing depends on the number of threads.
+    One thread fits each set from zero, so that the number of threads has no effect.
     """
     from joblib import cpu_count
     from scipy.linalg import LinAlgWarning
@@ -201,7 +202,7 @@ def _fit_all(
     classes = len(np.unique(labels))
     pool = ThreadPoolExecutor(min(cpu_count(), len(fits), _MOST_WORKERS))
     with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
-        # A solver that gives up warns and hands over to another; whether that got there is seen by its gradient.
+        # A solver that fails warns and another takes over; the gradient shows whether that one converged.
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.simplefilter("ignore", LinAlgWarning)
         try:
@@ -219,14 +220,14 @@ def _fit_all(
 def _fit_path(
     features: np.ndarray, labels: np.ndarray, rows: np.ndarray, classes: int
 ) -> tuple[list[LogisticRegression], int]:
-    """The classifiers of WEIGHT_DECAYS fitted on these rows, and how many of them did not converge."""
+    """Fit the classifiers of WEIGHT_DECAYS on these rows; return them, and how many did not converge."""
     from sklearn.linear_model import LogisticRegression
 
     x, y = features[rows], labels[rows]
     solver, tolerance = _solver(classes)
     path: list[LogisticRegression] = []
     unconverged = 0
-    for decay in reversed(WEIGHT_DECAYS):  # each starts from the one before it, the strongest from zero
+    for decay in reversed(WEIGHT_DECAYS):  # each starts from the one before; the strongest decay starts from zero
         penalty = decay / 2 if classes == 2 else decay
         classifier = LogisticRegression(
             C=1 / (penalty * len(y)), solver=solver, tol=tolerance, max_iter=_ITERATIONS, warm_start=True
@@ -240,12 +241,12 @@ def _fit_path(
 
 
 def _solver(classes: int) -> tuple[Literal["newton-cholesky", "lbfgs"], float]:
-    """What scikit-learn is to use, and to which tolerance. Newton's matrix grows with the square of the classes."""
+    """Return scikit-learn's solver and tolerance. Newton's matrix grows with the square of the number of classes."""
     return ("newton-cholesky", _NEWTON_TOLERANCE) if classes == 2 else ("lbfgs", _LBFGS_TOLERANCE)
 
 
 def _steepest(classifier: LogisticRegression, x: np.ndarray, y: np.ndarray, penalty: float) -> float:
-    """The largest entry of the gradient of mean loss and penalty, which is 0 at the minimum."""
+    """Return the largest entry of the gradient of mean loss and penalty, 0 at the minimum."""
     errors = classifier.predict_proba(x)
     errors[np.arange(len(y)), y] -= 1
     if len(classifier.coef_) == 1:

@@ -1,7 +1,7 @@
-"""What the pictures share: colours, names that fit, and labels that cover neither each other nor the data.
+"""Draw what all pictures share: colours, names, and labels that cover neither each other nor the data.
 
-Figures are made without pyplot, which would keep them and choose a screen. Names come from users, so no text is read as
-mathematics.
+Figures are made without pyplot, which would keep them in memory and look for a display. Names come from users, so no
+text is parsed as mathematics.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ from scipy.optimize import isotonic_regression
 
 from simcse_jax.evaluation.results import short_names
 
-# Okabe & Ito 2008, told apart by the colour-blind too; without yellow, which is too pale for a line on white.
+# Okabe & Ito 2008, which the colour-blind can tell apart; without yellow, too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v")  # five and seven have no common factor: 35 entries look different
+MARKERS = ("o", "s", "^", "D", "v")  # 5 and 7 have no common factor, so 35 entries look different
 INK, GREY, PALE = "#222222", "#6b6b6b", "#e4e4e4"
 FONT, SMALL = 11.0, 9.5  # points
 DPI = 180
 WIDTH = 9.0  # inches
-NAME_LENGTH = 26  # characters of a name that a label has room for
+NAME_LENGTH = 26  # characters of a name in a label
 
 # Our own placement of labels. adjustText 1.4 was tried: with twelve models its labels cover points, its lines cross
 # labels, and it takes 7 s instead of 1.
-_NEAR, _FAR = 7.0, 300.0  # points between a label and what it names
-_LEADER = 11.0  # points from which on a line leads to the label
+_NEAR, _FAR = 7.0, 300.0  # points between a label and its point
+_LEADER = 11.0  # points; a label further away gets a line
 _DIRECTIONS = np.deg2rad(np.arange(0, 360, 15))
-_ROUNDS = 3  # in which every label may move, as the others did
+_ROUNDS = 3  # in each, every label may move again
 
 
 def colour(place: int) -> str:
-    """The colour of the entry in that place of the results, in every picture."""
+    """Return the colour of the entry in that place of the results, the same in every picture."""
     return COLOURS[place % len(COLOURS)]
 
 
 def marker(place: int) -> str:
-    """The marker of the entry in that place of the results."""
+    """Return the marker of the entry in that place of the results."""
     return MARKERS[place % len(MARKERS)]
 
 
 def drawable(text: str) -> str:
-    """The text with a box for each letter that the pictures' font lacks."""
+    """Return the text with a box for each character that the font lacks."""
     return "".join(letter if ord(letter) in _glyphs() else "□" for letter in text)
 
 
 def label_names(names: Sequence[str], limit: int = NAME_LENGTH) -> list[str]:
-    """The names as labels of a picture."""
+    """Return the names as labels of a picture."""
     return [drawable(name) for name in short_names(names, limit)]
 
 
@@ -62,7 +62,7 @@ def _glyphs() -> frozenset[int]:
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
-    """An empty figure of that size in inches, which can be drawn at once."""
+    """Return an empty figure of that size in inches, with a canvas."""
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
@@ -77,13 +77,13 @@ def caption(figure: Figure, title: str, note: str = "") -> None:
 
 
 def room(figure: Figure, left: float = 0.8, right: float = 0.25, top: float = 0.72, bottom: float = 0.6) -> None:
-    """Leave that many inches around the axes."""
+    """Leave these margins around the axes, in inches."""
     width, height = figure.get_size_inches()
     figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
 
 
 def quiet(axes: Axes, x: str = "", y: str = "") -> None:
-    """Take the frame off, keep a pale grid, and name the axes."""
+    """Remove the frame, draw a pale grid, and name the axes."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.grid(color=PALE, linewidth=0.7)
@@ -94,7 +94,7 @@ def quiet(axes: Axes, x: str = "", y: str = "") -> None:
 
 
 class End(NamedTuple):
-    """Where a line ends, and what it is called."""
+    """Hold where a line ends, and its name."""
 
     x: float
     y: float
@@ -104,7 +104,10 @@ class End(NamedTuple):
 
 
 def label_ends(axes: Axes, ends: Sequence[End]) -> None:
-    """Name lines at the right of the axes, whose limits are final; the names keep apart, a thin line leads to each."""
+    """Write the names of lines at the right of the axes without overlap, each with a thin line to its end.
+
+    The limits of the axes must be final.
+    """
     if not ends:
         return
     fractions = [axes.transAxes.inverted().transform(axes.transData.transform((end.x, end.y)))[1] for end in ends]
@@ -131,13 +134,13 @@ def label_ends(axes: Axes, ends: Sequence[End]) -> None:
 
 
 def spread_out(wanted: np.ndarray, gap: float) -> np.ndarray:
-    """Ascending places within 0 to 1, at least `gap` apart, as near to the wanted ascending ones as can be."""
+    """Return the ascending places in [0, 1] that are nearest to the wanted ones and at least `gap` apart."""
     steps = gap * np.arange(len(wanted))
     return np.clip(isotonic_regression(wanted - steps).x, 0, max(1 - steps[-1], 0)) + steps
 
 
 class Label(NamedTuple):
-    """What is to be written at a point."""
+    """Hold what is written at a point."""
 
     number: int  # of the point
     text: str
@@ -145,10 +148,10 @@ class Label(NamedTuple):
 
 
 def label_points(axes: Axes, points: np.ndarray, labels: Sequence[Label], taken: np.ndarray) -> list[Any]:
-    """The texts of the labels, each written where there is room; a thin line leads to those that are further away.
+    """Write each label where there is room, with a thin line to labels that are far away, and return the texts.
 
-    points float64[n, 2] in data coordinates, all to be left visible. taken float64[m, 2], data coordinates too: what
-    labels had better leave visible, say the course of lines. The limits of the axes have to be final.
+    points: float64[n, 2] in data coordinates; no label covers one. taken: float64[m, 2] in data coordinates, for
+    example along lines; labels avoid them where they can. The limits of the axes must be final.
     """
     figure: Any = axes.figure
     figure.canvas.draw()  # so that texts have sizes and the axes a place
@@ -180,11 +183,11 @@ def label_points(axes: Axes, points: np.ndarray, labels: Sequence[Label], taken:
 
 
 class _Place(NamedTuple):
-    """Where a label is, in pixels."""
+    """Hold the place of a label, in pixels."""
 
     box: np.ndarray  # float64[4]: left, lower, right, upper
-    point: np.ndarray  # float64[2]: what it names
-    edge: np.ndarray  # float64[2]: the spot of the box that is nearest to it
+    point: np.ndarray  # float64[2]: the point that it names
+    edge: np.ndarray  # float64[2]: the place in the box that is nearest to the point
 
 
 def _best_place(
@@ -196,7 +199,7 @@ def _best_place(
     points: np.ndarray,
     passed: np.ndarray,
 ) -> _Place:
-    """The place of least cost of a box of that size: near the point, off whatever else is there."""
+    """Return the place of least cost for a box of that size: near the point, and off everything else."""
     angles, distances = np.meshgrid(_DIRECTIONS, np.geomspace(_NEAR, _FAR, 20), indexing="ij")
     ways = np.stack([np.cos(angles), np.sin(angles)], -1).reshape(-1, 2)
     reach = distances.reshape(-1, 1) * scale
@@ -221,13 +224,13 @@ def _best_place(
 
 
 def _inside(boxes: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """int[C]: how many of the points [n, 2] lie in each of the boxes [C, 4]."""
+    """Return int[C]: how many of the points [n, 2] are in each of the boxes [C, 4]."""
     within = (points >= boxes[:, None, :2]) & (points <= boxes[:, None, 2:])
     return within.all(2).sum(1)
 
 
 def _cross(start: np.ndarray, ends: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """bool[C]: whether the line from start [2] to each of the ends [C, 2] crosses the line from one to other [2]."""
+    """Return bool[C]: whether the line from start [2] to each of ends [C, 2] crosses that from one to other [2]."""
 
     def side(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
         ab, ac = b - a, c - a

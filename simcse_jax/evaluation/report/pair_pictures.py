@@ -1,4 +1,4 @@
-"""The report's pictures of pairs, model beside model: each a Figure, or None when the results hold nothing to show."""
+"""Draw the report's pictures of pairs, models side by side: each a Figure, or None without data."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from simcse_jax.evaluation.report.drawing import INK, SMALL, colour
 from simcse_jax.evaluation.results import Results, Score, shorten
 
 PREFERRED_TASK = "STSBenchmark"
-PANELS = 6  # models beside each other; more would be too small to read
+PANELS = 6  # models side by side; more would be too small to read
 BANDS = 5
-FEW = 12  # pairs in a band: so few are drawn one by one
+FEW = 12  # in a band with fewer pairs, each is drawn
 
 
 class Panel(NamedTuple):
-    """One model's part of a picture that shows models side by side."""
+    """Hold one model's part of a picture of models side by side."""
 
     place: int  # of its entry in the results
     name: str
@@ -33,13 +33,13 @@ class Panel(NamedTuple):
 
 
 def default_task(results: Results) -> str | None:
-    """STS-B, or else the first task of which some model's gold scores and cosines are known."""
+    """Return STS-B, or else the first task for which some model has gold scores and cosines; None without any."""
     tasks = [t for t in results.tasks if _panels(results, t)]
     return PREFERRED_TASK if PREFERRED_TASK in tasks else next(iter(tasks), None)
 
 
 def _panels(results: Results, task: str) -> list[Panel]:
-    """One a model whose gold scores and cosines are known; of several runs of one recipe, the first."""
+    """Return a panel for each entry with gold scores and cosines; of several runs, for the first."""
     long, short = (drawing.label_names([entry.name for entry in results.entries], limit) for limit in (30, 17))
     panels = []
     for place, entry in enumerate(results.entries):
@@ -54,7 +54,7 @@ def _panels(results: Results, task: str) -> list[Panel]:
 
 
 def left_out(results: Results, task: str | None = None) -> list[int]:
-    """The places of the entries that the pictures of models side by side have no room for."""
+    """Return the places of the entries for which pictures of models side by side have no room."""
     task = task or default_task(results)
     return [panel.place for panel in _panels(results, task)[PANELS:]] if task else []
 
@@ -64,7 +64,7 @@ def _task_name(task: str | None) -> str:
 
 
 def _grid(panels: Sequence[Panel], title: str, note: str, bottom: float) -> tuple[Figure, list[Axes]]:
-    """A figure with axes of one scale for each of the first PANELS panels, and what was left out in its note."""
+    """Return a figure with axes of one scale for the first PANELS panels; its note says how many are left out."""
     shown = min(len(panels), PANELS)
     columns = shown if shown <= 3 else math.ceil(shown / 2)
     rows = math.ceil(shown / columns)
@@ -88,7 +88,7 @@ def _grid(panels: Sequence[Panel], title: str, note: str, bottom: float) -> tupl
 
 
 def cosines_by_band(results: Results, task: str | None = None) -> Figure | None:
-    """How the cosines of each fifth of the gold scale are distributed, model beside model."""
+    """Draw the distribution of cosines in each fifth of the gold scale, models side by side."""
     task = task or default_task(results)
     panels = _panels(results, task) if task else []
     if not panels:
@@ -115,14 +115,14 @@ def cosines_by_band(results: Results, task: str | None = None) -> Figure | None:
 
 
 def _scale(panels: Sequence[Panel]) -> tuple[float, float]:
-    """The lowest and the highest score of the scale: whole numbers around all gold scores."""
+    """Return the lowest and the highest score of the scale: the whole numbers around all gold scores."""
     gold = np.concatenate([panel.gold for panel in panels])
     low, high = math.floor(gold.min()), math.ceil(gold.max())
     return float(low), float(max(high, low + 1))
 
 
 def _bands(gold: np.ndarray, low: float, high: float) -> np.ndarray:
-    """int[n]: the fifth of the scale that each score is in; a border belongs to the upper one."""
+    """Return int[n], the fifth of the scale that each score is in; a border belongs to the upper one."""
     return np.clip(((gold - low) / (high - low) * BANDS + 1e-9).astype(int), 0, BANDS - 1)
 
 
@@ -141,7 +141,7 @@ def _violin(axes: Axes, x: int, values: np.ndarray, hue: str) -> None:
 
 
 def predicted_against_gold(results: Results, task: str | None = None) -> Figure | None:
-    """Every pair's cosine against its gold score, model beside model, with the medians of fifths of the scale."""
+    """Draw the cosine of every pair against its gold score, models side by side, with the medians of fifths."""
     task = task or default_task(results)
     panels = _panels(results, task) if task else []
     if not panels:
@@ -150,7 +150,7 @@ def predicted_against_gold(results: Results, task: str | None = None) -> Figure 
     figure, grid = _grid(
         panels,
         f"Cosine against gold score, {_task_name(task)}",
-        f"{pairs:,} pairs, a dot each. Line: median cosine of each fifth of the scale.",
+        f"{pairs:,} pairs, one dot each. Line: median cosine of each fifth of the scale.",
         bottom=0.6,
     )
     low, high = _scale(panels)

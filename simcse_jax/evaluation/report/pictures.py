@@ -1,4 +1,4 @@
-"""The report's pictures of spaces and of training: each a Figure, or None when the results hold nothing to show."""
+"""Draw the report's pictures of geometry and of training: each a Figure, or None without data."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from simcse_jax.evaluation.report import drawing
 from simcse_jax.evaluation.report.drawing import GREY, SMALL, End, Label, colour, marker
 from simcse_jax.evaluation.results import Results, Space
 
-NOISE = 1e-6  # of the largest singular value: below it, float32 leaves nothing but rounding
+NOISE = 1e-6  # of the largest singular value; below it, there is only float32 rounding
 
 
 def alignment_uniformity(results: Results) -> Figure | None:
-    """Every model as a point of Wang & Isola's plane; from before its training, where known, an arrow leads to it."""
+    """Draw every model as a point in the plane of Wang & Isola, with an arrow from the point before training."""
     known = [
         (place, verdict.space, None if verdict.is_untrained else verdict.space_before)
         for place, entry in enumerate(results.entries)
@@ -62,7 +62,7 @@ def _place(space: Space) -> tuple[float, float]:
 
 
 def _frame(axes: Axes, points: np.ndarray) -> None:
-    """Limits around the points, with room for labels."""
+    """Set limits around the points, with room for labels."""
     (left, lower), (right, upper) = points.min(0), points.max(0)
     across, up = max(0.16 * (right - left), 0.4), max(0.16 * (upper - lower), 0.05)
     axes.set_xlim(left - across, right + across)
@@ -70,7 +70,7 @@ def _frame(axes: Axes, points: np.ndarray) -> None:
 
 
 def _point_labels(results: Results, known: Sequence[tuple[int, Space, Any]]) -> list[Label]:
-    """One an entry, at the run that is nearest to the middle of its runs."""
+    """Return a label for each entry, at the run that is nearest to the mean of its runs."""
     names = drawing.label_names([entry.name for entry in results.entries])
     labels = []
     for place in dict.fromkeys(place for place, _, _ in known):
@@ -82,7 +82,7 @@ def _point_labels(results: Results, known: Sequence[tuple[int, Space, Any]]) -> 
 
 
 def spectrum(results: Results) -> Figure | None:
-    """Singular values of every model against their index, both on a log scale; before training dashed."""
+    """Draw singular values against their index on log scales; those before training are dashed."""
     known = [(place, entry) for place, entry in enumerate(results.entries) if any(v.space for v in entry.verdicts)]
     if not known:
         return None
@@ -120,7 +120,7 @@ def spectrum(results: Results) -> Figure | None:
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """Ticks of a log axis, as 0.01 and not as a power of ten; between the tens too where they are few."""
+    """Label the ticks of a log axis as 0.01 rather than as powers of ten, with ticks between the powers where few."""
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 2000 * low else (1,)))
     axis.set_minor_locator(NullLocator())
@@ -128,22 +128,22 @@ def _plain_ticks(axis: Axis) -> None:
 
 
 def _lowest(results: Results) -> float:
-    """What the axis has to reach. The last 3 % of a spectrum do not count: layer norm all but empties a direction."""
+    """Return the lowest value to show. The last 3 % do not count: layer norm leaves almost nothing in one direction."""
     spaces = [space for v in results.verdicts for space in (v.space_before, v.space) if space]
     ends = [values[len(values) - 1 - len(values) // 33] for values in (space.singular_values for space in spaces)]
     return max(0.7 * min(ends), NOISE)
 
 
 def _visible(space: Space, lowest: float) -> tuple[np.ndarray, np.ndarray]:
-    """Index from 1 and value of the singular values from `lowest` on."""
+    """Return the singular values from `lowest` up, with their indices from 1."""
     values = space.singular_values[space.singular_values >= lowest]
     return np.arange(1, len(values) + 1), values
 
 
 def training_curves(results: Results) -> Figure | None:
-    """Loss, alignment and uniformity of batches, and dev score against steps (the paper's figure 2).
+    """Draw loss, alignment and uniformity of batches, and dev score against steps, as figure 2 of the paper.
 
-    Runs of one recipe are in one colour, with their mean where they share steps.
+    Runs of one recipe have one colour, and their mean where they share steps.
     """
     kinds = (
         ("loss", "training loss"),
@@ -161,7 +161,7 @@ def training_curves(results: Results) -> Figure | None:
     several = any(len(runs) > 1 for _, _, curves in found for runs in curves.values())
     notes = ["Thin: each run. Thick: their mean."] if several else []
     if found[-1][0] == "dev/spearman":
-        notes.append("Marks, and figures on the right: best dev score" + (" (of runs: the mean)." if several else "."))
+        notes.append("Marks, and numbers on the right: best dev score" + (" (of runs: the mean)." if several else "."))
     drawing.caption(figure, "Training", " ".join(notes))
     drawing.room(figure, right=2.5)
     grid = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
@@ -182,11 +182,11 @@ def training_curves(results: Results) -> Figure | None:
 
 
 def _curves(results: Results, key: str) -> dict[int, list[np.ndarray]]:
-    """By the entry's place, float64[n, 2] of step and figure for each of its runs that has any."""
+    """Return, by the entry's place, float64[n, 2] of step and value for each of its runs that has any."""
     found: dict[int, list[np.ndarray]] = {}
     for place, entry in enumerate(results.entries):
         for verdict in entry.verdicts:
-            # Where JSON had no word for a figure, None stands.
+            # A value that JSON cannot write, such as NaN, is None.
             points = [(line["step"], line[key]) for line in verdict.curves if line.get(key) is not None]
             if points:
                 found.setdefault(place, []).append(np.array(points, np.float64))
@@ -194,7 +194,7 @@ def _curves(results: Results, key: str) -> dict[int, list[np.ndarray]]:
 
 
 def _draw_runs(axes: Axes, place: int, runs: list[np.ndarray], name: str, scores: bool) -> End:
-    """Draw one entry's runs, and where scores are drawn mark the best of each; the end of what stands for them all."""
+    """Draw one entry's runs, with a mark at the best of each where they are scores; return the end of their line."""
     single = len(runs) == 1
     style: Any = {"color": colour(place)}
     for run in runs:
