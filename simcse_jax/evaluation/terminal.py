@@ -71,9 +71,7 @@ def _cell(values: Sequence[float], runs: int, failed: bool = False) -> str:
 
 
 def _differences(results: Results) -> Table:
-    table = _table(
-        f"Points from {results.entries[0].name}", ["model", "task", "difference", "95 % interval", "so it is"]
-    )
+    table = _table(f"Points from {results.entries[0].name}", ["model", "task", "difference", "95 % interval", "result"])
     shown = dict(zip([entry.name for entry in results.entries], results.names(_NAME), strict=True))
     for row in results.differences:
         task = f"average {row.task}" if row.task in results.averages else task_name(row.task)

@@ -10,7 +10,7 @@ from simcse_jax.evaluation.results import Difference, Entry, Results, task_name
 
 TITLES = {"sts": "Semantic textual similarity", "transfer": "Transfer"}  # by the name of the average
 NOTHING = "\u2013"
-WIDE = 9  # columns; on a narrow screen, a table with more becomes a list
+WIDE = 6  # columns; on a narrow screen, a table with more of them becomes a list
 
 
 @dataclasses.dataclass(frozen=True)
