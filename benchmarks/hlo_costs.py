@@ -19,7 +19,7 @@ import dataclasses
 import math
 import re
 
-from simcse_jax.training.hlo import KINDS, Array, Instruction, Module
+from simcse_jax.training.hlo import KINDS, Array, Instruction, Module, bits
 
 # These move nothing: they name existing arrays, or call a computation that is counted itself.
 _FREE = {
@@ -30,6 +30,8 @@ _FREE_CALLS = ('"AllocateBuffer"', '"ConcatBitcast"')
 _TRANSPARENT = {"bitcast", "convert", "copy", "reshape", "transpose", "tuple"}
 _TAKES = {"slice", "dynamic-slice", "gather", "slice-start", "dynamic-slice-start"}
 _MOVES = {"copy", "copy-start", "copy-done"}
+_TILE = re.compile(r"T\(([\d,]+)\)")
+_SPACE = re.compile(r"S\((\d+)\)")
 _STACKS = {"dynamic_update_slice", "dynamic_slice", "squeeze", "broadcast_in_dim", "stack", "unstack"}
 
 GROUPS = (
@@ -104,8 +106,8 @@ def _accessed(module: Module, one: Instruction, chip_memory: bool) -> tuple[floa
     def count(array: Array, share: float) -> None:
         nonlocal accessed, hbm
         accessed += share * array.bytes
-        if not (chip_memory and array.space):
-            hbm += share * array.padded_bytes
+        if not (chip_memory and memory_space(array)):
+            hbm += share * padded_bytes(array)
 
     lines = module.computations[one.computation]
     inner = one.called("calls") if one.opcode in ("fusion", "async-start") else ""
@@ -285,3 +287,22 @@ def group_of(op_name: str) -> str:
     if op_name.startswith("jit(train_step)/") and "jvp" not in op_name and "fold_in" not in op_name:
         return "optimizer"
     return "other"
+
+
+def padded_bytes(array: Array) -> int:
+    """Return the bytes in memory: a TPU pads the last axes, in the order of the layout, to whole tiles."""
+    tile = _TILE.search(array.layout)
+    if not tile or not array.shape:
+        return array.bytes
+    order = [int(n) for n in array.layout.partition(":")[0].split(",")]
+    lengths = [array.shape[axis] for axis in order]  # the axis with adjacent elements first
+    for n, length in enumerate(reversed(tile[1].split(","))):
+        if n < len(lengths):
+            lengths[n] = math.ceil(lengths[n] / int(length)) * int(length)
+    return math.ceil(math.prod(lengths) * bits(array.dtype) / 8)
+
+
+def memory_space(array: Array) -> int:
+    """Return the number of the memory space: 0 is main memory, 1 on a TPU the memory on the chip (VMEM)."""
+    space = _SPACE.search(array.layout)
+    return int(space[1]) if space else 0

@@ -15,10 +15,10 @@ from jax.sharding import SingleDeviceSharding
 from benchmarks import roofline
 from benchmarks.chips import CHIPS
 from benchmarks.compiled_step import ENCODERS
-from benchmarks.hlo_costs import Part, group_of, parts
+from benchmarks.hlo_costs import Part, group_of, memory_space, padded_bytes, parts
 from benchmarks.scaling_model import UNSUPERVISED, Model, encoder_flops, loss_flops
 from simcse_jax.encoder.architecture import Architecture
-from simcse_jax.training.hlo import Collective
+from simcse_jax.training.hlo import Array, Collective
 from simcse_jax.training.mesh import make_mesh
 from simcse_jax.training.plan import topology_chips
 
@@ -234,3 +234,21 @@ def test_an_unknown_model() -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert "'bert-huge' is not one of minilm, bert-base, bert-large" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "layout", "size", "padded", "space"),
+    [
+        ("f32", (8, 128), "1,0:T(8,128)", 4096, 4096, 0),
+        ("f32", (3, 9, 64), "2,1,0:T(8,128)S(1)", 3 * 9 * 64 * 4, 3 * 16 * 128 * 4, 1),
+        ("bf16", (9, 64, 200), "1,0,2:T(8,128)(2,1)", 9 * 64 * 200 * 2, 200 * 16 * 128 * 2, 0),
+        ("u32", (5,), "0:T(128)S(6)", 20, 512, 6),
+        ("f32", (), ":T(128)", 4, 4, 0),
+        ("f32", (3, 5), "1,0", 60, 60, 0),
+    ],
+)
+def test_a_tpu_fills_up_tiles(
+    dtype: str, shape: tuple[int, ...], layout: str, size: int, padded: int, space: int
+) -> None:
+    array = Array(dtype, shape, layout)
+    assert (array.bytes, padded_bytes(array), memory_space(array)) == (size, padded, space)

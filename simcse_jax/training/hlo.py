@@ -26,8 +26,6 @@ _CALLED = re.compile(
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _OP_NAME = re.compile(r'\bop_name="([^"]*)"')
 _INDEX = re.compile(r"\bindex=(\d+)")
-_TILE = re.compile(r"T\(([\d,]+)\)")
-_SPACE = re.compile(r"S\((\d+)\)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,26 +44,7 @@ class Array:
     @property
     def bytes(self) -> int:
         """Return the bytes of the elements, without padding."""
-        return math.ceil(self.size * _bits(self.dtype) / 8)
-
-    @property
-    def padded_bytes(self) -> int:
-        """Return the bytes in memory: a TPU pads the last axes, in the order of the layout, to whole tiles."""
-        tile = _TILE.search(self.layout)
-        if not tile or not self.shape:
-            return self.bytes
-        order = [int(n) for n in self.layout.partition(":")[0].split(",")]
-        lengths = [self.shape[axis] for axis in order]  # the axis with adjacent elements first
-        for n, length in enumerate(reversed(tile[1].split(","))):
-            if n < len(lengths):
-                lengths[n] = math.ceil(lengths[n] / int(length)) * int(length)
-        return math.ceil(math.prod(lengths) * _bits(self.dtype) / 8)
-
-    @property
-    def space(self) -> int:
-        """Return the number of the memory space: 0 is main memory, 1 on a TPU the memory on the chip (VMEM)."""
-        space = _SPACE.search(self.layout)
-        return int(space[1]) if space else 0
+        return math.ceil(self.size * bits(self.dtype) / 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +237,8 @@ def _closing(line: str, start: int) -> int:
     return len(line)
 
 
-def _bits(dtype: str) -> int:
+def bits(dtype: str) -> int:
+    """Return the bits of an element."""
     if dtype in _BITS:
         return _BITS[dtype]
     number = re.search(r"\d+", dtype)  # f8e4m3fn: the first number is the width

@@ -1,9 +1,14 @@
-"""metrics.jsonl holds each step once, whatever happened to the run."""
+"""What a run writes of itself: each step once in metrics.jsonl, and a profile."""
 
+import gzip
 import json
 from pathlib import Path
 
-from simcse_jax.training.metrics import MetricsWriter, read_metrics
+import jax
+import jax.numpy as jnp
+
+from simcse_jax.training.metrics import FIRST_TRACED, LAST_TRACED, MetricsWriter, Profile, read_metrics
+from tests.small_models import train_small
 
 
 def test_later_and_cut_lines_are_dropped_on_resuming(tmp_path: Path) -> None:
@@ -25,3 +30,38 @@ def test_a_new_run_starts_an_empty_file(tmp_path: Path) -> None:
         with MetricsWriter(tmp_path, None) as metrics:
             metrics.write(1, {"loss": 1.0})
     assert len(read_metrics(tmp_path)) == 1
+
+
+def trace(folder: Path, last: int) -> list[str]:
+    """What a loop of so many steps says."""
+    said: list[str] = []
+    step = jax.jit(lambda x: x * 2)
+    with Profile(folder, said.append) as profile:
+        for number in range(1, last + 1):
+            with profile.step(number):
+                figures = step(jnp.ones(8))
+            profile.dispatched(figures)
+    return said
+
+
+def test_a_run_traces_some_of_its_steps_with_the_names_of_their_parts(tmp_path: Path) -> None:
+    one_shape = {"data__packed": False, "train__steps": LAST_TRACED + 2, "eval__data": ""}
+    workdir = train_small(tmp_path / "run", tmp_path / "cache", profile=True, **one_shape)
+    [perfetto] = workdir.glob("profile/plugins/profile/*/perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(perfetto.read_bytes()))["traceEvents"]
+    steps = {event["args"]["step_num"] for event in events if event.get("name") == "train"}
+    assert steps == {str(number) for number in range(FIRST_TRACED, LAST_TRACED + 1)}
+    [tensorboard] = workdir.glob("profile/plugins/profile/*/*.xplane.pb")
+    for scope in (b"/jvp(encoder)/", b"/transpose(jvp(encoder))/", b"/jvp(loss)/", b"/optimizer/"):
+        assert scope in tensorboard.read_bytes()
+
+
+def test_it_says_where_the_trace_is_or_why_there_is_none(tmp_path: Path) -> None:
+    [said] = trace(tmp_path / "long", LAST_TRACED)
+    assert str(tmp_path / "long") in said
+    assert list((tmp_path / "long").rglob("*.xplane.pb"))
+    [said] = trace(tmp_path / "cut", FIRST_TRACED + 1)
+    assert list((tmp_path / "cut").rglob("*.xplane.pb"))
+    [said] = trace(tmp_path / "short", FIRST_TRACED - 1)
+    assert "no profile was written" in said
+    assert not (tmp_path / "short").exists()

@@ -1,4 +1,4 @@
-"""Parameters in parts: where they are split, how they become whole, and in which dtype."""
+"""Arrays are split where they should be, become whole inside a step, and batches land where they belong."""
 
 from typing import Any
 
@@ -6,9 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from simcse_jax.data.batches import Batches, Layout
+from simcse_jax.data.examples import AsTheyAre
+from simcse_jax.training.feeding import feed, own_groups, place_batch
 from simcse_jax.training.mesh import (
+    AXES,
     gather_over_data,
     gather_over_fsdp,
     make_mesh,
@@ -17,6 +22,7 @@ from simcse_jax.training.mesh import (
     state_shardings,
     used_axes,
 )
+from tests.training.test_topology import RandomExamples
 
 
 @pytest.mark.parametrize(
@@ -49,7 +55,7 @@ def test_vectors_are_split_over_fsdp_alone_and_moments_like_their_parameters() -
     assert specs["step"] == P()
 
 
-def run(data: int, fsdp: int, params: Any, kernels_as: Any = None) -> tuple[Any, Any, Any]:
+def gathered(data: int, fsdp: int, params: Any, kernels_as: Any = None) -> tuple[Any, Any, Any]:
     """(whole parameters as each device sees them, gradient of the sum over devices of n * sum(parameters), jaxpr).
 
     n = 1 for the first device, 257 for the others: no sum of it is exact in bfloat16.
@@ -84,7 +90,7 @@ def made() -> Any:
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (4, 2), (1, 8)])
 def test_parts_become_whole_on_each_device_and_gradients_are_summed_once(data: int, fsdp: int) -> None:
     params = made()
-    whole, gradient, _ = run(data, fsdp, params)
+    whole, gradient, _ = gathered(data, fsdp, params)
     for name, x in params["dense"].items():
         np.testing.assert_array_equal(whole["dense"][name], np.broadcast_to(x, (8, *x.shape)))
         np.testing.assert_array_equal(gradient["dense"][name], np.full(x.shape, 1 + 7 * 257))
@@ -92,7 +98,7 @@ def test_parts_become_whole_on_each_device_and_gradients_are_summed_once(data: i
 
 def test_kernels_are_sent_in_half_and_their_gradients_in_full() -> None:
     params = made()
-    whole, gradient, jaxpr = run(8, 1, params, jnp.bfloat16)
+    whole, gradient, jaxpr = gathered(8, 1, params, jnp.bfloat16)
     assert {name: x.dtype for name, x in whole["dense"].items()} == {
         "kernel": jnp.bfloat16,
         "bias": jnp.float32,
@@ -105,3 +111,53 @@ def test_kernels_are_sent_in_half_and_their_gradients_in_full() -> None:
     sent = [line.split(":")[1].split("[")[0] for line in str(jaxpr).splitlines() if " all_gather[" in line]
     summed = [line.split(":")[1].split("[")[0] for line in str(jaxpr).splitlines() if " reduce_scatter[" in line]
     assert (sorted(sent), summed) == (["bf16", "f32"], ["f32", "f32"])  # kernel and table
+
+
+LAYOUT = Layout(batch_size=32, group_size=2, row_length=32)
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (8, 1), (4, 2)])
+def test_what_is_fed_is_the_batch(data: int, fsdp: int) -> None:
+    mesh, batches = make_mesh(data, fsdp), Batches(AsTheyAre(RandomExamples(3)), LAYOUT, seed=3)
+    assert own_groups(mesh, 16) == list(range(16))
+    fed = list(feed(batches, mesh, 2, 5))
+    assert len(fed) == 3
+    for step, batch in enumerate(fed, 2):
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(batch), batches(step))
+        assert batch.groups.ids.sharding.spec[0] == AXES
+        assert batch.groups.ids.sharding.shard_shape(batch.groups.ids.shape)[0] == 16 // (data * fsdp)
+
+
+def test_a_process_makes_no_more_than_its_groups() -> None:
+    examples = RandomExamples(1)
+    asked: list[int] = []
+    token_ids = examples.token_ids
+    examples.token_ids = lambda rows: asked.extend(rows) or token_ids(rows)
+    batches = Batches(AsTheyAre(examples), LAYOUT, seed=3)
+    part, whole = batches(1, [3, 4, 9]), batches(1)
+    assert asked[:6] == [*batches.rows(1)[6:10], *batches.rows(1)[18:20]]
+    jax.tree.map(lambda some, every: np.testing.assert_array_equal(some, every[[3, 4, 9]]), part.groups, whole.groups)
+    np.testing.assert_array_equal(part.texts, whole.texts)
+
+
+def test_a_process_places_its_own_groups_on_its_own_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the second of two processes, each with half of the devices; the other's make no groups here."""
+    mesh, batches = make_mesh(4, 2), Batches(AsTheyAre(RandomExamples(1)), LAYOUT, seed=3)
+    theirs = set(mesh.devices.flat[:4])
+    real = NamedSharding.addressable_devices_indices_map
+    monkeypatch.setattr(
+        NamedSharding,
+        "addressable_devices_indices_map",
+        lambda self, shape: {d: span for d, span in real(self, shape).items() if d not in theirs},
+    )
+
+    def place(shape: Any, sharding: Any, part: Any) -> np.ndarray:
+        if sharding.is_fully_replicated:
+            return part((slice(None),) * len(shape))
+        return np.concatenate([part(span) for device, span in real(sharding, shape).items() if device not in theirs])
+
+    monkeypatch.setattr(jax, "make_array_from_callback", place)
+    own = own_groups(mesh, 16)
+    assert own == list(range(8, 16))
+    result = place_batch(batches(0, own), own, 16, mesh)
+    np.testing.assert_array_equal(result.groups.ids, batches(0).groups.ids[8:])
