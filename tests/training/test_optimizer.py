@@ -10,7 +10,7 @@ import pytest
 
 from simcse_jax.config.schema import OptimizerConfig
 from simcse_jax.encoder.architecture import Architecture
-from simcse_jax.encoder.init import init_params
+from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.training.state import make_optimizer, make_schedule
 
@@ -29,9 +29,9 @@ def random_tree(seed: int, size: float = 1.0) -> Any:
 def updated(config: OptimizerConfig, gradients: list[Any], params: Any, learned_rate: float | None = None) -> Any:
     """The parameters after an update with each of the gradients."""
     optimizer = make_optimizer(config, len(gradients), learned_rate)
-    state = optimizer.init(params)
+    update, state = jax.jit(optimizer.update), optimizer.init(params)
     for each in gradients:
-        updates, state = optimizer.update(each, state, params)
+        updates, state = update(each, state, params)
         params = optax.apply_updates(params, updates)
     return params
 
@@ -75,8 +75,8 @@ def test_weight_decay_alone_shrinks_kernels_and_tables() -> None:
 
 def test_weight_decay_of_an_encoder_spares_its_biases_and_norms() -> None:
     sizes = Architecture("bert", 50, 8, 2, 2, 16, max_position_embeddings=8)
-    params = init_params(Encoder(sizes, has_head=True, has_mlm_head=True), 0)
-    params = jax.tree.map(jnp.ones_like, params)
+    shapes = parameter_shapes(Encoder(sizes, has_head=True, has_mlm_head=True))
+    params = jax.tree.map(lambda x: jnp.ones(x.shape), shapes)
     zero = jax.tree.map(jnp.zeros_like, params)
     found = by_name(updated(OptimizerConfig(learning_rate=0.1, weight_decay=0.5), [zero], params))
     decayed = {name for name, x in found.items() if (x < 1).any()}
