@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from simcse_jax.training.metrics import read_metrics
+from tests.forked import run_commands
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
     *("--config=configs/demo.py:scratch", "--grid=objective.temperature=0.05,0.5", "--seeds=0..1"),
-    *("--config.train.steps=200", "--config.eval.every_steps=50", "--config.train.log_every_steps=1"),
+    *("--config.train.steps=80", "--config.eval.every_steps=40", "--config.train.log_every_steps=1"),
     *("--config.checkpoint.every_steps=20", "--config.optimizer.warmup_steps=1", "--config.model.hidden_size=16"),
     *("--config.model.num_hidden_layers=1", "--config.model.intermediate_size=32", "--config.model.vocab_size=300"),
     "--config.data.packed=False",  # one shape to compile
@@ -68,7 +69,7 @@ def test_killed_and_resumed_it_ends_in_the_table_of_runs_from_a_cluster(tmp_path
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM, said
-    assert "stopped by SIGTERM; the same command goes on" in said
+    assert "stopped by SIGTERM; the same command continues" in said
     first_mark = workdir / "temperature=0.05" / "seed-0" / "sweep-trained"
     written = first_mark.stat().st_mtime_ns
 
@@ -115,30 +116,35 @@ def test_a_run_that_fails_is_shown_and_missing_in_the_table(tmp_path: Path) -> N
     assert "Traceback" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        (["--config=configs/demo.py", "--seeds=5..1"], ["--seeds=1..5"]),
-        (["--config=configs/demo.py", "--grid=objective.temprature=1,2"], ["temprature=1", "--help-config"]),
-        (["--config=configs/demo.py", "--judge=stss"], ["--judge: 'stss' is unknown", "transfer"]),
-        (["--config=configs/demo.py", "--judge=sts", "--data=/nowhere"], ["--data=/nowhere", "senteval.tar"]),
-        (["--config=configs/demo.py", "--judge=sts"], ["--data=DIR", "senteval.tar", "HF_HUB_OFFLINE"]),
-        (["--config=configs/demo.py", "--fast"], ["--fast is for judging", "--judge=sts,transfer"]),
-        (["--config=configs/demo.py", "--measure=sts"], ["--measure=sts", "dev/spearman"]),
-        (["--config=configs/demo.py", "--config.train.seed=2"], ["train.seed = 2", "--seeds=2"]),
-        (["--config=configs/nothing.py"], ["configs/nothing.py"]),
-        (["--grid=model.dropout=0,1"], ["--grid", "--config=FILE"]),
-        (["--table"], ["holds no sweep", "--config=FILE"]),
-        (["--table", "--judge=sts"], ["--judge says what a sweep is", "--table"]),
-        (["--table", "--config=configs/demo.py", "--config.model.dropout=0.2"], ["--config.model.dropout", "--table"]),
-        ([], ["holds no sweep"]),
-    ],
-)
-def test_wrong_commands_fit_on_one_screen_and_write_nothing(given: list[str], says: list[str], tmp_path: Path) -> None:
-    done = sweep(tmp_path / "sweep", *given)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) < 16
-    for words in says:
-        assert words in done.stderr
+WRONG = [
+    (["--config=configs/demo.py", "--seeds=5..1"], ["--seeds=1..5"]),
+    (["--config=configs/demo.py", "--grid=objective.temprature=1,2"], ["temprature=1", "--help-config"]),
+    (["--config=configs/demo.py", "--judge=stss"], ["--judge: 'stss' is unknown", "transfer"]),
+    (["--config=configs/demo.py", "--judge=sts", "--data=/nowhere"], ["--data=/nowhere", "senteval.tar"]),
+    (["--config=configs/demo.py", "--judge=sts"], ["--data=DIR", "senteval.tar", "HF_HUB_OFFLINE"]),
+    (["--config=configs/demo.py", "--pairs=/nowhere.tsv"], ["/nowhere.tsv"]),
+    (["--config=configs/demo.py", "--fast"], ["--fast", "--judge=sts,transfer"]),
+    (["--config=configs/demo.py", "--measure=sts"], ["--measure=sts", "dev/spearman"]),
+    (["--config=configs/demo.py", "--config.train.seed=2"], ["train.seed = 2", "--seeds=2"]),
+    (["--config=configs/small.py", "--config.data.files=x.txt"], ["eval.data", "--judge=sts"]),
+    (["--config=configs/nothing.py"], ["configs/nothing.py"]),
+    (["--grid=model.dropout=0,1"], ["--grid", "--config=FILE"]),
+    (["--table"], ["holds no sweep", "--config=FILE"]),
+    (["--table", "--judge=sts"], ["--judge", "--table"]),
+    (["--table", "--config=configs/demo.py", "--config.model.dropout=0.2"], ["--config.model.dropout", "--table"]),
+    ([], ["holds no sweep"]),
+]
+
+
+def test_wrong_commands_fit_on_one_screen_and_write_nothing(tmp_path: Path) -> None:
+    late = [f"simcse_jax.sweeping.{name}" for name in ("plan", "jobs", "table")]
+    commands = [[f"--workdir={tmp_path}/sweep", *given] for given, _ in WRONG]
+    for done, (given, says) in zip(
+        run_commands("simcse_jax.sweep", commands, environment(tmp_path), late), WRONG, strict=True
+    ):
+        assert done.returncode == 2, (given, done.stdout + done.stderr)
+        assert "Traceback" not in done.stderr, given
+        assert len(done.stderr.splitlines()) < 16, given
+        for words in says:
+            assert words in done.stderr, given
     assert not (tmp_path / "sweep").exists()

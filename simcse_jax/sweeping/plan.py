@@ -1,12 +1,14 @@
-"""The plan of a sweep: which rows, which seeds, how runs are judged; every setting checked before the first run."""
+"""Plan a sweep: its rows, seeds and judging, checked before the first run, stored in the sweep folder."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from simcse_jax import cli
@@ -14,38 +16,40 @@ from simcse_jax.config.compare import idle_keys
 from simcse_jax.config.recipe import read_recipe
 from simcse_jax.config.resolve import resolve
 from simcse_jax.config.schema import DURATIONS, LAYOUT_KEYS, defaults
-from simcse_jax.sweeping.rows import Overrides
+from simcse_jax.evaluation.graded_pairs import load_graded_pairs
+from simcse_jax.evaluation.judge import GEOMETRY, choose_tasks
+from simcse_jax.evaluation.senteval import senteval_folder
+from simcse_jax.sweeping.rows import SEED, Overrides
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.whole_file import write_whole_text, writing
 
-SEED = "train.seed"
-# Keys that may change between the parts of one sweep. What one run may change in its midst, where it evaluates for
-# example, would still make runs that no longer compare.
-FREE_KEYS = LAYOUT_KEYS | {"data.synonyms"}
-# Where the synonyms lie tells no finished run from another, but another file is no more of the same row.
-PINNED_KEYS = frozenset({"data.synonyms"})
-_DURATIONS = tuple(f"train.{name}" for name in DURATIONS)
+PLAN = "sweep.json"
+# Keys that do not identify a run. Another file of synonyms makes another row all the same (`_refuse_other_settings`);
+# it is here because runs of earlier versions are marked as finished without it.
+NOT_IDENTIFYING = LAYOUT_KEYS | {"data.synonyms"}
+_DURATIONS = frozenset(f"train.{unit}" for unit in DURATIONS)
 _LONGEST_NAME = 80  # characters of a folder's name
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One setting, trained with every seed."""
+    """Hold one setting, trained with every seed."""
 
     label: str
     folder: str  # its folder's name
-    overrides: Overrides  # all that its runs are started with, but the seed
-    settings: dict[str, Any]  # every key of the checked recipe (`Config.flat`), but the seed
+    overrides: Overrides  # what its runs are started with, except the seed
+    settings: dict[str, Any]  # every key of the checked recipe (`Config.flat`), except the seed
     seeds: tuple[int, ...]
 
     @property
-    def meaning(self) -> dict[str, Any]:
-        """The settings that its runs share whatever the machine."""
-        return {key: value for key, value in self.settings.items() if key not in FREE_KEYS}
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that its runs share on every machine."""
+        return {key: value for key, value in self.settings.items() if key not in NOT_IDENTIFYING}
 
 
 @dataclasses.dataclass(frozen=True)
 class Judging:
-    """How finished runs are judged beside their own dev score: flags of `evaluate`."""
+    """Hold how finished runs are judged beside their own dev score: flags of `evaluate`."""
 
     tasks: str = ""
     data: str = ""
@@ -54,12 +58,13 @@ class Judging:
 
     @property
     def asked(self) -> bool:
+        """Return whether runs are judged at all."""
         return bool(self.tasks or self.pairs)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All that a sweep folder is to hold. The first row is what the others are compared with."""
+    """Hold all of a sweep. The other rows are compared with the first one."""
 
     recipe: str
     rows: tuple[Row, ...]
@@ -69,57 +74,35 @@ class Plan:
 def make_plan(
     recipe: str, rows: Mapping[str, Overrides], common: Overrides, seeds: Sequence[int], judging: Judging
 ) -> Plan:
-    """The plan of these rows, each checked.
+    """Return the plan of these rows, each checked.
 
-    common: overrides of every row. A row's own go before them, and one that only has an effect in other rows is left
-    out, as a rate is in a row whose positives have none.
+    common: overrides of every row. A row's own value replaces a common one, and a common key that has an effect in
+    other rows only is left out, as data.rate is in a row without changed copies.
     """
-    made: list[Row] = []
-    replaced = {label: _replaced_by(own) for label, own in rows.items()}
+    replaced = {label: _keys_replaced_by(own) for label, own in rows.items()}
     for key, value in common.items():
         if all(key in keys for keys in replaced.values()):
             raise UserError(
                 f"--config.{key}={value} would change nothing: every row has its own, row {next(iter(rows))!r} for "
                 "example.\nLeave it out, or name other rows with --grid or --row."
             )
-    idle = {label: _idle_keys(recipe, label, common, own) for label, own in rows.items()}
-    nowhere = set.intersection(*idle.values())
+    idle = {label: _common_keys_idle_in(recipe, label, common, own) for label, own in rows.items()}
+    idle_everywhere = set.intersection(*idle.values())
+    made: list[Row] = []
     for label, own in rows.items():
-        left_out = replaced[label] | (idle[label] - nowhere)
+        left_out = replaced[label] | (idle[label] - idle_everywhere)
         overrides = {key: value for key, value in common.items() if key not in left_out} | own
         name = folder_name(label, [row.folder for row in made])
-        made.append(Row(label, name, overrides, checked_settings(recipe, label, overrides), tuple(seeds)))
+        made.append(Row(label, name, overrides, resolve_row(recipe, label, overrides), tuple(seeds)))
     return Plan(recipe, tuple(made), judging)
 
 
-def _replaced_by(own: Overrides) -> set[str]:
-    """The keys that a row decides: its own, and every duration where it has one, as it replaces the recipe's."""
-    return {*own, *_DURATIONS} if any(key in own for key in _DURATIONS) else {*own}
-
-
-def _idle_keys(recipe: str, label: str, common: Overrides, own: Overrides) -> set[str]:
-    """The common keys that have no effect in a row, and those that have none without them."""
-    found: set[str] = set()
-    while True:
-        with _naming(recipe, label):
-            kept = {key: value for key, value in common.items() if key not in found}
-            sections = read_recipe(recipe, kept | own)[0].to_dict()
-        values = defaults()
-        for key in values:
-            section, _, name = key.partition(".")
-            values[key] = sections.get(section, {}).get(name, values[key])
-        more = {*idle_keys(values)} & kept.keys() - own.keys()
-        if not more:
-            return found
-        found |= more
-
-
-def checked_settings(recipe: str, label: str, overrides: Overrides) -> dict[str, Any]:
-    """Every key of the row's recipe but the seed; UserError, naming the row, for a key or value that is wrong."""
-    with _naming(recipe, label):
+def resolve_row(recipe: str, label: str, overrides: Overrides) -> dict[str, Any]:
+    """Return every key of the row's recipe except the seed; UserError, naming the row, for a wrong key or value."""
+    with _naming_row(recipe, label):
         config, overridden = read_recipe(recipe, overrides)
         mesh = config["mesh"]
-        # How many devices there are, only the runs know; whatever the recipe asks for is taken as there.
+        # How many devices there are, only the runs know: assume those that the recipe asks for.
         devices = max(mesh["data"], 1) * max(mesh["fsdp"], 1)
         x64 = os.environ.get("JAX_ENABLE_X64", "").lower() in ("1", "true", "t", "yes", "y", "on")
         settings = resolve(config, overridden, devices, x64).flat()
@@ -127,17 +110,8 @@ def checked_settings(recipe: str, label: str, overrides: Overrides) -> dict[str,
     return settings
 
 
-@contextlib.contextmanager
-def _naming(recipe: str, label: str) -> Iterator[None]:
-    """What is wrong in a recipe says in which row."""
-    try:
-        yield
-    except cli.WRONG_FLAG as error:
-        raise UserError(f"row {label!r} of {recipe}: {cli.plain(error)}") from error
-
-
 def require_comparable(plan: Plan) -> None:
-    """UserError for a row whose runs would come to no figure."""
+    """Raise UserError for a row whose runs would have no metric."""
     for row in plan.rows:
         if not (plan.judging.asked or row.settings["eval.data"] or row.settings["mlm.validation"]):
             raise UserError(
@@ -146,10 +120,139 @@ def require_comparable(plan: Plan) -> None:
             )
 
 
+def check_judging(judging: Judging, where: str) -> None:
+    """Raise UserError for an unknown task or a file that cannot be read; where: what named the tasks, for messages."""
+    if judging.tasks:
+        try:
+            choose_tasks(judging.tasks, "test")
+        except UserError as error:
+            raise UserError(str(error).replace("--tasks", where)) from error
+    for source in judging.pairs:
+        load_graded_pairs(source)
+    if judging.data:
+        senteval_folder(judging.data)
+
+
+def require_senteval(judging: Judging) -> None:
+    """Raise UserError where tasks need SentEval's data, and it is neither here nor can be fetched."""
+    tasks = {*choose_tasks(judging.tasks, "test")} if judging.tasks else set()
+    if not tasks or (tasks == {GEOMETRY} and judging.pairs and not judging.data):
+        return
+    try:
+        senteval_folder(judging.data)
+    except UserError as error:
+        raise UserError(f"--judge={judging.tasks} needs SentEval's data (--data=DIR). {error}") from error
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """Return the plan that the folder holds, None for none; UserError when it cannot be read."""
+    path = folder / PLAN
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        rows = tuple(Row(**row | {"seeds": tuple(row["seeds"])}) for row in stored["rows"])
+        judging = Judging(**stored["judging"] | {"pairs": tuple(stored["judging"]["pairs"])})
+        return Plan(stored["recipe"], rows, judging)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not the plan of a sweep ({error}).\nGive another folder with --workdir=DIR."
+        ) from error
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Write the plan, whole or not at all, and make the folder where there is none."""
+    with writing(folder, "Give a folder that you can write with --workdir=DIR.", f"--workdir={folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole_text(folder / PLAN, json.dumps(dataclasses.asdict(plan), indent=2) + "\n")
+
+
+def merge_plan(folder: Path, plan: Plan, judges_anew: bool = False) -> Plan:
+    """Return the plan merged into the one that the folder holds.
+
+    Rows and seeds may be added; a label must keep its settings. Stored rows stay first, unless the new plan names all
+    of them: then its order counts. Stored judging stays unless `judges_anew`.
+    """
+    stored = read_plan(folder)
+    if stored is None:
+        return plan
+    if stored.recipe != plan.recipe:
+        raise UserError(
+            f"{folder} holds a sweep of {stored.recipe}, and this is one of {plan.recipe}.\n"
+            "Use --workdir=ANOTHER to start a new one."
+        )
+    old = {row.label: row for row in stored.rows}
+    new = {row.label: row for row in plan.rows}
+    for label in old.keys() & new.keys():
+        _refuse_other_settings(folder, old[label], new[label])
+    labels = list(new) if old.keys() <= new.keys() else [*old, *(label for label in new if label not in old)]
+    taken = [row.folder for row in stored.rows]
+    rows = []
+    for label in labels:
+        row = new.get(label) or old[label]
+        if label in old:
+            seeds = sorted({*old[label].seeds, *row.seeds})
+            # The stored settings stay: they tell which runs are finished.
+            kept = {"folder": old[label].folder, "settings": old[label].settings}
+            row = dataclasses.replace(row, seeds=tuple(seeds), **kept)
+        else:
+            row = dataclasses.replace(row, folder=folder_name(label, taken))
+            taken.append(row.folder)
+        rows.append(row)
+    judging = plan.judging if judges_anew else stored.judging
+    if judging.asked and not judging.data:
+        judging = dataclasses.replace(judging, data=stored.judging.data)
+    return Plan(plan.recipe, tuple(rows), judging)
+
+
 def folder_name(label: str, taken: Collection[str]) -> str:
-    """A folder's name like the label, and none of those that are taken."""
+    """Return a folder's name like the label that differs from those taken."""
     name = re.sub(r"[^A-Za-z0-9_.=+-]+", "-", label).strip("-.")[:_LONGEST_NAME] or "row"
     lower, number, unique = {other.lower() for other in taken}, 2, name
     while unique.lower() in lower:
         unique, number = f"{name}-{number}", number + 1
     return unique
+
+
+def _keys_replaced_by(own: Overrides) -> set[str]:
+    """Return the keys that a row decides: its own, and all durations where it has one."""
+    return {*own, *(_DURATIONS if _DURATIONS & own.keys() else ())}
+
+
+def _common_keys_idle_in(recipe: str, label: str, common: Overrides, own: Overrides) -> set[str]:
+    """Return the common keys without effect in a row, and those without effect once the former are left out."""
+    found: set[str] = set()
+    while True:
+        with _naming_row(recipe, label):
+            kept = {key: value for key, value in common.items() if key not in found}
+            sections = read_recipe(recipe, kept | own)[0].to_dict()
+        given = {f"{section}.{field}": value for section, keys in sections.items() for field, value in keys.items()}
+        more = {*idle_keys(defaults() | given)} & kept.keys() - own.keys()
+        if not more:
+            return found
+        found |= more
+
+
+@contextlib.contextmanager
+def _naming_row(recipe: str, label: str) -> Iterator[None]:
+    """Name the row in messages about what is wrong in its recipe."""
+    try:
+        yield
+    except cli.WRONG_FLAG as error:
+        raise UserError(f"row {label!r} of {recipe}: {cli.plain(error)}") from error
+
+
+def _refuse_other_settings(folder: Path, old: Row, new: Row) -> None:
+    """Raise UserError where two rows of one label differ.
+
+    A key that a later version has added counts only where it is overridden, and one without effect not at all.
+    """
+    idle = idle_keys(defaults() | old.settings)
+    keys = sorted((old.settings.keys() | new.overrides.keys()) - LAYOUT_KEYS - {*idle})
+    changed = [key for key in keys if old.settings.get(key) != new.settings.get(key)]
+    if changed:
+        table = "\n".join(f"  {key}: {old.settings.get(key)!r} there, {new.settings.get(key)!r} now" for key in changed)
+        raise UserError(
+            f"{folder} holds a row {new.label!r} with other settings:\n{table}\n"
+            "Use the same values to continue it, another label to add a row, or --workdir=ANOTHER for a new sweep."
+        )

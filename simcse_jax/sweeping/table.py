@@ -1,91 +1,158 @@
-"""Runs to one table: for each row mean, standard deviation and best over its seeds, and a paired test."""
+"""Compare the rows of a sweep: metrics of each run, mean, standard deviation and best of each row, a paired test."""
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
-import platform
-import subprocess
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
-from pathlib import Path
+import json
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from simcse_jax import __version__
+from simcse_jax.evaluation import transfer
 from simcse_jax.evaluation.compare import spread
-from simcse_jax.sweeping.figures import LOWER_IS_BETTER, Figures, choose_measure, shown
-from simcse_jax.sweeping.plan import Plan, Row
+from simcse_jax.evaluation.judge import GEOMETRY, choose_tasks
+from simcse_jax.sweeping.jobs import Job
+from simcse_jax.sweeping.plan import Judging, Plan, Row
+from simcse_jax.system.errors import UserError
+from simcse_jax.training.metrics import read_metrics
 
-# Differences that are this near to each other, relative to the figures, differ by rounding alone.
+Metrics = dict[str, float]
+SPEARMAN, PERPLEXITY = "dev/spearman", "dev/perplexity"
+# Of the last evaluation. The best one may be that before the first step, which says nothing about the training.
+LAST = "dev/last_spearman"
+DEV = (SPEARMAN, PERPLEXITY, LAST, "dev/pearson", "dev/mlm_accuracy")
+SPACE = ("alignment", "uniformity", "mean_cosine", "effective_rank", "isotropy", "top_share")
+LOWER_IS_BETTER = frozenset({PERPLEXITY, "alignment", "uniformity", "mean_cosine", "top_share"})
+AVERAGED = {"sts": choose_tasks("sts", "test"), "transfer": transfer.TASKS}
+# Of DEV and SPACE, those with a column when nobody asks for one; the others are in table.json.
+_COLUMNS = (SPEARMAN, PERPLEXITY, "alignment", "uniformity")
+# Differences that are this close to each other, relative to the metric, differ by rounding alone.
 _EQUAL = 1e-6
 
 
+def run_metrics(job: Job) -> Metrics:
+    """Return all metrics of a finished run, by name: of its evaluations in training, and of its judging once done."""
+    if not job.trained:
+        return {}
+    judged = _judged_metrics(json.loads(job.scores.read_text(encoding="utf-8"))) if job.judged else {}
+    return judged | _training_metrics(read_metrics(job.run))
+
+
+def possible_metrics(judging: Judging) -> tuple[str, ...]:
+    """Return the metrics that runs can have, the preferred ones for comparing rows first."""
+    if not judging.asked:
+        return DEV
+    tasks = choose_tasks(judging.tasks, "test") if judging.tasks else (GEOMETRY,)
+    scored = [task for task in tasks if task != GEOMETRY]
+    averages = [name for name, over in AVERAGED.items() if set(over) <= set(scored)]
+    return (*averages, *scored, *judging.pairs, *DEV, *(SPACE if GEOMETRY in tasks else ()))
+
+
+def require_measure(measure: str, judging: Judging) -> None:
+    """Raise UserError for a metric that no run of this sweep can have."""
+    known = possible_metrics(judging)
+    if measure and measure not in known:
+        more = "" if judging.asked else " With --judge=sts,transfer,geometry there are more."
+        raise UserError(f"--measure={measure} is no metric of these runs. They have: {', '.join(known)}.{more}")
+
+
+def choose_measure(found: Collection[str], judging: Judging) -> str:
+    """Return the metric that rows are compared by: the first that runs have, or will have where none has one yet."""
+    names = possible_metrics(judging)
+    return next((name for name in names if name in found), names[0])
+
+
+def column_metrics(found: Collection[str], judging: Judging, measure: str) -> list[str]:
+    """Return the metrics with a column beside the measure: those found, without tasks whose average is there."""
+    averaged = {task for name, tasks in AVERAGED.items() if name in found for task in tasks}
+    left_out = averaged | {measure} | ({*DEV, *SPACE} - {*_COLUMNS})
+    return [name for name in possible_metrics(judging) if name in found and name not in left_out]
+
+
 class Difference(NamedTuple):
-    """A row minus the first row, over the seeds that both have."""
+    """Hold a row minus the first row, over the seeds that both have."""
 
     mean: float
-    sd: float | None  # of the differences, of a sample; None for one seed
+    sd: float | None  # of the differences, n - 1; None for one seed
     seeds: tuple[int, ...]
-    t: float | None  # of the paired t-test; None where there is none to make
+    t: float | None  # of the paired t-test; None without one
     p: float | None  # two-sided, not corrected for the number of rows
     untested: str  # why there is no test; "" where there is
 
 
 class TableRow(NamedTuple):
-    """A row with what its runs came to."""
+    """Hold a row and the metrics of its runs."""
 
     row: Row
-    runs: dict[int, Figures]  # by seed, of those that have the measure
+    runs: dict[int, Metrics]  # by seed, of those that have the measure
     missing: tuple[int, ...]  # seeds without it
-    figures: dict[str, dict[str, float]]  # by figure: `spread` over the seeds that have it
+    metrics: dict[str, dict[str, float]]  # by metric: `spread` over the seeds that have it
     best: tuple[int, float] | None  # seed and value
     difference: Difference | None  # None for the first row, and where no seed is shared
 
 
 class Table(NamedTuple):
-    """All that the table's file, picture and print show."""
+    """Hold all that the table's files and its print show."""
 
     plan: Plan
     measure: str
-    columns: list[str]  # figures beside the measure
+    columns: list[str]  # metrics beside the measure
     rows: list[TableRow]
 
     @property
     def leader(self) -> TableRow | None:
-        """The row with the best mean; None where nothing is finished."""
+        """Return the row with the best mean; None where nothing is finished."""
         ranked = [row for row in self.rows if row.runs]
-        return max(ranked, key=lambda row: _sign(self.measure) * row.figures[self.measure]["mean"], default=None)
+        return max(ranked, key=lambda row: _sign(self.measure) * row.metrics[self.measure]["mean"], default=None)
 
 
-def make_table(plan: Plan, found: Mapping[tuple[str, int], Figures], measure: str = "") -> Table:
-    """The table of what is finished.
+def make_table(plan: Plan, found: Mapping[tuple[str, int], Metrics], measure: str = "") -> Table:
+    """Return the table of what is finished.
 
-    found: figures by label and seed; measure: what rows are compared by, "" = the first that there is.
+    found: metrics by label and seed; measure: the metric that rows are compared by, "" for `choose_measure`.
     """
-    names = {name for figures in found.values() for name in figures}
+    names = {name for metrics in found.values() for name in metrics}
     measure = measure or choose_measure(names, plan.judging)
     rows: list[TableRow] = []
-    reference: dict[int, Figures] = {}
+    reference: dict[int, float] = {}
     for row in plan.rows:
         runs = {seed: found.get((row.label, seed), {}) for seed in row.seeds}
-        runs = {seed: figures for seed, figures in runs.items() if measure in figures}
-        values = {seed: figures[measure] for seed, figures in runs.items()}
+        runs = {seed: metrics for seed, metrics in runs.items() if measure in metrics}
+        values = {seed: metrics[measure] for seed, metrics in runs.items()}
         best = max(values, key=lambda seed: _sign(measure) * values[seed]) if values else None
-        known = dict.fromkeys(name for figures in runs.values() for name in figures)
+        known = dict.fromkeys(name for metrics in runs.values() for name in metrics)
         made = TableRow(
             row=row,
             runs=runs,
             missing=tuple(seed for seed in row.seeds if seed not in runs),
-            figures={name: spread([f[name] for f in runs.values() if name in f]) for name in known},
+            metrics={name: spread([m[name] for m in runs.values() if name in m]) for name in known},
             best=None if best is None else (best, values[best]),
-            difference=_difference(values, {s: f[measure] for s, f in reference.items()}) if rows else None,
+            difference=_difference(values, reference) if rows else None,
         )
-        reference = reference if rows else runs
+        reference = reference if rows else values
         rows.append(made)
-    return Table(plan, measure, shown(names, plan.judging, measure), rows)
+    return Table(plan, measure, column_metrics(names, plan.judging, measure), rows)
+
+
+def _training_metrics(lines: list[dict[str, Any]]) -> Metrics:
+    """Return what was logged of the evaluation behind the best checkpoint, and the Spearman of the last one."""
+    for name in (SPEARMAN, PERPLEXITY):
+        scored = [line for line in lines if line.get(name) is not None]
+        if scored:
+            best = max(scored, key=lambda line: _sign(name) * line[name])  # the first of equals, as in training
+            found = {key: best[key] for key in DEV if best.get(key) is not None}
+            last = [line[name] for line in lines if name in line][-1]  # null where it could not be computed
+            return found | ({LAST: last} if name == SPEARMAN and last is not None else {})
+    return {}
+
+
+def _judged_metrics(scores: dict[str, Any]) -> Metrics:
+    """Return the metrics of a scores.json."""
+    headlines = {task: protocol["headline"] for task, protocol in scores["protocol"]["tasks"].items()}
+    tasks = {task: scores["scores"][task][headline] for task, headline in headlines.items()}
+    space = scores["geometry"] or {}
+    return scores["average"] | tasks | {name: space[name] for name in SPACE if name in space}
 
 
 def _sign(measure: str) -> int:
@@ -93,78 +160,17 @@ def _sign(measure: str) -> int:
 
 
 def _difference(values: Mapping[int, float], reference: Mapping[int, float]) -> Difference | None:
-    """The paired comparison over shared seeds; None without one."""
+    """Return the paired comparison over shared seeds; None without one."""
     seeds = tuple(sorted(values.keys() & reference.keys()))
     if not seeds:
         return None
     own, other = (np.array([side[seed] for seed in seeds], np.float64) for side in (values, reference))
-    gaps = own - other
-    mean = float(gaps.mean())
+    differences = own - other
+    mean = float(differences.mean())
     if len(seeds) < 2:
         return Difference(mean, None, seeds, None, None, "one shared seed")
-    sd = float(gaps.std(ddof=1))
-    if np.ptp(gaps) <= _EQUAL * max(np.abs(own).max(), np.abs(other).max()):
+    sd = float(differences.std(ddof=1))
+    if np.ptp(differences) <= _EQUAL * max(np.abs(own).max(), np.abs(other).max()):
         return Difference(mean, sd, seeds, None, None, "all differences are equal")
     test: Any = stats.ttest_rel(own, other)
     return Difference(mean, sd, seeds, float(test.statistic), float(test.pvalue), "")
-
-
-def as_json(table: Table) -> dict[str, Any]:
-    """The table as table.json has it: every figure of every run, and what it was made with."""
-    return {
-        "recipe": table.plan.recipe,
-        "measure": table.measure,
-        "lower_is_better": table.measure in LOWER_IS_BETTER,
-        "reference": table.rows[0].row.label,
-        "test": "two-sided paired t-test against the reference over shared seeds, p not corrected for several rows",
-        "rows": [_row(row) for row in table.rows],
-        "judging": dataclasses.asdict(table.plan.judging),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {
-            "simcse_jax": __version__,
-            "jax": version("jax"),
-            "numpy": version("numpy"),
-            "python": platform.python_version(),
-        },
-        "commit": _commit(),
-    }
-
-
-def _row(row: TableRow) -> dict[str, Any]:
-    return {
-        "label": row.row.label,
-        "folder": row.row.folder,
-        "overrides": row.row.overrides,
-        "seeds": {str(seed): figures for seed, figures in row.runs.items()},
-        "missing": list(row.missing),
-        "figures": {
-            name: {**values, "sd": values["sd"] if values["runs"] > 1 else None} for name, values in row.figures.items()
-        },
-        "best": None if row.best is None else {"seed": row.best[0], "value": row.best[1]},
-        "difference": row.difference._asdict() if row.difference else None,
-    }
-
-
-def missing(rows: Sequence[TableRow]) -> list[str]:
-    """A line for each row that is not complete."""
-    return [
-        f"{row.row.label}: seed{'s' * (len(row.missing) > 1)} {', '.join(map(str, row.missing))}"
-        for row in rows
-        if row.missing
-    ]
-
-
-def _commit() -> str | None:
-    """The commit of the code, with "+changes" where files differ from it; None where that is not known."""
-    here = Path(__file__).parent
-    try:
-        inside = ["git", "-C", str(here)]
-        head = subprocess.run([*inside, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-        tracked = subprocess.run([*inside, "ls-files", "--error-unmatch", __file__], capture_output=True, check=False)
-        changed = subprocess.run(
-            [*inside, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    # A library that is installed within somebody else's checkout is not of that commit.
-    return head.strip() + ("+changes" if changed else "") if tracked.returncode == 0 else None

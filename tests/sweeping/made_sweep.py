@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from simcse_jax.sweeping.jobs import Job, Step
+from simcse_jax.sweeping.jobs import Command, Job
 from simcse_jax.sweeping.plan import Judging, Plan, Row, make_plan
 
 
@@ -20,10 +20,10 @@ class ShellJob(Job):
     lines: tuple[str, ...] = ()
 
     @property
-    def steps(self) -> list[Step]:
+    def commands(self) -> list[Command]:
         make = f"mkdir -p {self.run} && cd {self.run} && "
         return [
-            Step(f"step{number}", ["bash", "-c", make + line], self.run / f"mark{number}", f"{number}")
+            Command(f"step{number}", ["bash", "-c", make + line], self.run / f"mark{number}", f"{number}")
             for number, line in enumerate(self.lines)
         ]
 

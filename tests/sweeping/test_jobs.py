@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simcse_jax.sweeping.jobs import Job, Step, make_jobs, require_models
+from simcse_jax.sweeping.jobs import Command, Job, make_jobs, require_models
 from simcse_jax.sweeping.plan import Judging
 from simcse_jax.system.errors import UserError
 from tests.sweeping.made_sweep import demo_plan
@@ -17,7 +17,7 @@ def finished(job: Job) -> Job:
     """The job with the folders of a finished run, and marked as done."""
     for name in ("checkpoints", "model", "evaluation"):
         (job.run / name).mkdir(parents=True, exist_ok=True)
-    for step in job.steps:
+    for step in job.commands:
         step.record()
     return job
 
@@ -37,7 +37,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str) 
     plan = demo_plan({"a": {"data.files": "a b.txt", "model.dropout": "0.2"}}, (3,))
     judging = Judging("sts,geometry", "senteval", ("mine.tsv", "demo:test"), fast=True)
     (job,) = make_jobs(tmp_path, dataclasses.replace(plan, judging=judging))
-    train, judge = (step.command for step in job.steps)
+    train, judge = (step.arguments for step in job.commands)
     run = tmp_path / "a" / "seed-3"
     assert train == [
         *(python, "-m", "simcse_jax.train", "--config=configs/demo.py", f"--workdir={run}"),
@@ -54,7 +54,7 @@ def test_done_is_what_was_done_with_these_settings(tmp_path: Path) -> None:
     (job,) = make_jobs(tmp_path, plan)
     assert not any((job.trained, job.judged, job.done))
     job.run.mkdir(parents=True)
-    job.steps[0].record()
+    job.commands[0].record()
     assert job.trained
     assert not job.done
     assert finished(job).done
@@ -81,7 +81,7 @@ def test_what_is_kept(keep: str, left: set[str], tmp_path: Path) -> None:
     (job,) = make_jobs(tmp_path, demo_plan({"a": {}}, (0,)), keep)
     finished(job)
     assert job.done == (keep == "all")
-    job.clear()
+    job.delete()
     assert job.done
     assert {path.name for path in job.run.iterdir() if path.is_dir()} == left
 
@@ -89,16 +89,16 @@ def test_what_is_kept(keep: str, left: set[str], tmp_path: Path) -> None:
 def test_a_run_without_its_model_cannot_be_judged_again(tmp_path: Path) -> None:
     plan = demo_plan({"a": {}}, (0,), tasks="sts")
     (job,) = make_jobs(tmp_path, plan, "scores")
-    finished(job).clear()
+    finished(job).delete()
     require_models([job])
-    with pytest.raises(UserError, match="holds no model any more"):
+    with pytest.raises(UserError, match="--keep=scores"):
         require_models(make_jobs(tmp_path, dataclasses.replace(plan, judging=Judging("transfer"))))
 
 
 def test_a_line_does_what_is_left_in_a_shell(tmp_path: Path) -> None:
     run = tmp_path / "a folder's name"
     run.mkdir()
-    step = Step("train", ["mkdir", str(run / "made")], run / "mark", "0a1b")
+    step = Command("train", ["mkdir", str(run / "made")], run / "mark", "0a1b")
 
     def shell(line: str) -> int:
         return subprocess.run(["bash"], input=line, text=True, capture_output=True).returncode

@@ -10,8 +10,16 @@ import pytest
 
 from simcse_jax.config.recipe import default_workdir, read_recipe
 from simcse_jax.config.resolve import resolve
-from simcse_jax.sweeping.folder import joined, locked, read_plan, write_plan
-from simcse_jax.sweeping.plan import Judging, folder_name, make_plan, require_comparable
+from simcse_jax.sweeping.jobs import locked
+from simcse_jax.sweeping.plan import (
+    Judging,
+    folder_name,
+    make_plan,
+    merge_plan,
+    read_plan,
+    require_comparable,
+    write_plan,
+)
 from simcse_jax.system.errors import UserError
 from tests.sweeping.made_sweep import demo_plan
 
@@ -113,38 +121,38 @@ def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_seeds_and_rows_are_added(tmp_path: Path) -> None:
     write_plan(tmp_path, demo_plan(ROWS, (0, 1), tasks="sts", data="senteval"))
-    plan = joined(tmp_path, demo_plan({"new": {}}, (3,)))
+    plan = merge_plan(tmp_path, demo_plan({"new": {}}, (3,)))
     assert {row.label: row.seeds for row in plan.rows} == {"cold": (0, 1), "warm": (0, 1), "new": (3,)}
     assert plan.judging == Judging("sts", "senteval")
     more = demo_plan({"warm": ROWS["warm"], "new": {}, "cold": ROWS["cold"]}, (4, 0), tasks="transfer")
-    assert joined(tmp_path, more).judging == Judging("sts", "senteval")  # a recipe's own gives way to what was asked
-    plan = joined(tmp_path, more, judges_anew=True)
+    assert merge_plan(tmp_path, more).judging == Judging("sts", "senteval")  # not the recipe's own
+    plan = merge_plan(tmp_path, more, judges_anew=True)
     assert {row.label: row.seeds for row in plan.rows} == {"warm": (0, 1, 4), "new": (4, 0), "cold": (0, 1, 4)}
     assert plan.judging == Judging("transfer", "senteval")
-    assert joined(tmp_path, demo_plan(ROWS), judges_anew=True).judging == Judging()
+    assert merge_plan(tmp_path, demo_plan(ROWS), judges_anew=True).judging == Judging()
 
 
 def test_added_rows_keep_off_the_folders_that_are_there(tmp_path: Path) -> None:
     write_plan(tmp_path, demo_plan({"a b": {}}))
-    plan = joined(tmp_path, demo_plan({"a-b": {}, "a b": {}}))
+    plan = merge_plan(tmp_path, demo_plan({"a-b": {}, "a b": {}}))
     assert {row.label: row.folder for row in plan.rows} == {"a b": "a-b", "a-b": "a-b-2"}
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     write_plan(tmp_path, demo_plan(ROWS))
     with pytest.raises(UserError) as caught:
-        joined(tmp_path, demo_plan({"cold": {"objective.temperature": "0.02", "eval.every_steps": "7"}}))
+        merge_plan(tmp_path, demo_plan({"cold": {"objective.temperature": "0.02", "eval.every_steps": "7"}}))
     for words in ("row 'cold'", "objective.temperature: 0.01 there, 0.02 now", "eval.every_steps: 50 there, 7 now"):
         assert words in str(caught.value)
     assert "--workdir=ANOTHER" in str(caught.value)
     write_plan(tmp_path / "synonyms", demo_plan({"a": {"data.positive": "synonym", "data.synonyms": "a.txt"}}))
     (kept,) = demo_plan({"a": {}}).rows
-    assert "data.synonyms" not in kept.meaning  # or runs that finished before it was compared would count as unfinished
+    assert "data.synonyms" not in kept.identity  # or earlier runs would count as unfinished
     with pytest.raises(UserError, match=r"data\.synonyms: 'a\.txt' there, 'b\.txt' now"):
-        joined(tmp_path / "synonyms", demo_plan({"a": {"data.positive": "synonym", "data.synonyms": "b.txt"}}))
+        merge_plan(tmp_path / "synonyms", demo_plan({"a": {"data.positive": "synonym", "data.synonyms": "b.txt"}}))
     other = dataclasses.replace(demo_plan(ROWS), recipe="configs/unsup.py")
     with pytest.raises(UserError, match=r"holds a sweep of configs/demo\.py"):
-        joined(tmp_path, other)
+        merge_plan(tmp_path, other)
 
 
 def test_a_key_that_had_no_effect_makes_no_other_row(tmp_path: Path) -> None:
@@ -152,23 +160,23 @@ def test_a_key_that_had_no_effect_makes_no_other_row(tmp_path: Path) -> None:
     plan = demo_plan({"dropout": {}})
     old = dataclasses.replace(plan.rows[0], settings=plan.rows[0].settings | {"data.rate": 0.2})
     write_plan(tmp_path, dataclasses.replace(plan, rows=(old,)))
-    assert joined(tmp_path, plan).rows[0].settings["data.rate"] == 0.2
+    assert merge_plan(tmp_path, plan).rows[0].settings["data.rate"] == 0.2
 
 
 def test_layout_may_change_and_finished_runs_stay_finished(tmp_path: Path) -> None:
     write_plan(tmp_path, demo_plan({"a": {}}))
-    plan = joined(tmp_path, demo_plan({"a": {"train.groups_at_once": "1"}}))
+    plan = merge_plan(tmp_path, demo_plan({"a": {"train.groups_at_once": "1"}}))
     assert plan.rows[0].overrides == {"train.groups_at_once": "1"}
-    assert plan.rows[0].meaning == demo_plan({"a": {}}).rows[0].meaning
+    assert plan.rows[0].identity == demo_plan({"a": {}}).rows[0].identity
 
 
 def test_a_key_that_a_later_version_adds_makes_no_other_sweep(tmp_path: Path) -> None:
     plan = demo_plan({"a": {}})
     older = {key: value for key, value in plan.rows[0].settings.items() if key != "objective.symmetric"}
     write_plan(tmp_path, dataclasses.replace(plan, rows=(dataclasses.replace(plan.rows[0], settings=older),)))
-    assert joined(tmp_path, plan).rows[0].settings == older
+    assert merge_plan(tmp_path, plan).rows[0].settings == older
     with pytest.raises(UserError, match="symmetric"):
-        joined(tmp_path, demo_plan({"a": {"objective.symmetric": "True"}}))
+        merge_plan(tmp_path, demo_plan({"a": {"objective.symmetric": "True"}}))
 
 
 def test_one_sweep_at_a_time_and_what_a_killed_one_left_counts(tmp_path: Path) -> None:
@@ -180,7 +188,7 @@ def test_one_sweep_at_a_time_and_what_a_killed_one_left_counts(tmp_path: Path) -
     with locked(tmp_path) as lock:
         assert str(os.getpid()) in refused()
         left = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock.handle,))
-        lock.tell([left.pid])
+        lock.note_running([left.pid])
     assert str(left.pid) in refused()  # this process let go of it, and the command that it had started did not
     left.communicate(b"\n")
     with locked(tmp_path):

@@ -43,8 +43,8 @@ def test_seeds(text: str, seeds: tuple[int, ...]) -> None:
     [
         ("5..1", "--seeds=1..5"),
         ("0..2,1", "--seeds=0,1,2"),
-        ("-1", "'-1' is no seed"),
-        ("1,,2", "'' is no seed"),
+        ("-1", "'-1'"),
+        ("1,,2", "''"),
         ("a", "--seeds=0..4"),
     ],
 )

@@ -10,12 +10,19 @@ import pytest
 from rich.console import Console
 from scipy.special import betainc
 
-from simcse_jax.sweeping.figures import LAST, choose_measure, possible, read_figures, require_measure, shown
 from simcse_jax.sweeping.jobs import make_jobs
-from simcse_jax.sweeping.picture import draw
+from simcse_jax.sweeping.output import draw, markdown, print_table, write_table
 from simcse_jax.sweeping.plan import Judging, Plan, Row
-from simcse_jax.sweeping.table import Table, make_table
-from simcse_jax.sweeping.writing import markdown, print_table, write_table
+from simcse_jax.sweeping.table import (
+    LAST,
+    Table,
+    choose_measure,
+    column_metrics,
+    make_table,
+    possible_metrics,
+    require_measure,
+    run_metrics,
+)
 from simcse_jax.system.errors import UserError
 from tests.sweeping.made_sweep import demo_plan
 
@@ -36,8 +43,8 @@ def test_statistics_are_those_of_the_textbook() -> None:
     made = table({"a": dict(enumerate(first.tolist())), "b": dict(enumerate(other.tolist()))})
     a, b = made.rows
     assert a.difference is None
-    assert a.figures[DEV]["mean"] == pytest.approx(math.fsum(first) / 5)
-    assert a.figures[DEV]["sd"] == pytest.approx(math.sqrt(math.fsum((first - first.mean()) ** 2) / 4))
+    assert a.metrics[DEV]["mean"] == pytest.approx(math.fsum(first) / 5)
+    assert a.metrics[DEV]["sd"] == pytest.approx(math.sqrt(math.fsum((first - first.mean()) ** 2) / 4))
     assert b.best == (int(other.argmax()), other.max())
     gaps = other - first
     t = gaps.mean() / (math.sqrt(math.fsum((gaps - gaps.mean()) ** 2) / 4) / math.sqrt(5))
@@ -129,7 +136,7 @@ def test_pictures_name_every_row() -> None:
 
 def test_figures_of_a_run(tmp_path: Path) -> None:
     (job,) = make_jobs(tmp_path, demo_plan({"a": {}}, (0,), tasks="sts,MR,geometry"))
-    assert read_figures(job) == {}
+    assert run_metrics(job) == {}
     job.run.mkdir(parents=True)
     lines = [
         {"step": 0, DEV: 30.0, "dev/pearson": 1.0},
@@ -139,10 +146,10 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
         {"step": 6, DEV: 39.0, "dev/pearson": 3.0},
     ]
     (job.run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert read_figures(job) == {}, "not finished"
-    job.steps[0].record()
+    assert run_metrics(job) == {}, "not finished"
+    job.commands[0].record()
     dev = {DEV: 40.0, "dev/pearson": 2.0, "dev/perplexity": 9.0, LAST: 39.0}
-    assert read_figures(job) == dev
+    assert run_metrics(job) == dev
     job.evaluation.mkdir()
     scores = {
         "scores": {"STS12": {"all": 70.0, "mean": 1.0}, "MR": {"accuracy": 80.0}},
@@ -151,39 +158,39 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
         "protocol": {"tasks": {"STS12": {"headline": "all"}, "MR": {"headline": "accuracy"}}},
     }
     job.scores.write_text(json.dumps(scores))
-    assert read_figures(job) == dev, "not judged to the end"
-    job.steps[1].record()
-    figures = read_figures(job)
+    assert run_metrics(job) == dev, "not judged to the end"
+    job.commands[1].record()
+    figures = run_metrics(job)
     assert figures == dev | {"sts": 75.0, "STS12": 70.0, "MR": 80.0, "alignment": 0.2, "uniformity": -2.0}
     assert choose_measure(figures, job.judging) == "sts"
     with (job.run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 8, DEV: None}) + "\n")
     collapsed = {name: figure for name, figure in figures.items() if name != LAST}
-    assert read_figures(job) == collapsed, "the last evaluation has no figure"
-    assert shown(figures, job.judging, "sts") == ["MR", DEV, "dev/perplexity", "alignment", "uniformity"]
-    assert shown(figures, job.judging, LAST)[:2] == ["sts", "MR"]
+    assert run_metrics(job) == collapsed, "the last evaluation has no figure"
+    assert column_metrics(figures, job.judging, "sts") == ["MR", DEV, "dev/perplexity", "alignment", "uniformity"]
+    assert column_metrics(figures, job.judging, LAST)[:2] == ["sts", "MR"]
 
 
 def test_masked_language_models_are_compared_by_perplexity(tmp_path: Path) -> None:
     (job,) = make_jobs(tmp_path, demo_plan({"a": {}}, (0,)))
     job.run.mkdir(parents=True)
-    job.steps[0].record()
+    job.commands[0].record()
     lines = [{"step": n, "dev/perplexity": value, "dev/mlm_accuracy": n} for n, value in enumerate((9.0, 5.0, 6.0))]
     (job.run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert read_figures(job) == {"dev/perplexity": 5.0, "dev/mlm_accuracy": 1}
-    assert choose_measure(read_figures(job), Judging()) == "dev/perplexity"
+    assert run_metrics(job) == {"dev/perplexity": 5.0, "dev/mlm_accuracy": 1}
+    assert choose_measure(run_metrics(job), Judging()) == "dev/perplexity"
 
 
 def test_measures() -> None:
-    assert possible(Judging())[0] == DEV
-    judged = possible(Judging("sts,transfer,geometry", pairs=("mine.tsv",)))
+    assert possible_metrics(Judging())[0] == DEV
+    judged = possible_metrics(Judging("sts,transfer,geometry", pairs=("mine.tsv",)))
     assert judged[:2] == ("sts", "transfer")
     assert {"mine.tsv", "MR", "alignment", DEV} <= set(judged)
-    assert possible(Judging(pairs=("mine.tsv",)))[0] == "mine.tsv"
-    assert "alignment" not in possible(Judging("STS12"))
+    assert possible_metrics(Judging(pairs=("mine.tsv",)))[0] == "mine.tsv"
+    assert "alignment" not in possible_metrics(Judging("STS12"))
     require_measure("", Judging())
     require_measure("sts", Judging("sts"))
-    with pytest.raises(UserError, match="--measure=sts is no figure") as caught:
+    with pytest.raises(UserError, match="--measure=sts") as caught:
         require_measure("sts", Judging())
     assert DEV in str(caught.value)
 

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from simcse_jax.sweeping.folder import locked
-from simcse_jax.sweeping.jobs import Job
-from simcse_jax.sweeping.queue import Ended, last_lines, run_jobs
+from simcse_jax.sweeping.jobs import Job, Outcome, last_lines, locked, run_jobs
 from tests.sweeping.made_sweep import shell_job
 
 
-def queue(folder: Path, jobs: Sequence[Job], parallel: int = 1) -> tuple[Ended, str]:
+def queue(folder: Path, jobs: Sequence[Job], parallel: int = 1) -> tuple[Outcome, str]:
     """How the queue ended, and what it said."""
     said: list[str] = []
     with locked(folder) as lock:
