@@ -1,5 +1,8 @@
 """Keys without effect are refused, and differences are those that change what is trained."""
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +11,9 @@ from simcse_jax.config.compare import differences
 from simcse_jax.config.keys import Key
 from simcse_jax.config.schema import KEYS, RESUMABLE_KEYS, defaults
 from simcse_jax.system.errors import UserError
+from simcse_jax.training.loop import train
 from tests.config.recipes import COMPANIONS, in_effect, other_value, resolved
+from tests.small_models import prepare_small
 
 IDLE = [
     pytest.param(key, name, effective, id=f"{key.name}-{name}")
@@ -55,3 +60,34 @@ def test_a_recipe_of_an_earlier_version_lacks_keys() -> None:
     assert differences(old, defaults() | {"mlm.weight": 0.1})["mlm.weight"] == (None, 0.1)
     # Against nothing, every key that changes what is trained counts: what a model's identity is made of.
     assert differences({}, defaults()).keys() == KEYS.keys() - RESUMABLE_KEYS
+
+
+def test_a_run_resumes_where_all_of_its_layout_and_the_places_of_its_files_changed(
+    small_run: Path, tmp_path: Path
+) -> None:
+    workdir = shutil.copytree(small_run, tmp_path / "run")
+    old = json.loads((workdir / "config.json").read_text())["recipe"]
+    moved = {name: str(shutil.copy(old[name], tmp_path)) for name in ("data.files", "eval.data")}
+    changed: dict[str, Any] = moved | {
+        "data.cache_dir": str(tmp_path / "cache"),
+        "data.packed": False,
+        "data.row_length": 48,
+        "model.unroll": "off",
+        "model.remat": True,
+        "train.groups_at_once": 1,
+        "train.log_every_steps": 3,
+        "objective.tile": 0,
+        "eval.every_steps": 1,
+        "eval.patience": 5,
+        "checkpoint.every_steps": 3,
+        "mesh.data": 2,
+        "mesh.fsdp": 2,
+    }
+    assert changed.keys() == RESUMABLE_KEYS - {"data.synonyms", "mlm.validation"}
+    assert not [name for name, value in changed.items() if old[name] == value]
+    del changed["data.cache_dir"]
+    flags = {name.replace(".", "__"): value for name, value in changed.items()}
+    outcome = train(prepare_small(workdir, tmp_path / "cache", **flags), workdir)
+    assert outcome.step == old["train.steps"]
+    with pytest.raises(UserError, match=r"train\.seed: 0 there, 1 now"):
+        prepare_small(workdir, tmp_path / "cache", **flags, train__seed=1)
