@@ -22,7 +22,7 @@ from simcse_jax.embedding_model import open_model
 from simcse_jax.evaluation.results import Encode
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.evaluation.sts import evaluate_pairs, load_sts
-from simcse_jax.model_folder.conversion import convert
+from simcse_jax.model_folder.export import convert
 from simcse_jax.model_folder.onnx_export import MODEL, MODEL_INT8, TOKENIZER, require_onnx, write_onnx
 
 FLAGS = flags.FLAGS

@@ -22,8 +22,7 @@ _INT8 = flags.DEFINE_bool("int8", False, "With --onnx: also model_int8.onnx, qua
 
 def main() -> None:
     """Export as the flags say."""
-    from simcse_jax.model_folder.conversion import convert
-    from simcse_jax.model_folder.export import export_run
+    from simcse_jax.model_folder.export import convert, export_run
     from simcse_jax.model_folder.onnx_export import require_onnx, write_onnx
 
     if bool(_WORKDIR.value) == bool(_MODEL.value) or not _OUT.value:

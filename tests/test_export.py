@@ -136,7 +136,7 @@ def check_agreement(source: Source, out: Path, texts: list[str], pooler: str) ->
     assert relative_error(theirs, ours) < 2e-5
 
 
-@pytest.mark.parametrize("pooler", POOLERS)
+@pytest.mark.parametrize("pooler", ["cls", "avg_first_last"])
 def test_libraries_agree(source: Source, tmp_path: Path, texts: list[str], pooler: str) -> None:
     check_agreement(source, source.export(tmp_path / "out", pooler), texts, pooler)
 
@@ -144,8 +144,7 @@ def test_libraries_agree(source: Source, tmp_path: Path, texts: list[str], poole
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "bert"])
 def test_libraries_agree_on_other_families(tmp_path: Path, texts: list[str], family: str) -> None:
     source = make_source(family, tmp_path)
-    for pooler in ("cls", "avg_first_last"):
-        check_agreement(source, source.export(tmp_path / pooler, pooler), texts, pooler)
+    check_agreement(source, source.export(tmp_path / "out", "cls"), texts, "cls")
 
 
 @pytest.mark.parametrize("pooler", POOLERS)
@@ -161,8 +160,9 @@ def test_the_code_on_the_card_runs(
         names: dict[str, Any] = {}
         exec(code, names)
         results.append(np.asarray(names["embeddings"]))
-    assert results[0].shape == (2, 32)
-    assert relative_error(results[0], results[1]) < 2e-5
+    ours = open_model(str(tmp_path / "my-model")).encode(names["sentences"])
+    for result in results:
+        assert relative_error(result, ours) < 2e-5
 
 
 def test_card_holds_recipe_data_and_scores(source: Source, tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_an_earlier_export_is_replaced_and_foreign_files_stay(source: Source, tm
 def test_folders_of_others_are_refused(source: Source, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"is not empty, and no export of ours[\s\S]*thesis.tex"):
+    with pytest.raises(UserError, match=r"is not empty and not an earlier export[\s\S]*thesis.tex"):
         source.export(tmp_path / "full")
     with pytest.raises(UserError, match="is a file"):
         source.export(tmp_path / "full" / "thesis.tex")
@@ -342,12 +342,11 @@ def test_entry_point_without_torch(source: Source, tmp_path: Path) -> None:
     assert read_pooler(tmp_path / "out") == "cls"
 
 
-@pytest.mark.parametrize("flags", [(), ("--workdir=nowhere", "--out=x")], ids=["no flags", "no run"])
-def test_entry_point_errors(flags: tuple[str, ...]) -> None:
-    result = entry_point(*flags, blocked="torch")
+def test_entry_point_error(tmp_path: Path) -> None:
+    result = entry_point("--workdir=nowhere", f"--out={tmp_path / 'out'}", blocked="torch")
     assert result.returncode == 2
     assert "error: " in result.stderr
-    assert "--workdir" in result.stderr
+    assert "nowhere" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -390,5 +389,5 @@ def test_a_folder_that_does_not_say_its_pooler(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"does not say[\s\S]*cls_before_pooler"):
         read_pooler(tmp_path)
     (tmp_path / "simcse_jax.json").write_text('{"pooler": "max"}')
-    with pytest.raises(UserError, match="'max' is none of ours"):
+    with pytest.raises(UserError, match="'max' is unknown"):
         read_pooler(tmp_path)

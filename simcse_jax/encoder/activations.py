@@ -1,4 +1,4 @@
-"""The activations of the feed-forward layers, by Hugging Face's names for `hidden_act`."""
+"""Define the activations of the feed-forward layers, by Hugging Face's names for `hidden_act`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import jax.numpy as jnp
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """x * Phi(x), the exact GELU of BERT and RoBERTa; shape and dtype of x, computed in at least float32.
+    """Return x * Phi(x), the exact GELU of BERT and RoBERTa; shape and dtype of x, computed in at least float32.
 
-    `jax.nn.gelu` takes the same from erfc, at three times the cost on a CPU and with more kept for the backward pass.
-    Here x alone is kept, and the slope made of it where it is used.
+    `jax.nn.gelu` computes the same with erfc, at three times the cost on a CPU, and keeps more for the backward pass.
+    Here only x is kept, and the backward pass computes the slope from it.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (wide * _below(wide)).astype(x.dtype)
+    return (wide * _phi(wide)).astype(x.dtype)
 
 
 def _forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -25,17 +25,17 @@ def _forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    x = jax.lax.optimization_barrier(x)  # or XLA would find that the forward pass has the erf, and keep it after all
+    x = jax.lax.optimization_barrier(x)  # keeps XLA from storing the erf in the forward pass
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    slope = _below(wide) + wide * jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
+    slope = _phi(wide) + wide * jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
     return ((gradient.astype(wide.dtype) * slope).astype(x.dtype),)
 
 
 gelu.defvjp(_forward, _backward)
 
 
-def _below(x: jax.Array) -> jax.Array:
-    """Phi(x): the standard normal distribution's share below x."""
+def _phi(x: jax.Array) -> jax.Array:
+    """Return Phi(x), the standard normal distribution function."""
     return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 

@@ -1,4 +1,4 @@
-"""Random parameters of an encoder, whole or only its heads."""
+"""Initialise the parameters of an encoder and its heads."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from simcse_jax.group import Group
 
 
 def init_params(encoder: Encoder, seed: int) -> Any:
-    """The parameter tree, drawn as BERT's: normal(0, initializer_range) kernels and tables, zero biases.
+    """Return random parameters as BERT's are drawn: normal(0, initializer_range) kernels and tables, zero biases.
 
-    Stacked over layers, also where the encoder has `unroll`. A pure function of the seed: jit it, with out_shardings
-    to have it land sharded, or take a part of the result and only that part is computed.
+    Stacked over layers, also where the encoder has `unroll`. A pure function of the seed: under jit, out_shardings
+    shard the result, and if only a part of it is used, only that part is computed.
     """
     one = jnp.zeros((1, 1), jnp.int32)
     group = Group(one, one, one, one, one[0], one[0])
@@ -31,5 +31,5 @@ def init_params(encoder: Encoder, seed: int) -> Any:
 
 
 def parameter_shapes(encoder: Encoder) -> Any:
-    """The same tree as ShapeDtypeStructs; computes nothing."""
+    """Return the tree of `init_params` as ShapeDtypeStructs, without computing anything."""
     return jax.eval_shape(lambda: init_params(encoder, 0))

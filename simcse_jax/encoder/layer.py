@@ -1,7 +1,7 @@
-"""One transformer layer of the BERT family, on rows of packed sentences.
+"""Define one transformer layer, on rows of packed sentences.
 
-A hidden state is [B, T, D], B rows of T tokens: those of all groups one after the other, and all again for each view,
-so that every matrix product is one of two plain matrices. W counts the groups over views.
+A hidden state is [B, T, D]: B rows of T tokens. The rows are those of all groups, once for each view, so that every
+matrix product is one of two plain matrices. W is the number of groups times the number of views.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class PackedRows(NamedTuple):
-    """Where the tokens and sentences of a hidden state are; see `group.Group`."""
+    """Say where the tokens and sentences of a hidden state are; see `group.Group`."""
 
     segments: jax.Array  # int32[B, T]
     positions: jax.Array  # int32[B, T]
@@ -36,7 +36,7 @@ class PackedRows(NamedTuple):
 
 
 def flatten_rows(group: Group, views: int) -> PackedRows:
-    """The rows of one group, or of several stacked on a leading axis, `views` times."""
+    """Return the rows of one group, or of several stacked on a leading axis, repeated for each view."""
 
     def for_each_view(x: Any) -> jax.Array:
         return jnp.tile(jnp.reshape(x, (-1, x.shape[-1])), (views, 1))
@@ -45,19 +45,19 @@ def flatten_rows(group: Group, views: int) -> PackedRows:
 
 
 def take_first_tokens(x: jax.Array, rows: PackedRows) -> jax.Array:
-    """[W, N, ...]: what x [B, T, ...] holds of each sentence's first token."""
+    """Return [W, N, ...]: the entries of x [B, T, ...] at each sentence's first token."""
     tokens = x.reshape(len(rows.first_tokens), -1, *x.shape[2:])
     return jax.vmap(lambda x, at: x.at[at].get(mode="promise_in_bounds"))(tokens, rows.first_tokens)
 
 
 def sentence_means(x: jax.Array, rows: PackedRows) -> jax.Array:
-    """[W, N, D]: the mean of x [B, T, D] over the tokens of each sentence."""
+    """Return [W, N, D]: the mean of x [B, T, D] over the tokens of each sentence."""
     groups = x.reshape(len(rows.first_tokens), -1, *x.shape[1:])
     return jax.vmap(pooling.mean)(groups, rows.first_tokens, rows.lengths)
 
 
 class Dropout:
-    """The dropout of one forward pass: holds the keys of the views and the rows' coordinates, knows the sites."""
+    """Apply the dropout of one forward pass: holds the keys of the views and the coordinates of the rows."""
 
     def __init__(self, architecture: Architecture, rows: PackedRows, keys: jax.Array | None, train: bool):
         self.rate = architecture.dropout if train else 0.0
@@ -67,7 +67,7 @@ class Dropout:
         self.keys, self.rows, self.max_positions = keys, rows, architecture.max_position_embeddings
 
     def of_first_tokens(self) -> Dropout:
-        """The dropout of arrays [W, N, D] that hold each sentence's first token alone."""
+        """Return the dropout for arrays [W, N, D] that hold only each sentence's first token."""
         first = copy.copy(self)
         first.rows = self.rows._replace(
             sentences=take_first_tokens(self.rows.sentences, self.rows),
@@ -76,11 +76,11 @@ class Dropout:
         return first
 
     def token_keys(self, layer: int | jax.Array, site: int) -> jax.Array:
-        """uint32[B, T]: a key for each token at a site."""
+        """Return uint32[B, T]: a key for each token at a site."""
         return self._keys_at(layer, site, self.rows.positions)
 
     def sentence_keys(self, layer: int | jax.Array, site: int) -> jax.Array:
-        """uint32[B, T]: the same for all tokens of a sentence."""
+        """Return uint32[B, T]: a key for each sentence at a site, the same for all its tokens."""
         return self._keys_at(layer, site, jnp.zeros_like(self.rows.positions))
 
     def _keys_at(self, layer: int | jax.Array, site: int, positions: jax.Array) -> jax.Array:
@@ -89,14 +89,14 @@ class Dropout:
         of_rows = jnp.repeat(of_views, len(self.rows.sentences) // len(self.keys), axis=0)
         return jax.vmap(drop.token_keys)(of_rows, self.rows.sentences, positions)
 
-    def hidden(self, x: jax.Array, layer: int | jax.Array, site: int) -> jax.Array:
-        """x [B, T, D] with dropout; the index within a token is the feature."""
+    def apply(self, x: jax.Array, layer: int | jax.Array, site: int) -> jax.Array:
+        """Return x [B, T, D] with dropout; the index within a token is the feature."""
         if not self.rate:
             return x
         feature = jnp.arange(x.shape[-1], dtype=jnp.uint32)[None, None]
         return drop.dropout(x, self.token_keys(layer, site)[:, :, None], feature, self.rate)
 
-    def attention(self, layer: int | jax.Array, heads: int) -> tuple[jax.Array | None, jax.Array | None]:
+    def attention_keys(self, layer: int | jax.Array, heads: int) -> tuple[jax.Array | None, jax.Array | None]:
         """Return `keys` and `pairs` of an AttentionMask; the index within a query token is (head, key position)."""
         if not self.rate:
             return None, None
@@ -106,7 +106,7 @@ class Dropout:
 
 
 class EncoderModule(nn.Module):
-    """The fields and layer makers that every part of the encoder shares."""
+    """Hold the fields that every module of the encoder has, and make its layers."""
 
     architecture: Architecture
     dtype: Any = jnp.float32
@@ -122,10 +122,10 @@ class EncoderModule(nn.Module):
 
 
 class Dense(nn.Module):
-    """x [..., I] to [..., O]: one product of two flat matrices, whatever axes x and the parameters have.
+    """Map x [..., I] to [..., O] by one product of two flat matrices, whatever axes x and the parameters have.
 
-    With several leading axes, XLA would transpose x to make the kernel's gradient. Parameters: kernel [*inputs,
-    *outputs], bias [*outputs]; I and O are the products of `inputs` and `outputs`.
+    With several leading axes, XLA would transpose x to compute the kernel's gradient. Parameters: kernel [*inputs,
+    *outputs], bias [*outputs]; I and O are the products of `inputs` and of `outputs`.
     """
 
     inputs: tuple[int, ...]
@@ -145,11 +145,11 @@ class Dense(nn.Module):
 
 
 class Layer(EncoderModule):
-    """One transformer layer: hidden [B, T, D] in, (hidden, what `collect` asks for) out."""
+    """Map a hidden state [B, T, D] to (the next one, its sentence means [W, N, D] if `with_means`)."""
 
     train: bool = False
-    collect: str | None = None  # None, "mean" (per-sentence means [W, N, D]) or "hidden" (the hidden state itself)
-    first_only: bool = False  # the hidden state out is that of the sentences' first tokens alone, [W, N, D]
+    with_means: bool = False
+    first_only: bool = False  # return the hidden state of the sentences' first tokens only, [W, N, D]
 
     @nn.compact
     def __call__(
@@ -160,13 +160,13 @@ class Layer(EncoderModule):
         after = dropout.of_first_tokens() if self.first_only else dropout
         x = Attention(*shared, first_only=self.first_only, name="attention")(x, layer, rows, dropout, after)
         x = FeedForward(*shared, name="ffn")(x, layer, after)
-        return x, collect_states(x, rows, self.collect)
+        return x, sentence_means(x, rows) if self.with_means else None
 
 
 class Attention(EncoderModule):
-    """x [B, T, D] after self-attention within each packed sentence, residual and norm."""
+    """Apply self-attention within each packed sentence to x [B, T, D], then residual and norm."""
 
-    first_only: bool = False  # of the sentences' first tokens alone, [W, N, D]; `after` is then the dropout of these
+    first_only: bool = False  # return only the sentences' first tokens, [W, N, D]; `after` is their dropout
 
     @nn.compact
     def __call__(self, x: jax.Array, layer: jax.Array, rows: PackedRows, dropout: Dropout, after: Dropout) -> jax.Array:
@@ -174,28 +174,21 @@ class Attention(EncoderModule):
         heads, size = products["attention/out"].inputs
         qkv = jnp.split(self.dense("qkv", products["attention/qkv"])(x), 3, axis=-1)
         q, k, v = (part.reshape(*part.shape[:-1], heads, size) for part in qkv)
-        among = AttentionMask(rows.segments, *dropout.attention(layer, heads))
-        context: jax.Array = attend(q, k, v, among, dropout.rate)
+        mask = AttentionMask(rows.segments, *dropout.attention_keys(layer, heads))
+        context: jax.Array = attend(q, k, v, mask, dropout.rate)
         context = context.reshape(x.shape)
         if self.first_only:
             x, context = take_first_tokens(x, rows), take_first_tokens(context, rows)
         out = self.dense("out", products["attention/out"])(context)
-        return self.norm("norm")(x + after.hidden(out, layer, drop.ATTENTION_OUTPUT))
+        return self.norm("norm")(x + after.apply(out, layer, drop.ATTENTION_OUTPUT))
 
 
 class FeedForward(EncoderModule):
-    """x [B, T, D] after the two dense layers, residual and norm."""
+    """Apply the two dense layers to x [B, T, D], then residual and norm."""
 
     @nn.compact
     def __call__(self, x: jax.Array, layer: jax.Array, dropout: Dropout) -> jax.Array:
         products = self.architecture.layer_products
         up = ACTIVATIONS[self.architecture.hidden_act](self.dense("up", products["ffn/up"])(x))
         out = self.dense("down", products["ffn/down"])(up)
-        return self.norm("norm")(x + dropout.hidden(out, layer, drop.FFN_OUTPUT))
-
-
-def collect_states(x: jax.Array, rows: PackedRows, collect: str | None) -> jax.Array | None:
-    """What `Layer.collect` asks for of a hidden state."""
-    if collect == "mean":
-        return sentence_means(x, rows)
-    return x if collect == "hidden" else None
+        return self.norm("norm")(x + dropout.apply(out, layer, drop.FFN_OUTPUT))

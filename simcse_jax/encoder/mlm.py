@@ -1,4 +1,4 @@
-"""The head of masked language modelling: hidden states to scores of the vocabulary, and the encoder with it."""
+"""Predict masked tokens: the head that scores the vocabulary, and the encoder with it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from simcse_jax.group import Group, MaskedGroup
 
 
 class MlmHead(EncoderModule):
-    """BERT's: dense, activation, norm, then the word embeddings, transposed, and a bias.
+    """Score the vocabulary as BERT does: dense, activation, norm, the transposed word embeddings, and a bias.
 
     Parameters: dense, norm, bias [V].
     """
 
     @nn.compact
     def __call__(self, hidden: jax.Array, words: jax.Array) -> jax.Array:
-        """Scores of at least float32 [..., V], of hidden [..., D] and the word embeddings [V, D]."""
+        """Return scores [..., V] of at least float32, for hidden [..., D] and word embeddings [V, D]."""
         x = self.dense("dense", self.architecture.head_product)(hidden.astype(self.dtype))
         x = self.norm("norm")(ACTIVATIONS[self.architecture.hidden_act](x))
         bias = self.param("bias", nn.initializers.zeros, (self.architecture.vocab_size,), self.param_dtype)
@@ -36,25 +36,25 @@ class MlmHead(EncoderModule):
 
 
 class Predictor(NamedTuple):
-    """A model that replaces tokens by others that might stand there."""
+    """Hold a model that replaces tokens by others that are likely in their place."""
 
     encoder: Encoder
     special: np.ndarray  # bool[V]: tokens that it never writes
 
 
 def make_mlm_head(encoder: Encoder) -> MlmHead:
-    """The head that goes with an encoder."""
+    """Make the head that goes with an encoder."""
     return MlmHead(encoder.architecture, encoder.dtype, encoder.param_dtype)
 
 
 def mlm_scores(
     encoder: Encoder, params: Any, group: Group, masked: MaskedGroup, key: jax.Array | None = None
 ) -> jax.Array:
-    """float32[G, M, V]: for each place of the masked copies, the scores of what stood there.
+    """Return float32[G, M, V]: the scores of all tokens at each of the M places to predict.
 
     group, masked: of G groups, stacked. params: the encoder's, with the head's under "mlm". key: uint32[2], turns
-    dropout on. The head, and the last layer's later products, run at the places alone. Nothing is cut off: what is
-    hidden, the masks hide.
+    dropout on. The head, and the last layer's products after attention, run only at these places. Cutoff is off: here
+    the masks are what hides tokens.
     """
     encoder = encoder.clone(architecture=dataclasses.replace(encoder.architecture, cutoff=""))
     at_places = group._replace(ids=masked.ids, first_tokens=masked.places, lengths=jnp.ones_like(masked.places))
@@ -64,15 +64,15 @@ def mlm_scores(
     return scores
 
 
-def replace_tokens(predictor: Predictor, params: Any, group: Group, hidden: MaskedGroup) -> jax.Array:
-    """int32[G, R, T]: the group's tokens, those that are hidden replaced by the likeliest others.
+def replace_tokens(predictor: Predictor, params: Any, group: Group, masked: MaskedGroup) -> jax.Array:
+    """Return int32[G, R, T]: the group's tokens, with the masked ones replaced by the likeliest other tokens.
 
-    group, hidden: of G groups, stacked. No gradient flows through them, and nothing is dropped.
+    group, masked: of G groups, stacked. No gradient flows through the result, and dropout is off.
     """
-    scores = jax.lax.stop_gradient(mlm_scores(predictor.encoder, params, group, hidden))
-    never = jnp.asarray(predictor.special)[None, None] | jax.nn.one_hot(hidden.labels, scores.shape[-1], dtype=bool)
+    scores = jax.lax.stop_gradient(mlm_scores(predictor.encoder, params, group, masked))
+    never = jnp.asarray(predictor.special)[None, None] | jax.nn.one_hot(masked.labels, scores.shape[-1], dtype=bool)
     likeliest = jnp.where(never, -jnp.inf, scores).argmax(-1).astype(jnp.int32)
     ids = jnp.reshape(group.ids, (len(group.ids), -1))
-    nowhere = jnp.where(hidden.labels >= 0, hidden.places, ids.shape[1])
-    ids = jax.vmap(lambda ids, at, new: ids.at[at].set(new, mode="drop"))(ids, nowhere, likeliest)
+    at = jnp.where(masked.labels >= 0, masked.places, ids.shape[1])  # unused places lie outside, and are dropped
+    ids = jax.vmap(lambda ids, at, new: ids.at[at].set(new, mode="drop"))(ids, at, likeliest)
     return ids.reshape(group.ids.shape)

@@ -1,6 +1,6 @@
-"""The encoder of the BERT and RoBERTa families: packed sentences to one vector a sentence.
+"""Define the encoder: packed sentences to one embedding for each sentence.
 
-`Encoder.apply({"params": params}, group, pooler, key, train)` is a pure function, and the only use made of Linen.
+`embed` is the pure function that others call; Linen is used for nothing else.
 Parameters are stored stacked over layers, [L, ...]; whether the layers then run as a loop over the stack or one after
 the other, each with its own (`unstack_layers`), recomputed or kept, is layout and changes no number.
 """
@@ -23,7 +23,6 @@ from simcse_jax.encoder.layer import (
     EncoderModule,
     Layer,
     PackedRows,
-    collect_states,
     flatten_rows,
     sentence_means,
     take_first_tokens,
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Embeddings(EncoderModule):
-    """[B, T, D] of ids and positions, int32[B, T]: word, position and (first) token type, summed and normalised."""
+    """Sum the embeddings of words, positions and (the first) token type, and normalise: int32[B, T] to [B, T, D]."""
 
     @nn.compact
     def __call__(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
@@ -53,13 +52,13 @@ class Embeddings(EncoderModule):
 
 
 class Encoder(EncoderModule):
-    """BERT or RoBERTa on groups of packed sentences, and a pooler on top.
+    """Encode groups of packed sentences, with a pooler on top.
 
-    Fields: `has_head`: a dense + tanh head sits on the first token (Hugging Face's `pooler`, SimCSE's MLP);
-    `has_mlm_head`: the parameters hold a head of masked language modelling too, which `encoder.mlm` runs;
-    `unroll`: layers as straight-line code instead of a loop, with parameters from `unstack_layers`;
-    `remat`: recompute each layer in the backward pass;
-    `gather`: makes a layer's parameters out of what the device holds of them, when they are split over devices.
+    has_head: a dense + tanh head sits on the first token (Hugging Face's `pooler`, SimCSE's MLP).
+    has_mlm_head: the parameters also hold a head for masked language modelling, which `encoder.mlm` runs.
+    unroll: run the layers as straight-line code instead of a loop, with parameters from `unstack_layers`.
+    remat: recompute each layer in the backward pass.
+    gather: turns the part of a layer's parameters that a device holds into the whole layer's.
     """
 
     has_head: bool = False
@@ -69,47 +68,43 @@ class Encoder(EncoderModule):
     gather: Callable[[Any], Any] | None = None
 
     def __call__(self, group: Group, pooler: str, key: jax.Array | None = None, train: bool = False) -> jax.Array:
-        """float32[N, D], [G, N, D] or [V, G, N, D] (float64 when computing in it): a vector for each sentence.
+        """Return float32[N, D], [G, N, D] or [V, G, N, D] (float64 when computing in it): one embedding per sentence.
 
-        group: arrays int32[R, T] and int32[N]; or those of G groups, stacked. key: uint32[2], the dropout key of this
-        step and view, or uint32[V, 2], those of V views, each of which encodes everything; needed when `train` and the
-        config has dropout or a cutoff (ValueError without). pooler: one of `pooling.POOLERS`; "cls" needs a head.
+        group: arrays int32[R, T] and int32[N], or those of G groups, stacked. key: uint32[2], the dropout key of this
+        step and view, or uint32[V, 2] for V views, each of which encodes all sentences; ValueError without one when
+        `train` is set and the architecture has dropout or a cutoff. pooler: one of `pooling.POOLERS`; "cls" needs a
+        head.
         """
         z = self._run(group, pooler, None if key is None else key.reshape(-1, 2), train)
         z = z.astype(jnp.promote_types(z.dtype, jnp.float32))  # [W, N, D]
         views = () if key is None else key.shape[:-1]
         return z.reshape(*views, *group.first_tokens.shape, -1)
 
-    def hidden_states(self, group: Group) -> jax.Array:
-        """[L + 1, R, T, D]: of one group, the embedding layer's output and each layer's, without dropout."""
-        return self._run(group, "hidden", None, False)
-
     @nn.compact
     def _run(self, group: Group, pooler: str, keys: jax.Array | None, train: bool) -> jax.Array:
         if pooler == "cls" and not self.has_head:
             raise ValueError("Encoder: pooler 'cls' needs a head (dense + tanh), and this encoder has none.")
-        if pooler != "hidden" and pooler not in pooling.POOLERS:
+        if pooler not in pooling.POOLERS:
             raise ValueError(f"Encoder: unknown pooler {pooler!r}; known: {', '.join(pooling.POOLERS)}.")
         averaged = pooling.AVERAGED_LAYERS.get(pooler, ())
-        collect = "hidden" if pooler == "hidden" else "mean" if len(averaged) > 1 else None
+        with_means = len(averaged) > 1
 
         views = 1 if keys is None else len(keys)
         rows = flatten_rows(group, views)
         ids, positions = (jnp.reshape(x, (-1, x.shape[-1])) for x in (group.ids, group.positions))
         x = Embeddings(self.architecture, self.dtype, self.param_dtype, name="embeddings")(ids, positions)
-        x = jnp.tile(x, (views, 1, 1))  # views differ from the first noise on
-        noise = Dropout(self.architecture, rows, keys, train)
-        if noise.cutoff:
-            x = cut(x, noise.cutoff, self.architecture.cutoff_rate, noise, rows)
-        x = noise.hidden(x, 0, drop.EMBEDDINGS)
-        of_embeddings = collect_states(x, rows, collect)
+        x = jnp.tile(x, (views, 1, 1))  # views differ from the first dropout on
+        dropout = Dropout(self.architecture, rows, keys, train)
+        if dropout.cutoff:
+            x = cut(x, dropout.cutoff, self.architecture.cutoff_rate, dropout, rows)
+        x = dropout.apply(x, 0, drop.EMBEDDINGS)
+        of_embeddings = sentence_means(x, rows) if with_means else None
         numbers = jnp.arange(1, self.architecture.num_hidden_layers + 1, dtype=jnp.uint32)
-        # An unrolled last layer leaves out what a pooler of first tokens never looks at: about 3/4 of its arithmetic.
-        first_only = self.unroll and collect is None and not averaged
-        x, of_layers = self._layers(train, collect, first_only)(x, numbers, rows, keys)
+        # An unrolled last layer skips what a pooler of first tokens never reads: about 3/4 of its arithmetic.
+        first_only = self.unroll and not averaged
+        x, of_layers = self._layers(train, with_means, first_only)(x, numbers, rows, keys)
         if of_embeddings is not None:
-            states = jnp.concatenate([of_embeddings[None], of_layers])
-            return states if collect == "hidden" else states[jnp.array(averaged)].mean(0)
+            return jnp.concatenate([of_embeddings[None], of_layers])[jnp.array(averaged)].mean(0)
         if averaged:
             return sentence_means(x, rows)
         z = x if first_only else take_first_tokens(x, rows)
@@ -117,16 +112,17 @@ class Encoder(EncoderModule):
             z = jnp.tanh(self.dense("head", self.architecture.head_product)(z))
         return z
 
-    def _layers(self, train: bool, collect: str | None, first_only: bool) -> Callable:
+    def _layers(self, train: bool, with_means: bool, first_only: bool) -> Callable:
         layers, one, gather = self.architecture.num_hidden_layers, Layer, self.gather
         if gather is not None:
             one = nn.map_variables(one, "params", trans_in_fn=lambda held: {"params": gather(held["params"])})
         if self.remat or gather is not None:
-            # Products with matrices are kept, and what was gathered is not: kept, it would be the whole model again.
+            # Keep the results of matrix products, but not gathered parameters: those would be the whole model again.
             policy = None if self.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            # prevent_cse guards against merging the recomputation away, which a loop's body cannot suffer.
+            # prevent_cse keeps XLA from merging the recomputation with the forward pass; in a loop it cannot do that.
             one = nn.remat(one, prevent_cse=self.unroll, policy=policy)
-        make = functools.partial(one, self.architecture, self.dtype, self.param_dtype, train=train, collect=collect)
+        fields = self.architecture, self.dtype, self.param_dtype
+        make = functools.partial(one, *fields, train=train, with_means=with_means)
         if self.unroll:
             last = functools.partial(make, first_only=first_only)
             made = [(last if n == layers - 1 else make)(name=f"layer_{n}") for n in range(layers)]
@@ -138,13 +134,13 @@ class Encoder(EncoderModule):
             in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=layers,
         )
-        return stacked(self.architecture, self.dtype, self.param_dtype, train=train, collect=collect, name="layers")
+        return stacked(*fields, train=train, with_means=with_means, name="layers")
 
 
 def _one_by_one(
     layers: list[Layer], x: jax.Array, numbers: jax.Array, rows: PackedRows, keys: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """What the scanned layers give, (x, what they collected, stacked), from layers that are called in turn."""
+    """Call layers in turn, and return what the scanned layers would: (x, their sentence means, stacked)."""
     found = []
     for layer, number in zip(layers, numbers, strict=True):
         x, of_layer = layer(x, number, rows, keys)
@@ -153,7 +149,7 @@ def _one_by_one(
 
 
 def unstack_layers(params: Any) -> Any:
-    """The parameters of an encoder with `unroll`: each layer's by themselves, from those stacked over layers."""
+    """Split parameters that are stacked over layers into each layer's own, as an encoder with `unroll` takes them."""
     layers, structure = jax.tree.flatten(params["layers"])
     split = zip(*map(jnp.unstack, layers), strict=True)
     each = {f"layer_{n}": jax.tree.unflatten(structure, layer) for n, layer in enumerate(split)}
@@ -161,9 +157,9 @@ def unstack_layers(params: Any) -> Any:
 
 
 def embed(encoder: Encoder, params: Any, group: Group, pooler: str, key: jax.Array | None = None) -> jax.Array:
-    """float32[N, D], [G, N, D] or [V, G, N, D], as `Encoder` gives: the pure function that training calls.
+    """Return the embeddings of a group's sentences, float32[N, D], [G, N, D] or [V, G, N, D]; see `Encoder`.
 
-    params: stacked over layers, also where the encoder has `unroll`. key: uint32[2], or uint32[V, 2], turns dropout on,
+    params: stacked over layers, also where the encoder has `unroll`. key: uint32[2] or uint32[V, 2] turns dropout on,
     as in training; None leaves it off.
     """
     params = unstack_layers(params) if encoder.unroll else params

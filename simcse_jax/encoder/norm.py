@@ -1,4 +1,4 @@
-"""LayerNorm that keeps its input, and next to nothing else, for the backward pass."""
+"""Compute LayerNorm, keeping little more than its input for the backward pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 class LayerNorm(nn.Module):
-    """x [..., D] with mean 0 and variance 1 over D, scaled and shifted. Parameters: scale [D], bias [D]."""
+    """Normalise x [..., D] to mean 0 and variance 1 over D, then scale and shift. Parameters: scale [D], bias [D]."""
 
     epsilon: float
     param_dtype: Any = jnp.float32
@@ -25,7 +25,7 @@ class LayerNorm(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis; shape and dtype of x.
+    """Return (x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis; shape and dtype of x.
 
     Computed in at least float32, with the two-pass variance that PyTorch computes.
     """
@@ -43,7 +43,7 @@ def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) ->
 
 def _backward(epsilon: float, kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, mean, inverse, scale = kept
-    x = jax.lax.optimization_barrier(x)  # or XLA would find that the forward pass has `normal`, and keep it after all
+    x = jax.lax.optimization_barrier(x)  # keeps XLA from storing `normal` in the forward pass
     normal = (x.astype(mean.dtype) - mean) * inverse
     wide = gradient.astype(mean.dtype)
     rows = tuple(range(x.ndim - 1))

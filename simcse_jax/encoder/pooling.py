@@ -1,7 +1,7 @@
-"""How the hidden states of a sentence become one vector.
+"""Pool the hidden states of a sentence to one embedding.
 
-Names as the field uses them. "First" is the output of layer 1; the older meaning, the embedding layer, has a name of
-its own (`avg_embedding_last`), because papers disagree on which one "first-last" means.
+"First" is the output of layer 1. Papers disagree on what "first-last" means, so the other meaning, the embedding
+layer, has its own name: `avg_embedding_last`.
 """
 
 import jax
@@ -18,10 +18,10 @@ POOLERS: tuple[str, ...] = ("cls", "cls_before_pooler", *AVERAGED_LAYERS)
 
 
 def mean(hidden: jax.Array, first_tokens: jax.Array, lengths: jax.Array) -> jax.Array:
-    """float32[N, D] (or wider): the mean over all tokens of each sentence, special tokens included.
+    """Return float32[N, D] (or wider): the mean over all tokens of each sentence, special tokens included.
 
-    A sentence's tokens are contiguous, so a 0/1 matrix [N, R * T] sums them in one product, which the hardware does
-    faster than a scatter. An empty slot (length 0) gives zeros.
+    A sentence's tokens are contiguous, so a 0/1 matrix [N, R * T] sums them in one product, which is faster than a
+    scatter. An unused slot (length 0) gives zeros.
     """
     place = jnp.arange(hidden.shape[0] * hidden.shape[1])[None]
     member = (place >= first_tokens[:, None]) & (place < (first_tokens + lengths)[:, None])

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it is, how it was made, how good it is, how to use it."""
+"""Write the README.md of an exported model: what it is, how it was made, how good it is, how to use it."""
 
 import re
 from collections.abc import Mapping
@@ -21,21 +21,22 @@ _POOLERS = {
 
 
 def model_card(
-    name: str, config: Architecture, pooler: str, train_pooler: str, has_head: bool, card: Mapping[str, Any]
+    name: str, architecture: Architecture, pooler: str, train_pooler: str, has_head: bool, card: Mapping[str, Any]
 ) -> str:
-    """The text of a model card, YAML front matter included.
+    """Return the text of a model card, with its YAML front matter.
 
     name: what the usage examples call the folder. card: any of "recipe" (mapping of keys to values), "data" (mapping or
-    text), "scores" (mapping of names to numbers, times 100), "step"; what is not there is left out. "source":
-    the name of the model that this one is a copy of, for what was not trained here.
+    text), "scores" (mapping of names to numbers, times 100), "step", and "source", the name of the model that this one
+    is a copy of, if it was not trained here. What is missing is left out.
     """
     recipe, data, scores = card.get("recipe") or {}, card.get("data") or {}, card.get("scores") or {}
     origin = _pretrained(name, recipe) if _only_pretrained(recipe) else f"{_origin(card.get('source'))}."
     sections = [
         _front_matter(recipe),
-        f"# {name}\n\n{origin} A sentence becomes a vector of {config.hidden_size} numbers; compare vectors by cosine.",
-        _facts(config, pooler, train_pooler, has_head),
-        "## Use\n\n" + "\n\n".join(_usage(name, config, pooler)),
+        f"# {name}\n\n{origin} A sentence becomes a vector of {architecture.hidden_size} numbers; "
+        "compare vectors by cosine.",
+        _facts(architecture, pooler, train_pooler, has_head),
+        "## Use\n\n" + "\n\n".join(_usage(name, architecture, pooler)),
     ]
     if scores:
         at = f" (step {card['step']})" if "step" in card else ""
@@ -71,7 +72,7 @@ def _pretrained(name: str, recipe: Mapping[str, Any]) -> str:
 
 
 def simcse_recipe(init: str) -> str:
-    """The recipe of SimCSE for a model that masked language modelling made from such weights ("random": small ones)."""
+    """Return the SimCSE recipe to continue with after masked language modelling; init: as model.init."""
     return "configs/small.py" if init == "random" else "configs/unsup.py"
 
 
@@ -89,10 +90,11 @@ def _front_matter(recipe: Mapping[str, Any]) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _facts(config: Architecture, pooler: str, train_pooler: str, has_head: bool) -> str:
+def _facts(architecture: Architecture, pooler: str, train_pooler: str, has_head: bool) -> str:
     facts = {
-        "architecture": f"{config.family}, {config.num_hidden_layers} layers, width {config.hidden_size}",
-        "longest text": f"{config.max_length} tokens",
+        "architecture": f"{architecture.family}, {architecture.num_hidden_layers} layers, "
+        f"width {architecture.hidden_size}",
+        "longest text": f"{architecture.max_length} tokens",
         "pooler": f"`{pooler}`: {_POOLERS[pooler]}",
         "pooler in training": f"`{train_pooler}`",
         "pooling head": "trained, as `pooler.dense`"
@@ -102,7 +104,7 @@ def _facts(config: Architecture, pooler: str, train_pooler: str, has_head: bool)
     return _table(facts)
 
 
-def _usage(name: str, config: Architecture, pooler: str) -> list[str]:
+def _usage(name: str, architecture: Architecture, pooler: str) -> list[str]:
     sentences = 'sentences = ["A man plays the guitar.", "Someone is making music."]'
     return [
         f"""With sentence-transformers:
@@ -123,7 +125,7 @@ from transformers import AutoModel, AutoTokenizer
 {sentences}
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModel.from_pretrained("{name}")
-batch = tokenizer(sentences, padding=True, truncation=True, max_length={config.max_length}, return_tensors="pt")
+batch = tokenizer(sentences, padding=True, truncation=True, max_length={architecture.max_length}, return_tensors="pt")
 with torch.no_grad():
 {_torch_pooling(pooler)}
 ```""",

@@ -1,4 +1,4 @@
-"""Write a trained model as a Hugging Face folder that transformers and sentence-transformers load as it is.
+"""Write a model as a Hugging Face folder that transformers and sentence-transformers load unchanged.
 
 No PyTorch is needed to write it.
 """
@@ -14,17 +14,21 @@ import numpy as np
 
 from simcse_jax import __version__
 from simcse_jax.encoder.architecture import Architecture
-from simcse_jax.encoder.families.table import architecture_from_saved, config_json
+from simcse_jax.encoder.families.table import architecture_from_saved, config_json, read_architecture
+from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.model_folder.card import model_card
-from simcse_jax.model_folder.pretrained import to_hugging_face
+from simcse_jax.model_folder.pretrained import load_params, to_hugging_face
 from simcse_jax.model_folder.st_modules import (
     OURS,
     module_folder,
     modules_json,
     pooling_modules,
+    read_pooler,
     transformer_settings,
 )
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.hub import model_folder
+from simcse_jax.system.whole_file import writing
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model")
 _TOKENIZER_SETTINGS = "tokenizer_config.json"
@@ -34,7 +38,7 @@ _TOKENIZER_FILES = (*_VOCABULARIES, "special_tokens_map.json", "added_tokens.jso
 def export_run(workdir: str | Path, out: str | Path, half: bool = False) -> None:
     """Write the best checkpoint of a run folder as a model folder; UserError if there is no run or no checkpoint.
 
-    half: as in `export_model`.
+    out, half: as in `export_model`.
     """
     from simcse_jax.training.saved import load_best
 
@@ -52,10 +56,32 @@ def export_run(workdir: str | Path, out: str | Path, half: bool = False) -> None
     )
 
 
+def convert(name: str, out: str | Path, pooler: str | None = None, half: bool = False) -> None:
+    """Write any model as an exported folder.
+
+    name: a Hugging Face folder (SimCSE's published ones too), an exported folder or a Hub name. out, half: as in
+    `export_model`. pooler: None = the model's own. The head is written only if the pooler uses it. Raises UserError
+    if there is no such model, if it does not say how it pools and `pooler` is not given, and for a run folder.
+    """
+    if pooler and pooler not in POOLERS:
+        raise UserError(f"--pooler={pooler} is unknown. Known: {', '.join(POOLERS)}.")
+    if (Path(name).expanduser() / "checkpoints").is_dir():
+        raise UserError(f"--model={name} is a run folder. Export it with --workdir={name}.")
+    folder = model_folder(name)
+    architecture = read_architecture(folder)
+    if not pooler:
+        try:
+            pooler = read_pooler(folder)
+        except UserError as error:
+            raise UserError(f"{error}\nGive it as --pooler=NAME.") from error
+    params = load_params(folder, architecture, head="load" if pooler == "cls" else "none")
+    export_model(Path(out), params, architecture, folder, pooler, card={"source": name}, half=half)
+
+
 def export_model(
     out: Path,
     params: Mapping[str, Any],
-    config: Architecture,
+    architecture: Architecture,
     tokenizer_folder: Path,
     pooler: str,
     card: Mapping[str, Any],
@@ -64,11 +90,10 @@ def export_model(
 ) -> None:
     """Write a model folder, whole or not at all.
 
-    out: does not exist, is empty, or holds an earlier export, which is replaced (files that others put there stay).
-    params: as the encoder has them, on host or device; a head is written even if `pooler` does not use it.
+    out: a new or empty folder, or an earlier export, which is replaced (files that others put there stay).
+    params: the encoder's, on host or device; a head is written even if `pooler` does not use it.
     card: see `model_card`. train_pooler: the pooler in training (default: "cls" if there is a head, else `pooler`).
-    half: weights are kept as float16, and config.json says that they are to be computed with in float32. UserError
-    where one is too large for that.
+    half: store the weights as float16; config.json still says to compute in float32. UserError if one is too large.
     """
     if pooler == "cls" and "head" not in params:
         raise ValueError("export_model: pooler 'cls' needs a head, and these parameters have none.")
@@ -78,31 +103,27 @@ def export_model(
     previous = _replaceable(out)
     train_pooler = train_pooler or ("cls" if "head" in params else pooler)
 
-    try:
+    with writing(out):
         partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}.\nGive another folder.") from error
-    _copy_tokenizer(Path(tokenizer_folder), partial, config.max_length)
-    tensors = to_hugging_face(params, config)
-    _write_json(partial / "config.json", config_json(config, "mlm" in params))
-    _write_tensors(partial / "model.safetensors", _halved(tensors) if half else tensors)
-    _write_modules(partial, pooler, config, params.get("head"))
-    text = model_card(out.name, config, pooler, train_pooler, "head" in params, card)
-    (partial / "README.md").write_text(text, encoding="utf-8")
-    written = sorted([*(path.name for path in partial.iterdir()), OURS])
-    _write_json(
-        partial / OURS,
-        {"pooler": pooler, "train_pooler": train_pooler, "version": __version__, "files": written},
-    )
-    _keep_foreign(out, partial, previous)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(partial, out)
+        _copy_tokenizer(Path(tokenizer_folder), partial, architecture.max_length)
+        tensors = to_hugging_face(params, architecture)
+        write_json(partial / "config.json", config_json(architecture, "mlm" in params))
+        _write_tensors(partial / "model.safetensors", _halved(tensors) if half else tensors)
+        _write_modules(partial, pooler, architecture, params.get("head"))
+        text = model_card(out.name, architecture, pooler, train_pooler, "head" in params, card)
+        (partial / "README.md").write_text(text, encoding="utf-8")
+        written = sorted([*(path.name for path in partial.iterdir()), OURS])
+        ours = {"pooler": pooler, "train_pooler": train_pooler, "version": __version__, "files": written}
+        write_json(partial / OURS, ours)
+        _keep_foreign(out, partial, previous)
+        if out.exists():
+            os.replace(out, old)
+        os.replace(partial, out)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _recover(out: Path, partial: Path, old: Path) -> None:
-    """Clear what a killed export left beside `out`; if it was killed between the two renames, undo the first."""
+    """Remove what a killed export left beside `out`; if it was killed between the two renames, undo the first."""
     shutil.rmtree(partial, ignore_errors=True)
     if old.exists() and not out.exists():
         os.replace(old, out)
@@ -110,7 +131,7 @@ def _recover(out: Path, partial: Path, old: Path) -> None:
 
 
 def _replaceable(out: Path) -> set[str]:
-    """Names that an earlier export wrote into `out`; UserError if the folder holds something else."""
+    """Return the names that an earlier export wrote into `out`; UserError if the folder holds something else."""
     if not out.exists():
         return set()
     if not out.is_dir():
@@ -122,13 +143,13 @@ def _replaceable(out: Path) -> set[str]:
         return set(json.loads((out / OURS).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"--out={out} is not empty, and no export of ours (no {OURS}): {', '.join(names[:8])}\n"
+            f"--out={out} is not empty and not an earlier export (no {OURS}): {', '.join(names[:8])}\n"
             "Give a folder that does not exist yet, or remove that one first."
         ) from None
 
 
 def _keep_foreign(out: Path, partial: Path, previous: set[str]) -> None:
-    """Copy what others put beside an earlier export (.git, scores) to the new one, unless it has such a file itself."""
+    """Copy what others put into an earlier export (.git, scores) to the new one, unless it has that file itself."""
     for path in out.iterdir() if out.exists() else ():
         target = partial / path.name
         if path.name in previous or target.exists():
@@ -140,7 +161,7 @@ def _keep_foreign(out: Path, partial: Path, previous: set[str]) -> None:
 
 
 def _copy_tokenizer(source: Path, target: Path, max_length: int) -> None:
-    """Copy the tokenizer's files; its length limit becomes the model's."""
+    """Copy the tokenizer's files, and set its length limit to the model's."""
     found = [name for name in _TOKENIZER_FILES if (source / name).is_file()]
     if not set(found) & set(_VOCABULARIES):
         raise UserError(f"{source} holds no tokenizer: none of {', '.join(_VOCABULARIES)} is there.")
@@ -148,11 +169,11 @@ def _copy_tokenizer(source: Path, target: Path, max_length: int) -> None:
         shutil.copyfile(source / name, target / name)
     path = source / _TOKENIZER_SETTINGS
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    _write_json(target / _TOKENIZER_SETTINGS, _readable_by_all(settings) | {"model_max_length": max_length})
+    write_json(target / _TOKENIZER_SETTINGS, _readable_by_all(settings) | {"model_max_length": max_length})
 
 
 def _readable_by_all(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The tokenizer's settings in words that transformers 4 and 5 share, without how and where it was once loaded."""
+    """Return tokenizer settings with keys that transformers 4 and 5 share, without those on how it was loaded."""
     shared = {key: settings[key] for key in settings if key not in ("is_local", "local_files_only", "name_or_path")}
     if shared.get("tokenizer_class") == "TokenizersBackend":  # transformers 5's name
         shared["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -161,17 +182,17 @@ def _readable_by_all(settings: Mapping[str, Any]) -> dict[str, Any]:
     return shared
 
 
-def _write_modules(folder: Path, pooler: str, config: Architecture, head: Mapping[str, Any] | None) -> None:
-    modules = pooling_modules(pooler, config, head)
+def _write_modules(folder: Path, pooler: str, architecture: Architecture, head: Mapping[str, Any] | None) -> None:
+    modules = pooling_modules(pooler, architecture, head)
     for place, (kind, settings, weights) in enumerate(modules):
         path = folder / module_folder(place, kind)
         path.mkdir()
-        _write_json(path / "config.json", settings)
+        write_json(path / "config.json", settings)
         if weights:
             _write_tensors(path / "model.safetensors", weights)
-    _write_json(folder / "modules.json", modules_json(modules))
-    _write_json(folder / "sentence_bert_config.json", transformer_settings(pooler, config))
-    _write_json(
+    write_json(folder / "modules.json", modules_json(modules))
+    write_json(folder / "sentence_bert_config.json", transformer_settings(pooler, architecture))
+    write_json(
         folder / "config_sentence_transformers.json",
         {
             "__version__": {"simcse_jax": __version__},
@@ -183,7 +204,7 @@ def _write_modules(folder: Path, pooler: str, config: Architecture, head: Mappin
 
 
 def _halved(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors as float16; UserError where one does not fit."""
+    """Return the tensors as float16; UserError if one is too large."""
     for name, tensor in tensors.items():
         largest = float(np.abs(tensor).max(initial=0))
         if largest > float(np.finfo(np.float16).max):
@@ -197,5 +218,6 @@ def _write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
     save_file(dict(tensors), path, metadata={"format": "pt"})  # transformers refuses a file without the format
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Write content as indented JSON."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

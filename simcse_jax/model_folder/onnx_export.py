@@ -1,6 +1,6 @@
-"""model.onnx beside the other files of an exported folder, and model_int8.onnx: the extra [onnx].
+"""Add model.onnx and model_int8.onnx to an exported folder (the extra [onnx]).
 
-What runs them needs ONNX Runtime and the folder's tokenizer.json, and neither JAX nor PyTorch nor transformers.
+To run them takes ONNX Runtime and the folder's tokenizer.json, and neither JAX nor PyTorch nor transformers.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import jax
 
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.encoder.families.table import read_architecture
+from simcse_jax.model_folder.export import write_json
 from simcse_jax.model_folder.onnx_graph import encoder_graph
 from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.model_folder.st_modules import OURS, read_pooler
 from simcse_jax.system.errors import UserError
-from simcse_jax.system.whole_file import write_whole
+from simcse_jax.system.whole_file import write_whole, writing
 
 if TYPE_CHECKING:
     import onnx
@@ -31,7 +32,7 @@ _FILE_LIMIT = 2_000_000_000  # bytes of weights; one protobuf message may have 2
 
 
 def require_onnx() -> None:
-    """Nothing, or UserError where the extra [onnx] is not installed. Call it before what takes long."""
+    """Raise UserError if the extra [onnx] is not installed. Call it before long work."""
     for module in ("onnx", "onnxruntime"):
         try:
             importlib.import_module(module)
@@ -44,79 +45,75 @@ def require_onnx() -> None:
 def write_onnx(folder: str | Path, int8: bool = False) -> list[Path]:
     """Write model.onnx into an exported folder, each file whole or not at all, and return the paths written.
 
-    folder: as `model_folder.export_model` leaves it; a later export there replaces these files too. The model is
-    `onnx.graph.encoder_graph`'s, with the folder's pooler. int8: also model_int8.onnx, whose products and tables are
-    in 8 bits (ONNX Runtime's dynamic quantisation): a quarter of the size, and for all-MiniLM-L6-v2 82.02 instead of
-    82.03 on STS-B test and 86.55 instead of 86.72 on dev (Spearman x 100, see benchmarks/onnx_quality.py). A missing
-    tokenizer.json is added. UserError without the extra [onnx], when the folder does not say how it pools, or when the
-    model is too large for one file.
+    folder: as `export_model` writes it; a later export there replaces these files too. The model is that of
+    `encoder_graph`, with the folder's pooler. int8: also write model_int8.onnx, with products and tables in 8 bits
+    (ONNX Runtime's dynamic quantisation). It has a quarter of the size, and all-MiniLM-L6-v2 then scores 82.02 instead
+    of 82.03 on STS-B test and 86.55 instead of 86.72 on dev (Spearman x 100, see benchmarks/onnx_quality.py). A missing
+    tokenizer.json is added. Raises UserError without the extra [onnx], if the folder does not say how it pools, and
+    if the model is too large for one file.
     """
     require_onnx()
     folder = Path(folder)
-    config, pooler = read_architecture(folder), read_pooler(folder)
-    params = load_params(folder, config, head="load" if pooler == "cls" else "none")
+    architecture, pooler = read_architecture(folder), read_pooler(folder)
+    params = load_params(folder, architecture, head="load" if pooler == "cls" else "none")
     size = sum(array.nbytes for array in jax.tree.leaves(params))
     if size > _FILE_LIMIT:
         raise UserError(
             f"{folder}: as ONNX the model has {size / 2**30:.1f} GiB, and one file holds at most 2.\n"
             "Leave --onnx out, and use the folder with sentence-transformers; or train a smaller model."
         )
-    model = encoder_graph(params, config, pooler)
+    model = encoder_graph(params, architecture, pooler)
     tokenizer, written = load_tokenizer(folder), []
     needs_tokenizer = not (folder / TOKENIZER).is_file()
     _note(folder, [MODEL, *([MODEL_INT8] if int8 else []), *([TOKENIZER] if needs_tokenizer else [])])
     if needs_tokenizer:
-        written.append(_placed(folder, TOKENIZER, lambda path: tokenizer.backend_tokenizer.save(str(path))))
-    written.append(_placed(folder, MODEL, lambda path: path.write_bytes(model.SerializeToString())))
+        written.append(_write(folder, TOKENIZER, lambda path: tokenizer.backend_tokenizer.save(str(path))))
+    written.append(_write(folder, MODEL, lambda path: path.write_bytes(model.SerializeToString())))
     if int8:
-        written.append(_placed(folder, MODEL_INT8, lambda path: _quantise(model, path)))
-    _describe(folder, _usage(folder.resolve().name, config.max_length, tokenizer))
+        written.append(_write(folder, MODEL_INT8, lambda path: _quantise(model, path)))
+    _describe(folder, _usage(folder.resolve().name, architecture.max_length, tokenizer))
     return written
 
 
 def _quantise(model: onnx.ModelProto, path: Path) -> None:
-    """Write the model with weights of 8 bits; activations are quantised as they come, by their range in each batch.
+    """Write the model with 8-bit weights; activations are quantised at run time, by their range in each batch.
 
-    Weights are unsigned: with signed ones, CPUs without VNNI add pairs of products in 16 bits and cut what does not
-    fit. A scale for each column: over 400 pairs of STS-B dev, all-MiniLM-L6-v2's vectors have a cosine of 0.993 with
-    the exact ones on average, against 0.982 with one scale a matrix; and 0.992 and 0.963 with signed weights.
+    Weights are unsigned: with signed ones, CPUs without VNNI add pairs of products in 16 bits, which can overflow.
+    Each column has its own scale: over 400 pairs of STS-B dev, the embeddings of all-MiniLM-L6-v2 then have a mean
+    cosine of 0.993 with the exact ones, against 0.982 with one scale per matrix (0.992 and 0.963 with signed weights).
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    # Said of a model whose shapes are known and whose constants are folded, as those of our graph are; without it
-    # the quantiser advises to prepare the model first.
+    # Marks a model with known shapes and folded constants, as ours is; without it the quantiser logs a warning.
     marked = copy.deepcopy(model)
     marked.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     quantize_dynamic(marked, path, weight_type=QuantType.QUInt8, per_channel=True)
 
 
-def _placed(folder: Path, name: str, write: Any) -> Path:
-    """The path of a new file, which is there whole or not at all."""
-    try:
+def _write(folder: Path, name: str, write: Any) -> Path:
+    """Write a file whole or not at all, and return its path."""
+    with writing(folder / name, way_out=""):
         write_whole(folder / name, write)
-    except OSError as error:
-        raise UserError(f"{folder / name} cannot be written: {error.strerror or error}.") from error
     return folder / name
 
 
 def _note(folder: Path, names: list[str]) -> None:
-    """Add files, about to be written, to those that a later export replaces: no old vectors beside new weights."""
+    """List files, about to be written, among those that a later export replaces, so that no old model stays there."""
     path = folder / OURS
     if not path.is_file():
         return
     ours = json.loads(path.read_text(encoding="utf-8"))
     ours["files"] = sorted({*ours.get("files", ()), *names})
-    text = json.dumps(ours, indent=2) + "\n"
-    _placed(folder, OURS, lambda partial: partial.write_text(text, encoding="utf-8"))
+    _write(folder, OURS, lambda partial: write_json(partial, ours))
 
 
 def _describe(folder: Path, usage: str) -> None:
-    """Add to the folder's README.md how the ONNX model is used, unless that is there already."""
+    """Add to the folder's README.md how to use the ONNX model, unless it says so already."""
     path = folder / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if usage not in text:
         text = f"{text.rstrip()}\n\n{usage}".lstrip()
-        _placed(folder, path.name, lambda partial: partial.write_text(text, encoding="utf-8"))
+        _write(folder, path.name, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def _usage(name: str, max_length: int, tokenizer: PreTrainedTokenizerFast) -> str:

@@ -1,7 +1,7 @@
-"""The encoder as an ONNX graph: token ids in, pooled and normalised sentence vectors out.
+"""Build the ONNX graph of an encoder: token ids in, pooled and normalised sentence embeddings out.
 
-Written node by node from the parameters, without PyTorch. The nodes are those that PyTorch's exporters write for BERT,
-so ONNX Runtime finds the patterns that it fuses (erf-GELU, skip and norm).
+It is written node by node from the architecture and the parameters, without PyTorch. The nodes are those that PyTorch's
+exporters write for BERT, so ONNX Runtime finds the patterns that it fuses (erf-GELU, skip and norm).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from simcse_jax import __version__
@@ -25,14 +26,14 @@ SENTENCES, TOKENS = "sentence_embedding", "token_embeddings"
 
 
 class _Graph:
-    """Nodes and initialisers as they are made; every value has a name of its own."""
+    """Collect nodes and initialisers; every value has its own name."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.weights: dict[str, np.ndarray] = {}
 
     def op(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        """The name of the result of a new node."""
+        """Add a node, and return the name of its result."""
         from onnx import helper
 
         name = name or f"{kind}_{len(self.nodes)}"
@@ -40,28 +41,28 @@ class _Graph:
         return name
 
     def cast(self, x: str, kind: str) -> str:
-        """The name of x as ONNX's type of that name, FLOAT or BOOL."""
+        """Cast x to ONNX's type FLOAT or BOOL."""
         from onnx import TensorProto
 
         return self.op("Cast", x, to=getattr(TensorProto, kind))
 
     def weight(self, name: str, array: Any) -> str:
-        """The name of a float32 initialiser."""
+        """Add a float32 initialiser, and return its name."""
         self.weights[name] = np.array(array, np.float32, order="C")
         return name
 
     def number(self, value: float) -> str:
-        """The name of a float32 scalar; equal ones are one."""
+        """Return the name of a float32 scalar; equal ones share one."""
         return self.weight(f"number_{value!r}", value)
 
     def integers(self, *values: int) -> str:
-        """The name of an int64[n]; equal ones are one."""
+        """Return the name of an int64[n]; equal ones share one."""
         name = "integers_" + "_".join(map(str, values))
         self.weights[name] = np.array(values, np.int64)
         return name
 
     def dense(self, x: str, name: str, kernel: Any, bias: Any) -> str:
-        """x [..., I] -> [..., O] with kernel [I, O] and bias [O], whatever axes they are split into."""
+        """Map x [..., I] to [..., O] with a kernel of I * O entries and a bias of O, whatever their axes."""
         bias = np.asarray(bias).reshape(-1)
         product = self.op("MatMul", x, self.weight(f"{name}.weight", np.asarray(kernel).reshape(-1, len(bias))))
         return self.op("Add", product, self.weight(f"{name}.bias", bias))
@@ -71,13 +72,13 @@ class _Graph:
         return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
 
 
-def encoder_graph(params: Mapping[str, Any], config: Architecture, pooler: str) -> onnx.ModelProto:
-    """The ONNX model of an encoder with its pooler; its vectors have length 1.
+def encoder_graph(params: Mapping[str, Any], architecture: Architecture, pooler: str) -> onnx.ModelProto:
+    """Return the ONNX model of an encoder with its pooler; its embeddings have length 1.
 
     params: the encoder's, as `load_params` gives them; "cls" needs their head (ValueError without). Inputs:
-    input_ids and attention_mask, int64[batch, tokens], both axes dynamic, padded on either side. Token types are no
-    input: a sentence has the first one throughout, and an input that may be left out makes ONNX Runtime warn at every
-    load. Outputs: sentence_embedding float32[batch, D] and token_embeddings float32[batch, tokens, D] (last layer).
+    input_ids and attention_mask, int64[batch, tokens], both axes dynamic, padded on either side. Token types are not
+    an input: all tokens have the first type, and ONNX Runtime warns of an optional input at every load.
+    Outputs: sentence_embedding float32[batch, D] and token_embeddings float32[batch, tokens, D] (last layer).
     """
     from onnx import TensorProto, checker, helper, numpy_helper
 
@@ -88,7 +89,10 @@ def encoder_graph(params: Mapping[str, Any], config: Architecture, pooler: str) 
     graph = _Graph()
     mask = graph.cast("attention_mask", "FLOAT")
     order = graph.op("CumSum", "attention_mask", graph.integers(1))  # 1, 2, 3 ... at the tokens of a sentence
-    states = _hidden_states(graph, params, config, order)
+    states = _hidden_states(graph, params, architecture, order)
+    used = sum(array.size for name, array in graph.weights.items() if name.startswith("layer."))
+    if used != sum(array.size for array in jax.tree.leaves(params["layers"])):
+        raise ValueError("encoder_graph: the layers have parameters that this graph does not use.")
     graph.op("Identity", states[-1], name=TOKENS)
     _normalised(graph, _pooled(graph, params, states, pooler, mask, order))
 
@@ -96,8 +100,8 @@ def encoder_graph(params: Mapping[str, Any], config: Architecture, pooler: str) 
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, places) for name in INPUTS]
     weights = [numpy_helper.from_array(array, name) for name, array in graph.weights.items()]
     outputs = [
-        helper.make_tensor_value_info(SENTENCES, TensorProto.FLOAT, ["batch", config.hidden_size]),
-        helper.make_tensor_value_info(TOKENS, TensorProto.FLOAT, [*places, config.hidden_size]),
+        helper.make_tensor_value_info(SENTENCES, TensorProto.FLOAT, ["batch", architecture.hidden_size]),
+        helper.make_tensor_value_info(TOKENS, TensorProto.FLOAT, [*places, architecture.hidden_size]),
     ]
     model = helper.make_model(
         helper.make_graph(graph.nodes, "sentence_encoder", inputs, outputs, weights),
@@ -106,42 +110,43 @@ def encoder_graph(params: Mapping[str, Any], config: Architecture, pooler: str) 
         producer_name="simcse_jax",
         producer_version=__version__,
     )
-    helper.set_model_props(model, {"pooler": pooler, "max_length": str(config.max_length), "normalized": "true"})
+    helper.set_model_props(model, {"pooler": pooler, "max_length": str(architecture.max_length), "normalized": "true"})
     checker.check_model(model)
     return model
 
 
-def _hidden_states(graph: _Graph, params: Mapping[str, Any], config: Architecture, order: str) -> list[str]:
-    """The names of [batch, tokens, D]: the embedding layer's output and each layer's."""
+def _hidden_states(graph: _Graph, params: Mapping[str, Any], architecture: Architecture, order: str) -> list[str]:
+    """Return the names of [batch, tokens, D]: the embedding layer's output and each layer's."""
     tables = params["embeddings"]
-    # Padding before or between takes the place of a neighbour: it is masked, and its row is always in the table.
+    # Padding before or between tokens gets the position of a neighbour: it is masked, and that row always exists.
     before = graph.op("Max", graph.op("Sub", order, graph.integers(1)), graph.integers(0))
-    places = graph.op("Add", before, graph.integers(config.position_offset))
+    places = graph.op("Add", before, graph.integers(architecture.position_offset))
     words = graph.op("Gather", graph.weight("embeddings.word", tables["word"]), "input_ids")
     x = graph.op("Add", words, graph.op("Gather", graph.weight("embeddings.position", tables["position"]), places))
-    if config.type_vocab_size:
+    if "token_type" in tables:
         x = graph.op("Add", x, graph.weight("embeddings.token_type", tables["token_type"][0]))
-    states = [graph.norm(x, "embeddings.norm", tables["norm"], config.layer_norm_eps)]
+    states = [graph.norm(x, "embeddings.norm", tables["norm"], architecture.layer_norm_eps)]
 
     seen = graph.op("Unsqueeze", graph.cast("attention_mask", "BOOL"), graph.integers(1, 2))  # [batch, 1, 1, tokens]
-    for number in range(config.num_hidden_layers):
+    for number in range(architecture.num_hidden_layers):
         layer = _layer(params["layers"], number)
-        states.append(_layer_output(graph, states[-1], f"layer.{number}", layer, config, seen))
+        states.append(_layer_output(graph, states[-1], f"layer.{number}", layer, architecture, seen))
     return states
 
 
 def _layer(stacked: Any, number: int) -> Any:
-    """One layer of parameters that are stacked over layers."""
+    """Return one layer of parameters that are stacked over layers."""
     if isinstance(stacked, Mapping):
         return {name: _layer(part, number) for name, part in stacked.items()}
     return np.asarray(stacked[number])
 
 
-def _layer_output(graph: _Graph, x: str, name: str, params: Mapping[str, Any], config: Architecture, seen: str) -> str:
-    """The name of x [batch, tokens, D] after one transformer layer."""
+def _layer_output(
+    graph: _Graph, x: str, name: str, params: Mapping[str, Any], architecture: Architecture, seen: str
+) -> str:
+    """Apply one transformer layer to x [batch, tokens, D]."""
     attention, ffn = params["attention"], params["ffn"]
-    heads, width = config.num_attention_heads, config.hidden_size
-    size = width // heads
+    heads, size, width = architecture.num_attention_heads, architecture.head_size, architecture.hidden_size
     split = graph.integers(0, 0, heads, size)  # 0 keeps an axis
     # Keys are laid out for the product with queries.
     axes = {"query": (0, 2, 1, 3), "key": (0, 2, 3, 1), "value": (0, 2, 1, 3)}
@@ -158,16 +163,16 @@ def _layer_output(graph: _Graph, x: str, name: str, params: Mapping[str, Any], c
     joined = graph.op("Reshape", graph.op("Transpose", mixed, perm=(0, 2, 1, 3)), graph.integers(0, 0, width))
     kernel = np.reshape(attention["out"]["kernel"], (width, width))
     out = graph.dense(joined, f"{name}.attention.out", kernel, attention["out"]["bias"])
-    x = graph.norm(graph.op("Add", out, x), f"{name}.attention.norm", attention["norm"], config.layer_norm_eps)
+    x = graph.norm(graph.op("Add", out, x), f"{name}.attention.norm", attention["norm"], architecture.layer_norm_eps)
 
     up = graph.dense(x, f"{name}.ffn.up", ffn["up"]["kernel"], ffn["up"]["bias"])
-    down = _activated(graph, up, config.hidden_act)
+    down = _activated(graph, up, architecture.hidden_act)
     down = graph.dense(down, f"{name}.ffn.down", ffn["down"]["kernel"], ffn["down"]["bias"])
-    return graph.norm(graph.op("Add", down, x), f"{name}.ffn.norm", ffn["norm"], config.layer_norm_eps)
+    return graph.norm(graph.op("Add", down, x), f"{name}.ffn.norm", ffn["norm"], architecture.layer_norm_eps)
 
 
 def _activated(graph: _Graph, x: str, activation: str) -> str:
-    """The name of an activation's result; the names are those of `encoder.activations.ACTIVATIONS`."""
+    """Apply an activation of `encoder.activations.ACTIVATIONS`."""
     if activation in ("relu", "tanh"):
         return graph.op({"relu": "Relu", "tanh": "Tanh"}[activation], x)
     if activation in ("silu", "swish"):
@@ -184,7 +189,7 @@ def _activated(graph: _Graph, x: str, activation: str) -> str:
 
 
 def _pooled(graph: _Graph, params: Mapping[str, Any], states: list[str], pooler: str, mask: str, order: str) -> str:
-    """The name of [batch, D]: one vector a sentence, not yet normalised."""
+    """Pool to [batch, D]: one embedding for each sentence, not yet normalised."""
     averaged = AVERAGED_LAYERS.get(pooler, ())
     if averaged:
         weights = mask
@@ -206,6 +211,6 @@ def _pooled(graph: _Graph, params: Mapping[str, Any], states: list[str], pooler:
 
 
 def _normalised(graph: _Graph, x: str) -> None:
-    """Make the output: x [batch, D] divided by its lengths, which are at least 1e-12."""
+    """Add the output: x [batch, D] divided by its norm, which is taken as at least 1e-12."""
     length = graph.op("ReduceL2", x, axes=[-1], keepdims=1)
     graph.op("Div", x, graph.op("Max", length, graph.number(1e-12)), name=SENTENCES)

@@ -1,4 +1,4 @@
-"""Weight files of a Hugging Face folder as named float32 arrays: safetensors or PyTorch's, whole or sharded."""
+"""Read the weight files of a Hugging Face folder, safetensors or PyTorch's, whole or sharded."""
 
 import json
 from pathlib import Path
@@ -17,9 +17,9 @@ _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
 def read_weights(folder: str | Path) -> dict[str, np.ndarray]:
-    """Every weight of a model folder by the name in the file, float32 whatever it was stored as (half types too).
+    """Return every weight of a model folder by its name in the file, as float32 whatever it is stored as.
 
-    Looks for model.safetensors, then its sharded form, then pytorch_model.bin and its sharded form, which need torch.
+    Looks for model.safetensors, its sharded form, then pytorch_model.bin and its sharded form, which need torch.
     """
     folder = Path(folder)
     for filename, read in ((SAFETENSORS, _read_safetensors), (PYTORCH, _read_pytorch)):

@@ -73,12 +73,6 @@ def test_config_round_trip(family_folder: Path, tmp_path: Path) -> None:
     assert read_architecture(tmp_path) == config
 
 
-def test_head_is_loaded_only_on_demand(bert: Path) -> None:
-    assert "head" in load(bert)
-    assert "head" not in load(bert, "fresh")
-    assert "head" not in load(bert, "none")
-
-
 RENAMED: dict[str, Callable[[str], str]] = {
     "bert prefix": lambda name: f"bert.{name}",
     "gamma and beta": lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
@@ -173,32 +167,13 @@ class Evil:
         return (pytest.fail, ("the pickle ran code",))
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_mlm_head(family: str, tmp_path: Path) -> None:
-    model = random_model(family, "ForMaskedLM")
-    model.save_pretrained(tmp_path)
-    config = read_architecture(tmp_path)
-    head = load_params(tmp_path, config, "none", mlm_head=True)["mlm"]
-    theirs = model.cls.predictions if family == "bert" else model.lm_head
-    dense, norm = (
-        (theirs.transform.dense, theirs.transform.LayerNorm) if family == "bert" else (theirs.dense, theirs.layer_norm)
-    )
-    expected = {
-        "dense": {"kernel": dense.weight.detach().numpy().T, "bias": dense.bias.detach().numpy()},
-        "norm": {"scale": norm.weight.detach().numpy(), "bias": norm.bias.detach().numpy()},
-        "bias": theirs.bias.detach().numpy(),
-    }
-    assert same(head, expected)
-    # The encoder of such a file loads as well; there is no trained head for [CLS] in it.
-    assert "head" not in load(tmp_path, "fresh")
-    with pytest.raises(UserError, match=r"no trained head \(pooler.dense.weight\)"):
-        load(tmp_path)
-
-
-def test_mlm_head_misfits(bert: Path, tmp_path: Path) -> None:
+def test_head_misfits(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no head for masked language modelling"):
         load_params(bert, read_architecture(bert), "none", mlm_head=True)
     random_model("bert", "ForMaskedLM").save_pretrained(tmp_path)
+    assert "head" not in load(tmp_path, "fresh")
+    with pytest.raises(UserError, match=r"no trained head \(pooler.dense.weight\)"):
+        load(tmp_path)
     other = {"cls.predictions.decoder.weight": np.zeros((120, 32), np.float32)}
     variant(tmp_path, tmp_path, lambda tensors: tensors | other)
     with pytest.raises(UserError, match=r"cls.predictions.decoder.weight differs from"):
