@@ -6,10 +6,12 @@ import ast
 import faulthandler
 import glob
 import os
+import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -56,6 +58,9 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None, inter
                 sys.stdout.flush()
                 os._exit(USER_ERROR_STATUS)  # as below
             return _finish(USER_ERROR_STATUS)
+        except BrokenPipeError:  # whatever read our output, such as `head`, has ended
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _finish(128 + signal.SIGPIPE)
         except KeyboardInterrupt:
             print(f"\ninterrupted; {interrupted}", file=sys.stderr)
             sys.stdout.flush()
@@ -98,12 +103,19 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(USER_ERROR_STATUS)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
-    """Parse the flags and return the positional arguments. A wrong flag, recipe or key is a user error."""
+@contextmanager
+def wrong_flags_fail() -> Iterator[None]:
+    """Exit with a message where the block raises what a wrong flag, recipe or key raises."""
     try:
-        rest = flags.FLAGS([_underscored(argument) for argument in argv])
+        yield
     except WRONG_FLAG as error:
         fail(plain(error))
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """Parse the flags and return the positional arguments. A wrong flag, recipe or key is a user error."""
+    with wrong_flags_fail():
+        rest = flags.FLAGS([_underscored(argument) for argument in argv])
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}: flags are written --name=value.\nSee --help for the flags.")
     return rest

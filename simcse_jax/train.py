@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from simcse_jax.training.loop import Outcome
     from simcse_jax.training.run import Run
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    "configs/unsup.py",
-    "Recipe, and its variant after a colon: configs/unsup.py:bert-large. Its keys: --help-config.",
-    lock_config=True,
-)
+with cli.wrong_flags_fail():  # the default recipe is read here, with the keys that the command line gives
+    _CONFIG = config_flags.DEFINE_config_file(
+        "config",
+        "configs/unsup.py",
+        "Recipe, and its variant after a colon: configs/unsup.py:bert-large. Its keys: --help-config.",
+        lock_config=True,
+    )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder. Default: runs/<recipe>, or runs/<recipe>-<variant>.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -52,7 +53,7 @@ _PROFILE = flags.DEFINE_bool(
     "profile", False, "Trace steps 11 to 15 into WORKDIR/profile, for Perfetto and TensorBoard."
 )
 _HELP_CONFIG = flags.DEFINE_bool(
-    "help-config", False, "Train nothing: print every key of a recipe with default, range and meaning."
+    "help_config", False, "Train nothing: print every key of a recipe with default, range and meaning."
 )
 _SEARCH = flags.DEFINE_bool(
     "search", True, "With --plan: compile other batch sizes too, to find the largest that fits."

@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from simcse_jax.config.keys import Key, When
 from simcse_jax.config.schema import KEYS, LAYOUT_KEYS, LOCAL_KEYS, RESUMABLE_KEYS, defaults
 from simcse_jax.system.errors import UserError
 from tests.config.recipes import in_effect, other_value, recipe, resolved
+
+ROOT = Path(__file__).parents[2]
 
 
 def step(key: Key, bound: float) -> float:
@@ -104,7 +108,18 @@ def test_a_declaration_of_several_limits_reads_as_one() -> None:
 
 def test_docs_name_no_key_that_is_none() -> None:
     """Flags in README and docs are keys of the schema."""
-    root = Path(__file__).parents[2]
-    for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for name in re.findall(r"--config\.([a-z_0-9]+\.[a-z_0-9]+)", page.read_text(encoding="utf-8")):
             assert name in KEYS, f"{page.name}: --config.{name}"
+
+
+def test_the_help_is_a_flag_and_a_wrong_key_without_a_recipe_points_to_it() -> None:
+    """The default recipe is read before the flags are."""
+    train = f"{sys.executable} -m simcse_jax.train"
+    script = f"{train} --help-config | head -n 1; {train} --config.objective.nothing=3"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("Keys of a recipe")
+    assert done.returncode == 2
+    assert "nothing" in done.stderr
+    assert "--help-config" in done.stderr
+    assert "Traceback" not in done.stderr
