@@ -46,7 +46,7 @@ FROM_FOLDER: dict[str, Any] = {
 
 @functools.cache
 def demo_files() -> Path:
-    """A folder with a little of the demo's text: sentences.txt, triplets.csv, dev.tsv. Shared: leave it as it is."""
+    """Return a folder with a little of the demo's text, sentences.txt, triplets.csv and dev.tsv, for reading only."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "sentences.txt").write_text("\n".join(demo.sentences(count=600)) + "\n")
@@ -58,7 +58,7 @@ def demo_files() -> Path:
 
 
 def export_small(folder: Path, seed: int = 0, pooler: str = "avg") -> Path:
-    """A folder with a model of random weights that know the demo's words; returns folder / "model"."""
+    """Write a model of random weights that knows the demo's words; return folder / "model"."""
     train_wordpiece(demo.sentences(count=500), VOCABULARY, folder / "tokenizer")
     config = Architecture("bert", VOCABULARY, 32, 2, 4, 48, max_position_embeddings=64, initializer_range=0.3)
     params = jax.jit(lambda: init_params(Encoder(config, has_head=True), seed))()
@@ -67,7 +67,7 @@ def export_small(folder: Path, seed: int = 0, pooler: str = "avg") -> Path:
 
 
 def train_small(workdir: Path, cache: Path, profile: bool = False, **changes: Any) -> Path:
-    """A finished run of a few steps on some of the demo's sentences: its folder.
+    """Train a few steps on some of the demo's sentences; return the run folder.
 
     changes: keys of the recipe, "__" for ".".
     """
@@ -76,7 +76,7 @@ def train_small(workdir: Path, cache: Path, profile: bool = False, **changes: An
 
 
 def prepare_small(workdir: Path, cache: Path, **changes: Any) -> Run:
-    """The run that `train_small` trains."""
+    """Return the run that `train_small` trains."""
     recipe = base.get_config()
     values: dict[str, Any] = {
         **SMALL_ENCODER,
@@ -99,7 +99,7 @@ def prepare_small(workdir: Path, cache: Path, **changes: Any) -> Run:
 
 
 def states_of(run: Run, steps: int) -> tuple[list[Any], list[dict[str, float]]]:
-    """The states of a run from the start on, and the metrics of each step; nothing is written."""
+    """Return the states of a run from the start on, and the metrics of each step; write nothing."""
     state, states, metrics = run.initial_state(), [], []
     states.append(jax.device_get(state))  # a step donates the state that it is given
     for step in range(steps):

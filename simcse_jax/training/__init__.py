@@ -1,1 +1,1 @@
-"""Loss to trained state: mesh, step, optimizer, checkpoints, loop."""
+"""Train: from a configuration and data to a trained state."""

@@ -20,7 +20,7 @@ def address() -> str:
 
 
 def call(clusters: list[Cluster], timeout_s: float) -> list[list[Card] | str]:
-    """What each of them comes out with: the cards, or the words of its error."""
+    """Return what each process gets: the cards, or the text of its error."""
 
     def one(cluster: Cluster) -> list[Card] | str:
         try:
@@ -68,7 +68,7 @@ def test_two_of_one_number(address: str) -> None:
 
 
 def knock(address: str) -> socket.socket:
-    """A connection to process 0, once it listens."""
+    """Return a connection to process 0, once it listens."""
     host, port = address.split(":")
     for _ in range(100):
         try:

@@ -33,7 +33,7 @@ def test_a_new_run_starts_an_empty_file(tmp_path: Path) -> None:
 
 
 def trace(folder: Path, last: int) -> list[str]:
-    """What a loop of so many steps says."""
+    """Return what a loop of so many steps says."""
     said: list[str] = []
     step = jax.jit(lambda x: x * 2)
     with Profile(folder, said.append) as profile:

@@ -27,7 +27,7 @@ def random_tree(seed: int, size: float = 1.0) -> Any:
 
 
 def updated(config: OptimizerConfig, gradients: list[Any], params: Any, learned_rate: float | None = None) -> Any:
-    """The parameters after an update with each of the gradients."""
+    """Return the parameters after an update with each of the gradients."""
     optimizer = make_optimizer(config, len(gradients), learned_rate)
     update, state = jax.jit(optimizer.update), optimizer.init(params)
     for each in gradients:

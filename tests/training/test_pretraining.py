@@ -22,7 +22,7 @@ from tests.small_models import FROM_FOLDER, VOCABULARY, export_small, prepare_sm
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of masked language modelling on the demo's sentences, with its model exported."""
+    """Make a run of masked language modelling, and export its model."""
     folder = tmp_path_factory.mktemp("pretrained")
     (folder / "held_out.txt").write_text("\n".join(demo.sentences(seed=9, count=64)) + "\n")
     run = train_small(

@@ -25,7 +25,7 @@ CONFIG = Architecture("bert", 1000, WIDTH, 3, 4, 512, max_position_embeddings=64
 
 @functools.cache
 def compiled(fsdp: int, groups_at_once: int) -> tuple[list[Collective], int]:
-    """Collectives of the step, and bytes of a device's arguments."""
+    """Return the collectives of the step, and the bytes of a device's arguments."""
     recipe = base.get_config()
     changes: dict[str, Any] = {"data.files": "none", "train.batch_size": BATCH, "mesh.fsdp": fsdp}
     recipe.update_from_flattened_dict(changes | {"train.groups_at_once": groups_at_once})
@@ -38,7 +38,7 @@ def compiled(fsdp: int, groups_at_once: int) -> tuple[list[Collective], int]:
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """Every equation of a jaxpr, those of the jaxprs within it too."""
+    """Yield every equation of a jaxpr and of the jaxprs within it."""
     for equation in jaxpr.eqns:
         yield equation
         for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
@@ -72,7 +72,7 @@ PARAMETERS = parameter_shapes(Encoder(CONFIG, has_head=True))
 
 
 def size(params: Any, split_over: int = 0) -> int:
-    """Bytes of the parameters, or of those that are split over `data` on a mesh of so many x 1 devices."""
+    """Return the bytes of the parameters, or of those split over `data` on a mesh of so many x 1 devices."""
     specs = part_specs(make_mesh(split_over or 1), params)
     return sum(
         4 * x.size

@@ -57,7 +57,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with sentences.txt, triplets.csv and pairs.tsv."""
+    """Write sentences.txt, triplets.csv and pairs.tsv into a folder."""
     folder = tmp_path_factory.mktemp("files")
     rng = np.random.default_rng(0)
     lines = [" ".join(rng.choice(WORDS, rng.integers(3, 9))) for _ in range(200)]
@@ -70,7 +70,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def resolved(files: Path, devices: int = 1, **changes: Any) -> Config:
-    """A small recipe; changes by full name."""
+    """Return a small recipe; changes by full name."""
     recipe = base.get_config()
     values = {
         **SMALL_ENCODER,
@@ -103,7 +103,7 @@ def run(files: Path, workdir: Path, **changes: Any) -> Outcome:
 
 
 def with_step(made: Run, changed: Callable[[Any, Any, Any], Any]) -> Run:
-    """The run, its compiled step replaced: changed(compiled step, state, batch)."""
+    """Return the run with its compiled step replaced by changed(compiled step, state, batch)."""
 
     class Step:
         def lower(self, *shapes: Any) -> Any:
@@ -116,7 +116,7 @@ def with_step(made: Run, changed: Callable[[Any, Any, Any], Any]) -> Run:
 
 @pytest.fixture
 def stops_at(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that makes the process signal itself when the figures of a step are written, once."""
+    """Return a function that makes the process signal itself once the metrics of a step are written."""
     write = MetricsWriter.write
 
     def arrange(step: int, number: int = signal.SIGTERM) -> None:
@@ -202,7 +202,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(files: Path, t
 
 
 def scored(made: Run, scores: list[float]) -> Run:
-    """The run, its evaluations replaced by these scores."""
+    """Return the run with its evaluations replaced by these scores."""
     left = iter(scores)
     return dataclasses.replace(made, dev=Dev(SPEARMAN, lambda _: {"spearman": next(left), "pearson": 0.0, "pairs": 40}))
 

@@ -39,7 +39,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's sentences in documents of five."""
+    """Write the demo's sentences in documents of five."""
     path = tmp_path_factory.mktemp("text") / "documents.txt"
     texts = (demo_files() / "sentences.txt").read_text().splitlines()[:400]
     path.write_text("\n\n".join("\n".join(texts[n : n + 5]) for n in range(0, 400, 5)) + "\n")
@@ -48,7 +48,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    """A model folder with a head of masked language modelling."""
+    """Make a model folder with a head of masked language modelling."""
     folder = tmp_path_factory.mktemp("predictor")
     flags: dict[str, Any] = {"objective__loss": "none", "mlm__weight": 1.0, "train__steps": 20}
     export_run(train_small(folder / "run", cache, **QUICK | flags), folder / "model")

@@ -55,7 +55,7 @@ class RandomExamples:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One layout of the same run."""
+    """Hold one layout of the same run."""
 
     name: str
     devices: int = 1
@@ -93,7 +93,7 @@ INFO_NCE = ObjectiveConfig()
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What is trained, whatever the layout."""
+    """Hold what is trained, whatever the layout."""
 
     columns: int = 1
     objective: ObjectiveConfig = INFO_NCE
@@ -145,7 +145,7 @@ ON_ALL = ("dropout", "hard negatives", "dropout and MLM")
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What a layout needs to run."""
+    """Hold what a layout needs to run."""
 
     mesh: Mesh
     batches: Batches
@@ -180,8 +180,8 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
     return Built(mesh, batches, loss, params, extra)
 
 
-def in_its_midst(made: Built, queue: int) -> Built:
-    """As after some steps: the queue partly filled, and the momentum encoder another than the first."""
+def after_some_steps(made: Built, queue: int) -> Built:
+    """Return a run as after some steps: the queue partly filled, the momentum encoder another than the first."""
     if not queue:
         return made
     rng = np.random.default_rng(4)
@@ -195,7 +195,7 @@ def in_its_midst(made: Built, queue: int) -> Built:
 
 
 def gradients(case: Case, kind: Kind) -> tuple[float, Any]:
-    made = in_its_midst(build(case, kind, jnp.float32), kind.objective.queue)
+    made = after_some_steps(build(case, kind, jnp.float32), kind.objective.queue)
     keys = jnp.arange(2 * kind.keys, dtype=jnp.uint32).reshape(kind.keys, 2) + jnp.uint32(7)
     given = (made.params, made.extra, made.batches(2), keys)
     with jax.sharding.set_mesh(made.mesh):
@@ -245,7 +245,7 @@ def reference_run(name: str, steps: int) -> Trained:
 
 
 def crossed(fast: Callable[[str, Case], bool]) -> list[Any]:
-    """Every kind on every layout; slow unless `fast` says otherwise."""
+    """Return every kind on every layout; slow unless `fast` says otherwise."""
     return [
         pytest.param(name, case, id=f"{name} on {case.name}", marks=[] if fast(name, case) else pytest.mark.slow)
         for name in KINDS
