@@ -170,7 +170,8 @@ def _length(run: Run) -> str:
             f"{zeros}--config.train.epochs=1 sees all of them once"
         )
     dropped = f"; each leaves out {run.batches.dropped:,} examples, others each time" if run.batches.dropped else ""
-    return f"steps: {steps:,}, or {steps / epoch:.3g} epochs of {epoch:,}{dropped}"
+    epochs = "one epoch" if steps == epoch else f"{steps / epoch:.3g} epochs of {epoch:,}"
+    return f"steps: {steps:,}, {epochs}{dropped}"
 
 
 def _studies(run: Run) -> list[str]:

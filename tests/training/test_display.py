@@ -29,7 +29,7 @@ def test_fewer_steps_than_an_epoch_say_which_share_they_see_and_how_to_see_all(t
     whole = steps_line(
         **{name.replace(".", "__"): float(value) if "epochs" in name else int(value) for name, value in flags.items()}
     )
-    assert whole.startswith("steps: 37, or 1 epochs of 37")
+    assert whole.startswith("steps: 37, one epoch")
 
 
 def test_what_is_said_at_the_end_is_so(tmp_path: Path) -> None:
