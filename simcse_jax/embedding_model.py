@@ -29,6 +29,7 @@ from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.evaluation.results import OWN
 from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.model_folder.st_modules import normalizes, read_pooler
+from simcse_jax.system.devices import start_devices
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
 from simcse_jax.system.progress import Progress
@@ -64,6 +65,7 @@ class EmbeddingModel:
         self.dtype = dtype  # the precision of the computation
         self._origin = origin
         encoder = Encoder(origin.sizes, jnp.dtype(dtype), jnp.float32, has_head=pooler == "cls")
+        start_devices()
         mesh = Mesh(np.array(jax.local_devices()), ("data",))
         self._sentences = SentenceEncoder(encoder, origin.tokenizer, mesh, pooler, max_length)
 

@@ -84,12 +84,14 @@ def main() -> int:
     from simcse_jax.config.resolve import resolve
     from simcse_jax.hosts.agreement import is_first, processes, together
     from simcse_jax.system.compiled import keep_compiled
+    from simcse_jax.system.devices import start_devices
     from simcse_jax.system.host_memory import keep_freed_memory
     from simcse_jax.training.display import describe, summarize, while_doing
     from simcse_jax.training.loop import train
     from simcse_jax.training.run import prepare
 
     keep_freed_memory()
+    start_devices()
     keep_compiled()
     with together():
         overridden = config_flags.get_override_values(flags.FLAGS["config"])
