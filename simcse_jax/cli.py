@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import faulthandler
-import glob
 import os
 import signal
 import sys
@@ -16,21 +15,13 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from simcse_jax.system.devices import quiet_tpu_library
 from simcse_jax.system.errors import UserError
 
 USER_ERROR_STATUS = 2
 # What parsing raises when a flag, a recipe or a key is wrong.
 WRONG_FLAG = (UserError, flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
 INTERRUPTED = "no unfinished file is left; the same command starts again"
-
-# Settings of libtpu on a machine without TPU: ask no metadata server, lock no chip, and print nothing about either.
-NO_TPU = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-}
 
 
 def run(main: Callable[[], int | None], argv: Sequence[str] | None = None, interrupted: str = INTERRUPTED) -> None:
@@ -42,8 +33,7 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None, inter
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
-    if not glob.glob("/dev/accel*") and not glob.glob("/dev/vfio/*"):
-        os.environ.update({name: value for name, value in NO_TPU.items() if name not in os.environ})
+    quiet_tpu_library()
 
     def guarded(_: Sequence[str]) -> int:
         # absl makes crash reports list all threads, and crashes itself on threads that still run.

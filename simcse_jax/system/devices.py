@@ -1,20 +1,38 @@
-"""Start JAX's devices, and keep Python's handling of SIGTERM."""
+"""Start JAX's devices without the messages and signal handlers of the TPU's library where there is no TPU."""
 
 from __future__ import annotations
 
+import glob
+import os
 import signal
 import threading
 
-import jax
+# Settings of libtpu on a machine without TPU: ask no metadata server, lock no chip, and print nothing about either.
+NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+}
+
+
+def quiet_tpu_library() -> None:
+    """Set libtpu's variables on a machine without a TPU; JAX loads that library wherever it is installed."""
+    if not glob.glob("/dev/accel*") and not glob.glob("/dev/vfio/*"):
+        os.environ.update({name: value for name, value in NO_TPU.items() if name not in os.environ})
 
 
 def start_devices() -> None:
     """Have JAX find its devices, and restore the handler of SIGTERM that Python knows of.
 
-    JAX loads libtpu wherever it is installed, also without a TPU. That library replaces the handler of SIGTERM by one
-    that prints a stack trace and a report of a crash. With several processes nothing is restored: there, SIGTERM
-    belongs to JAX's preemption service (`hosts.signals`). Python allows the change in the main thread only.
+    libtpu replaces that handler by one that prints a stack trace and the report of a crash. With several processes
+    nothing is restored: there, SIGTERM belongs to JAX's preemption service (`hosts.signals`). Python allows the change
+    in the main thread only.
     """
+    quiet_tpu_library()
+    import jax  # it reads the variables
+
     jax.devices()
     known = signal.getsignal(signal.SIGTERM)
     if known is not None and jax.process_count() == 1 and threading.current_thread() is threading.main_thread():

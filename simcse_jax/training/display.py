@@ -256,7 +256,7 @@ def summarize(run: Run, outcome: Outcome, seconds: float) -> str:
         measure = run.dev.measure
         score = f"best {measure.words} {measure.shown(progress.best_score):.2f} at step {progress.best_step}"
     programs = f"{outcome.shapes_compiled} program{'s' * (outcome.shapes_compiled != 1)}"
-    return f"{outcome.step:,} steps; this start took {duration(seconds)} and compiled {programs}; {score}"
+    return f"{outcome.step:,} step{'s' * (outcome.step != 1)}; this start took {duration(seconds)} and compiled {programs}; {score}"
 
 
 def conclude(run: Run, outcome: Outcome, workdir: Path) -> list[str]:
