@@ -255,8 +255,10 @@ def summarize(run: Run, outcome: Outcome, seconds: float) -> str:
     if progress.best_step >= 0 and run.dev:
         measure = run.dev.measure
         score = f"best {measure.words} {measure.shown(progress.best_score):.2f} at step {progress.best_step}"
-    programs = f"{outcome.shapes_compiled} program{'s' * (outcome.shapes_compiled != 1)}"
-    return f"{outcome.step:,} step{'s' * (outcome.step != 1)}; this start took {duration(seconds)} and compiled {programs}; {score}"
+    steps, programs = (
+        f"{n:,} {what}{'s' * (n != 1)}" for n, what in ((outcome.step, "step"), (outcome.shapes_compiled, "program"))
+    )
+    return f"{steps}; this start took {duration(seconds)} and compiled {programs}; {score}"
 
 
 def conclude(run: Run, outcome: Outcome, workdir: Path) -> list[str]:
