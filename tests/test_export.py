@@ -25,7 +25,7 @@ from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.model_folder import export as model_folder
-from simcse_jax.model_folder.export import export_model, export_run
+from simcse_jax.model_folder.export import export_model
 from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.model_folder.st_modules import read_pooler
 from simcse_jax.system.errors import UserError
@@ -317,17 +317,6 @@ def save_run(source: Source, workdir: Path) -> None:
         checkpoints.save_best(30, jax.tree.map(jax.numpy.asarray, source.params), {"spearman": 55.5})
 
 
-def test_export_run(source: Source, tmp_path: Path) -> None:
-    save_run(source, tmp_path / "run")
-    export_run(tmp_path / "run", tmp_path / "out")
-    jax.tree.map(
-        np.testing.assert_array_equal, load_params(tmp_path / "out", source.config, "load"), dict(source.params)
-    )
-    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "| spearman | 55.5 |" in card
-    assert "step 30" in card
-
-
 def entry_point(*flags: str, blocked: str = "") -> subprocess.CompletedProcess[str]:
     """The command's result, in a process of its own; `blocked` is a module that cannot be imported there."""
     code = f"import sys, runpy; sys.modules[{blocked!r}] = None; sys.argv[0] = 'export'; "
@@ -335,11 +324,16 @@ def entry_point(*flags: str, blocked: str = "") -> subprocess.CompletedProcess[s
     return subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, check=False)
 
 
-def test_entry_point_without_torch(source: Source, tmp_path: Path) -> None:
+def test_the_command_exports_a_run_without_torch(source: Source, tmp_path: Path) -> None:
     save_run(source, tmp_path / "run")
     result = entry_point(f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", blocked="torch")
     assert result.returncode == 0, result.stderr
     assert read_pooler(tmp_path / "out") == "cls"
+    again = load_params(tmp_path / "out", source.config, "load")
+    jax.tree.map(np.testing.assert_array_equal, again, dict(source.params))
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| spearman | 55.5 |" in card
+    assert "step 30" in card
 
 
 def test_entry_point_error(tmp_path: Path) -> None:

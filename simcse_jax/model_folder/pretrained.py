@@ -16,18 +16,19 @@ import jax
 import numpy as np
 
 from simcse_jax.encoder.architecture import Architecture, DenseShape
+from simcse_jax.encoder.families.family import WeightNames
 from simcse_jax.encoder.families.table import FAMILIES
 from simcse_jax.model_folder.weight_files import read_weights
 from simcse_jax.system.errors import UserError
 
 Params = dict[str, Any]
-_NAMES = [family.names for family in FAMILIES.values()]
-_PREFIXES = tuple({names.prefix for names in _NAMES})
 # SimCSE's training code calls the head "mlp"; its published folders, as we do, by the family's name.
 _SIMCSE_HEAD = "mlp.dense"
-# Heads of other tasks may be left over; anything else that is left over means that this is another model.
-_TASK_HEADS = (*{start for names in _NAMES for start in names.task_heads}, "mlp.")
 _SHOWN = 8
+
+
+def _all_names() -> list[WeightNames]:
+    return [family.names for family in FAMILIES.values()]
 
 
 class _Weights:
@@ -72,7 +73,9 @@ class _Weights:
 
     def check(self, architecture: Architecture) -> None:
         """Raise UserError, naming every weight that does not fit config.json, if there is one."""
-        left_over = [name for name in self.left if not name.startswith(_TASK_HEADS)]
+        # Heads of other tasks may be left over; anything else that is left over means that this is another model.
+        heads = (*(start for names in _all_names() for start in names.task_heads), "mlp.")
+        left_over = [name for name in self.left if not name.startswith(heads)]
         problems = {"missing": self.missing, "left over": left_over, "wrong shape": self.misshapen}
         lines = [f"  {what} ({len(names)}): {_listed(names)}" for what, names in problems.items() if names]
         if lines:
@@ -147,9 +150,9 @@ def _layer_parts(
 
 
 def _load_mlm_head(weights: _Weights, architecture: Architecture, words: np.ndarray) -> Params:
-    found = [names for names in _NAMES if f"{names.mlm_dense}.weight" in weights.left]
+    found = [names for names in _all_names() if f"{names.mlm_dense}.weight" in weights.left]
     if not found:
-        wanted = " or ".join(dict.fromkeys(names.mlm_dense for names in _NAMES))
+        wanted = " or ".join(dict.fromkeys(names.mlm_dense for names in _all_names()))
         raise UserError(
             f"{weights.folder} has no head for masked language modelling ({wanted}).\n"
             "Published BERT and RoBERTa models have one (BertForMaskedLM, RobertaForMaskedLM); SimCSE models do not."
@@ -225,8 +228,8 @@ def _at(number: int, array: np.ndarray) -> np.ndarray:
 
 def _modern(name: str) -> str:
     """Return the name without its model's prefix, and with LayerNorm's weights as transformers names them now."""
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
+    for names in _all_names():
+        name = name.removeprefix(names.prefix)
     if "LayerNorm." in name:  # gamma and beta: until 2019
         name = name.replace(".gamma", ".weight").replace(".beta", ".bias")
     return name

@@ -1,5 +1,7 @@
 """Hugging Face folders <-> parameters: every variant of file and name gives the same tree, and misfits are named."""
 
+import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -13,16 +15,18 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from simcse_jax.encoder.families.table import config_json, read_architecture
+from simcse_jax.encoder.families.bert import BERT
+from simcse_jax.encoder.families.table import FAMILIES, architecture_from_saved, config_json, read_architecture
 from simcse_jax.model_folder.pretrained import load_params, to_hugging_face
 from simcse_jax.system.errors import UserError
-from tests.torch_models import FAMILIES, random_model
+from tests import torch_models
+from tests.torch_models import random_model
 
 WEIGHTS = "model.safetensors"
 Tensors = dict[str, Any]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=torch_models.FAMILIES)
 def family_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
     random_model(request.param).save_pretrained(folder)
@@ -71,6 +75,8 @@ def test_config_round_trip(family_folder: Path, tmp_path: Path) -> None:
     config = read_architecture(family_folder)
     (tmp_path / "config.json").write_text(json.dumps(config_json(config)))
     assert read_architecture(tmp_path) == config
+    assert architecture_from_saved(config.saved()) == config
+    assert "position_offset" not in config.saved()  # what run folders have always stored
 
 
 RENAMED: dict[str, Callable[[str], str]] = {
@@ -277,3 +283,37 @@ def test_a_model_without_token_types(bert: Path, tmp_path: Path) -> None:
     table = to_hugging_face(params, config)["embeddings.token_type_embeddings.weight"]
     np.testing.assert_array_equal(table, np.zeros((1, 32)))
     assert config_json(config)["type_vocab_size"] == 1
+
+
+def test_a_family_from_outside(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One `Family` and one entry in the table are all that other names of config.json and weights take."""
+    names = dataclasses.replace(
+        BERT.names,
+        prefix="toy.",
+        layer="blocks.{}.",
+        layer_parts=BERT.names.layer_parts | {"ffn/up": "mlp_in"},
+        embedding_norm="first_norm",
+    )
+    toy = dataclasses.replace(
+        BERT,
+        name="toy",
+        model_types=("toy-encoder",),
+        model_class="ToyModel",
+        names=names,
+        read=functools.partial(BERT.read, family="toy"),
+    )
+    monkeypatch.setitem(FAMILIES, "toy", toy)
+
+    def rename(name: str) -> str:
+        name = name.replace("encoder.layer.", "blocks.").replace("intermediate.dense", "mlp_in")
+        return "toy." + name.replace("embeddings.LayerNorm", "first_norm")
+
+    variant(bert, tmp_path, lambda tensors: {rename(name): tensor for name, tensor in tensors.items()})
+    content = json.loads((bert / "config.json").read_text()) | {"model_type": "toy-encoder"}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    params, architecture = load(tmp_path), read_architecture(tmp_path)
+    assert same(params, load(bert))
+    written = config_json(architecture)
+    assert (written["architectures"], written["model_type"]) == (["ToyModel"], "toy-encoder")
+    assert to_hugging_face(params, architecture).keys() == {rename(n)[4:] for n in load_file(bert / WEIGHTS)}
+    assert architecture_from_saved(json.loads(json.dumps(architecture.saved()))) == architecture

@@ -40,8 +40,8 @@ def config_json(architecture: Architecture, has_mlm_head: bool = False) -> dict[
     family = FAMILIES[architecture.family]
     name = family.model_class.removesuffix("Model") + ("ForMaskedLM" if has_mlm_head else "Model")
     # dtype: of the computation, whatever the weights are stored as
-    content = {"architectures": [name], "dtype": "float32", "model_type": family.name} | family.write(architecture)
-    return dict(sorted(content.items()))
+    common = {"architectures": [name], "dtype": "float32", "model_type": family.model_types[0]}
+    return dict(sorted((common | family.write(architecture)).items()))
 
 
 def architecture_from_saved(saved: Mapping[str, Any]) -> Architecture:
