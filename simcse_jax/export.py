@@ -1,7 +1,7 @@
-"""Export: `python -m simcse_jax.export --workdir=RUN --out=DIR` writes a run's best model as a Hugging Face folder.
+"""Export a run's best model as a Hugging Face folder: `python -m simcse_jax.export --workdir=RUN --out=DIR`.
 
-`--model=NAME` in place of --workdir takes any model folder or Hub name. `--half` halves the file. `--onnx` adds
-model.onnx, with pooling and normalisation inside, and `--int8` its quantised form.
+`--model=NAME` instead of --workdir exports any model folder or Hub name. `--half` stores float16, half the size. `--onnx`
+adds model.onnx, with pooling and normalisation inside, and `--int8` its quantised form.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from simcse_jax import cli
 from simcse_jax.system.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder whose best model is exported.")
-_MODEL = flags.DEFINE_string("model", "", "In place of --workdir: a Hugging Face or exported folder, or a Hub name.")
-_POOLER = flags.DEFINE_string("pooler", "", "Pooler of --model. Default: the one that it was made for.")
+_MODEL = flags.DEFINE_string("model", "", "Instead of --workdir: a Hugging Face or exported folder, or a Hub name.")
+_POOLER = flags.DEFINE_string("pooler", "", "Pooler of --model. Default: the model's own.")
 _OUT = flags.DEFINE_string("out", "", "Model folder to write: new, empty, or an earlier export.")
-_HALF = flags.DEFINE_bool("half", False, "Keep the weights as float16: half the file. Computing stays in float32.")
-_ONNX = flags.DEFINE_bool("onnx", False, "Write model.onnx as well; needs the extra [onnx].")
-_INT8 = flags.DEFINE_bool("int8", False, "With --onnx: also model_int8.onnx, quantised. It costs some accuracy.")
+_HALF = flags.DEFINE_bool(
+    "half", False, "Store the weights as float16, half the size. They are still computed with in float32."
+)
+_ONNX = flags.DEFINE_bool("onnx", False, "Also write model.onnx; needs the extra [onnx].")
+_INT8 = flags.DEFINE_bool(
+    "int8", False, "With --onnx: also write model_int8.onnx, quantised, with a small loss of accuracy."
+)
 
 
 def main() -> None:
@@ -27,13 +31,15 @@ def main() -> None:
 
     if bool(_WORKDIR.value) == bool(_MODEL.value) or not _OUT.value:
         raise UserError(
-            "--out=DIR (the folder to write) is needed, and one of --workdir=RUN (a run folder) and --model=NAME (a "
-            "model folder or Hub name)."
+            "Give --out=DIR (the folder to write), and either --workdir=RUN (a run folder) or --model=NAME (a model "
+            "folder or Hub name)."
         )
     if _WORKDIR.value and _POOLER.value:
-        raise UserError("--pooler belongs to --model: a run's pooler is that of its training. Leave it out.")
+        raise UserError(
+            "--pooler goes with --model; a run has its own pooler, model.pooler of its recipe. Leave --pooler out."
+        )
     if _INT8.value and not _ONNX.value:
-        raise UserError("--int8 is a form of the ONNX model. Give --onnx --int8.")
+        raise UserError("--int8 needs --onnx. Give --onnx --int8.")
     if _ONNX.value:
         require_onnx()
     if _WORKDIR.value:
