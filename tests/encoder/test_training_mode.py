@@ -106,7 +106,7 @@ def check_values_and_gradients(ours: Callable, theirs: Callable, params: Any) ->
     [("avg_embedding_last", {}), ("cls", {"unroll": True}), ("cls", {"remat": True})],
     ids=["loop", "unrolled", "recomputed and padded"],
 )
-def test_embeddings_and_gradients_are_those_of_the_definition(pooler: str, layout: dict[str, bool]) -> None:
+def test_embeddings_and_gradients_are_those_of_the_definition(pooler: str, layout: dict[str, Any]) -> None:
     """For stacked groups and two views at once; an unrolled last layer runs on first tokens alone."""
     with jax.enable_x64(True):
         encoder = Encoder(ARCHITECTURE, jnp.float64, jnp.float64, has_head=pooler == "cls", **layout)

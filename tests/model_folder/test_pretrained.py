@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from simcse_jax.encoder.families import bert as bert_family
 from simcse_jax.encoder.families.bert import BERT
 from simcse_jax.encoder.families.table import FAMILIES, architecture_from_saved, config_json, read_architecture
 from simcse_jax.model_folder.pretrained import load_params, to_hugging_face
@@ -300,7 +301,7 @@ def test_a_family_from_outside(bert: Path, tmp_path: Path, monkeypatch: pytest.M
         model_types=("toy-encoder",),
         model_class="ToyModel",
         names=names,
-        read=functools.partial(BERT.read, family="toy"),
+        read=functools.partial(bert_family.read, family="toy"),
     )
     monkeypatch.setitem(FAMILIES, "toy", toy)
 
