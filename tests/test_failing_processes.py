@@ -1,9 +1,10 @@
-"""What one of two processes meets alone ends both, in time, with a status that says what to do."""
+"""An error that only one of several processes meets ends all of them, in time, and says what to do."""
 
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from benchmarks.faults import RECIPE
 
 ROOT = Path(__file__).resolve().parents[1]
+TRAIN = ("-m", "simcse_jax.train")
 # The training, in which process 0 cannot finish a checkpoint.
 FULL_DISK = """
 import errno, runpy, sys
@@ -24,40 +26,69 @@ runpy.run_module("simcse_jax.train", run_name="__main__")
 """
 
 
-def run_two(folder: Path, start: list[str], others: dict[int, list[str]]) -> list[tuple[int, str]]:
-    """(status, output) of two processes of one run; others: further flags of a process."""
+def run_members(
+    folder: Path,
+    own: Mapping[int, Sequence[str]],
+    processes: int = 2,
+    program: Sequence[str] = TRAIN,
+    folders: Sequence[str] = (".", "."),
+    workdir: str = "run",
+) -> list[tuple[int, str]]:
+    """Return (status, output) of processes of one run on `folder`; own: number -> flags that only it has."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    environment.pop("XLA_FLAGS", None)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    recipe = [flag.replace("=configs/", f"={ROOT}/configs/") for flag in RECIPE]
     running = []
-    for number in range(2):
-        flags = [*RECIPE, "--config.mesh.data=2", f"--workdir={folder / 'run'}"]
-        flags += [f"--config.data.cache_dir={folder / 'cache'}", "--heartbeat_timeout_s=20", *others.get(number, [])]
-        flags += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={number}"]
-        log = (folder / f"{number}.log").open("w")
-        running.append(
-            subprocess.Popen([sys.executable, *start, *flags], cwd=ROOT, env=environment, stdout=log, stderr=log)
-        )
-        log.close()
+    for number, inside in zip(own, folders, strict=True):
+        flags = [*recipe, "--config.mesh.data=2", f"--workdir={workdir}", f"--config.data.cache_dir={folder / 'cache'}"]
+        flags += ["--heartbeat_timeout_s=20", f"--coordinator=127.0.0.1:{port}"]
+        flags += [f"--num_processes={processes}", f"--process_id={number}", *own[number]]
+        (folder / inside).mkdir(exist_ok=True)
+        with (folder / f"{number}.log").open("w") as log:
+            running.append(
+                subprocess.Popen(
+                    [sys.executable, *program, *flags],
+                    cwd=folder / inside,
+                    env=environment,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
     ended = [process.wait(timeout=500) for process in running]
-    return [(status, (folder / f"{number}.log").read_text()) for number, status in enumerate(ended)]
+    return [(status, (folder / f"{number}.log").read_text()) for number, status in zip(own, ended, strict=True)]
 
 
-@pytest.mark.slow
+def test_a_process_that_does_not_come_is_named(tmp_path: Path) -> None:
+    late = ["--join_timeout_s=10"]
+    for status, said in run_members(tmp_path, {0: late, 2: late}, processes=3):
+        assert status == 2, said
+        assert "Process 1 did not come" in said
+        assert "Traceback" not in said
+
+
+def test_different_settings_end_all(tmp_path: Path) -> None:
+    one, two = run_members(tmp_path, {0: [], 1: ["--config.train.seed=1"]})
+    assert (one[0], two[0]) == (2, 2)
+    assert "train.seed is 0 on process 0 and 1 on process 1" in one[1]
+
+
+def test_a_folder_that_is_not_shared_is_found_out(tmp_path: Path) -> None:
+    """Two folders under one name, as on two hosts without a shared file system."""
+    for status, said in run_members(tmp_path, {0: [], 1: []}, folders=["a", "b"]):
+        assert status == 2, said
+        assert "is not the folder that process 0 has under that name" in said
+
+
 def test_a_file_that_one_process_lacks_is_an_error_of_both(tmp_path: Path) -> None:
-    (first, _), (second, said) = run_two(
-        tmp_path,
-        ["-m", "simcse_jax.train"],
-        {0: ["--config.eval.data=demo:dev"], 1: ["--config.eval.data=/nowhere.tsv"]},
-    )
+    (first, _), (second, said) = run_members(tmp_path, {0: [], 1: ["--config.eval.data=/nowhere.tsv"]})
     assert (first, second) == (2, 2)
     assert "/nowhere.tsv" in said
 
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_for_one_process_ends_both(tmp_path: Path) -> None:
-    (first, said), (second, _) = run_two(tmp_path, ["-c", FULL_DISK], {})
+    (first, said), (second, _) = run_members(tmp_path, {0: [], 1: []}, program=["-c", FULL_DISK])
     assert first == 2, said
     assert "Free some space first" in said
     assert second in (2, 134, -6), second  # it may hear from JAX first that process 0 is gone
