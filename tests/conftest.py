@@ -1,4 +1,4 @@
-"""Test settings and shared fixtures. Eight virtual CPU devices, strict rank promotion, and a Hub of our own."""
+"""Settings and shared fixtures of all tests: eight virtual CPU devices, strict rank promotion, a Hub of our own."""
 
 import os
 
@@ -101,19 +101,19 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
 
 @pytest.fixture(scope="session")
 def small_model(make_once: MakeOnce) -> Path:
-    """The folder of `export_small`: random weights, mean pooling. Shared: leave it as it is."""
+    """Return the folder of `export_small`: random weights, mean pooling. Shared by all tests: leave it as it is."""
     return make_once("small-model", export_small) / "model"
 
 
 @pytest.fixture(scope="session")
 def small_run(make_once: MakeOnce) -> Path:
-    """A finished run of `train_small`. Shared: leave it as it is."""
+    """Return the folder of a finished run of `train_small`. Shared by all tests: leave it as it is."""
     return make_once("small-run", lambda folder: train_small(folder / "run", folder / "cache")) / "run"
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real data files; a skip where there is none."""
+    """Return the folder of real data files; skip the test if there is none."""
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("SIMCSE_DATA") or default)
     if not (folder / "README.md").is_file():
@@ -123,7 +123,7 @@ def real_data() -> Path:
 
 @dataclass
 class HubServer:
-    """A Hub on this machine: serves root/OWNER/NAME/FILE as models and root/datasets/OWNER/NAME/FILE as data sets."""
+    """Hub on this machine: serves root/OWNER/NAME/FILE as models and root/datasets/OWNER/NAME/FILE as data sets."""
 
     root: Path
     url: str = ""
@@ -194,7 +194,7 @@ def point_hub_at(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path, offline
 
 @contextmanager
 def serve_hub(root: Path) -> Iterator[HubServer]:
-    """A running Hub, empty."""
+    """Run an empty Hub."""
     hub = HubServer(root)
     hub.root.mkdir()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
@@ -211,7 +211,7 @@ def serve_hub(root: Path) -> Iterator[HubServer]:
 
 
 def reached_from(hub: HubServer, folder: Path) -> dict[str, str]:
-    """What commands run with that know this Hub alone, on one device: their caches are in the folder."""
+    """Return the environment of commands that reach only this Hub, on one device, with their caches in the folder."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",
@@ -226,7 +226,7 @@ def reached_from(hub: HubServer, folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A running Hub that huggingface_hub talks to, empty, with an empty cache."""
+    """Run an empty Hub that huggingface_hub talks to, with an empty cache."""
     with serve_hub(tmp_path / "hub_root") as hub:
         point_hub_at(monkeypatch, hub.url, tmp_path / "hf_home")
         yield hub
@@ -237,7 +237,7 @@ def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubS
 
 @pytest.fixture
 def dead_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of a Hub that refuses connections, with the cache of `hub_server`."""
+    """Point huggingface_hub at a Hub that refuses connections, with the cache of `hub_server`; return its URL."""
     url = "http://127.0.0.1:9"
     point_hub_at(monkeypatch, url, tmp_path / "hf_home")
     return url
@@ -245,5 +245,5 @@ def dead_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HF_HUB_OFFLINE=1, with the cache of `hub_server`."""
+    """Set HF_HUB_OFFLINE=1, with the cache of `hub_server`."""
     point_hub_at(monkeypatch, "https://huggingface.co", tmp_path / "hf_home", offline=True)

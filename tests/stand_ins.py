@@ -1,4 +1,4 @@
-"""Programs that take the place of srun, gcloud and their like: they note how they are called."""
+"""Programs that stand in for srun, gcloud and the like: they record how they are called."""
 
 import json
 import os
@@ -20,7 +20,7 @@ with open(f"{here}/calls.jsonl", "a") as calls:
 
 
 def put_stand_in(folder: Path, name: str, part: str = "") -> None:
-    """Put a program of that name into the folder."""
+    """Write a stand-in of that name into the folder."""
     program = folder / name
     program.write_text(f"#!{sys.executable} -S\n{RECORDER}{part}")
     program.chmod(0o755)

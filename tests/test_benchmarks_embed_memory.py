@@ -1,4 +1,4 @@
-"""The curve of embed's memory, of a small file, and how it is told."""
+"""The benchmark of embed's memory, on a small file, and its table."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The encoding benchmark on a small model: both sides really encode, and sides that differ are not timed."""
+"""The benchmark of encoding, on a small model: both sides encode, and sides that differ are not timed."""
 
 from pathlib import Path
 

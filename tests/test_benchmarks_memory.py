@@ -1,4 +1,4 @@
-"""What is said of memory: the largest batch of docs/scale.md compiles for one TPU chip."""
+"""The benchmark of memory: the largest batch of docs/scale.md compiles for one TPU chip."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The benchmark of ONNX on STS-B, on a small model and a few pairs."""
+"""The benchmark of ONNX on STS-B, with a small model and a few pairs."""
 
 from pathlib import Path
 

@@ -104,7 +104,7 @@ def test_parts_of_the_step_by_name(op_name: str, group: str) -> None:
 
 
 def products(x: jax.Array, w: jax.Array) -> Any:
-    """A loop over the matrices of w, whose results are stacked."""
+    """Multiply by the matrices of w in a loop, and stack the results."""
 
     def turn(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
         y = jnp.tanh(x @ w)
@@ -127,7 +127,7 @@ def test_xla_takes_a_loop_once_and_we_take_each_turn(length: int) -> None:
 
 
 def work(**changes: Any) -> roofline.Work:
-    """Work of nothing, but for the changes."""
+    """Return a Work of zeros with these changes."""
     nothing: dict[str, Any] = dict.fromkeys(
         ("flops", "exact_flops", "accessed", "hbm", "unknown_loops", "xla_flops", "xla_accessed", "accessed_once"), 0
     )

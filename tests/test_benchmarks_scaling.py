@@ -215,7 +215,7 @@ SMALL = Model(CONFIG.num_hidden_layers, CONFIG.hidden_size, CONFIG.intermediate_
 
 
 def compiled_step(case: Case, columns: int) -> list[Collective]:
-    """The collectives of the real step on 8 devices, of the small model of the tests of topology."""
+    """Return the collectives of the real step on 8 devices, for the small model of test_topology."""
     kind = Kind(columns)
     made = build(case, kind, jnp.float32)
     optimizer = make_optimizer(OptimizerConfig(), 10)

@@ -1,4 +1,4 @@
-"""The search benchmark: every side finds what NumPy finds, and the figures are all there."""
+"""The benchmark of search: every side finds what NumPy finds, and the results are complete."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The load benchmark against a made model: what it counts, and that it leaves no server behind."""
+"""The benchmark of a server under load: what it counts, and that it leaves no server behind."""
 
 import signal
 import sys
@@ -23,6 +23,6 @@ def test_a_short_load() -> None:
     assert "failures: none" in lines
 
 
-def test_a_server_that_does_not_start_is_said() -> None:
+def test_a_server_that_does_not_start_is_an_error() -> None:
     with pytest.raises(UserError, match="ended before it said where it listens"):
         measure([sys.executable, "-c", "print('no')"], ["a"], clients=1, seconds=1)

@@ -1,4 +1,4 @@
-"""The training benchmark: both sides do the same work, sides that do not are refused, and the figures are all there."""
+"""The benchmark of training: both sides do the same work, sides that differ are refused, the results are complete."""
 
 import dataclasses
 import importlib.util

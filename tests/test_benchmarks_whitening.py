@@ -1,4 +1,4 @@
-"""The benchmark of centring and whitening: its maps by their definition, and a space that they mend."""
+"""The benchmark of centring and whitening: its maps by their definition, and a space that they improve."""
 
 import numpy as np
 import pytest

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults import RECIPE
+from tests.small_models import demo_files
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ("-m", "simcse_jax.train")
@@ -42,6 +43,10 @@ def run_members(
     running = []
     for number, inside in zip(own, folders, strict=True):
         flags = [*recipe, "--config.mesh.data=2", f"--workdir={workdir}", f"--config.data.cache_dir={folder / 'cache'}"]
+        flags += [
+            f"--config.data.files={demo_files() / 'sentences.txt'}",
+            f"--config.eval.data={demo_files() / 'dev.tsv'}",
+        ]
         flags += ["--heartbeat_timeout_s=20", f"--coordinator=127.0.0.1:{port}"]
         flags += [f"--num_processes={processes}", f"--process_id={number}", *own[number]]
         (folder / inside).mkdir(exist_ok=True)

@@ -33,16 +33,6 @@ def test_shell_is_clean(script: Path):
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_every_variable_from_the_environment_is_explained(script: Path):
-    text = script.read_text()
-    comments = "\n".join(line for line in text.splitlines() if line.startswith("#"))
-    before = {name: comment for comment, name in re.findall(r"^(.*)\n([A-Z_]+)=\$\{\2:-", text, re.MULTILINE)}
-    for name in re.findall(r"^([A-Z_]+)=\$\{\1:-", text, re.MULTILINE):
-        explained = re.search(rf"\b{name}\b", comments) or before.get(name, "").startswith("#")
-        assert explained, f"{script.name}: {name} is nowhere explained"
-
-
 # SLURM ----------------------------------------------------------------------------------------------------------------
 
 

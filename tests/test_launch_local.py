@@ -1,4 +1,4 @@
-"""launch/local.sh with a stand-in for the trainer: who says what, who died first, what starts again and what not."""
+"""launch/local.sh with a stand-in for the trainer: output, the process that died first, restarts, signals, GPUs."""
 
 import os
 import re
@@ -45,7 +45,7 @@ Launch = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def stand_in(folder: Path, plan: str) -> dict[str, str]:
-    """The environment in which local.sh runs `plan` for the trainer."""
+    """Return the environment in which local.sh runs `plan` instead of the trainer."""
     trainer = folder / "trainer.py"
     trainer.write_text(f"#!{sys.executable} -S\n{PRELUDE}{plan}")
     trainer.chmod(0o755)
@@ -76,12 +76,12 @@ def starts(folder: Path, rank: int = 0) -> int:
 
 
 def told(done: "subprocess.CompletedProcess[str]") -> list[str]:
-    """What the launcher itself said, process numbers of the system replaced."""
+    """Return what the launcher itself printed, with process ids replaced."""
     lines = [re.sub(r"pid \d+", "pid N", line) for line in done.stderr.splitlines()]
     return [line for line in lines if line.startswith("launch: ")][1:]
 
 
-def test_first_process_speaks_as_it_is_and_the_others_with_their_number(launch: Launch):
+def test_lines_of_other_processes_have_their_number(launch: Launch):
     done = launch("say('hello'); print('oops', rank, file=sys.stderr)")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -178,7 +178,7 @@ def test_a_user_error_is_passed_on_and_never_started_again(launch: Launch, tmp_p
     assert told(done) == ["launch: process 1 (pid N) ended with status 2; stopping the others"]
 
 
-def test_preempted_from_outside_they_start_again_and_it_counts_as_no_crash(launch: Launch, tmp_path: Path):
+def test_a_preemption_is_no_crash(launch: Launch, tmp_path: Path):
     done = launch("time.sleep(0.2 * rank); sys.exit(143 if attempt < 3 else 0)", "--restarts=0")
     assert done.returncode == 0, done.stderr
     assert starts(tmp_path) == 3
@@ -242,7 +242,7 @@ def test_a_signal_is_forwarded_and_ends_the_run_without_a_restart(plan: str, num
 
 
 def dry_run(*arguments: str, **environment: str) -> list[list[str]]:
-    """The words of each command that would be run."""
+    """Return the words of each command that would be run."""
     done = subprocess.run(
         [str(SCRIPT), "--dry-run", *arguments],
         env={"PATH": os.environ["PATH"], "PYTHON": sys.executable, **environment},

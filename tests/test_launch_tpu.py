@@ -101,7 +101,7 @@ if "tpu_worker.sh status" in " ".join(arguments):
 
 
 def watched(story: list[tuple[str, str]], folder: Path) -> tuple[int, list[str]]:
-    """The exit status of `watch` through that story, and what it did: create, delete, run."""
+    """Return the exit status of `watch` through that story, and what it did: create, delete, run."""
     put_stand_in(folder, "gcloud", CLOUD)
     (folder / "story.json").write_text(json.dumps(story))
     done = tpu_pod(folder, "watch", TRIES="3")

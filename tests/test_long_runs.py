@@ -1,4 +1,4 @@
-"""A run neither compiles again nor grows once it is warm. The 10,000 steps of benchmarks/long_run.py, shortened."""
+"""A long run neither compiles again nor uses more memory: the 10,000 steps of benchmarks/long_run.py, shortened."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def test_nothing_compiles_and_nothing_grows_after_the_warm_up(tmp_path: Path, mo
     begin, asked = Compilations.begin, set()
 
     def begin_and_wait(self: Compilations, *row_counts: Rows) -> None:
-        """So short a run would be over before the last shape is compiled beside it."""
+        """Wait for each shape: so short a run would be over before the last is compiled."""
         begin(self, *row_counts)
         for rows in row_counts:
             asked.add(rows)

@@ -1,4 +1,4 @@
-"""The model that comes along: small, whole, and a start for training."""
+"""The small pretrained encoder in models/: its size, its masked-LM head, and its embeddings."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The package, its set-up and its files: what a wheel holds, what make offers, and that no file knows our machines."""
+"""The package and its set-up: what a wheel contains, the targets of make, and no names of machines in any file."""
 
 import ast
 import os
@@ -44,7 +44,7 @@ def requirements() -> list[Requirement]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel of this tree, built in a copy so that no build folder stays here."""
+    """Build the wheel of this tree, in a copy, so that no build folder stays here."""
     copy = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
@@ -189,7 +189,7 @@ def test_workflows_and_hooks_call_make_targets_that_exist():
 
 
 def project_files() -> list[Path]:
-    """Every file that git tracks or would; outside a git checkout, all but hidden folders and what runs leave."""
+    """Return every file that git tracks or would; without git, all but hidden folders and what runs leave."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     if (ROOT / ".git").exists() and shutil.which("git"):
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

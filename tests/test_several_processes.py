@@ -93,7 +93,7 @@ class Folder:
     def train_here(self, name: str, keys: Mapping[str, str]) -> None:
         """Train in this process."""
         with jax.enable_x64(True):
-            config = resolve(*read_recipe(str(ROOT / RECIPE), self.keys(keys)), jax.device_count())
+            config = resolve(*read_recipe(str(ROOT / RECIPE), self.keys(keys)), jax.device_count(), x64=True)
             train(prepare(config, self.path / name), self.path / name)
 
     def require_equal(self, name: str, other: str, steps: int) -> None:
@@ -117,7 +117,7 @@ class Folder:
 
 @pytest.fixture(scope="module")
 def tiny_runs(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """A run of two processes."""
+    """Make a run of two processes."""
     folder = Folder(tmp_path_factory.mktemp("tiny"))
     folder.run("two", 2, 1, TINY)
     return folder
@@ -133,7 +133,7 @@ def test_two_processes_give_the_run_of_one(tiny_runs: Folder) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """Runs, of which "one" is finished: one process, one device."""
+    """Return a folder in which the run "one", of one process and one device, is finished."""
     folder = Folder(tmp_path_factory.mktemp("runs"))
     held_out = folder.path / "held_out.txt"
     held_out.write_text("\n".join(demo.sentences(seed=5, count=528)) + "\n")

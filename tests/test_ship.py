@@ -1,6 +1,6 @@
-"""A run on its way out: trained, exported and embedded by the commands, then read by the libraries that others use.
+"""Shipping a model: trained, exported and embedded by the commands, then read by the libraries of others.
 
-Whoever reads the exported folder or the Parquet file has our vectors, and finds what our search finds.
+They get our vectors from the exported folder and from the Parquet file, and find what our search finds.
 """
 
 import os
@@ -19,6 +19,7 @@ from sentence_transformers import SentenceTransformer, util
 
 from simcse_jax import SimCSE
 from simcse_jax.data import demo
+from tests.small_models import demo_files
 from tests.torch_models import torch_embeddings
 
 pytestmark = pytest.mark.slow
@@ -51,7 +52,7 @@ def run(module: str, *flags: str) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a trained run, its export with ONNX in `model`, and the vectors of TEXTS in `vectors.parquet`."""
+    """Make a trained run, its export with ONNX in `model`, and the vectors of TEXTS in `vectors.parquet`."""
     place = tmp_path_factory.mktemp("ship")
     (place / "sentences.txt").write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
     run(
@@ -61,6 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"--workdir={place / 'run'}",
             f"--config.data.cache_dir={place / 'cache'}",
         ),
+        *(f"--config.data.files={demo_files() / 'sentences.txt'}", f"--config.eval.data={demo_files() / 'dev.tsv'}"),
         *(f"--config.model.hidden_size={WIDTH}", "--config.model.intermediate_size=64"),
         *("--config.model.vocab_size=300", "--config.train.steps=20", "--config.optimizer.warmup_steps=2"),
         *("--config.eval.every_steps=10", "--config.checkpoint.every_steps=10"),
@@ -79,7 +81,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(place: Path) -> SimCSE:
-    """The run itself, with an index of TEXTS."""
+    """Open the run, with an index of TEXTS."""
     model = SimCSE(place / "run", max_length=MAX_LENGTH)
     assert model.count_tokens(TEXTS).max() > 128
     model.build_index(TEXTS)
@@ -132,7 +134,7 @@ def test_whoever_reads_the_parquet_file_has_our_vectors(place: Path, model: SimC
 
 @pytest.fixture(scope="module")
 def queries(model: SimCSE) -> list[str]:
-    """Queries whose best hits differ by more than rounding: of what scores the same, any order is right."""
+    """Return queries whose best hits differ by more than rounding: equal scores may come in any order."""
     scores = np.sort(model.similarity(QUERIES, TEXTS), axis=1)[:, : -TOP_K - 2 : -1]
     clear = np.diff(-scores, axis=1).min(axis=1) > 10 * TOLERANCE
     assert clear.sum() >= 10
@@ -141,7 +143,7 @@ def queries(model: SimCSE) -> list[str]:
 
 @pytest.fixture(scope="module")
 def expected(model: SimCSE, queries: list[str]) -> list[list[str]]:
-    """What our search finds, best first."""
+    """Return what our search finds, best first."""
     hits = [[hit.text for hit in found] for found in model.search(queries, top_k=TOP_K)]
     assert len({text for found in hits for text in found}) > 2 * TOP_K  # not the same for every query
     return hits

@@ -75,7 +75,7 @@ def torch_embeddings(model: Any, ids: torch.Tensor, mask: torch.Tensor, pooler: 
 
 
 def relative_error(ours: Any, theirs: Any) -> float:
-    """The largest difference, relative to the largest entry of `theirs`."""
+    """Return the largest difference, relative to the largest entry of `theirs`."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     assert ours.shape == theirs.shape
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())

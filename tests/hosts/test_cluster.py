@@ -1,4 +1,4 @@
-"""Which processes make up a run: flags, and the variables that launchers set."""
+"""How a process finds the others of its run: from flags, or from variables that launchers set."""
 
 import pytest
 
@@ -24,7 +24,7 @@ OPEN_MPI = {
 
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No cluster around the tests themselves: JAX's finders look into the process's own environment."""
+    """Hide the cluster that the tests themselves may run on: JAX looks into the environment of this process."""
     import os
 
     for name in os.environ:
