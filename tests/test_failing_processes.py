@@ -13,17 +13,26 @@ from benchmarks.faults import RECIPE
 from tests.small_models import demo_files
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAIN = ("-m", "simcse_jax.train")
-# The training, in which process 0 cannot finish a checkpoint.
+# The training command, after a change of its modules.
+CHANGED = """
+import runpy, sys
+{change}
+sys.argv[0] = "train"
+runpy.run_module("simcse_jax.train", run_name="__main__")
+"""
+# Process 0 cannot finish a checkpoint.
 FULL_DISK = """
-import errno, runpy, sys
+import errno
 from simcse_jax.training import checkpoint
 def seal(step):
     raise OSError(errno.ENOSPC, "No space left on device")
 if "--process_id=0" in sys.argv:
     checkpoint.seal = seal
-sys.argv[0] = "train"
-runpy.run_module("simcse_jax.train", run_name="__main__")
+"""
+# Wait less long for what a network file system may show late.
+IMPATIENT = """
+from simcse_jax.training import folder
+folder.APPEARS_S = 2
 """
 
 
@@ -31,18 +40,17 @@ def run_members(
     folder: Path,
     own: Mapping[int, Sequence[str]],
     processes: int = 2,
-    program: Sequence[str] = TRAIN,
+    change: str = "",
     folders: Sequence[str] = (".", "."),
-    workdir: str = "run",
 ) -> list[tuple[int, str]]:
-    """Return (status, output) of processes of one run on `folder`; own: number -> flags that only it has."""
+    """Return (status, output) of processes of one run; own: number -> flags that only it has."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     recipe = [flag.replace("=configs/", f"={ROOT}/configs/") for flag in RECIPE]
     running = []
     for number, inside in zip(own, folders, strict=True):
-        flags = [*recipe, "--config.mesh.data=2", f"--workdir={workdir}", f"--config.data.cache_dir={folder / 'cache'}"]
+        flags = [*recipe, "--config.mesh.data=2", "--workdir=run", f"--config.data.cache_dir={folder / 'cache'}"]
         flags += [
             f"--config.data.files={demo_files() / 'sentences.txt'}",
             f"--config.eval.data={demo_files() / 'dev.tsv'}",
@@ -53,7 +61,7 @@ def run_members(
         with (folder / f"{number}.log").open("w") as log:
             running.append(
                 subprocess.Popen(
-                    [sys.executable, *program, *flags],
+                    [sys.executable, "-c", CHANGED.format(change=change), *flags],
                     cwd=folder / inside,
                     env=environment,
                     stdout=log,
@@ -80,7 +88,7 @@ def test_different_settings_end_all(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_shared_is_found_out(tmp_path: Path) -> None:
     """Two folders under one name, as on two hosts without a shared file system."""
-    for status, said in run_members(tmp_path, {0: [], 1: []}, folders=["a", "b"]):
+    for status, said in run_members(tmp_path, {0: [], 1: []}, change=IMPATIENT, folders=["a", "b"]):
         assert status == 2, said
         assert "is not the folder that process 0 has under that name" in said
 
@@ -93,7 +101,7 @@ def test_a_file_that_one_process_lacks_is_an_error_of_both(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_for_one_process_ends_both(tmp_path: Path) -> None:
-    (first, said), (second, _) = run_members(tmp_path, {0: [], 1: []}, program=["-c", FULL_DISK])
+    (first, said), (second, _) = run_members(tmp_path, {0: [], 1: []}, change=FULL_DISK)
     assert first == 2, said
     assert "Free some space first" in said
     assert second in (2, 134, -6), second  # it may hear from JAX first that process 0 is gone

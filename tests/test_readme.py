@@ -97,6 +97,17 @@ def test_every_line_has_its_test() -> None:
     assert max(map(len, (ROOT / README).read_text(encoding="utf-8").splitlines())) <= 120
 
 
+def test_the_python_of_the_first_screen_runs(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, with an untrained model where the reader has a trained one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "model").symlink_to(small_model)
+    exec(compile(blocks(README, "python")[0], README, "exec"), {})
+    assert len(re.findall(r"^-?\d\.\d{3}  ", capsys.readouterr().out, re.MULTILINE)) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)  # a dozen commands, each with its programs to compile
 def test_from_files_to_vectors(place: Path, environment: dict[str, str]) -> None:
