@@ -7,19 +7,17 @@ import pytest
 from benchmarks.embed_memory import WARM, measure, table
 from simcse_jax.serving.vector_file import PART
 from simcse_jax.system.errors import UserError
-from tests.small_models import export_small
 
 
-def test_it_runs_the_command_to_its_end(tmp_path: Path) -> None:
+def test_it_runs_the_command_to_its_end(small_model: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("".join(f"a man is playing number {n}\n" for n in range(300)), encoding="utf-8")
-    model = str(export_small(tmp_path))
-    *_, (sentences, seconds, peak) = measure(model, [str(texts)])
+    *_, (sentences, seconds, peak) = measure(str(small_model), [str(texts)])
     assert sentences == 300
     assert seconds > 0
     assert 100 < peak / 2**20 < 4000
     with pytest.raises(UserError, match="embed ended with status"):
-        measure(model, [str(tmp_path / "nothing.txt")])
+        measure(str(small_model), [str(tmp_path / "nothing.txt")])
 
 
 def test_what_grows_once_everything_is_kept_is_told() -> None:

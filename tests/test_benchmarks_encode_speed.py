@@ -8,17 +8,16 @@ import pytest
 from benchmarks import encode_speed
 from simcse_jax.data import demo
 from simcse_jax.system.errors import UserError
-from tests.small_models import export_small
 
 pytest.importorskip("sentence_transformers")
 PEER = "sentence-transformers, batch 8"
 
 
 @pytest.mark.slow
-def test_figures_of_both_sides(tmp_path: Path) -> None:
+def test_results_of_both_sides(small_model: Path) -> None:
     texts = encode_speed.distinct([*demo.sentences(count=60), *demo.sentences(count=20)], 40)
     assert len(set(texts)) == 40
-    figures = encode_speed.measure(str(export_small(tmp_path)), [texts[::2], texts[1::2]], [8])
+    figures = encode_speed.measure(str(small_model), [texts[::2], texts[1::2]], [8])
     assert figures["sentences"] == 40
     assert 0 < figures["worst difference"] < encode_speed.CLOSE
     ours, theirs = figures["seconds"][encode_speed.OURS], figures["seconds"][PEER]
@@ -29,7 +28,7 @@ def test_figures_of_both_sides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("difference", [3e-5, np.nan])
-def test_sides_that_differ_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, difference: float) -> None:
+def test_sides_that_differ_are_not_timed(small_model: Path, monkeypatch: pytest.MonkeyPatch, difference: float) -> None:
     def off(folder: str, batch_sizes: list[int]) -> dict[str, encode_speed.Encode]:
         return {
             encode_speed.OURS: lambda texts: np.zeros((len(texts), 2), np.float32),
@@ -38,4 +37,4 @@ def test_sides_that_differ_are_not_timed(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(encode_speed, "sides", off)
     with pytest.raises(UserError, match="disagree by"):
-        encode_speed.measure(str(export_small(tmp_path)), [["a man"]], [8])
+        encode_speed.measure(str(small_model), [["a man"]], [8])

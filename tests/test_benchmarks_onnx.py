@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 
 from benchmarks.onnx_quality import measure, onnx_encoder, table
-from tests.small_models import export_small
 from tests.small_senteval import PER_FILE, write_senteval
 
 
 @pytest.mark.slow
-def test_three_encoders_on_the_same_pairs(tmp_path: Path) -> None:
-    source = export_small(tmp_path)
-    rows = measure(str(source), str(write_senteval(tmp_path / "senteval")), tmp_path / "converted")
+def test_three_encoders_on_the_same_pairs(small_model: Path, tmp_path: Path) -> None:
+    rows = measure(str(small_model), str(write_senteval(tmp_path / "senteval")), tmp_path / "converted")
     assert [row["encoder"] for row in rows] == ["ours, float32", "model.onnx", "model_int8.onnx"]
     ours, exact, coarse = rows
     assert ours["sentences"] <= 4 * PER_FILE
