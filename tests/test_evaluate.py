@@ -17,6 +17,7 @@ from simcse_jax.embedding_model import open_model
 from simcse_jax.evaluate import model_names
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.evaluation.judge import Exam, choose_tasks
+from simcse_jax.evaluation.results import Encode, Score
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.evaluation.sts import TASKS, YEARS, evaluate_sts, load_sts
 from simcse_jax.judging import judge_models, report_run, require_writable, write_results
@@ -95,6 +96,7 @@ def test_every_model_has_a_record(written: dict[str, Any], place: Path) -> None:
     assert [bool(model["geometry_before_training"]) for model in written["models"]] == [False, False, True, True]
     space = written["models"][2]["geometry"]
     assert 1 <= space["effective_rank"] <= 16
+    assert space["protocol"]["close above"] == 4  # of STS-B's scale, 0 to 5
 
 
 def test_runs_are_summed_up_and_entries_compared(written: dict[str, Any], place: Path) -> None:
@@ -138,6 +140,22 @@ def test_scores_are_of_the_pooler_that_is_named(place: Path, pooler: str) -> Non
     score = results.verdicts[0].scores["demo:dev"]
     assert score.cosines == pytest.approx((u * v).sum(1), abs=1e-5)
     assert score.value == pytest.approx(100 * stats.spearmanr((u * v).sum(1), pairs.gold).statistic, abs=0.05)
+
+
+def test_classifiers_get_vectors_as_they_are_pooled(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SentEval does not scale them to length 1, which would change its scores."""
+    seen: list[np.ndarray] = []
+
+    def evaluate_transfer(encode: Encode, folder: Path, task: str, *_: bool) -> Score:
+        seen.append(encode(["a dog", "music"]))
+        return Score(task, "accuracy", {"accuracy": 50.0}, {})
+
+    monkeypatch.setattr("simcse_jax.evaluation.transfer.evaluate_transfer", evaluate_transfer)
+    model = open_model(str(place / "a"))
+    expected = model.encode(["a dog", "music"], normalize=False)
+    judge_models([model], Exam(("MR",), place))
+    np.testing.assert_array_equal(seen[0], expected)
+    assert not np.allclose(np.linalg.norm(expected, axis=1), 1, atol=0.05)
 
 
 def test_command(place: Path, tmp_path: Path) -> None:
