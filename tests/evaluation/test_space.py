@@ -62,23 +62,12 @@ def test_no_close_pair() -> None:
         measure_space(encode, PAIRS, (0.0, 10.0))
 
 
-@pytest.mark.parametrize(("value", "kind"), [(np.nan, "not finite"), (np.inf, "not finite"), (0.0, "zero")])
-def test_broken_vectors_name_a_sentence(value: float, kind: str) -> None:
-    def broken(texts: list[str]) -> np.ndarray:
-        vectors = encode(texts)
-        vectors[texts.index("d")] = value
-        return vectors
-
-    with pytest.raises(UserError, match=rf"(?s)some pairs.*{kind}.*'d'"):
-        measure_space(broken, PAIRS, SCALE)
+def test_broken_vectors_are_an_error() -> None:
+    with pytest.raises(UserError, match=r"(?s)some pairs.*'d'"):
+        measure_space(lambda texts: encode(texts) * np.array([[text != "d"] for text in texts]), PAIRS, SCALE)
 
 
 def test_one_sentence_is_no_space() -> None:
     pairs = GradedPairs("same", np.array([5.0, 1.0]), ["a", "a"], ["a", "a"])
     with pytest.raises(UserError, match="same"):
         measure_space(encode, pairs, SCALE)
-
-
-def test_wrong_shape_is_a_mistake_of_ours() -> None:
-    with pytest.raises(ValueError, match="5 texts"):
-        measure_space(lambda texts: np.ones(len(texts)), PAIRS, SCALE)

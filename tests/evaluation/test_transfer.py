@@ -326,20 +326,15 @@ FOLDERS = {"MR": "MR", "SST": "SST2", "TREC": "TREC", "MRPC": "MRPC"}
         ("MR/rt-polarity.pos", "", "no example"),
         ("SST/binary/sentiment-train", "a\t0\nb 1\n", "line 2: .*'b 1'"),
         ("SST/binary/sentiment-train", "a\t0\nb\t2\n", "line 2:"),
-        ("SST/binary/sentiment-dev", "a\t\n", "line 1:"),
         ("SST/binary/sentiment-test", "a\t0\n \t1\n", "line 2:"),
         ("SST/binary/sentiment-test", "a\tb\t1\n", "line 1:"),
         ("SST/binary/sentiment-test", "a\t0\n\nb\t1\n", "line 2:"),
-        ("SST/binary/sentiment-dev", "", "no example"),
         ("SST/binary/sentiment-train", "a\t0\n", "no example of the class 1"),
         ("SST/binary/sentiment-train", "a\t0\ncaf\xe9\t1\n".encode("latin-1"), "line 2: .*UTF-8"),
         ("TREC/train_5500.label", TREC_TRAIN + "NUM Is it ?\n", "line 7:"),
-        ("TREC/train_5500.label", TREC_TRAIN + "NUM: Is it ?\n", "line 7:"),
         ("TREC/train_5500.label", "NOUN:x Is it ?\n", "line 1: .*ABBR.*NOUN:x"),
-        ("TREC/TREC_10.label", "NUM:x \n", "line 1:"),
         ("TREC/TREC_10.label", "NUM:x\n", "line 1:"),
         ("TREC/train_5500.label", TREC_TRAIN.replace("ENTY", "NUM"), "no example of the class ENTY"),
-        ("MRPC/msr_paraphrase_test.txt", MRPC_HEAD, "no example"),
         ("MRPC/msr_paraphrase_test.txt", "0\t1\t2\ta\tb\n", "line 1: .*Quality"),
         ("MRPC/msr_paraphrase_train.txt", MRPC_HEAD + "0\t1\t2\ta\n", "line 2: .*4"),
         ("MRPC/msr_paraphrase_train.txt", MRPC_HEAD + "0\t1\t2\ta\tb\tc\n", "line 2: .*6"),
@@ -359,10 +354,10 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: str | bytes, me
     assert str(tmp_path / name) in str(raised.value)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_missing_files_are_named(tmp_path: Path, task: str) -> None:
-    with pytest.raises(UserError, match=str(tmp_path)):
-        evaluate_transfer(_never, tmp_path, task)
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    for task in TASKS:
+        with pytest.raises(UserError, match=str(tmp_path)):
+            evaluate_transfer(_never, tmp_path, task)
 
 
 def _never(texts: list[str]) -> np.ndarray:
@@ -384,22 +379,14 @@ def test_too_few_examples_for_the_folds(tmp_path: Path, task: str, counts: tuple
         evaluate_transfer(_never, tmp_path, task)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_broken_vectors_are_an_error(tmp_path: Path, value: float) -> None:
+def test_broken_vectors_are_an_error(tmp_path: Path) -> None:
     splits = made_task("MRPC")
     write_task(tmp_path, "MRPC", splits)
     vectors = _vectors(splits, signal=1)
     broken = splits["test"][5][0][1]
-    vectors[broken][2] = value
-    with pytest.raises(UserError, match=f"(?s)MRPC.*not finite.*{broken}"):
+    vectors[broken][2] = np.nan
+    with pytest.raises(UserError, match=f"(?s)MRPC.*{broken}"):
         evaluate_transfer(_encoder(vectors), tmp_path, "MRPC")
-
-
-@pytest.mark.parametrize("shape", [(5, 3), (86,), (86, 2, 2)])
-def test_vectors_of_another_shape_are_an_error(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    write_task(tmp_path, "MR", made_task("MR"))
-    with pytest.raises(ValueError, match="86 texts"):
-        evaluate_transfer(lambda texts: np.ones(shape), tmp_path, "MR")
 
 
 @pytest.mark.slow

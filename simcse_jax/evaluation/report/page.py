@@ -6,23 +6,20 @@ import base64
 import dataclasses
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2
-import numpy as np
 from matplotlib.figure import Figure
 
 from simcse_jax.evaluation.report import drawing, geometry, pair_pictures, pictures, protocols, tables
-from simcse_jax.evaluation.report.tables import number
-from simcse_jax.evaluation.results import OWN, Entry, Results, Verdict
+from simcse_jax.evaluation.results import OWN, Results
 from simcse_jax.system.whole_file import writing
 
 REPORT = "report.html"
 _CSS_PIXELS = 96  # an inch
 _GLYPHS = {"o": "\u25cf", "s": "\u25a0", "^": "\u25b2", "D": "\u25c6", "v": "\u25bc"}  # the markers of the pictures
-_MOST = 8  # models that a picture's alternative text describes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,64 +137,15 @@ def _picture(name: str, results: Results) -> Picture | None:
     absent = pair_pictures.left_out(results) if kind.side_by_side else []
     if absent:
         caption += f" Not shown, to save room: {', '.join(names[place] for place in absent)}."
-    described = [(entry.name, words) for entry in results.entries if (words := kind.describe(results, entry))]
-    alt = "; ".join(f"{name}: {words}" for name, words in described[:_MOST])
-    more = f"; and {len(described) - _MOST} more" if len(described) > _MOST else ""
-    return Picture(name, png.getvalue(), width, height, caption, f"{kind.title}. {alt}{more}.")
-
-
-def _first(entry: Entry, has: Callable[[Verdict], Any]) -> Any:
-    return next((found for verdict in entry.verdicts if (found := has(verdict))), None)
-
-
-def _describe_plane(_: Results, entry: Entry) -> str:
-    space = _first(entry, lambda verdict: verdict.space)
-    return f"uniformity {number(space.uniformity)}, alignment {number(space.alignment)}" if space else ""
-
-
-def _describe_spectrum(_: Results, entry: Entry) -> str:
-    space = _first(entry, lambda verdict: verdict.space)
-    if not space:
-        return ""
-    middle = space.singular_values[len(space.singular_values) // 2]
-    return f"the middle one of {len(space.singular_values)} singular values is {middle:.2g} of the largest"
-
-
-def _describe_cosines(results: Results, entry: Entry) -> str:
-    score = _first(entry, lambda verdict: verdict.scores.get(pair_pictures.default_task(results) or ""))
-    if not score or score.cosines is None:
-        return ""
-    low, high = score.gold <= np.quantile(score.gold, 0.2), score.gold >= np.quantile(score.gold, 0.8)
-    medians = [number(float(np.median(score.cosines[part]))) for part in (low, high)]
-    return f"median cosine {medians[0]} for the lowest fifth of gold scores, {medians[1]} for the highest"
-
-
-def _describe_spearman(results: Results, entry: Entry) -> str:
-    score = _first(entry, lambda verdict: verdict.scores.get(pair_pictures.default_task(results) or ""))
-    return f"Spearman {number(score.value)}" if score and score.cosines is not None else ""
-
-
-def _of(lines: Sequence[dict[str, Any]], key: str) -> list[float]:
-    return [line[key] for line in lines if line.get(key) is not None]
-
-
-def _describe_curves(_: Results, entry: Entry) -> str:
-    lines = [line for verdict in entry.verdicts for line in verdict.curves]
-    scores, losses, held_out = (_of(lines, key) for key in ("dev/spearman", "loss", "dev/perplexity"))
-    words = [f"best dev score {number(max(scores))}"] if scores else []
-    words += [f"lowest held-out perplexity {min(held_out):.2f}"] if held_out else []
-    for name, values in (("loss", losses), *((key, _of(lines, key)) for key in ("alignment", "uniformity"))):
-        words += [f"{name} from {values[0]:.3g} to {values[-1]:.3g}"] if values else []
-    return ", ".join(words)
+    return Picture(name, png.getvalue(), width, height, caption, f"{kind.title}: {', '.join(names)}.")
 
 
 class _Kind(NamedTuple):
-    """Hold how a picture is drawn, its title and caption, and how to put into words what it shows of an entry."""
+    """Hold how a picture is drawn, its title and its caption."""
 
     draw: Callable[[Results], Figure | None]
     title: str
     caption: str
-    describe: Callable[[Results, Entry], str]
     side_by_side: bool = False  # shows a few models only
 
 
@@ -207,7 +155,6 @@ PICTURES = {  # by the name of the file
         "Plane of alignment and uniformity",
         "Alignment of close pairs against uniformity of all sentences (Wang & Isola 2020). Lower is better on both "
         "axes, so the lower left corner is best.",
-        _describe_plane,
     ),
     "spectrum": _Kind(
         pictures.spectrum,
@@ -215,14 +162,12 @@ PICTURES = {  # by the name of the file
         "Singular values of the matrix of sentence embeddings, divided by the largest. A line that falls slowly is a "
         "flat spectrum: the sentences use many directions. Section 5 of the SimCSE paper argues that the contrastive "
         "loss flattens it. The last values, close to 0, are left out.",
-        _describe_spectrum,
     ),
     "cosines_by_band": _Kind(
         pair_pictures.cosines_by_band,
         "Distributions of cosines by gold score",
         "Cosines of the pairs, by fifth of the gold scale. The shapes of a good model rise from left to right and "
         "overlap little.",
-        _describe_cosines,
         side_by_side=True,
     ),
     "predicted_against_gold": _Kind(
@@ -230,7 +175,6 @@ PICTURES = {  # by the name of the file
         "Cosines against gold scores",
         "The cosine of every pair against its gold score. Spearman's correlation measures whether both give the same "
         "order, not whether the points are on a straight line.",
-        _describe_spearman,
         side_by_side=True,
     ),
     "training_curves": _Kind(
@@ -239,6 +183,5 @@ PICTURES = {  # by the name of the file
         "Metrics of training against its steps. Alignment and uniformity are those of the training batches (figure 2 "
         "of the SimCSE paper). A run with dev scores or held-out perplexity exports its best step, which may be the "
         "start; a run without them exports its last step.",
-        _describe_curves,
     ),
 }
