@@ -57,17 +57,14 @@ def test_precision_and_length_of_the_vectors_do_not_matter() -> None:
     assert half.metrics() == pytest.approx(space.metrics(), rel=1e-2)
 
 
-def test_no_close_pair() -> None:
-    with pytest.raises(UserError, match=r"(?s)some pairs: .*8.*5"):
-        measure_space(encode, PAIRS, (0.0, 10.0))
-
-
 def test_broken_vectors_are_an_error() -> None:
     with pytest.raises(UserError, match=r"(?s)some pairs.*'d'"):
         measure_space(lambda texts: encode(texts) * np.array([[text != "d"] for text in texts]), PAIRS, SCALE)
 
 
-def test_one_sentence_is_no_space() -> None:
+def test_pairs_without_geometry() -> None:
+    with pytest.raises(UserError, match=r"(?s)some pairs: .*8.*5"):  # no close pair
+        measure_space(encode, PAIRS, (0.0, 10.0))
     pairs = GradedPairs("same", np.array([5.0, 1.0]), ["a", "a"], ["a", "a"])
     with pytest.raises(UserError, match="same"):
         measure_space(encode, pairs, SCALE)

@@ -96,28 +96,13 @@ def test_places_and_colours_of_points() -> None:
     assert sorted(points) == sorted(expected)
 
 
-def test_spectrum_leaves_out_what_is_noise() -> None:
-    values = np.array([1, 0.5, 1e-3, 1e-9, 0])
-    narrow = dataclasses.replace(space(1.0, 1.0), singular_values=values)
-    figure = drawn("spectrum", results(Entry("a", (Verdict("a", {}, space=narrow),))))
-    assert np.array_equal(figure.axes[0].lines[0].get_xydata(), [(1, 1), (2, 0.5), (3, 1e-3)])  # type: ignore[arg-type]
-
-
-def test_the_last_few_singular_values_do_not_stretch_the_spectrum() -> None:
-    """Behind layer norm one direction is all but empty; the axis is for the others."""
-    values = np.append(np.geomspace(1, 0.1, 127), 1e-5)
-    narrow = dataclasses.replace(space(1.0, 1.0), singular_values=values)
-    figure = drawn("spectrum", results(Entry("a", (Verdict("a", {}, space=narrow),))))
-    assert len(figure.axes[0].lines[0].get_xdata()) == 127  # type: ignore[arg-type]
-    assert figure.axes[0].get_ylim()[0] > 0.05
-
-
-def test_all_sentences_alike() -> None:
-    """The least space there is, before and after."""
-    point = Space(0, 0, 1, 1, 0.135, 1, np.array([1.0, 0, 0]), {})
-    shown = results(Entry("a", (Verdict("a", {}, space=point, space_before=point),)))
-    drawn("spectrum", shown)
-    drawn("alignment_uniformity", shown)
+def test_spectrum_leaves_out_what_is_almost_nothing() -> None:
+    """Float32 rounding, and the few directions that layer norm all but empties."""
+    for values, shown in (([1, 0.5, 1e-3, 1e-9, 0], 3), (np.append(np.geomspace(1, 0.1, 127), 1e-5), 127)):
+        narrow = dataclasses.replace(space(1.0, 1.0), singular_values=np.array(values))
+        line = drawn("spectrum", results(Entry("a", (Verdict("a", {}, space=narrow),)))).axes[0].lines[0]
+        assert np.array_equal(line.get_xdata(), np.arange(1, shown + 1))  # type: ignore[arg-type]
+        assert np.array_equal(line.get_ydata(), values[:shown])  # type: ignore[arg-type]
 
 
 def score(gold: list[float], cosines: list[float], task: str = "some pairs") -> Score:
@@ -143,11 +128,15 @@ def test_bands_are_fifths_of_the_scale(gold: list[float], bands: list[int], tick
     assert [count for _, count in labels] == [f"n {bands.count(band)}" for band in range(5)]
 
 
-def test_few_and_equal_cosines_are_drawn() -> None:
+def test_few_and_equal_values_are_drawn() -> None:
     for count, cosines in ((1, [0.5]), (40, [0.5] * 40), (5, list(np.linspace(0, 1, 5)))):
         shown = shown_pairs(score(list(np.linspace(0, 5, count)), cosines))
         drawn("cosines_by_band", shown)
         drawn("predicted_against_gold", shown)
+    point = Space(0, 0, 1, 1, 0.135, 1, np.array([1.0, 0, 0]), {})  # all sentences alike
+    shown = results(Entry("a", (Verdict("a", {}, space=point, space_before=point),)))
+    drawn("spectrum", shown)
+    drawn("alignment_uniformity", shown)
 
 
 def test_the_task_is_stsb_or_the_first_with_cosines() -> None:
@@ -169,22 +158,14 @@ def test_what_is_left_out_is_said() -> None:
     assert any("6 more" in text for text in written(figure))
 
 
-def test_curves_skip_what_json_had_no_word_for() -> None:
+def test_curves() -> None:
+    """Of what the runs logged; a value that JSON has as null is left out."""
+    assert len(drawn_set("training_curves", "usual").axes) == 4  # loss, alignment, uniformity, dev score
     lines: list[dict[str, Any]] = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 1.0}]
-    figure = drawn("training_curves", results(Entry("a", (Verdict("a", {}, curves=lines),))))
-    assert len(figure.axes) == 1
-    assert np.array_equal(figure.axes[0].lines[0].get_xydata(), [(1, 2), (3, 1)])  # type: ignore[arg-type]
-
-
-def test_curves_are_of_loss_alignment_uniformity_and_dev_score() -> None:
-    figure = drawn_set("training_curves", "usual")
-    labels = ["training loss", "alignment", "uniformity", "dev Spearman x 100"]
-    assert [axes.get_ylabel() for axes in figure.axes] == labels
-    alone: list[dict[str, Any]] = [
-        {"step": n, "loss": 9.0 - n, "mlm_loss": 9.0 - n, "dev/perplexity": 90.0 - n} for n in range(5)
-    ]
-    figure = drawn("training_curves", results(Entry("mlm", (Verdict("mlm", {}, curves=alone),))))
-    assert [axes.get_ylabel() for axes in figure.axes] == ["training loss", "held-out perplexity"]
+    lines += [{"step": 3, "mlm_loss": 1.0, "dev/perplexity": 9.0}]
+    loss, perplexity = drawn("training_curves", results(Entry("a", (Verdict("a", {}, curves=lines),)))).axes
+    assert np.array_equal(loss.lines[0].get_xydata(), [(1, 2), (3, 1)])  # type: ignore[arg-type]
+    assert np.array_equal(perplexity.lines[0].get_xydata(), [(3, 9)])  # type: ignore[arg-type]
 
 
 def lines_of(axes: Axes) -> list[tuple[float, int]]:
