@@ -12,9 +12,9 @@ from simcse_jax import __version__
 from simcse_jax.embedding_model import EmbeddingModel, open_model
 from simcse_jax.evaluation.compare import compare, group_runs
 from simcse_jax.evaluation.judge import GEOMETRY, Exam, Subject, judge
-from simcse_jax.evaluation.record import write_scores
 from simcse_jax.evaluation.report.page import write_report
 from simcse_jax.evaluation.results import Results
+from simcse_jax.evaluation.scores_json import write_scores
 from simcse_jax.system.progress import progress_bar
 from simcse_jax.system.whole_file import writing
 from simcse_jax.training.metrics import read_metrics

@@ -52,7 +52,7 @@ def _shared_start(names: Sequence[str]) -> str:
     return low[: next(differ, min(len(low), len(high)))]
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
+def summarize(values: Sequence[float]) -> dict[str, float]:
     """Return "mean", "sd" (of a sample, n - 1; 0 for one value), "min", "max" and "runs", the number of values."""
     array = np.asarray(values, np.float64)
     return {

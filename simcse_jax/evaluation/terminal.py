@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simcse_jax.evaluation import transfer
-from simcse_jax.evaluation.compare import averages_of, spread
+from simcse_jax.evaluation.compare import averages_of, summarize
 from simcse_jax.evaluation.results import OWN, Results, fit_names, task_name
 
 _NAME = 28  # characters of a model's name that fit on a terminal
@@ -62,7 +62,7 @@ def _cell(values: Sequence[float], runs: int, failed: bool = False) -> str:
     """Return mean and standard deviation, and the number of runs that have a value where some have none."""
     if not values:
         return "failed" if failed else "-"
-    numbers = spread(values)
+    numbers = summarize(values)
     return (
         f"{numbers['mean']:.2f}"
         + (f" ± {numbers['sd']:.2f}" if len(values) > 1 else "")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from simcse_jax.config.recipe import override_flags
-from simcse_jax.evaluation.record import SCORES
+from simcse_jax.evaluation.scores_json import SCORES
 from simcse_jax.sweeping.plan import Judging, Plan, Row
 from simcse_jax.sweeping.rows import SEED
 from simcse_jax.system.errors import UserError

@@ -131,12 +131,12 @@ def draw(table: Table) -> Figure:
     labels = [drawing.drawable(shorten(row.row.label, _LONGEST_LABEL)) for row in table.rows]
     figure = drawing.new_figure(_ROW_HEIGHT * len(table.rows) + 1.5)
     title = title_of(table.measure)
-    drawing.caption(
+    drawing.write_title(
         figure, f"{title} by row", "A dot: one seed. Bar: mean and standard deviation. Dashed: mean of the first row."
     )
-    drawing.room(figure, left=0.4 + _LETTER_WIDTH * max(map(len, labels)), top=0.74, bottom=0.62)
+    drawing.set_margins(figure, left=0.4 + _LETTER_WIDTH * max(map(len, labels)), top=0.74, bottom=0.62)
     axes = figure.subplots()
-    drawing.quiet(axes, title + (" (lower is better)" if table.measure in LOWER_IS_BETTER else ""))
+    drawing.style_axes(axes, title + (" (lower is better)" if table.measure in LOWER_IS_BETTER else ""))
     for place, row in enumerate(table.rows):
         values = np.array([metrics[table.measure] for metrics in row.runs.values()])
         if not len(values):

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from simcse_jax.evaluation import transfer
-from simcse_jax.evaluation.compare import spread
+from simcse_jax.evaluation.compare import summarize
 from simcse_jax.evaluation.judge import GEOMETRY, choose_tasks
 from simcse_jax.sweeping.jobs import Job
 from simcse_jax.sweeping.plan import Judging, Plan, Row
@@ -126,7 +126,7 @@ def make_table(plan: Plan, found: Mapping[tuple[str, int], Metrics], measure: st
             row=row,
             runs=runs,
             missing=tuple(seed for seed in row.seeds if seed not in runs),
-            metrics={name: spread([m[name] for m in runs.values() if name in m]) for name in known},
+            metrics={name: summarize([m[name] for m in runs.values() if name in m]) for name in known},
             best=None if best is None else (best, values[best]),
             difference=_difference(values, reference) if rows else None,
         )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from simcse_jax.evaluation.compare import average, compare, group_runs, spread
+from simcse_jax.evaluation.compare import average, compare, group_runs, summarize
 from simcse_jax.evaluation.results import Entry, Score, Verdict
 
 
@@ -48,9 +48,9 @@ def test_runs_of_one_recipe_share_an_entry() -> None:
     assert group_runs([_verdict("x/1/end", recipe="r"), _verdict("x/2/end", recipe="r")])[0].name == "x/*/end"
 
 
-def test_spread() -> None:
-    assert spread([1.0, 2.0, 6.0]) == {"mean": 3.0, "sd": pytest.approx(7**0.5), "min": 1.0, "max": 6.0, "runs": 3}
-    assert spread([4.0])["sd"] == 0
+def test_summarize() -> None:
+    assert summarize([1.0, 2.0, 6.0]) == {"mean": 3.0, "sd": pytest.approx(7**0.5), "min": 1.0, "max": 6.0, "runs": 3}
+    assert summarize([4.0])["sd"] == 0
 
 
 def test_average_is_over_all_tasks_or_none() -> None:

@@ -68,7 +68,7 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
     return figure
 
 
-def caption(figure: Figure, title: str, note: str = "") -> None:
+def write_title(figure: Figure, title: str, note: str = "") -> None:
     """Put a title into the figure's upper left corner, and a note below it."""
     inch = 1 / figure.get_size_inches()[1]
     common: Any = {"ha": "left", "va": "top", "parse_math": False}
@@ -76,13 +76,13 @@ def caption(figure: Figure, title: str, note: str = "") -> None:
     figure.text(0.02, 1 - 0.37 * inch, note, size=SMALL, color=GREY, **common)
 
 
-def room(figure: Figure, left: float = 0.8, right: float = 0.25, top: float = 0.72, bottom: float = 0.6) -> None:
+def set_margins(figure: Figure, left: float = 0.8, right: float = 0.25, top: float = 0.72, bottom: float = 0.6) -> None:
     """Leave these margins around the axes, in inches."""
     width, height = figure.get_size_inches()
     figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
 
 
-def quiet(axes: Axes, x: str = "", y: str = "") -> None:
+def style_axes(axes: Axes, x: str = "", y: str = "") -> None:
     """Remove the frame, draw a pale grid, and name the axes."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)

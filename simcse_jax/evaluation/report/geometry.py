@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simcse_jax.evaluation.report.tables import Cell, Table, entry_row, number, with_spread
+from simcse_jax.evaluation.report.tables import Cell, Table, entry_row, format_mean, format_number
 from simcse_jax.evaluation.results import Entry, Results, Space
 
 
@@ -83,7 +83,7 @@ def entry_spaces(entry: Entry) -> tuple[list[Space], list[Space]]:
 
 def _cell(name: str, spaces: Sequence[Space]) -> str:
     how = METRICS[name]
-    return with_spread([how.factor * space.metrics()[name] for space in spaces], how.digits) + how.unit
+    return format_mean([how.factor * space.metrics()[name] for space in spaces], how.digits) + how.unit
 
 
 def change_sentences(results: Results) -> list[tuple[int, str]]:
@@ -112,7 +112,7 @@ def changes(before: Sequence[Space], after: Sequence[Space]) -> str:
 
     def course(name: str) -> str:
         how = METRICS[name]
-        return " to ".join(number(value, how.digits) + how.unit for value in means(name))
+        return " to ".join(format_number(value, how.digits) + how.unit for value in means(name))
 
     (rank, rank_after), (share, share_after) = means("effective_rank"), means("top_share")
     if rank_after > rank and share_after < share:

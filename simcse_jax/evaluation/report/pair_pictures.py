@@ -71,14 +71,14 @@ def _grid(panels: Sequence[Panel], title: str, note: str, bottom: float) -> tupl
     figure = drawing.new_figure(0.6 + bottom + 3.0 * rows + 0.8 * (rows == 1))
     if len(panels) > shown:
         note += f" Not shown, to save room: {len(panels) - shown} more."
-    drawing.caption(figure, title, note)
-    drawing.room(figure, top=1.0, bottom=bottom)
+    drawing.write_title(figure, title, note)
+    drawing.set_margins(figure, top=1.0, bottom=bottom)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     figure.subplots_adjust(wspace=0.08, hspace=0.28)
     for unused in grid.flat[shown:]:
         unused.remove()
     for number, (axes, panel) in enumerate(zip(grid.flat, panels[:PANELS], strict=False)):
-        drawing.quiet(
+        drawing.style_axes(
             axes, "gold score" if number >= shown - columns else "", "cosine" if number % columns == 0 else ""
         )
         axes.tick_params(labelbottom=number >= shown - columns)

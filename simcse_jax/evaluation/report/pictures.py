@@ -30,10 +30,14 @@ def alignment_uniformity(results: Results) -> Figure | None:
         return None
     arrows = any(before for _, _, before in known)
     figure = drawing.new_figure(5.6 if len(results.entries) <= 8 else 6.8)
-    drawing.caption(figure, "Alignment and uniformity", "Hollow: before training. Filled: as judged." if arrows else "")
-    drawing.room(figure)
+    drawing.write_title(
+        figure, "Alignment and uniformity", "Hollow: before training. Filled: as judged." if arrows else ""
+    )
+    drawing.set_margins(figure)
     axes = figure.subplots()
-    drawing.quiet(axes, "uniformity  (lower: sentences spread more evenly)", "alignment  (lower: paraphrases closer)")
+    drawing.style_axes(
+        axes, "uniformity  (lower: sentences spread more evenly)", "alignment  (lower: paraphrases closer)"
+    )
     points, courses = [], []
     for place, space, before in known:
         after = _place(space)
@@ -89,14 +93,14 @@ def spectrum(results: Results) -> Figure | None:
     before = any(v.space_before and not v.is_untrained for _, entry in known for v in entry.verdicts)
     names = drawing.label_names([entry.name for entry in results.entries])
     figure = drawing.new_figure(max(5.4, 0.2 * len(known) + 2))
-    drawing.caption(
+    drawing.write_title(
         figure,
         "Singular values of the sentence embeddings",
         "Relative to the largest. A flatter line: more directions in use." + (" Dashed: before training." * before),
     )
-    drawing.room(figure, right=2.3)
+    drawing.set_margins(figure, right=2.3)
     axes = figure.subplots()
-    drawing.quiet(axes, "index of the singular value", "singular value / largest")
+    drawing.style_axes(axes, "index of the singular value", "singular value / largest")
     axes.set_xscale("log")
     axes.set_yscale("log")
     ends, lowest = [], _lowest(results)
@@ -162,12 +166,12 @@ def training_curves(results: Results) -> Figure | None:
     notes = ["Thin: each run. Thick: their mean."] if several else []
     if found[-1][0] == "dev/spearman":
         notes.append("Marks, and numbers on the right: best dev score" + (" (of runs: the mean)." if several else "."))
-    drawing.caption(figure, "Training", " ".join(notes))
-    drawing.room(figure, right=2.5)
+    drawing.write_title(figure, "Training", " ".join(notes))
+    drawing.set_margins(figure, right=2.5)
     grid = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
     figure.subplots_adjust(hspace=0.14)
     for axes, (key, label, curves) in zip(grid, found, strict=True):
-        drawing.quiet(axes, "step" if axes is grid[-1] else "", label)
+        drawing.style_axes(axes, "step" if axes is grid[-1] else "", label)
         ends = [_draw_runs(axes, place, runs, names[place], key == "dev/spearman") for place, runs in curves.items()]
         values = np.concatenate([run[:, 1] for runs in curves.values() for run in runs])
         if key != "dev/spearman" and values.min() > 0 and values.max() > 30 * values.min():

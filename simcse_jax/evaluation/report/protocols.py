@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from simcse_jax.evaluation.report.tables import NOTHING, Cell, Row, Table, number
+from simcse_jax.evaluation.report.tables import NOTHING, Cell, Row, Table, format_number
 from simcse_jax.evaluation.results import Results, Verdict, fit_names, shorten
 
 _FINGERPRINT = 12  # digits that a table shows
@@ -94,4 +94,4 @@ def value_tables(results: Results) -> list[Table]:
 
 
 def _value(value: float) -> str:
-    return str(value) if isinstance(value, int) else number(value)
+    return str(value) if isinstance(value, int) else format_number(value)

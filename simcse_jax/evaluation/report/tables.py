@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from simcse_jax.evaluation.compare import averages_of, spread
+from simcse_jax.evaluation.compare import averages_of, summarize
 from simcse_jax.evaluation.results import Difference, Entry, Results, task_name
 
 TITLES = {"sts": "Semantic textual similarity", "transfer": "Transfer"}  # by the name of the average
@@ -67,16 +67,16 @@ class Column:
         return Cell(task_name(self.task), ", ".join(dict.fromkeys(score.headline for score in scores if score)))
 
 
-def number(value: float, digits: int = 2, sign: bool = False) -> str:
+def format_number(value: float, digits: int = 2, sign: bool = False) -> str:
     """Return the value as text, with a true minus sign."""
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "\u2212")
 
 
-def with_spread(values: Sequence[float], digits: int) -> str:
+def format_mean(values: Sequence[float], digits: int) -> str:
     """Return the mean as text, and for several values their standard deviation."""
-    numbers = spread(values)
-    sd = f" ±\u00a0{number(numbers['sd'], digits)}" if len(values) > 1 else ""
-    return number(numbers["mean"], digits) + sd
+    numbers = summarize(values)
+    sd = f" ±\u00a0{format_number(numbers['sd'], digits)}" if len(values) > 1 else ""
+    return format_number(numbers["mean"], digits) + sd
 
 
 def entry_row(results: Results, place: int, cells: Iterable[Cell], note: str = "") -> Row:
@@ -124,7 +124,7 @@ def _score_cell(results: Results, entry: Entry, column: Column) -> Cell:
     if not values:
         return Cell("failed", kind="failed") if not column.over and entry.failed(column.task) else Cell(NOTHING)
     few = f"{len(values)} of {runs} runs" if len(values) < runs else ""
-    return Cell(with_spread(values, 2), few, "best" if results.best.get(column.task) == entry.name else "")
+    return Cell(format_mean(values, 2), few, "best" if results.best.get(column.task) == entry.name else "")
 
 
 def spread_tables(results: Results) -> list[Table]:
@@ -143,8 +143,8 @@ def spread_tables(results: Results) -> list[Table]:
 def _spread_cell(values: Sequence[float]) -> Cell:
     if not values:
         return Cell(NOTHING)
-    numbers = spread(values)
-    return Cell(f"{number(numbers['min'])} to {number(numbers['max'])}", f"{len(values)} runs")
+    numbers = summarize(values)
+    return Cell(f"{format_number(numbers['min'])} to {format_number(numbers['max'])}", f"{len(values)} runs")
 
 
 def difference_tables(results: Results) -> list[Table]:
@@ -167,6 +167,6 @@ def difference_tables(results: Results) -> list[Table]:
 def _difference_cell(difference: Difference | None) -> Cell:
     if difference is None:
         return Cell(NOTHING)
-    interval = f"{number(difference.low, sign=True)} to {number(difference.high, sign=True)}"
+    interval = f"{format_number(difference.low, sign=True)} to {format_number(difference.high, sign=True)}"
     kind = "" if difference.direction == "unclear" else difference.direction
-    return Cell(number(difference.points, sign=True), f"{interval}: {difference.direction}", kind)
+    return Cell(format_number(difference.points, sign=True), f"{interval}: {difference.direction}", kind)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from simcse_jax.evaluation.compare import average, spread
+from simcse_jax.evaluation.compare import average, summarize
 from simcse_jax.evaluation.report.geometry import change_sentences, changes, geometry_table, measured
 from simcse_jax.evaluation.report.page import PICTURES, render, write_report
 from simcse_jax.evaluation.report.tables import score_tables
@@ -126,13 +126,13 @@ def test_scores_spreads_and_averages(usual_page: tuple[str, Page, Path]) -> None
     for entry in shown.entries:
         for task in (*STS, *TRANSFER):
             if values := entry.values(task):
-                assert f"{spread(values)['mean']:.2f}" in page.words
+                assert f"{summarize(values)['mean']:.2f}" in page.words
         for own in entry.verdicts:
             for score in own.scores.values():
                 for value in (*score.values.values(), *(v for part in score.subsets.values() for v in part.values())):
                     assert f"{value:.2f}" in page.words or str(value) in page.words
     seeds = shown.entries[2]
-    figures = spread([average(run, STS) or 0 for run in seeds.verdicts])
+    figures = summarize([average(run, STS) or 0 for run in seeds.verdicts])
     assert f"{figures['mean']:.2f} ± {figures['sd']:.2f}" in page.words
     assert f"{figures['min']:.2f} to {figures['max']:.2f} 5 runs" in page.words
 

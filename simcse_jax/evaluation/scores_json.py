@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from simcse_jax.evaluation.compare import average, averages_of, spread
+from simcse_jax.evaluation.compare import average, averages_of, summarize
 from simcse_jax.evaluation.results import Entry, Results, Score, Space, Verdict
 from simcse_jax.system.whole_file import write_whole_text
 
@@ -70,7 +70,7 @@ def _spreads(entry: Entry, results: Results) -> dict[str, dict[str, float]]:
     """Return mean, sd, min, max and number of runs for each task and average that every run has."""
     values = {task: entry.values(task) for task in results.tasks}
     values |= {f"average {name}": averages_of(entry, tasks) for name, tasks in results.averages.items()}
-    return {name: spread(found) for name, found in values.items() if len(found) == len(entry.verdicts)}
+    return {name: summarize(found) for name, found in values.items() if len(found) == len(entry.verdicts)}
 
 
 def _rounded(value: Any) -> Any:
