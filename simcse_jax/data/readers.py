@@ -10,7 +10,7 @@ import hashlib
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,29 +78,55 @@ def _file_key(path: Path) -> Callable[[], str]:
 
 
 def _lines(path: Path, name: str) -> Iterator[str]:
-    """Decoded lines with their ends, cut at newlines only: U+2028 is part of the text. No byte order mark."""
+    """Yield the lines of a text file, which may be compressed; see `decode_lines`."""
     opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
     number = 0
     try:
         with opener(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                        raise UserError(f"{name} is UTF-16, not UTF-8. {_iconv(path, 'utf-16')}")
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                yield line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise UserError(
-            f"{name}, line {number}: not UTF-8 (byte 0x{byte:02x} at place {error.start + 1} of the line).\n"
-            f"{_iconv(path, 'latin1')}"
-        ) from error
+            for line in decode_lines(file, name, path):
+                number += 1
+                yield line
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
             f"{name}, after line {number}: the compressed file is damaged or cut short ({error}). Fetch it again."
         ) from error
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}.") from error
+
+
+def decode_lines(file: Iterable[bytes], name: str, path: Path) -> Iterator[str]:
+    """Decode lines of UTF-8, with their ends and without a byte order mark; UserError with the line of another byte.
+
+    file: lines cut at newlines only, since U+2028 and U+0085 are text. path: the file that the message's advice names.
+    """
+    for number, line in enumerate(file, 1):
+        if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise UserError(f"{name} is UTF-16, not UTF-8. {_iconv(path, 'utf-16')}")
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{name}, line {number}: not UTF-8 (byte 0x{error.object[error.start]:02x} at place {error.start + 1} "
+                f"of the line).\n{_iconv(path, 'latin1')}"
+            ) from error
+
+
+def csv_records(lines: Iterable[str], name: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, cells) of each record of a .csv; UserError with the line of a wrong quote."""
+    csv.field_size_limit(_CELL_LIMIT)
+    reader = csv.reader(lines, strict=True)
+    while True:
+        start = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise UserError(
+                f"{name}, line {start}: not valid CSV ({error}).\n"
+                'A quoted cell must end with a quote, and a quote inside one is doubled: "He said ""yes""".'
+            ) from error
+        if cells is None:
+            return
+        yield start, cells
 
 
 def _iconv(path: Path, encoding: str) -> str:
@@ -124,20 +150,7 @@ def _csv_table(path: Path, name: str, suffix: str) -> Table:
                 text = line.rstrip("\r\n")
                 yield number, [_unquoted(cell) for cell in text.split("\t")] if text.strip() else []
             return
-        csv.field_size_limit(_CELL_LIMIT)
-        reader = csv.reader(_lines(path, name), strict=True)
-        while True:
-            start = reader.line_num + 1
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                raise UserError(
-                    f"{name}, line {start}: not valid CSV ({error}).\n"
-                    'A quoted cell must end with a quote, and a quote inside one is doubled: "He said ""yes""".'
-                ) from error
-            if cells is None:
-                return
-            yield start, cells
+        yield from csv_records(_lines(path, name), name)
 
     header = next((cells for _, cells in records() if cells), None)
     if header is None:

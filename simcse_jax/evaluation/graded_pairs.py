@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import math
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from simcse_jax.data import demo
-from simcse_jax.evaluation.senteval import decode
+from simcse_jax.data.readers import csv_records, decode_lines
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import DATASET_PREFIX, dataset_file
 
@@ -111,14 +111,14 @@ def _stsb_dev_in_archive(path: Path) -> bytes:
 
 
 def _parse(name: str, content: bytes, suffix: str) -> GradedPairs:
-    text = decode(name, content)
+    text = "".join(decode_lines(io.BytesIO(content), name, Path(name)))
     rows = _rows(name, text, suffix)
     head = next(rows, None)
     if head is None:
         raise UserError(f"{name} is empty. {FORMAT}")
     columns, is_header = _columns(name, head)
     gold, first, second = [], [], []
-    for line, cells in rows if is_header else _chain(head, rows):
+    for line, cells in rows if is_header else itertools.chain([head], rows):
         if len(cells) <= max(columns):
             raise UserError(f"{name}, line {line}: {len(cells)} columns, at least {max(columns) + 1} needed. {FORMAT}")
         score, *sentences = (cells[column] for column in columns)
@@ -142,20 +142,9 @@ def _rows(name: str, text: str, suffix: str) -> Iterator[Row]:
             if raw.strip():
                 yield line, raw.removesuffix("\r").split("\t")
         return
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    line = 1
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                yield line, cells
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{name}, line {line}: {error}. Is a quote left open?") from error
-
-
-def _chain(head: Row, rows: Iterator[Row]) -> Iterator[Row]:
-    yield head
-    yield from rows
+    for line, cells in csv_records(io.StringIO(text, newline=""), name):
+        if any(cell.strip() for cell in cells):
+            yield line, cells
 
 
 def _columns(name: str, head: Row) -> tuple[tuple[int, ...], bool]:

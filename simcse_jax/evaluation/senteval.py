@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import tarfile
 from contextlib import suppress
 from pathlib import Path
 
+from simcse_jax.data.readers import decode_lines
 from simcse_jax.system.cache import cache_folder
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import DATASET_PREFIX, dataset_file
@@ -58,21 +60,13 @@ def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
         raise UserError(
             f"{path} cannot be read: {error.strerror or error}.\nThe folder given as --data lacks this file."
         ) from error
+    if encoding == "utf-8":
+        text = "".join(decode_lines(io.BytesIO(content), str(path), path))
+    else:
+        text = content.decode(encoding)
     # Not splitlines(), which also splits at characters that sentences contain (U+2028, U+0085).
-    lines = [line.removesuffix("\r") for line in decode(str(path), content, encoding).split("\n")]
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
     return lines[:-1] if lines[-1] == "" else lines
-
-
-def decode(name: str, content: bytes, encoding: str = "utf-8") -> str:
-    """Return the text of a file, without a byte order mark; UserError with the line of a byte that is not UTF-8."""
-    try:
-        return content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{name}, line {line}: byte 0x{content[error.start]:02x} is not {encoding.upper()}.\n"
-            "Convert the file, for example with `iconv -f latin1 -t utf-8`."
-        ) from error
 
 
 def _unpacked(archive: Path) -> Path:
