@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from simcse_jax.evaluation import sts, transfer
-from simcse_jax.evaluation.graded_pairs import GradedPairs, load_graded_pairs
+from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.evaluation.results import Encode, Score, Space, Verdict
 from simcse_jax.evaluation.space import measure_space
 from simcse_jax.system.errors import UserError
@@ -18,6 +19,7 @@ GEOMETRY = "geometry"
 GROUPS = ("sts", "transfer", GEOMETRY)
 ALIASES = {"stsb": "STSBenchmark", "sickr": "SICKRelatedness", "sst": "SST2"}  # as other tools call them
 _STSB = "STSBenchmark"
+_BEFORE = f"{GEOMETRY} before training"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,44 +93,34 @@ def judge(subject: Subject, exam: Exam, say: Callable[[str], None] = lambda _: N
     say: called with a line when a task is done.
     """
     verdict = Verdict(subject.name, {"model": subject.name}, curves=subject.curves, recipe=subject.recipe)
-
-    def score(task: str, make: Callable[[], Score]) -> str:
-        verdict.scores[task] = make()
-        return f"{verdict.scores[task].value:.2f}"
-
-    def measure() -> str:
-        pairs, scale, split = _space_pairs(exam)
-        verdict.space = _space(subject.encode, pairs, scale, {"split": split})
-        return "measured"
-
-    def measure_before() -> str:
-        before = subject.before() if verdict.space else None
-        if before is None:
-            return ""
-        pairs, scale, split = _space_pairs(exam)
-        verdict.space_before = _space(before[0], pairs, scale, {"split": split, "weights": before[1]})
-        return "measured"
-
     try:
         verdict.protocol |= subject.protocol()
     except Exception as error:  # noqa: BLE001 (weights that do not load fail every task)
         verdict.failures |= dict.fromkeys((*exam.pairs, *exam.tasks), _words(error))
         verdict.recipe = ""  # there is nothing to average with other runs
         return verdict
-    attempts: dict[str, Callable[[], str]] = {}
+    attempts: dict[str, Callable[[], Score | Space | None]] = {}
     for source in exam.pairs:
-        attempts[source] = lambda source=source: score(source, lambda: _score_pairs(subject.encode, source))
-    for task in (task for task in exam.tasks if task != GEOMETRY):
-        attempts[task] = lambda task=task: score(task, lambda: _score(subject.encode, task, exam))
+        attempts[source] = functools.partial(_score_pairs, subject.encode, source)
+    attempts |= {t: functools.partial(_score, subject.encode, t, exam) for t in exam.tasks}
     if GEOMETRY in exam.tasks:
-        attempts |= {GEOMETRY: measure, f"{GEOMETRY} before training": measure_before}
+        attempts[GEOMETRY] = functools.partial(_space, subject.encode, exam)
+        attempts[_BEFORE] = lambda: _space_before(subject, exam) if verdict.space else None
     for task, attempt in attempts.items():
         started = time.monotonic()
         try:
-            outcome = attempt()
+            found = attempt()
         except Exception as error:  # noqa: BLE001 (one task, say out of memory, must not lose hours of others)
             verdict.failures[task] = _words(error)
             outcome = "failed"
+        else:
+            outcome = f"{found.value:.2f}" if isinstance(found, Score) else "measured" if found else ""
+            if isinstance(found, Score):
+                verdict.scores[task] = found
+            elif task == GEOMETRY:
+                verdict.space = found
+            else:
+                verdict.space_before = found
         if outcome:
             say(f"  {task}: {outcome} ({time.monotonic() - started:.0f} s)")
     return verdict
@@ -150,20 +142,21 @@ def _score_pairs(encode: Encode, source: str) -> Score:
     return sts.evaluate_sts(encode, {"": load_graded_pairs(source)}, source, "as given")
 
 
-def _space(encode: Encode, pairs: GradedPairs, scale: tuple[float, float], more: dict[str, Any]) -> Space:
-    space = measure_space(encode, pairs, scale)
-    return dataclasses.replace(space, protocol=space.protocol | more)
-
-
-def _space_pairs(exam: Exam) -> tuple[GradedPairs, tuple[float, float], str]:
-    """Return the pairs whose geometry is measured, the scale of their scores, and the split.
-
-    They are STS-B's, or the user's first pairs where there is no folder of SentEval's data.
-    """
+def _space(encode: Encode, exam: Exam, **protocol: str) -> Space:
+    """Measure the geometry of STS-B's sentences, or of the user's first pairs without a folder of SentEval's data."""
     if exam.folder is not None:
-        return sts.load_sts(exam.folder, _STSB, exam.split)[""], sts.STSB_SCALE, exam.split
-    pairs = load_graded_pairs(exam.pairs[0])
-    return pairs, (float(pairs.gold.min()), float(pairs.gold.max())), "as given"
+        pairs, scale, split = sts.load_sts(exam.folder, _STSB, exam.split)[""], sts.STSB_SCALE, exam.split
+    else:
+        pairs, split = load_graded_pairs(exam.pairs[0]), "as given"
+        scale = (float(pairs.gold.min()), float(pairs.gold.max()))
+    space = measure_space(encode, pairs, scale)
+    return dataclasses.replace(space, protocol=space.protocol | {"split": split} | protocol)
+
+
+def _space_before(subject: Subject, exam: Exam) -> Space | None:
+    """Measure the geometry with the weights before training, or return None where these are unknown."""
+    before = subject.before()
+    return _space(before[0], exam, weights=before[1]) if before else None
 
 
 def passed(verdicts: Sequence[Verdict]) -> bool:

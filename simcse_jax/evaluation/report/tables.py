@@ -45,7 +45,7 @@ class Table:
     @property
     def wide(self) -> bool:
         """Whether a narrow screen has no room for it."""
-        return self.prose or len(self.columns) > WIDE
+        return len(self.columns) > (3 if self.prose else WIDE)
 
 
 @dataclasses.dataclass(frozen=True)
