@@ -95,9 +95,7 @@ def change_sentences(results: Results) -> list[tuple[int, str]]:
         words = [changes(before, after)] if before else []
         if untrained:
             which = "" if len(entry.verdicts) == 1 else f" in {untrained} of {len(entry.verdicts)} runs"
-            words.append(
-                f"Training changed nothing{which}: no step was better on dev, so the start is kept."
-            )
+            words.append(f"Training changed nothing{which}: no step was better on dev, so the start is kept.")
         if words:
             found.append((place, " ".join(words)))
     return found
