@@ -1,4 +1,4 @@
-"""Made-up results, for tests of what shows results: several seeds, a failure, spaces before and after, curves."""
+"""Make results for tests of tables and reports: several seeds, a failure, spaces before and after, curves."""
 
 import functools
 from typing import Any
@@ -15,7 +15,7 @@ WIDTH = 48
 
 
 def space(mean: float, decay: float, seed: int = 0) -> Space:
-    """The space of random vectors with a common direction and a spectrum that falls off."""
+    """Return the space of random vectors with a common direction and a falling spectrum."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(300, WIDTH)) * np.arange(1, WIDTH + 1) ** -decay
     x /= np.linalg.norm(x, axis=1, keepdims=True)
@@ -112,7 +112,7 @@ def results(*entries: Entry, **averages: tuple[str, ...]) -> Results:
 
 @functools.cache
 def usual() -> Results:
-    """A plain model, one of a run, five seeds of another, and one that fails a task. Shared: change copies only."""
+    """Return a plain model, a run, five seeds of another, and a model that fails a task. Shared: change copies only."""
     seeds = tuple(verdict(f"runs/unsup-seed{seed}", 0.3, seed, trained=True, recipe="unsup") for seed in range(5))
     return results(
         Entry("bert-base-uncased", (verdict("bert-base-uncased", 1.2, 11),)),
@@ -124,7 +124,7 @@ def usual() -> Results:
 
 @functools.cache
 def crowd() -> Results:
-    """Twelve models with long names, all much alike. Shared: change copies only."""
+    """Return twelve models with long, similar names. Shared: change copies only."""
     entries = []
     for seed in range(12):
         kind = "sup" if seed % 2 else "unsup"

@@ -1,4 +1,4 @@
-"""A small folder in SentEval's layout, made of the demo's pairs."""
+"""Write a small folder in SentEval's layout from the demo's pairs."""
 
 from pathlib import Path
 

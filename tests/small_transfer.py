@@ -1,4 +1,4 @@
-"""Small files of the transfer tasks in SentEval's layout, of made texts."""
+"""Write small files of the transfer tasks in SentEval's layout, with made texts."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def write_file(path: Path, content: str | bytes) -> Path:
 
 
 def write_task(folder: Path, task: str, splits: Splits) -> None:
-    """SentEval's files of a task; of the nested ones `splits` has but "", with the examples of label 1 first."""
+    """Write SentEval's files of a task; for nested tasks `splits` has only "", with the examples of label 1 first."""
     if task in NESTED:
         for name, label in zip(NESTED[task], (1, 0), strict=True):
             write_file(folder / name, "".join(f"{texts[0]}\n" for texts, own in splits[""] if own == label))
@@ -40,7 +40,7 @@ def write_task(folder: Path, task: str, splits: Splits) -> None:
 
 
 def made_task(task: str, counts: tuple[int, ...] = (46, 40)) -> Splits:
-    """Examples with texts of one to seven words; for each class but the last `counts[0]`, of the last `counts[1]`."""
+    """Return examples of one to seven words: `counts[0]` of each class but the last, `counts[1]` of the last."""
     classes = 6 if task == "TREC" else 2
     splits = {"": 1, "train": 1, "dev": 1, "test": 1}
     wanted = {"SST2": ("train", "dev", "test"), "TREC": ("train", "test"), "MRPC": ("train", "test")}.get(task, ("",))

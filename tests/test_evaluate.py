@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def place(make_once: MakeOnce, small_model: Path, small_run: Path) -> Path:
-    """A folder with two models, `a` and `b`, a run and its copy of another seed, and `senteval`. Shared."""
+    """Make a folder with two models, `a` and `b`, a run, the same with another seed, and `senteval`. Shared."""
 
     def make(folder: Path) -> None:
         shutil.copytree(small_model, folder / "a")
@@ -46,7 +46,7 @@ def place(make_once: MakeOnce, small_model: Path, small_run: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def out(make_once: MakeOnce, place: Path) -> Path:
-    """What evaluating both models and both runs writes. Shared."""
+    """Evaluate both models and both runs into a folder. Shared."""
 
     def make(folder: Path) -> None:
         models = [open_model(str(place / name)) for name in ("a", "b", "run-seed0", "run-seed1")]
@@ -59,7 +59,7 @@ def out(make_once: MakeOnce, place: Path) -> Path:
 
 @pytest.fixture
 def written(out: Path) -> dict[str, Any]:
-    """scores.json of these models."""
+    """Read scores.json of these models."""
     return json.loads((out / "scores.json").read_text())
 
 

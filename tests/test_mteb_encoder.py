@@ -1,4 +1,4 @@
-"""mteb runs our models through its own protocol and comes to our scores."""
+"""Test that mteb runs our models by its own protocol and gets our scores."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> MtebEncoder:
 
 
 def _task() -> Any:
-    """An STS task of mteb with the demo's pairs."""
+    """Return an STS task of mteb with the demo's pairs."""
     from mteb.abstasks import AbsTaskSTS
     from mteb.abstasks.task_metadata import TaskMetadata
 

@@ -1,4 +1,4 @@
-"""Test names that are made to fit: shortened ones still differ. And what a verdict says of training."""
+"""Test names that are shortened to fit: they still differ."""
 
 from simcse_jax.evaluation.results import fit_names, short_names, shorten
 

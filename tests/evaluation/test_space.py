@@ -12,7 +12,7 @@ PAIRS = GradedPairs("some pairs", np.array([5.0, 4.0, 4.2, 0.0]), ["a", "b", "c"
 
 
 def encode(texts: list[str]) -> np.ndarray:
-    """A vector of any length for each letter, the same each time."""
+    """Return a vector of any length for each letter, always the same."""
     drawn = np.random.default_rng(0).normal(size=(26, 7)) + 0.5
     return np.stack([drawn[ord(text) - ord("a")] for text in texts])
 

