@@ -115,7 +115,7 @@ def test_demo_pairs() -> None:
         ("a.tsv", "1\ta\tb\n\n\tc\td\n", "line 3: .*''"),
         ("a.tsv", "1\ta\tb\nNaN\tc\td\n", "line 2: .*NaN"),
         ("a.csv", 'score,a,b\n1,"c\nc",d\nx,e,f\n', "line 4: .*'x'"),
-        ("a.csv", '1,a,b\n2,"c,d\n3,e,f\n', "line 2: .*quote"),
+        ("a.csv", '1,a,b\n2,"c,d\n3,e,f\n', r"(?s)line 2: .*quote"),
         ("a.tsv", "1\ta\tb\n2\t \td\n", "line 2: .*blank"),
         ("a.csv", "score,sentence1,text\n1,a,b\n", "line 1: .*sentence2"),
         ("a.csv", ",gold standard,x,y\n0,5,a,b\n", "line 1: .*first column"),
