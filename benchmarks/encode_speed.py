@@ -26,10 +26,10 @@ from absl import flags
 
 from benchmarks import process_memory
 from simcse_jax import cli
+from simcse_jax.data.texts import open_column
 from simcse_jax.embedding_model import open_model
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.evaluation.sts import TASKS, load_sts
-from simcse_jax.serving.corpus_texts import corpus_texts
 from simcse_jax.system.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -149,7 +149,7 @@ def main() -> None:
     """Measure as the flags say."""
     if not FLAGS.model:
         raise UserError("--model=DIR is needed: a model folder that sentence-transformers reads too.")
-    found = list(corpus_texts(FLAGS.texts)) if FLAGS.texts else sts_sentences(FLAGS.data)
+    found = list(open_column(FLAGS.texts)) if FLAGS.texts else sts_sentences(FLAGS.data)
     texts = distinct(found, FLAGS.sentences)
     parts = [texts[n :: FLAGS.parts] for n in range(FLAGS.parts)]
     figures = measure(FLAGS.model, parts, [int(size) for size in FLAGS.peer_batch_size])

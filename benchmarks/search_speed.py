@@ -25,8 +25,8 @@ from absl import flags
 from benchmarks import process_memory
 from simcse_jax import cli
 from simcse_jax.serving.index.approximate import load_faiss
+from simcse_jax.serving.index.rows import STORAGES
 from simcse_jax.serving.index.sentence_index import SentenceIndex
-from simcse_jax.serving.index.vectors import STORAGES
 
 FLAGS = flags.FLAGS
 

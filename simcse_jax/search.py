@@ -1,6 +1,6 @@
-"""Search: `python -m simcse_jax.search --model=RUN_OR_FOLDER_OR_HUB_NAME --corpus=FILE_OR_INDEX [--query=...]`.
+"""Search sentences: `python -m simcse_jax.search --model=RUN_OR_FOLDER_OR_HUB_NAME --corpus=FILE_OR_INDEX`.
 
-Without --query, asks for queries until the input ends; --serve answers over HTTP. --save_index keeps the index.
+Takes --query, or asks for queries until the input ends; --serve answers over HTTP. --save_index keeps the index.
 """
 
 from __future__ import annotations
@@ -18,45 +18,47 @@ from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
     from simcse_jax.serving.model import SimCSE
-    from simcse_jax.serving.web.settings import Settings
+    from simcse_jax.serving.web.guard import Settings
 
 _MODEL = flags.DEFINE_string("model", "", "A run folder, an exported or Hugging Face folder, or a Hub name.")
 _CORPUS = flags.DEFINE_list(
-    "corpus", [], "Files of sentences: .txt (a sentence a line), .csv, .tsv, .jsonl, .parquet; or a saved index."
+    "corpus", [], "Files of sentences: .txt (one sentence per line), .csv, .tsv, .jsonl, .parquet; or a saved index."
 )
-_COLUMN = flags.DEFINE_string("column", "", "The column of text, where there are several.")
-_QUERY = flags.DEFINE_multi_string("query", [], "What to search for; several times for several.")
-_TOP_K = flags.DEFINE_integer("top_k", 5, "How many hits a query gets.", lower_bound=1)
-_THRESHOLD = flags.DEFINE_float("threshold", None, "Leave out hits that score less.", -1, 1)
-_KIND = flags.DEFINE_string("kind", "exact", "exact; or hnsw or ivfpq, approximate, through faiss.")
-_STORAGE = flags.DEFINE_string("storage", "float32", "What a vector's numbers are stored as: float32, float16 or int8.")
-_SAVE = flags.DEFINE_string("save_index", "", "Folder to write the index to; give it as --corpus the next time.")
-_POOLER = flags.DEFINE_string("pooler", "", "Another pooler than the one that the model was made for.")
-_DTYPE = flags.DEFINE_string("dtype", "float32", "Precision of the computation: float32 or bfloat16.")
-_MAX_LENGTH = flags.DEFINE_integer("max_length", 128, "Tokens at which texts are cut.", lower_bound=3)
+_COLUMN = flags.DEFINE_string("column", "", "The column of text, if a file has several.")
+_QUERY = flags.DEFINE_multi_string("query", [], "A query; may be given several times.")
+_TOP_K = flags.DEFINE_integer("top_k", 5, "The number of hits for a query.", lower_bound=1)
+_THRESHOLD = flags.DEFINE_float("threshold", None, "The lowest score of a hit.", -1, 1)
+_KIND = flags.DEFINE_string("kind", "exact", "The kind of index: exact, or hnsw or ivfpq (approximate, need faiss).")
+_STORAGE = flags.DEFINE_string("storage", "float32", "The type of stored vectors: float32, float16 or int8.")
+_SAVE = flags.DEFINE_string("save_index", "", "A folder to save the index to; give it as --corpus next time.")
+_POOLER = flags.DEFINE_string("pooler", "", "The pooler, if not the one that the model was trained for.")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "The precision of the computation: float32 or bfloat16.")
+_MAX_LENGTH = flags.DEFINE_integer("max_length", 128, "The number of tokens at which texts are cut.", lower_bound=3)
 _MINE = flags.DEFINE_string(
-    "mine_negatives", "", "Search for no query, but for hard negatives of --pairs: the .csv for training to write."
+    "mine_negatives", "", "A .csv file for training to write: the rows of --pairs with a hard negative each."
 )
 _PAIRS = flags.DEFINE_list(
     "pairs",
     [],
-    "With --mine-negatives: training files of sentence and positive. Without --corpus, their positives are.",
+    "With --mine-negatives: training files of anchors and positives. The positives are the default of --corpus.",
 )
-_RANKS = flags.DEFINE_list("ranks", ["1", "100"], "With --mine-negatives: the window of ranks to take one from.")
+_RANKS = flags.DEFINE_list("ranks", ["1", "100"], "With --mine-negatives: the first and last rank of a hard negative.")
 _MARGIN = flags.DEFINE_float("margin", 0.05, "With --mine-negatives: how far below the positive's score to stay.", 0, 2)
-_CEILING = flags.DEFINE_float("ceiling", 0.9, "With --mine-negatives: the highest score with the sentence.", -1, 1)
+_CEILING = flags.DEFINE_float("ceiling", 0.9, "With --mine-negatives: the highest score of a hard negative.", -1, 1)
 _SERVE = flags.DEFINE_bool(
-    "serve", False, "Serve a JSON API and a page (needs the extra [web]). --corpus may be absent."
+    "serve", False, "Serve a JSON API and a page (needs fastapi and uvicorn). --corpus is optional."
 )
-_HOST = flags.DEFINE_string("host", "127.0.0.1", "With --serve: the address to listen on; 0.0.0.0 for all.")
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "With --serve: the address to listen on; 0.0.0.0 for everyone.")
 _ALLOWED = flags.DEFINE_list(
-    "allowed_hosts", [], "With --serve on this machine alone: further names that clients call it by, as behind a proxy."
+    "allowed_hosts",
+    [],
+    "With --serve on 127.0.0.1: further host names that requests may use, as behind a proxy.",
 )
-_PORT = flags.DEFINE_integer("port", 8000, "With --serve: the port.", 0, 65535)
+_PORT = flags.DEFINE_integer("port", 8000, "With --serve: the port; 0 for any free one.", 0, 65535)
 
 
 def main() -> None:
-    """Search, ask or serve, as the flags say."""
+    """Search, mine hard negatives or serve, as the flags say."""
     if not _MODEL.value:
         raise UserError("--model is needed: a run folder, an exported or Hugging Face folder, or a Hub name.")
     _refuse_early()
@@ -87,62 +89,62 @@ def main() -> None:
         for hit in hits:
             print(f"  {hit.score:.4f}  {hit.text}")
         if not hits:
-            print("  nothing that similar")
+            print("  no hit")
         sys.stdout.flush()
 
 
 def _refuse_early() -> None:
-    """UserError for what could only fail once everything is encoded."""
-    from simcse_jax.serving.index.folder import require_ours
-    from simcse_jax.serving.mining import require_window
-    from simcse_jax.serving.training_file import open_pairs, require_csv
+    """Raise UserError now for mistakes that would otherwise stop the command after everything is encoded."""
+    from simcse_jax.serving.index.folder import require_index_or_empty
+    from simcse_jax.serving.mining import open_pairs, require_csv, require_window
 
     if bool(_MINE.value) != bool(_PAIRS.value):
-        raise UserError("--mine-negatives=OUT.csv and --pairs=TRAINING_FILE belong together; give both or neither.")
+        raise UserError("--mine-negatives=OUT.csv and --pairs=TRAINING_FILE need each other. Give both or neither.")
     if _MINE.value:
         if _SERVE.value or _QUERY.value:
             other = "--serve" if _SERVE.value else "--query"
-            raise UserError(f"--mine-negatives and {other} exclude each other. Leave one of them out.")
+            raise UserError(f"--mine-negatives and {other} exclude each other. Leave one out.")
         require_csv(Path(_MINE.value).expanduser())
         require_window(_ranks())
         if Path(_MINE.value).resolve() in [Path(name).resolve() for name in (*_PAIRS.value, *_CORPUS.value)]:
-            raise UserError(f"--mine-negatives={_MINE.value} would replace what is read. Give another file.")
+            raise UserError(f"--mine-negatives={_MINE.value} would overwrite an input file. Give another file.")
         open_pairs(_PAIRS.value)
     if _SAVE.value:
-        require_ours(Path(_SAVE.value).expanduser())
+        require_index_or_empty(Path(_SAVE.value).expanduser())
     if any(not query.strip() for query in _QUERY.value):
-        raise UserError("--query is blank. Give it a text, or leave it out to be asked.")
+        raise UserError("--query is blank. Give it a text, or leave it out to type queries.")
     if _SERVE.value:
-        from simcse_jax.serving.web.launch import require_port, require_web
-
-        require_web()
+        try:
+            from simcse_jax.serving.web.launch import require_port
+        except ImportError as error:
+            raise UserError(f"--serve needs FastAPI and uvicorn ({error}): pip install fastapi uvicorn") from error
         if _QUERY.value:
-            raise UserError("--query and --serve exclude each other: the server's page and /search take queries.")
+            raise UserError("--query and --serve exclude each other. Leave one out; the server takes queries itself.")
         require_port(_settings())
     given = [name for name in ("kind", "storage", "column") if flags.FLAGS[name].present]
     unused = [*given, *(["save_index"] if _SAVE.value else [])]
     if unused and not _CORPUS.value:
-        raise UserError(f"--{unused[0]} is about the index of --corpus, and there is none. Give one, or leave it out.")
+        raise UserError(f"--{unused[0]} is about the index of --corpus, which is missing. Give one, or leave it out.")
     if given and _is_index():
         raise UserError(
-            f"--{given[0]} is for a new index, and --corpus={_CORPUS.value[0]} is a saved one. Leave it out."
+            f"--{given[0]} is for a new index, but --corpus={_CORPUS.value[0]} is a saved one. Leave it out."
         )
 
 
 def _name(model: str) -> str:
-    """What clients are told: the folder's or Hub repository's name, and of RUN/model the run's."""
+    """Return the name of the model for clients: of the folder or Hub repository; of RUN/model, the run's."""
     path = Path(model)
     return (path.parent.name if path.name == "model" else path.name) or model
 
 
 def _settings() -> Settings:
-    from simcse_jax.serving.web.settings import Settings
+    from simcse_jax.serving.web.guard import Settings
 
     return Settings(
         name=_name(_MODEL.value),
         host=_HOST.value,
         port=_PORT.value,
-        api_key=os.environ.get("SIMCSE_API_KEY"),  # an empty one is a mistake, not none
+        api_key=os.environ.get("SIMCSE_API_KEY"),  # Settings refuses an empty one
         hosts=tuple(_ALLOWED.value),
     )
 
@@ -151,7 +153,7 @@ def _ranks() -> tuple[int, int]:
     try:
         low, high = map(int, _RANKS.value)
     except ValueError:
-        raise UserError(f"--ranks={','.join(_RANKS.value)}: two whole numbers are needed, such as 1,100.") from None
+        raise UserError(f"--ranks={','.join(_RANKS.value)} must be two integers, for example --ranks=1,100.") from None
     return low, high
 
 
@@ -160,14 +162,14 @@ def _is_index() -> bool:
 
 
 def _fill(model: SimCSE) -> None:
-    """The index of --corpus, saved where --save_index says."""
-    from simcse_jax.serving.corpus_texts import corpus_texts
+    """Open or build the index of --corpus, and save it to --save_index."""
+    from simcse_jax.data.texts import open_column
 
     if _is_index():
         index = model.load_index(Path(_CORPUS.value[0]).expanduser())
     else:
-        texts = corpus_texts(_CORPUS.value, _COLUMN.value)
-        index = model.build_index(texts, _KIND.value, _STORAGE.value, show_progress=sys.stderr.isatty())
+        texts = open_column(_CORPUS.value, _COLUMN.value)
+        index = model.build_index(texts, _KIND.value, _STORAGE.value, show_progress=True)
     print(f"{len(index):,} sentences", file=sys.stderr)
     if _SAVE.value:
         model.save(Path(_SAVE.value).expanduser())
@@ -176,22 +178,20 @@ def _fill(model: SimCSE) -> None:
 
 def _mine(model: SimCSE) -> None:
     """Write the training file with hard negatives."""
-    from simcse_jax.serving.mining import hard_negatives
-    from simcse_jax.serving.training_file import open_pairs, read_pairs, write_negatives
+    from simcse_jax.serving.mining import hard_negatives, open_pairs, read_pairs, write_negatives
 
     pairs = read_pairs(_PAIRS.value)
     tables = zip(*open_pairs(_PAIRS.value), strict=True)
     if left := {name for table, read in tables for name in (*table.columns, *table.other_columns) if name not in read}:
         print(f"not read: {', '.join(sorted(left))}", file=sys.stderr)
-    shown = sys.stderr.isatty()
-    anchors, positives = (model.encode([pair[side] for pair in pairs], show_progress=shown) for side in (0, 1))
+    anchors, positives = (model.encode([pair[side] for pair in pairs], show_progress=True) for side in (0, 1))
     index = model.index
     if index is None:
-        index = model.build_index(dict.fromkeys(positive for _, positive in pairs), show_progress=shown)
+        index = model.build_index(dict.fromkeys(positive for _, positive in pairs), show_progress=True)
     if len(index) <= _ranks()[1]:
         print(
-            f"note: --ranks={','.join(_RANKS.value)} takes in the whole corpus of {len(index):,} sentences; "
-            "more sentences (--corpus) make better negatives",
+            f"note: --ranks={','.join(_RANKS.value)} covers the whole corpus of {len(index):,} sentences; "
+            "a larger --corpus gives better negatives",
             file=sys.stderr,
         )
     found = hard_negatives(
@@ -202,7 +202,7 @@ def _mine(model: SimCSE) -> None:
 
 
 def _asked() -> Iterator[str]:
-    """Queries from the terminal, or lines of a pipe; empty ones are passed over."""
+    """Yield queries from the terminal or the lines of a pipe, without empty ones."""
     shown = "query> " if sys.stdin.isatty() else ""
     while True:
         try:

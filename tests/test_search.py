@@ -1,50 +1,69 @@
-"""Mistakes in the flags of the search: each is told before the model is read, let alone a corpus encoded."""
+"""Mistakes in the flags of the search: each is reported before the model is read, let alone a corpus encoded."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 MINE = "--mine-negatives=out.csv"
 PAIRS = "--pairs=demo:triplets"
+TAKEN = "--port={taken}"
+# The flags, $SIMCSE_API_KEY and what the message names.
+MISTAKES = [
+    (["--serve", "--port=0"], "", "API key"),
+    (["--serve", "--port=0"], "secret ", "API key"),
+    (["--serve", TAKEN], None, "{taken}"),
+    ([MINE, "--pairs=nowhere.csv"], None, "nowhere.csv"),
+    ([MINE, "--pairs=demo:sentences"], None, "one column"),
+    (["--mine-negatives=nowhere/out.csv", PAIRS], None, "no folder nowhere"),
+    (["--mine-negatives=out.txt", PAIRS], None, ".csv"),
+    ([MINE, PAIRS, "--ranks=5,1"], None, "5 to 1"),
+    ([MINE, PAIRS, "--ranks=few"], None, "--ranks=few"),
+    ([MINE], None, "--pairs"),
+    ([MINE, PAIRS, "--kind=hnsw"], None, "--kind"),
+    ([MINE, PAIRS, "--storage=int8"], None, "--storage"),
+    ([MINE, PAIRS, "--column=sent0"], None, "--column"),
+    ([MINE, PAIRS, "--save-index=index"], None, "--save_index"),
+    (["--serve", "--port=0", "--save-index=index"], None, "--save_index"),
+    ([MINE, PAIRS, "--serve"], None, "--serve"),
+    ([MINE, PAIRS, "--query=sun"], None, "--query"),
+    (["--corpus=.", "--kind=hnsw"], None, "--kind"),
+    (["--corpus=demo:sentences", "--query= "], None, "--query"),
+    ([], None, "--corpus"),
+]
+# One process for all: they would spend their time on imports. A model of this name is not there, and that would be
+# the mistake that is reported as soon as it is read.
+EACH = """
+import json, os, sys
+from absl import flags
+from simcse_jax import cli, search
+from simcse_jax.system.errors import UserError
+for words, key, _ in json.loads(sys.argv[1]):
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    os.environ.pop("SIMCSE_API_KEY", None)
+    os.environ.update({} if key is None else {"SIMCSE_API_KEY": key})
+    cli._parse(["search", "--model=no/where/at/all", *words])
+    try:
+        search.main()
+    except UserError as error:
+        print(json.dumps(str(error)))
+"""
 
 
-@pytest.fixture(scope="module")
-def taken() -> Iterator[int]:
-    """A port that another listens on."""
+def test_mistakes_are_reported_early(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        yield listening.getsockname()[1]
-
-
-@pytest.mark.parametrize(
-    ("words", "key", "says"),
-    [
-        (["--serve", "--port=0"], "", "The API key is empty"),
-        (["--serve", "--port=0"], "secret ", "begins or ends with a space"),
-        (["--serve", "--port={taken}"], None, "Cannot listen on 127.0.0.1, port {taken}"),
-        ([MINE, "--pairs=nowhere.csv"], None, "nowhere.csv"),
-        ([MINE, "--pairs=demo:sentences"], None, "has one column, text"),
-        (["--mine-negatives=nowhere/out.csv", PAIRS], None, "there is no folder nowhere"),
-        ([MINE, PAIRS, "--kind=hnsw"], None, "--kind is about the index of --corpus"),
-        ([MINE, PAIRS, "--storage=int8"], None, "--storage is about the index of --corpus"),
-        ([MINE, PAIRS, "--column=sent0"], None, "--column is about the index of --corpus"),
-        ([MINE, PAIRS, "--save-index=index"], None, "--save_index is about the index of --corpus"),
-        (["--serve", "--port=0", "--save-index=index"], None, "--save_index is about the index of --corpus"),
-        ([MINE, PAIRS, "--serve"], None, "--mine-negatives and --serve exclude each other"),
-        ([MINE, PAIRS, "--query=sun"], None, "--mine-negatives and --query exclude each other"),
-    ],
-)
-def test_mistakes_are_told_early(words: list[str], key: str | None, says: str, taken: int, tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "SIMCSE_API_KEY"}
-    environment |= {"PYTHONPATH": str(ROOT)} | ({} if key is None else {"SIMCSE_API_KEY": key})
-    # There is no such model, and this would be the mistake that is told as soon as it is read.
-    command = [sys.executable, "-m", "simcse_jax.search", "--model=nowhere", *(w.format(taken=taken) for w in words)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert says.format(taken=taken) in done.stderr
-    assert "Traceback" not in done.stderr
+        taken = listening.getsockname()[1]
+        mistakes = json.loads(json.dumps(MISTAKES).replace("{taken}", str(taken)))
+        command = [sys.executable, "-c", EACH, json.dumps(mistakes)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    messages = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(messages) == len(mistakes), messages
+    for (words, _, name), message in zip(mistakes, messages, strict=True):
+        assert name in message, words
+        assert "no/where/at/all" not in message, words

@@ -1,7 +1,7 @@
-"""Texts to a Parquet file of texts and vectors, of any length: streamed, and resumed where it was stopped.
+"""Write texts and their vectors to a Parquet file of any length; a stopped command can be resumed.
 
 The columns are `text` and `vector`, an Arrow fixed-size list, which pandas, Polars, DuckDB and vector databases read.
-Until the file is whole, its parts lie beside it in OUT.parts, each written under another name and then renamed.
+Until the file is complete, its finished parts are in the folder OUT.parts beside it.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simcse_jax.serving.blocks import blocks
-from simcse_jax.serving.fingerprint import difference
+from simcse_jax.data.texts import in_blocks
+from simcse_jax.serving.index.folder import fingerprint_difference
 from simcse_jax.system.errors import UserError
-from simcse_jax.system.whole_file import write_whole
+from simcse_jax.system.whole_file import locked, write_whole, writing
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-STORAGES = ("float32", "float16")  # an index also has int8, whose scales other readers would not know of
+STORAGES = ("float32", "float16")  # not int8 as in an index: other readers do not know of its scales
 PART = 16384  # texts of a part, and of a row group of the file
 _WHAT = "what.json"
 _LOCK = ".lock"
-_KEY = b"simcse_jax"  # of the file's metadata: which model made the vectors, from which texts
+_KEY = b"simcse_jax"  # key of the file's metadata: which model made the vectors, from which texts
 
 Encode = Callable[[list[str]], np.ndarray]
 
@@ -42,40 +42,25 @@ def write_vectors(
     storage: str = "float32",
     progress: Callable[[int], None] = lambda done: None,
 ) -> int:
-    """Write the texts and their vectors, and return how many there are; goes on where an earlier call was stopped.
+    """Write the texts and their vectors, continuing after the parts of a stopped call; return the number of texts.
 
-    encode: list[str] -> float32[n, D]. about: what decides the content (model, texts, ...), as JSON; it goes into the
-    file's metadata. progress: called with the number of texts that are done. A file that is already there with the
-    same `about` is complete, and nothing is done; any other is a UserError, as are parts of something else.
+    encode: list[str] -> float32[n, D]. about: what determines the content (model, texts, ...), as JSON; it becomes the
+    file's metadata. progress: called with the number of finished texts. If the file exists with the same `about`, it
+    is complete and nothing is done. Raises UserError if the file, or a folder of parts, has other content.
     """
     if storage not in STORAGES:
         raise UserError(f"--storage={storage} is unknown. Known: {', '.join(STORAGES)}.")
     about = {**about, "storage": storage}
-    with _alone(out):
-        return _write_vectors(out, texts, encode, width, about, storage, progress)
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """One command at a time writes a file: two would take away each other's parts."""
-    from filelock import FileLock, Timeout
-
     folder = _parts_of(out)
-    lock = FileLock(folder / _LOCK, timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise UserError(f"Another command writes {out} just now. Wait for it, or give another --out.") from None
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}.\nGive another --out.") from error
-    try:
-        yield
-    finally:
-        lock.release()
-        (folder / _LOCK).unlink(missing_ok=True)
-        with suppress(OSError):  # it holds parts
-            folder.rmdir()
+    # One command at a time: two would remove each other's parts.
+    busy = f"Another command is writing {out}. Wait for it, or give another --out."
+    with locked(folder / _LOCK, busy, "Give another --out.", str(out)):
+        try:
+            return _write_vectors(out, texts, encode, width, about, storage, progress)
+        finally:
+            (folder / _LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # the folder holds parts
+                folder.rmdir()
 
 
 def _write_vectors(
@@ -90,26 +75,26 @@ def _write_vectors(
     done = complete(out, about)
     parts = _parts(out, about)
     if done is not None:
-        shutil.rmtree(parts)  # left where the last command was stopped at its end
+        shutil.rmtree(parts)  # left by a command that was killed at its end
         return done
     finished = _finished(parts)
     count = sum(finished)
     progress(count)
     rest = itertools.islice(iter(texts), count, None)
-    for number, part in enumerate(blocks(rest, PART), len(finished)):
+    for number, part in enumerate(in_blocks(rest, PART), len(finished)):
         _write_part(parts / _name(number), part, encode(part), width, storage)
         count += len(part)
         progress(count)
     if not count:
         shutil.rmtree(parts)
-        raise UserError("There is no text to embed.")
+        raise UserError("There is no text to embed: the input has no line, or only empty ones. Check --input.")
     _join(out, parts, about)
     shutil.rmtree(parts)
     return count
 
 
 def complete(out: Path, about: dict[str, Any]) -> int | None:
-    """How many texts the finished file holds; None if there is none yet. UserError if it holds something else."""
+    """Return the number of texts of the complete file, None if there is none; raises UserError for other content."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -123,7 +108,7 @@ def complete(out: Path, about: dict[str, Any]) -> int | None:
         found, rows = None, 0
     if not _same(found, about):
         raise UserError(
-            f"{out} is there already, and holds {_difference(found, about)}.\nGive another --out, or remove it."
+            f"{out} exists already, and holds {_difference(found, about)}.\nGive another --out, or remove it."
         )
     return rows
 
@@ -133,26 +118,26 @@ def _parts_of(out: Path) -> Path:
 
 
 def _parts(out: Path, about: dict[str, Any]) -> Path:
-    """The folder of the parts, which belongs to this content."""
+    """Return the folder of the parts of this content, made if need be; raises UserError if it holds other parts."""
     folder = _parts_of(out)
     what = folder / _WHAT
     if what.is_file():
         found = json.loads(what.read_text(encoding="utf-8"))
         if not _same(found, about):
             raise UserError(
-                f"{folder} is left from a command that was stopped, and holds {_difference(found, about)}.\n"
+                f"{folder} was left by a stopped command, and holds {_difference(found, about)}.\n"
                 "Give another --out, or remove that folder."
             )
         return folder
-    # A kill may have left what was being written.
+    # A killed command may leave a file that was being written.
     if any(path.name != _LOCK and not path.name.endswith(".partial") for path in folder.iterdir()):
-        raise UserError(f"{folder} is no folder of ours, and not empty.\nGive another --out.")
+        raise UserError(f"{folder} holds other files than parts of vectors.\nGive another --out.")
     _write(what, lambda path: path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8"))
     return folder
 
 
 def _finished(parts: Path) -> list[int]:
-    """Rows of the parts that are there, from the first on; one that a crash of the machine has torn ends them."""
+    """Return the numbers of rows of the finished parts; the list ends before a part that a crash has damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -177,7 +162,7 @@ def _write_part(path: Path, texts: list[str], vectors: np.ndarray, width: int, s
     _write(path, lambda partial: pq.write_table(table, partial, **_LAYOUT))
 
 
-# Vectors are as good as random: a dictionary or statistics of them are only in the way.
+# Vectors look random, so a dictionary and statistics would only take time and space.
 _LAYOUT: dict[str, Any] = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
 
 
@@ -189,7 +174,7 @@ def _schema(width: int, storage: str) -> pa.Schema:
 
 
 def _join(out: Path, parts: Path, about: dict[str, Any]) -> None:
-    """All parts as one file, a row group each."""
+    """Join the parts into one file, each as a row group."""
     import pyarrow.parquet as pq
 
     tables = _tables(parts)
@@ -214,14 +199,12 @@ def _tables(parts: Path) -> Iterator[pa.Table]:
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    try:
+    with writing(path, "Free some space, or give another --out."):
         write_whole(path, write)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def _same(found: Any, about: dict[str, Any]) -> bool:
-    """Whether a file holds what was asked for; a model may go by several names."""
+    """Return whether two descriptions agree; a model may have several names."""
     return isinstance(found, dict) and found | {"model": ""} == about | {"model": ""}
 
 
@@ -230,12 +213,12 @@ def _name(number: int) -> str:
 
 
 def _difference(found: Any, about: dict[str, Any]) -> str:
-    """What a file holds that is not what was asked for."""
+    """Say in which points found content differs from the wanted one."""
     if not isinstance(found, dict):
-        return "something that this command did not write"
+        return "something that `embed` did not write"
     keys = [key for key in about if found.get(key) != about[key] and key not in ("model", "fingerprint")]
-    told = [f"{key} {found.get(key)!r}, not {about[key]!r}" for key in keys]
+    points = [f"{key} {found.get(key)!r}, not {about[key]!r}" for key in keys]
     if found.get("fingerprint") != about.get("fingerprint"):
-        made = difference(str(found.get("fingerprint")), str(about.get("fingerprint")))
-        told.insert(0, f"vectors of {found.get('model')} with another {made}")
-    return "; ".join(told) or "something else"
+        parts = fingerprint_difference(str(found.get("fingerprint")), str(about.get("fingerprint")))
+        points.insert(0, f"vectors of {found.get('model')} with another {parts}")
+    return "; ".join(points) or "something else"

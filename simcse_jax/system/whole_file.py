@@ -24,6 +24,27 @@ def writing(path: str | Path, way_out: str = "Give another folder.", name: str =
         raise UserError(f"{reason}\n{way_out}" if way_out else reason) from error
 
 
+@contextmanager
+def locked(lock: Path, busy: str, way_out: str, name: str) -> Iterator[None]:
+    """Hold a lock file during the block; its folder is made if need be.
+
+    Raises UserError(busy) if another process holds it, and as `writing(lock, way_out, name)` if it cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock, timeout=0)
+    with writing(lock, way_out, name):
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            held.acquire()
+        except Timeout:
+            raise UserError(busy) from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write` with a temporary path beside `path`, then rename that file to `path`.
 

@@ -12,8 +12,7 @@ from simcse_jax.data.corpus import load_corpus
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.serving import mining
 from simcse_jax.serving.index.sentence_index import SentenceIndex
-from simcse_jax.serving.mining import Nearest, Triplet, hard_negatives, paraphrases
-from simcse_jax.serving.training_file import read_pairs, write_negatives
+from simcse_jax.serving.mining import Nearest, Triplet, hard_negatives, paraphrases, read_pairs, write_negatives
 from simcse_jax.system.errors import UserError
 
 

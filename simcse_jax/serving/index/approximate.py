@@ -1,7 +1,7 @@
-"""Approximate search through faiss: HNSW and IVF-PQ propose candidates, which are scored from the stored vectors.
+"""Search approximately: faiss (HNSW or IVF-PQ) finds candidates, which are then scored from the stored vectors.
 
-faiss only ever adds. Removed rows are passed over while it searches; once they are the larger part, or the rows have
-outgrown what IVF-PQ was trained on, everything is built anew.
+Rows are only added to faiss. A search skips removed rows. Once most rows are removed, or there are many more rows than
+IVF-PQ was trained on, the faiss index is built anew.
 """
 
 from __future__ import annotations
@@ -13,56 +13,56 @@ from typing import Any
 
 import numpy as np
 
-from simcse_jax.serving.index.vectors import BLOCK, Vectors, open_array
+from simcse_jax.serving.index.rows import BLOCK, Vectors, open_array
 from simcse_jax.system.errors import UserError
 
 KINDS = ("hnsw", "ivfpq")
-WORTHWHILE = 10_000  # rows below which exact search takes milliseconds, and IVF-PQ cannot be trained well
-LINKS = 32  # of a node of HNSW
-BUILD_EFFORT = 80  # candidates looked at when a node is linked (efConstruction)
-SEARCH_EFFORT = 128  # candidates looked at in a search (efSearch)
-SPREAD = {"hnsw": 2, "ivfpq": 10}  # candidates for one result: codes of PQ are coarse
-FEWEST = 64  # candidates at least
+SMALLEST = 10_000  # rows; with fewer, exact search takes milliseconds and IVF-PQ cannot be trained well
+LINKS = 32  # of each node of HNSW
+BUILD_EFFORT = 80  # candidates examined when a node is linked (efConstruction)
+SEARCH_EFFORT = 128  # candidates examined in a search (efSearch)
+SPREAD = {"hnsw": 2, "ivfpq": 10}  # candidates for each result: the codes of PQ are coarse
+FEWEST = 64  # candidates of a query at least
 LISTS_PROBED = 32
 TRAINED_ON = 64  # vectors for one list of IVF
 # PQ's k-means: faiss's own 25 rounds on 256 vectors a code take three times as long, and find no more (measured).
 CODES, CODE_TRAINED_ON, CODE_ROUNDS = 256, 64, 10
-OUTGROWN = 4  # times the rows that IVF-PQ was trained on
-BUDGET = 256 * 2**20  # bytes of candidates' vectors, in float32, that are scored together
+OUTGROWN = 4  # IVF-PQ is trained anew at this many times the rows that it was trained on
+BUDGET = 256 * 2**20  # bytes of the candidates' float32 vectors that are scored together
 
 
 def load_faiss() -> Any:
-    """The library; UserError where it is not installed."""
+    """Import and return faiss; raises UserError if it is not installed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of SWIG's types, on some versions of Python
+            warnings.simplefilter("ignore", DeprecationWarning)  # about SWIG's types, in some versions of Python
             import faiss
     except ImportError as error:
         raise UserError(
             f"The index kinds {' and '.join(KINDS)} need faiss, which is not installed ({error}).\n"
-            'pip install faiss-cpu, or take kind="exact", which needs nothing.'
+            'Install it with pip install faiss-cpu, or use kind="exact".'
         ) from error
     return faiss
 
 
 class ApproximateSearch:
-    """The nearest of the candidates that HNSW or IVF-PQ finds among the rows of `vectors`."""
+    """Find nearly all of the nearest rows of `vectors` with HNSW or IVF-PQ."""
 
     def __init__(self, kind: str, vectors: Vectors):
         self._faiss = load_faiss()
         self._kind, self._vectors = kind, vectors
         self._index: Any = None
-        self._places = np.zeros(0, np.int64)  # of the rows that faiss has, in its order; -1 for those that are gone
-        self._seen = 0  # rows that faiss has, or that were gone before it saw them
-        self._chosen: Any = None  # faiss's selector of the rows that are alive; None for all, which is faster
-        self._bits = np.zeros(0, np.uint8)  # which it points to
+        self._places = np.zeros(0, np.int64)  # the place of each row of faiss, in its order; -1 if no longer stored
+        self._seen = 0  # places below this are in faiss, or were removed before they could be added
+        self._chosen: Any = None  # faiss's selector of rows; None if no row is removed, which is faster
+        self._bits = np.zeros(0, np.uint8)  # the memory that the selector points to
 
     def prepare(self, alive: np.ndarray) -> bool:
-        """Whether `nearest` can be asked for what is alive, bool[N]; False where that is too little.
+        """Add new rows to faiss, or build its index anew; call this after each change.
 
-        Takes in the rows that are new, or builds everything anew where that is due. To be called after each change.
+        alive: bool[N], false for removed rows. Returns whether `nearest` may be called: False with too few rows.
         """
-        if np.count_nonzero(alive) < WORTHWHILE:
+        if np.count_nonzero(alive) < SMALLEST:
             return False
         held = _alive_at(self._places, alive)
         if (
@@ -83,11 +83,11 @@ class ApproximateSearch:
         return True
 
     def _outgrown(self, living: int) -> bool:
-        """Whether there are too many rows for the number of lists, which is the square root of those at training."""
+        """Return whether IVF has too few lists: it has the square root of the number of rows that it was trained on."""
         return self._kind == "ivfpq" and living > OUTGROWN * (self._index.nlist + 1) ** 2
 
     def _new(self, alive: np.ndarray) -> Any:
-        """An empty index, trained on a sample of the rows if it is of the kind that learns."""
+        """Return an empty faiss index; IVF-PQ is trained on a sample of the rows."""
         faiss, width = self._faiss, self._vectors.width
         if self._kind == "hnsw":
             # Half precision is enough for finding candidates, and takes half the memory.
@@ -96,7 +96,7 @@ class ApproximateSearch:
             return index
         rows = np.flatnonzero(alive)
         lists = math.isqrt(len(rows))
-        # np: without polysemous training, which takes most of the time and serves a filter that is not used.
+        # "np": no polysemous training, which takes most of the time and is only for a filter that is not used here.
         index = faiss.index_factory(width, f"IVF{lists},PQ{_parts(width)}x8np", faiss.METRIC_INNER_PRODUCT)
         index.pq.cp.niter, index.pq.cp.max_points_per_centroid = CODE_ROUNDS, CODE_TRAINED_ON
         sample = np.random.default_rng(0).permutation(rows)[: max(TRAINED_ON * lists, CODES * CODE_TRAINED_ON)]
@@ -104,7 +104,7 @@ class ApproximateSearch:
         return index
 
     def nearest(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `ExactSearch.nearest` of what was alive at `prepare`; some of the best may be missing."""
+        """Search as `ExactSearch.nearest` does, in the state of the last `prepare`; some of the best may be missing."""
         wanted = min(max(SPREAD[self._kind] * top_k, FEWEST), len(self._places))
         if self._kind == "hnsw":
             how = self._faiss.SearchParametersHNSW(sel=self._chosen, efSearch=max(SEARCH_EFFORT, wanted))
@@ -117,7 +117,9 @@ class ApproximateSearch:
             some = np.ascontiguousarray(queries[at : at + together])
             _, labels = self._index.search(some, wanted, params=how)
             found = np.where(labels >= 0, self._places[labels], -1)
-            rows = self._vectors.rows(found.ravel()).reshape(*found.shape, -1)  # of -1: any row, scored -inf below
+            rows = self._vectors.rows(found.ravel()).reshape(
+                *found.shape, -1
+            )  # for -1 any row; its score is set to -inf below
             exact = np.where(found >= 0, np.einsum("qd,qcd->qc", some, rows), np.float32(-np.inf))
             order = np.lexsort((found, -exact))[:, :top_k]
             filled = slice(at, at + len(some)), slice(0, order.shape[1])
@@ -126,8 +128,8 @@ class ApproximateSearch:
         return scores, places
 
     def write(self, folder: Path, kept: np.ndarray) -> None:
-        """Write `faiss.bin` and, as `places.npy`, where its rows will be once only the kept ones, bool[N], are left."""
-        if self._index is None or self._seen < len(kept):  # rows are new, but too few are left to be worth it
+        """Write `faiss.bin`, and `places.npy` with the places of its rows once only `kept`, bool[N], are stored."""
+        if self._index is None or self._seen < len(kept):  # there are new rows, but too few in all for faiss
             return
         after = np.where(kept, np.cumsum(kept) - 1, -1)
         try:
@@ -137,7 +139,7 @@ class ApproximateSearch:
         np.save(folder / "places.npy", np.append(after, -1)[self._places])
 
     def read(self, folder: Path) -> None:
-        """Take what `write` wrote there, if anything; ValueError or OSError where it is something else."""
+        """Read what `write` wrote there, if anything; raises ValueError or OSError if the files do not hold that."""
         if not (folder / "faiss.bin").exists():
             return
         try:
@@ -151,10 +153,10 @@ class ApproximateSearch:
 
 
 def _alive_at(places: np.ndarray, alive: np.ndarray) -> np.ndarray:
-    """bool: which of these places, -1 for none, are alive."""
-    return np.append(alive, False)[places]  # place -1 is the last of these
+    """Return a bool for each of these places: whether its row is alive; False for place -1."""
+    return np.append(alive, False)[places]  # place -1 reads the appended False
 
 
 def _parts(width: int) -> int:
-    """Into how many parts PQ cuts a vector: of 4 features each, or the next larger size that divides the width."""
+    """Return the number of parts of a vector in PQ: of 4 features each, or of the next larger divisor of the width."""
     return next(width // size for size in range(min(4, width), width + 1) if width % size == 0)

@@ -1,11 +1,12 @@
-"""Exact search: every score, block by block, and the best of them, on the accelerator through JAX.
+"""Search exactly: compute every score on the accelerator, block by block, and keep the best.
 
-A block's scores are a matrix product. Its best are found in two steps: the maximum of every segment of 128 neighbours,
-then all scores of the best k segments. The k best scores lie in those k segments, ties to the lower place included, and
-the large matrix is passed over once. Only the best so far go from block to block, so memory stays flat.
+The scores of a block are a matrix product. Its best are found in two steps: the maximum of each segment of 128
+neighbours, then all scores of the best k segments. The k best scores always lie in those segments, also with ties to
+the lower place, and the large matrix is read once. Only the best so far pass from block to block, so memory stays flat.
 
-On a TPU `approx_max_k` replaces the two steps: its scores are exact, and at least RECALL of the best are expected
-among them. Shapes are few (blocks of 2^n rows, QUERIES, _kept), so that no number of queries or results compiles anew.
+On a TPU `approx_max_k` replaces the two steps: its scores are exact, and it finds at least RECALL of the best on
+average. There are few shapes (blocks of 2^n rows, QUERIES, `_kept`), so that new numbers of queries or results rarely
+compile anew.
 """
 
 from __future__ import annotations
@@ -16,27 +17,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simcse_jax.serving.index.vectors import BLOCK, Block, Vectors
+from simcse_jax.serving.index.rows import BLOCK, Block, Vectors
 
-SEGMENT = 128  # scores of which only the maximum is looked at first
+SEGMENT = 128  # scores whose maximum is compared first
 SMALLEST = 256  # rows of the smallest block
-QUERIES = (1, 4, 8, 16, 32, 48, 64, 80, 96, 112, 128)  # numbers of queries that are compiled; more go in parts
-FEWEST = 16  # results that are kept at least; more are FEWEST times a power of 4
+QUERIES = (1, 4, 8, 16, 32, 48, 64, 80, 96, 112, 128)  # compiled numbers of queries; more are split
+FEWEST = 16  # results that are computed at least; more are FEWEST times a power of 4
 RECALL = 0.99  # of `approx_max_k` on a TPU
-AHEAD = 2  # blocks that are on their way to the device while one is computed
+AHEAD = 2  # blocks that are sent to the device while one is computed
 
 
 class ExactSearch:
-    """The nearest of all stored vectors; on a device with memory of its own, blocks stay there while it has room."""
+    """Find the nearest of all stored vectors; full blocks stay in the memory of a GPU or TPU while there is room."""
 
     def __init__(self, vectors: Vectors):
         self._vectors = vectors
         self._resident: dict[int, Block] = {}
 
     def nearest(self, queries: np.ndarray, alive: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inner products float32[Q, k], descending, and places int64[Q, k]; equal scores by place.
+        """Return inner products float32[Q, k], descending, and places int64[Q, k]; equal scores by place.
 
-        queries: float32[Q, D]. alive: bool[N], what may be found. Where fewer than k are alive: -inf and -1.
+        queries: float32[Q, D]. alive: bool[N], the rows that may be found. With fewer than k such rows, the rest is
+        -inf and -1.
         """
         kept = _kept(top_k)
         parts = [queries[at : at + QUERIES[-1]] for at in range(0, len(queries), QUERIES[-1])]
@@ -55,7 +57,7 @@ class ExactSearch:
                     _step(*old, part, rows, scales, open_, b * BLOCK, approximate)
                     for old, part in zip(best, padded, strict=True)
                 ]
-                jax.block_until_ready(previous.pop(0))  # or all blocks would be sent before the first is computed
+                jax.block_until_ready(previous.pop(0))  # otherwise all blocks would be sent at once
                 previous.append(best)
         scores = [np.asarray(found[0])[: len(part), :top_k] for found, part in zip(best, parts, strict=True)]
         places = [np.asarray(found[1])[: len(part), :top_k] for found, part in zip(best, parts, strict=True)]
@@ -66,12 +68,12 @@ class ExactSearch:
         )
 
     def _on_device(self, b: int, count: int) -> Block:
-        """Block b, cut to the smallest compiled number of rows that holds `count`."""
+        """Return block b on the device, cut to the smallest compiled number of rows that holds `count`."""
         if b in self._resident:
             return self._resident[b]
         size = max(SMALLEST, 1 << (count - 1).bit_length())
         block = self._vectors.blocks[b]
-        # On a CPU this copies nothing: the arrays are aligned. Rows that are not filled yet are masked out.
+        # On a CPU this copies nothing, since the arrays are aligned. Rows that are not filled yet are masked.
         placed = Block(*jax.device_put((block.rows[:size], None if block.scales is None else block.scales[:size])))
         if count == BLOCK and _has_room():
             self._resident[b] = placed
@@ -79,14 +81,14 @@ class ExactSearch:
 
 
 def _has_room() -> bool:
-    """Whether the device has memory of its own, and less than half of it is in use."""
+    """Return whether the device has its own memory, and uses less than half of it."""
     device = jax.devices()[0]
     stats = (device.memory_stats() or {}) if device.platform != "cpu" else {}
     return 2 * stats.get("bytes_in_use", 0) < stats.get("bytes_limit", 0)
 
 
 def _kept(top_k: int) -> int:
-    """How many results are kept for that many wanted."""
+    """Return the number of results to compute when `top_k` are wanted."""
     kept = FEWEST
     while kept < top_k:
         kept *= 4
@@ -94,7 +96,7 @@ def _kept(top_k: int) -> int:
 
 
 def _pad(array: np.ndarray, size: int) -> np.ndarray:
-    """Zeros (False) behind it, up to that many rows."""
+    """Append zeros (False) up to that many rows."""
     return np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
 
 
@@ -109,7 +111,7 @@ def _step(
     first: int,
     approximate: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """The best so far, float32[Q, K] and int32[Q, K], with a block whose first row has the place `first`."""
+    """Return the best so far, float32[Q, K] and int32[Q, K], after one more block, whose first row is place `first`."""
     scores = jnp.dot(queries, rows.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
     if scales is not None:
         scores = scores * scales[None, :]
@@ -119,7 +121,7 @@ def _step(
         found, columns = jax.lax.approx_max_k(scores, kept, recall_target=RECALL)
     else:
         found, columns = _top(scores, kept)
-    # What was found before has lower places and comes first, so of equal scores top_k takes the lower place.
+    # Earlier results have lower places and come first, so of equal scores top_k takes the lower place.
     places = jnp.where(found > -jnp.inf, columns.astype(jnp.int32) + first, -1)
     scores = jnp.concatenate([best_scores, found], axis=1)
     scores, order = jax.lax.top_k(scores, best_scores.shape[1])
@@ -127,13 +129,13 @@ def _step(
 
 
 def _top(scores: jax.Array, kept: int) -> tuple[jax.Array, jax.Array]:
-    """The largest `kept` of float32[Q, B] and their columns, int32; equal scores by column."""
+    """Return the largest `kept` of float32[Q, B] and their columns; of equal scores the lower column first."""
     count, columns = scores.shape
     if columns // SEGMENT <= kept:
         return jax.lax.top_k(scores, kept)
     segments = scores.reshape(count, columns // SEGMENT, SEGMENT)
     _, best = jax.lax.top_k(segments.max(axis=2), kept)
-    best = jnp.sort(best, axis=1)  # back in order of columns, or ties would go by the segment's maximum
+    best = jnp.sort(best, axis=1)  # in order of columns; otherwise ties would go by the segment's maximum
     inside = jnp.take_along_axis(segments, best[:, :, None], axis=1).reshape(count, kept * SEGMENT)
     found, at = jax.lax.top_k(inside, kept)
     return found, jnp.take_along_axis(best, at // SEGMENT, axis=1) * SEGMENT + at % SEGMENT

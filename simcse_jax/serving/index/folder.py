@@ -1,7 +1,7 @@
-"""The folder of a saved index: `index.json`, and beside it a folder `rows-...` with the files that it names.
+"""Write and check the folder of a saved index: `index.json`, and a folder `rows-...` with the files that it names.
 
-Saving writes a new folder of files and then replaces `index.json` by one rename. Whoever is killed in between leaves
-the earlier index as it was, and what he had begun is cleared by the next save.
+Saving writes a new folder of files and then replaces `index.json` by one rename. If the process is killed in between,
+the earlier index is still whole, and the next save removes the unfinished files.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from simcse_jax.system.errors import UserError
-from simcse_jax.system.whole_file import names_to_disk, to_disk
+from simcse_jax.system.whole_file import locked, names_to_disk, to_disk, writing
 
 RECORD = "index.json"
 FORMAT = 1
+REBUILD = "Restore it from a copy, or build the index again with build_index(sentences) and save it to a new folder."
 _DATA = re.compile(r"rows-[0-9a-f]{8}")
-# What every record says, and as what.
+# The fields of every record, and their types.
 _FIELDS = {
     "kind": str,
     "storage": str,
@@ -33,38 +33,36 @@ _FIELDS = {
     "data": str,
     "files": dict,
 }
+_FINGERPRINT = ("weights or tokenizer", "pooler", "max_length")
+
+
+def vector_fingerprint(weights: str, pooler: str, max_length: int) -> str:
+    """Return a string that is equal for vectors which may be compared; weights: a hex digest."""
+    return f"{weights}-{pooler}-{max_length}"
+
+
+def fingerprint_difference(found: str, wanted: str) -> str:
+    """Say which parts of two fingerprints differ: "pooler (avg, not cls)"."""
+    theirs, ours = found.rsplit("-", 2), wanted.rsplit("-", 2)
+    if len(ours) != len(_FINGERPRINT) or len(theirs) != len(_FINGERPRINT):
+        return f"fingerprint ({found}, not {wanted})"
+    parts = zip(_FINGERPRINT, theirs, ours, strict=True)
+    return ", ".join(f"{name} ({a}, not {b})" for name, a, b in parts if a != b)
 
 
 def write_folder(folder: Path, settings: Mapping[str, Any], write_files: Callable[[Path], None]) -> None:
-    """Let `write_files` fill a new folder of files, and make that the index; the settings go to the record.
+    """Save an index: `write_files` fills a new folder of files, and `settings` go into the record.
 
-    UserError if `folder` holds something else than an index, or cannot be written.
+    Raises UserError if `folder` holds anything but an index, or cannot be written.
     """
     folder = Path(folder).expanduser().absolute()
-    require_ours(folder)
-    with _alone(folder):
+    require_index_or_empty(folder)
+    # One process at a time: two would remove each other's files.
+    lock = folder.with_name(f".{folder.name}.lock")
+    busy = f"Another process is saving an index to {folder}. Try again, or give another folder."
+    way_out = "Free some space there, or give another folder."
+    with locked(lock, busy, way_out, str(folder)), writing(folder, way_out):
         _write_folder(folder, settings, write_files)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One save of a folder at a time, or each would clear away what the other has just written."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"Another process saves an index to {folder} just now. Try again, or give another folder."
-        ) from None
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}.\nGive another folder.") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _write_folder(folder: Path, settings: Mapping[str, Any], write_files: Callable[[Path], None]) -> None:
@@ -81,12 +79,6 @@ def _write_folder(folder: Path, settings: Mapping[str, Any], write_files: Callab
         draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         to_disk(draft)
         os.replace(draft, folder / RECORD)
-    except OSError as error:
-        shutil.rmtree(data, ignore_errors=True)
-        raise UserError(
-            f"The index cannot be written to {folder}: {error.strerror or error}.\n"
-            "Free some space there, or save to another folder."
-        ) from error
     except BaseException:
         shutil.rmtree(data, ignore_errors=True)
         raise
@@ -96,17 +88,16 @@ def _write_folder(folder: Path, settings: Mapping[str, Any], write_files: Callab
             shutil.rmtree(path, ignore_errors=True)
 
 
-def require_ours(folder: Path) -> None:
-    """UserError unless an index may be written there: a new or empty folder, or one that holds an index."""
+def require_index_or_empty(folder: Path) -> None:
+    """Raise UserError unless the folder is new or empty, or holds an index, which a save may replace."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise UserError(f"{folder} is a file. Give a folder that does not exist yet, or one that holds an index.")
     names = sorted(path.name for path in folder.iterdir())
-    begun = all(_DATA.fullmatch(name) for name in names)  # empty, or what killed saves have left
     if RECORD in names:
-        read_record(folder)  # another program's index.json is not ours to replace
-    elif not begun:
+        read_record(folder)  # raises for another program's index.json
+    elif not all(_DATA.fullmatch(name) for name in names):  # those are left by killed saves
         raise UserError(
             f"{folder} is not empty, and holds no index (no {RECORD}): {', '.join(names[:8])}\n"
             "Give a folder that does not exist yet, or one that holds an index."
@@ -114,7 +105,7 @@ def require_ours(folder: Path) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What `index.json` says; UserError if there is none, or it is none of ours."""
+    """Return the content of `index.json`; raises UserError if there is none, or it is not of an index."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -123,9 +114,9 @@ def read_record(folder: Path) -> dict[str, Any]:
             "Make one with build_index(sentences) and save it there with save(folder)."
         ) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / RECORD} cannot be read: {error}.\n{BUILD_ANEW}") from error
+        raise UserError(f"{folder / RECORD} cannot be read: {error}.\n{REBUILD}") from error
     if not isinstance(record, dict) or not isinstance(record.get("format"), int):
-        raise UserError(f"{folder / RECORD} is not the record of an index of ours.\nGive another folder.")
+        raise UserError(f"{folder / RECORD} is not of an index of simcse_jax.\nGive another folder.")
     if record["format"] != FORMAT:
         raise UserError(
             f"{folder} was written in format {record['format']}; this version of simcse_jax reads format {FORMAT}.\n"
@@ -133,20 +124,17 @@ def read_record(folder: Path) -> dict[str, Any]:
         )
     wrong = [name for name, kind in _FIELDS.items() if not isinstance(record.get(name), kind)]
     if wrong or not _DATA.fullmatch(record["data"]):
-        raise UserError(f"{folder / RECORD} is damaged: {', '.join(wrong) or 'data'}.\n{BUILD_ANEW}")
+        raise UserError(f"{folder / RECORD} is damaged: {', '.join(wrong) or 'data'}.\n{REBUILD}")
     return record
 
 
 def require_whole(folder: Path, record: Mapping[str, Any]) -> Path:
-    """The folder of files that the record names; UserError if one of them is missing or not as long as it was."""
+    """Return the folder of files that the record names; raises UserError if a file is missing or has another length."""
     data = folder / record["data"]
     for name, size in record["files"].items():
         path = data / name
-        there = path.stat().st_size if path.is_file() else None
-        if there != size:
-            found = "is missing" if there is None else f"has {there:,} bytes of {size:,}"
-            raise UserError(f"The index in {folder} is damaged: {path.name} {found}.\n{BUILD_ANEW}")
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            fault = "is missing" if found is None else f"has {found:,} bytes of {size:,}"
+            raise UserError(f"The index in {folder} is damaged: {path.name} {fault}.\n{REBUILD}")
     return data
-
-
-BUILD_ANEW = "Restore it from a copy, or build the index again with build_index(sentences) and save it to a new folder."

@@ -1,4 +1,4 @@
-"""Sentences and their vectors, to be searched: added, removed, saved and opened again, memory-mapped."""
+"""Keep texts with their vectors: add, remove, search, save and open again, memory-mapped."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simcse_jax.serving.fingerprint import difference
 from simcse_jax.serving.index.approximate import KINDS as APPROXIMATE
 from simcse_jax.serving.index.approximate import ApproximateSearch
 from simcse_jax.serving.index.exact import ExactSearch
-from simcse_jax.serving.index.folder import BUILD_ANEW, read_record, require_whole, write_folder
-from simcse_jax.serving.index.texts import Texts, open_texts
-from simcse_jax.serving.index.vectors import Vectors, open_array, open_vectors
+from simcse_jax.serving.index.folder import (
+    REBUILD,
+    fingerprint_difference,
+    read_record,
+    require_whole,
+    write_folder,
+)
+from simcse_jax.serving.index.rows import Texts, Vectors, open_array, open_texts, open_vectors
 from simcse_jax.system.errors import UserError
 
 KINDS = ("exact", *APPROXIMATE)
-LENGTH_ERROR = 1e-3  # by which a vector's length may differ from 1; bfloat16 models stay below
+LENGTH_ERROR = 1e-3  # largest difference of a vector's length from 1; bfloat16 models stay below
 
 
 class Hit(NamedTuple):
-    """One result: the text, its cosine with the query, and its id in the index."""
+    """Hold one result: the text, its cosine with the query, and its id in the index."""
 
     text: str
     score: float
@@ -32,13 +36,13 @@ class Hit(NamedTuple):
 
 
 class SentenceIndex:
-    """Texts with vectors of length 1, each under an id of its own: 0, 1, 2, ..., never used again after removal.
+    """Hold texts with vectors of length 1 under the ids 0, 1, 2, ...; an id is never used again after removal.
 
-    width: D, the features of a vector. fingerprint: of the model that makes the vectors; saved, and asked for by
-    `open_index`. kind: "exact", or "hnsw" or "ivfpq", which need faiss, find nearly all of the best, and search exactly
-    while there are fewer than 10,000 texts. storage: of the vectors, "float32", "float16" or "int8" (one scale a row).
-    UserError for unknown ones. Several threads may search at once, but none while another changes the index, and in an
-    approximate one only after `prepare`.
+    width: D, the features of a vector. fingerprint: which model made the vectors (`folder.vector_fingerprint`); it is
+    saved, and `open_index` compares it. kind: "exact", or "hnsw" or "ivfpq", which need faiss, find nearly all of the
+    best, and search exactly while there are fewer than 10,000 texts. storage: "float32", "float16" or "int8" (with one
+    scale for each vector). Raises UserError for unknown ones. Several threads may search at once, but not while another
+    changes the index; an approximate index needs a call of `prepare` first.
     """
 
     def __init__(self, width: int, fingerprint: str, kind: str = "exact", storage: str = "float32"):
@@ -51,11 +55,12 @@ class SentenceIndex:
 
     def _hold(self, vectors: Vectors, texts: Texts, ids: np.ndarray, next_id: int) -> None:
         self._vectors, self._texts = vectors, texts
-        self._ids, self._next_id = ids, next_id  # int64[N], ascending, as the rows are
-        self._alive = np.ones(len(ids), bool)  # removed rows stay until it is saved and opened again
+        self._ids, self._next_id = ids, next_id  # int64[N], ascending: the id of each row
+        self._alive = np.ones(len(ids), bool)  # removed rows stay in memory until the index is saved and opened
         self._exact = ExactSearch(vectors)
         self._approximate = ApproximateSearch(self.kind, vectors) if self.kind in APPROXIMATE else None
-        self._changed, self._ready = True, False  # since the approximate search was prepared; whether it can be asked
+        self._changed = True  # since the approximate search was prepared
+        self._ready = False  # whether the approximate search may be called
 
     def __repr__(self) -> str:
         return f"SentenceIndex({len(self):,} sentences, {self.kind}, {self.storage}, width {self.width})"
@@ -64,23 +69,23 @@ class SentenceIndex:
         return int(np.count_nonzero(self._alive))
 
     def ids(self) -> np.ndarray:
-        """int64[N], ascending: the ids of all texts that are there."""
+        """Return the ids of all texts, int64[N], ascending."""
         return self._ids[self._alive]
 
     def text(self, id: int) -> str:
-        """The text with that id; UserError if there is none."""
+        """Return the text with that id; raises UserError if there is none."""
         return self._texts[int(self._places([id])[0])]
 
     def add(self, texts: Sequence[str], vectors: np.ndarray) -> np.ndarray:
         """Add texts with their vectors, float32[n, D] of length 1, and return their ids, int64[n].
 
-        UserError, and nothing is added, if there are not as many texts as vectors, or one of them is no such thing.
+        Raises UserError, and adds nothing, if the numbers of texts and vectors differ, or one of them is not valid.
         """
         if isinstance(texts, str):
-            raise UserError("The texts to add are one string; give a list of strings.")
+            raise UserError("The texts to add are a single string; give a list of strings.")
         vectors = self._checked(vectors, "vectors")
         if len(texts) != len(vectors):
-            raise UserError(f"There are {len(texts):,} texts but {len(vectors):,} vectors; each text has one vector.")
+            raise UserError(f"There are {len(texts):,} texts but {len(vectors):,} vectors; each text needs one vector.")
         for n, text in enumerate(texts):
             if not isinstance(text, str):
                 raise UserError(f"Text {n} is {type(text).__name__} {text!r:.60}, not a string.")
@@ -101,51 +106,48 @@ class SentenceIndex:
         return ids
 
     def remove(self, ids: Iterable[int]) -> None:
-        """Take these texts out; UserError, and all stay, if an id is not there."""
+        """Remove the texts with these ids; raises UserError, and removes nothing, if an id is not in the index."""
         self._alive[self._places(ids)] = False
         self._changed = True
 
     def _places(self, ids: Iterable[int]) -> np.ndarray:
-        """int64[n]: the rows of these ids; UserError for one that is not there."""
+        """Return the places of these ids, int64[n]; raises UserError for an id that is not in the index."""
         try:
             wanted = [operator.index(id) for id in ids]
         except TypeError:
-            raise UserError(f"Ids are a list of whole numbers, as add() returned them; not {ids!r:.60}.") from None
+            raise UserError(f"Ids must be a list of integers, as add() returned them; got {ids!r:.60}.") from None
         for id in wanted:
             if not 0 <= id < self._next_id:
                 raise UserError(f"There is no text with the id {id}: {self._known()}.")
         if not wanted:
             return np.zeros(0, np.int64)
         places = np.searchsorted(self._ids, np.array(wanted, np.int64))
-        near = np.minimum(places, len(self._ids) - 1)  # above the last: another id, so not there
+        near = np.minimum(places, len(self._ids) - 1)  # an id above the last is compared with the last, and differs
         there = (self._ids[near] == wanted) & self._alive[near] if len(self._ids) else np.zeros(len(wanted), bool)
         if not there.all():
-            raise UserError(
-                f"The text with the id {wanted[int(np.argmin(there))]} was removed before: {self._known()}."
-            )
+            raise UserError(f"The text with the id {wanted[int(np.argmin(there))]} has been removed: {self._known()}.")
         return places
 
     def _known(self) -> str:
         ids = self.ids()
-        return (
-            f"the {len(ids):,} ids that are there go from {ids[0]} to {ids[-1]}" if len(ids) else "the index is empty"
-        )
+        return f"the index has {len(ids):,} ids from {ids[0]} to {ids[-1]}" if len(ids) else "the index is empty"
 
     def prepare(self) -> None:
-        """Do now what the first search after changes would do: an approximate index takes in what is new."""
+        """Add new rows to an approximate index now, not in the first search after changes."""
         if self._approximate and self._changed:
             self._ready = self._approximate.prepare(self._alive)
             self._changed = False
 
     def nearest(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32[Q, k], descending, and ids int64[Q, k], of float32[Q, D]; k = min(top_k, len(self)).
+        """Return scores float32[Q, k], descending, and ids int64[Q, k] for queries float32[Q, D]; k = min(top_k, N).
 
-        Scores are inner products with the vectors as they are stored; equal ones by id. An approximate index may find
-        fewer: -inf and -1 stand for the rest. UserError if top_k is below 1 or queries are no such thing.
+        Scores are inner products with the vectors as they are stored; of equal scores the lower id comes first. An
+        approximate index may find fewer; the rest is -inf and -1. Raises UserError if top_k is below 1 or the queries
+        are not valid.
         """
         queries = self._checked(queries, "queries")
         if not isinstance(top_k, int | np.integer) or top_k < 1:
-            raise UserError(f"top_k is {top_k!r}; it is a number of results, 1 or more.")
+            raise UserError(f"top_k is {top_k!r}; it must be an integer of at least 1.")
         k = min(int(top_k), len(self))
         if not k or not len(queries):
             return np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64)
@@ -157,9 +159,9 @@ class SentenceIndex:
         return scores, np.where(places >= 0, self._ids[places], -1)
 
     def search(self, queries: np.ndarray, top_k: int = 5, threshold: float | None = None) -> list[list[Hit]]:
-        """For each of float32[Q, D], at most `top_k` hits, best first; with a threshold only those that reach it."""
+        """Return for each query of float32[Q, D] at most `top_k` hits, best first, that score `threshold` or more."""
         if threshold is not None and not (isinstance(threshold, Real) and np.isfinite(float(threshold))):
-            raise UserError(f"The threshold is {threshold!r}; it is a cosine, from -1 to 1, or None for all hits.")
+            raise UserError(f"The threshold is {threshold!r}; it must be a cosine, from -1 to 1, or None for all hits.")
         scores, ids = self.nearest(queries, top_k)
         lowest = -np.inf if threshold is None else threshold
         places = np.searchsorted(self._ids, ids)
@@ -173,27 +175,27 @@ class SentenceIndex:
         ]
 
     def _checked(self, vectors: np.ndarray, what: str) -> np.ndarray:
-        """float32[n, D]; UserError if it is anything else, or not finite."""
+        """Return the vectors as float32[n, D]; raises UserError for another shape or values that are not finite."""
         try:
             with np.errstate(over="ignore"):
                 array = np.asarray(vectors, np.float32)
         except (TypeError, ValueError) as error:
-            raise UserError(f"The {what} are no matrix of numbers: {error}.") from error
+            raise UserError(f"The {what} are not a matrix of numbers: {error}.") from error
         if array.ndim != 2 or array.shape[1] != self.width:
-            raise UserError(
-                f"The {what} have the shape {list(array.shape)}; this index takes [n, {self.width}], a row for each."
-            )
-        finite = np.isfinite(np.einsum("nd,nd->n", array, array))  # of the squares: takes no second matrix
+            raise UserError(f"The {what} have the shape {list(array.shape)}; this index takes [n, {self.width}].")
+        finite = np.isfinite(np.einsum("nd,nd->n", array, array))  # sums of squares need no second matrix
         if not finite.all():
             row = int(np.argmin(finite))
-            raise UserError(f"Row {row} of the {what} is not finite: NaN or infinity in it, or numbers too large.")
+            raise UserError(
+                f"Row {row} of the {what} is not finite: it holds NaN, infinity or numbers that are too large."
+            )
         return array
 
     def save(self, folder: Path) -> None:
-        """Write the index there, without what was removed; ids stay. Whole or not at all.
+        """Write the index to a folder, whole or not at all; removed texts are left out, ids stay.
 
-        folder: does not exist, is empty, or holds an index, which is replaced; UserError if not. Of removed texts the
-        vectors stay in an approximate index's own file until it is built anew.
+        folder: new, empty, or with an index, which is replaced; raises UserError for any other. In an approximate
+        index the faiss file keeps the vectors of removed texts until it is built anew.
         """
         self.prepare()
         settings = {
@@ -215,9 +217,9 @@ class SentenceIndex:
 
 
 def open_index(folder: Path, fingerprint: str) -> SentenceIndex:
-    """The index that was saved there; vectors and texts stay in its files until they are looked at.
+    """Open a saved index; vectors and texts are read from its files only as they are needed.
 
-    UserError where there is none, it is damaged, or was made with a model of another fingerprint.
+    Raises UserError if there is none, if it is damaged, or if its vectors have another fingerprint.
     """
     folder = Path(folder).expanduser()
     record = read_record(folder)
@@ -227,20 +229,21 @@ def open_index(folder: Path, fingerprint: str) -> SentenceIndex:
         newer = read_record(folder)
         if newer["data"] == record["data"]:
             raise
-        return _opened(folder, newer, fingerprint)  # another process has saved it meanwhile
+        return _opened(folder, newer, fingerprint)  # another process has saved it in the meantime
 
 
 def _opened(folder: Path, record: dict[str, Any], fingerprint: str) -> SentenceIndex:
     if record["fingerprint"] != fingerprint:
         raise UserError(
-            f"The index in {folder} was made with another {difference(record['fingerprint'], fingerprint)}.\n"
+            f"The index in {folder} was made with another "
+            f"{fingerprint_difference(record['fingerprint'], fingerprint)}.\n"
             "Open it with the model that made it, or build it again with this one: build_index(sentences)."
         )
     data = require_whole(folder, record)
     try:
         return _open(data, record)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"The index in {folder} is damaged: {error}.\n{BUILD_ANEW}") from error
+        raise UserError(f"The index in {folder} is damaged: {error}.\n{REBUILD}") from error
 
 
 def _open(data: Path, record: dict[str, Any]) -> SentenceIndex:
@@ -248,7 +251,7 @@ def _open(data: Path, record: dict[str, Any]) -> SentenceIndex:
     count = record["count"]
     ids = np.array(open_array(data / "ids.npy", np.dtype(np.int64), (count,)))
     if count and (ids[0] < 0 or ids[-1] >= record["next_id"] or (np.diff(ids) <= 0).any()):
-        raise ValueError("ids.npy holds no ascending ids")
+        raise ValueError("the ids in ids.npy do not ascend")
     vectors = open_vectors(data, index.width, index.storage, count)
     index._hold(vectors, open_texts(data, count), ids, record["next_id"])
     if index._approximate:

@@ -1,24 +1,147 @@
-"""The OpenAPI description, with this server's own limits in it."""
+"""Describe the server: its answers and failures as OpenAPI models, its limits, and the pages.
+
+Each page is one file that loads nothing from other sites.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import base64
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
 
-from fastapi import FastAPI
+import jinja2
+from fastapi import FastAPI, Response
+from pydantic import BaseModel
 
-from simcse_jax.serving.web.settings import Settings
+from simcse_jax.serving.web.guard import Settings
 
+FOLDER = Path(__file__).parent
+_BLOCK = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 _TEXT_FIELDS = {
     "EncodeRequest": ("texts",),
     "SimilarityRequest": ("queries", "keys"),
     "SearchRequest": ("query", "queries"),
     "EmbeddingsRequest": ("input",),
 }
+# The statuses of failures, and their reasons.
+WHY = {
+    400: "The request is not valid JSON.",
+    401: "The API key is missing or wrong.",
+    408: "The request did not arrive within the time limit.",
+    413: "The request has too many bytes.",
+    415: "The Content-Type is not JSON.",
+    421: "The server does not know the host name of the request.",
+    422: "A value is not valid.",
+    500: "The server failed.",
+    503: "Too many requests are waiting; Retry-After says when to try again.",
+    504: "There was no answer within the time limit.",
+}
+
+
+class Vectors(BaseModel):
+    """Hold a vector of length 1 for each text, in their order."""
+
+    vectors: list[list[float]]
+    model: str
+    width: int
+
+
+class Similarities(BaseModel):
+    """Hold cosines, -1 to 1: a row for each query, a column for each key."""
+
+    similarity: list[list[float]]
+    model: str
+
+
+class FoundText(BaseModel):
+    """Hold a text of the index, its cosine with the query, and its id in the index."""
+
+    text: str
+    score: float
+    id: int
+
+
+class Hits(BaseModel):
+    """Hold the hits of a query, best first; for `queries`, a list for each."""
+
+    hits: list[FoundText] | list[list[FoundText]]
+    model: str
+
+
+class Health(BaseModel):
+    """Hold the state of the server."""
+
+    status: Literal["ok"]
+    model: str
+    width: int
+    sentences: int | None  # in the index; null without an index
+    waiting: int  # texts that wait for the model; a long text counts as several
+    needs_key: bool
+
+
+class Embedding(BaseModel):
+    """Hold one vector: numbers, or little-endian float32 in base64."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(BaseModel):
+    """Hold the number of tokens that the model read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(BaseModel):
+    """Hold vectors in OpenAI's shape."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+class Failure(BaseModel):
+    """Hold an error message."""
+
+    detail: str
+
+
+class OpenAIFailureBody(BaseModel):
+    """Hold an error message with OpenAI's fields."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIFailure(BaseModel):
+    """Hold an error in OpenAI's shape."""
+
+    error: OpenAIFailureBody
+
+
+def route_failures(*without: int, **more: str) -> dict[int | str, dict[str, Any]]:
+    """Return the failures of a route for FastAPI's `responses`, without some statuses, and with more: `_409="Why."`."""
+    whys = {status: why for status, why in WHY.items() if status not in without}
+    whys |= {int(status[1:]): why for status, why in more.items()}
+    return {status: {"model": Failure, "description": why} for status, why in whys.items()}
+
+
+def openai_failures() -> dict[int | str, dict[str, Any]]:
+    """Return the failures of a route in OpenAI's shape, where a wrong value is a 400."""
+    return {s: {"model": OpenAIFailure, "description": why} for s, why in WHY.items() if s != 422}
 
 
 def describe_limits(app: FastAPI, settings: Settings, width: int) -> None:
-    """Add the limits to the app's description: what is written there is what is taken."""
-    schemas = app.openapi()["components"]["schemas"]  # FastAPI makes it once and keeps it
+    """Add the server's limits to its OpenAPI description."""
+    schemas = app.openapi()["components"]["schemas"]  # FastAPI makes the description once and keeps it
     for name, fields in _TEXT_FIELDS.items():
         for field in fields:
             _limit_texts(schemas[name]["properties"][field], settings)
@@ -33,3 +156,85 @@ def _limit_texts(schema: dict[str, Any], settings: Settings) -> None:
             option["items"] = {**option["items"], "maxLength": settings.max_characters}
         else:
             option["maxLength"] = settings.max_characters
+
+
+def search_page() -> Response:
+    """Return the page to search and compare."""
+    return _page((FOLDER / "page.html").read_text(encoding="utf-8"))
+
+
+def docs_page(description: dict[str, Any], key_needed: bool) -> Response:
+    """Return the page about the routes, made from their OpenAPI description."""
+    loader = jinja2.FileSystemLoader(FOLDER)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return _page(environment.get_template("docs.html").render(routes=_routes(description), key_needed=key_needed))
+
+
+def _page(html: str) -> Response:
+    """Return a page with a Content-Security-Policy that admits only its own script and style."""
+    hashes: dict[str, list[str]] = {"script": [], "style": []}
+    for kind, text in _BLOCK.findall(html):
+        digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+        hashes[kind].append(f"'sha256-{digest}'")
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            *(f"{kind}-src {' '.join(found)}" for kind, found in hashes.items() if found),
+            "img-src data:",  # for the icon
+            "connect-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        ]
+    )
+    headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
+    return Response(html, media_type="text/html; charset=utf-8", headers=headers)
+
+
+def _routes(description: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return for each route what docs.html shows."""
+    schemas = description["components"]["schemas"]
+    routes = []
+    for path, methods in description["paths"].items():
+        for method, route in methods.items():
+            content = route.get("requestBody", {}).get("content", {}).get("application/json", {})
+            schema = schemas.get(content.get("schema", {}).get("$ref", "").rpartition("/")[2], {})
+            routes.append(
+                {
+                    "method": method.upper(),
+                    "path": path,
+                    "summary": route["summary"],
+                    "words": route.get("description", ""),
+                    "example": _example(schema) if schema else "",
+                    "fields": [
+                        {
+                            "name": name,
+                            "kind": _kind(field),
+                            "needed": name in schema.get("required", []),
+                            "words": field.get("description", ""),
+                        }
+                        for name, field in schema.get("properties", {}).items()
+                    ],
+                    "answers": [(status, answer["description"]) for status, answer in route["responses"].items()],
+                }
+            )
+    return routes
+
+
+def _example(schema: dict[str, Any]) -> str:
+    """Return an example request as JSON in the order of its fields, which FastAPI sorts by name."""
+    example = schema["examples"][0]
+    return json.dumps({name: example[name] for name in schema["properties"] if name in example}, ensure_ascii=False)
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """Return the type of a field in words."""
+    if "anyOf" in schema:
+        return " or ".join(_kind(option) for option in schema["anyOf"])
+    if "enum" in schema:
+        return " or ".join(json.dumps(value) for value in schema["enum"])
+    if schema.get("type") == "array":
+        return f"list of {_kind(schema['items'])}s"
+    return schema.get("type", "any")

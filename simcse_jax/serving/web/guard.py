@@ -1,8 +1,9 @@
-"""Before any route: who asks, how much, and whether they are still there."""
+"""Guard the routes: the settings of a server, and the middleware that checks every request against them."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -11,15 +12,15 @@ from urllib.parse import urlsplit
 
 from fastapi import Response
 
-from simcse_jax.serving.web.failures import failure
-from simcse_jax.serving.web.settings import Settings
+from simcse_jax.serving.web.requests import failure
+from simcse_jax.system.errors import UserError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Scope = MutableMapping[str, Any]
 
-# What anybody may read: the pages hold nothing but words, and a load balancer has no key for /health.
+# Paths that need no key: the pages hold no data, and load balancers have no key for /health.
 OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/health"})
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -34,20 +35,70 @@ HEADERS = {
 log = logging.getLogger(__name__)
 
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Hold a server's address, key and limits; raises UserError for an invalid value."""
+
+    name: str = "simcse"  # the name of the model in answers
+    host: str = "127.0.0.1"  # this machine only; "0.0.0.0" for everyone who can reach it
+    port: int = 8000  # 0 = any free port
+    api_key: str | None = None  # needed by all requests but those for the pages and /health
+    hosts: tuple[str, ...] = ()  # further host names of a server on a loopback address
+    max_texts: int = 1024  # texts in one request, all its lists together
+    max_characters: int = 100_000  # in one text; the model cuts much earlier
+    max_body: int = 8 * 2**20  # bytes in a request
+    max_top_k: int = 1000  # hits of one query
+    max_hits: int = 20_000  # hits of one request, all its queries together
+    max_waiting: int = 4096  # texts of all clients that wait for the model; 503 above
+    max_together: int = 256  # texts of several clients encoded in one call; more would make everyone wait
+    max_requests: int = 1000  # at once; 503 above
+    time_limit_s: float = 30.0  # for each of: a request to arrive, its texts to be encoded, and to be searched
+
+    def __post_init__(self) -> None:
+        """Check all values."""
+        if not 0 <= self.port <= 65535:
+            raise UserError(f"port is {self.port}; it must be 0 to 65535, for example 8000; 0 takes any free port.")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name.startswith("max_") and value < 1:
+                raise UserError(f"{field.name} is {value}; it must be at least 1, for example {field.default}.")
+        if not 0 < self.time_limit_s < float("inf"):
+            raise UserError(f"time_limit_s is {self.time_limit_s}; it must be above 0 seconds, for example 30.")
+        if not self.host:
+            raise UserError("host is empty; give 127.0.0.1 for this machine only, or 0.0.0.0 for everyone.")
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
+            # A key that does not fit into a header would refuse everybody; an empty one would admit everybody.
+            raise UserError("The API key is empty, or has characters that do not fit into a header. Use ASCII letters.")
+        if self.api_key is not None and self.api_key != self.api_key.strip():
+            raise UserError("The API key begins or ends with a space, which is lost in a header. Remove it.")
+
+    @property
+    def known_hosts(self) -> tuple[str, ...]:
+        """Return the host names that requests may use; () for any.
+
+        Names are checked on loopback addresses only: a web page could otherwise point its own name at 127.0.0.1, and
+        read the answers in the browser of a visitor.
+        """
+        return (*LOOPBACK, *map(str.lower, self.hosts)) if self.host in LOOPBACK else ()
+
+
 class _Gone(Exception):
-    """The client hung up before its request was whole."""
+    """Report that the client hung up before its request was complete."""
 
 
 class Guard:
-    """ASGI middleware: refuses what may not pass, reads the whole body within limits, and stops when the client goes.
+    """Refuse invalid requests, read bodies within limits, and cancel the work when a client hangs up (ASGI middleware).
 
-    Every answer, its own and the app's, carries HEADERS, unless the app has set one of them itself.
+    All answers get HEADERS, except those that the app has set itself.
     """
 
     def __init__(self, app: Any, settings: Settings):
         self._app, self._settings = app, settings
         self._key = settings.api_key.encode() if settings.api_key else None
-        self._at_once = 0  # requests that are being served
+        self._active = 0  # requests that are being served
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -55,56 +106,56 @@ class Guard:
             await self._app(scope, receive, send)
             return
         answer = _Answer(send)
-        self._at_once += 1
+        self._active += 1
         try:
             taken = self._refused(scope) or await self._body(scope, receive)
             if isinstance(taken, Response):
                 await taken(scope, receive, answer.send)
             else:
-                await self._while_there(scope, receive, answer, taken)
+                await self._serve_while_connected(scope, receive, answer, taken)
         except _Gone:
             return
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
             if not answer.started:
-                words = "The server failed at this; its log says why."
+                words = "The server failed; its log says why."
                 await failure(scope["path"], 500, words)(scope, receive, answer.send)
         finally:
-            self._at_once -= 1
+            self._active -= 1
 
     def _refused(self, scope: Scope) -> Response | None:
-        """Why this may not pass, from its headers and the number of others; None when it may."""
+        """Return a refusal by the headers or the number of active requests, or None."""
         path = scope["path"]
-        if self._at_once > self._settings.max_requests:
-            return failure(path, 503, "The server has too many requests at once already; come again in a second.")
+        if self._active > self._settings.max_requests:
+            return failure(path, 503, "The server has too many requests at once. Try again in a second.")
         headers = {name.lower(): value for name, value in scope["headers"]}
         known = self._settings.known_hosts
         host = _host_name(headers.get(b"host", b""))
         if known and host and host not in known:
-            return failure(path, 421, f"This server is not called {host:.80}; call it 127.0.0.1 or localhost.")
+            return failure(path, 421, f"This server does not know the host {host:.80}. Use 127.0.0.1 or localhost.")
         given = headers.get(b"authorization", b"")
-        if path not in OPEN_PATHS and not self._may_enter(given):
-            asked = "This server asks for its API key: send the header `Authorization: Bearer KEY`."
-            words = "This is not the API key of this server." if given else asked
+        if path not in OPEN_PATHS and not self._has_key(given):
+            missing = "This server needs an API key. Send the header `Authorization: Bearer KEY`."
+            words = "This is not the API key of this server." if given else missing
             return failure(path, 401, words, {"WWW-Authenticate": "Bearer"})
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if scope["method"] == "POST" and kind != b"application/json":
-            # Also what keeps other sites' forms out: a browser asks before it sends JSON elsewhere.
+            # This also keeps other sites' forms out: a browser asks the server before it sends JSON to another site.
             return failure(path, 415, "Send JSON, with the header `Content-Type: application/json`.")
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared[:20]) > 2 * self._settings.max_body:
             return self._too_large(path)
         return None
 
-    def _may_enter(self, given: bytes) -> bool:
-        """Whether the Authorization header carries the key, or none is asked for."""
+    def _has_key(self, given: bytes) -> bool:
+        """Return whether the Authorization header has the key, or none is needed."""
         if self._key is None:
             return True
-        # In constant time, so that nobody guesses by it; as bytes, for a str beyond ASCII could not be compared.
+        # In constant time, so that it gives no hints; as bytes, since a str beyond ASCII cannot be compared.
         return given[:7].lower() == b"bearer " and hmac.compare_digest(given[7:].strip(), self._key)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | Response:
-        """The whole body, or why it is not taken."""
+        """Return the whole body, or a refusal."""
         limit = self._settings.max_body
         body, size, more = bytearray(), 0, True
         try:
@@ -115,26 +166,27 @@ class Guard:
                         raise _Gone
                     part, more = message.get("body", b""), message.get("more_body", False)
                     size += len(part)
-                    # What is a little too large is read to its end, for only then do all clients read the answer.
+                    # A body that is a little too large is read to its end: only then do all clients read the answer.
                     if size <= limit:
                         body += part
         except TimeoutError:
-            words = f"The request was not whole after {self._settings.time_limit_s:g} s."
+            words = f"The request was not complete after {self._settings.time_limit_s:g} s."
             return failure(scope["path"], 408, words, {"Connection": "close"})
         return self._too_large(scope["path"]) if size > limit else bytes(body)
 
     def _too_large(self, path: str) -> Response:
-        words = f"The request has more than {self._settings.max_body:,} bytes; send the texts in several requests."
+        words = f"The request has more than {self._settings.max_body:,} bytes. Send the texts in several requests."
         return failure(path, 413, words, {"Connection": "close"})
 
-    async def _while_there(self, scope: Scope, receive: Receive, answer: _Answer, body: bytes) -> None:
-        """Let the app answer, and cancel it when the client hangs up before the answer is whole."""
+    async def _serve_while_connected(self, scope: Scope, receive: Receive, answer: _Answer, body: bytes) -> None:
+        """Let the app answer, and cancel it if the client hangs up before the answer is complete."""
         unread = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:
             if unread:
                 return unread.pop()
-            return await asyncio.get_running_loop().create_future()  # never: an app whose client is gone is cancelled
+            # Never done: the app is cancelled when its client is gone.
+            return await asyncio.get_running_loop().create_future()
 
         async def gone() -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -144,7 +196,7 @@ class Guard:
         watch = asyncio.ensure_future(gone())
         try:
             await asyncio.wait({app, watch}, return_when=asyncio.FIRST_COMPLETED)
-            if not app.done() and not answer.whole:
+            if not app.done() and not answer.complete:
                 app.cancel()
             await asyncio.wait({app})
             if not app.cancelled():
@@ -156,11 +208,11 @@ class Guard:
 
 
 class _Answer:
-    """Sends an answer with HEADERS, and knows how far it has come."""
+    """Send an answer with HEADERS, and record whether it has started and is complete."""
 
     def __init__(self, send: Send):
         self._send = send
-        self.started = self.whole = False
+        self.started = self.complete = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -169,12 +221,12 @@ class _Answer:
             more = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
             message = {**message, "headers": [*message["headers"], *((n, v) for n, v in more if n not in own)]}
         elif message["type"] == "http.response.body":
-            self.whole = not message.get("more_body", False)
+            self.complete = not message.get("more_body", False)
         await self._send(message)
 
 
 def _host_name(header: bytes) -> str:
-    """The name in a Host header, without port and brackets; the header itself where it cannot be read."""
+    """Return the name in a Host header, without port and brackets; the header itself if it cannot be parsed."""
     text = header.decode("latin-1")
     try:
         return urlsplit(f"//{text}").hostname or ""

@@ -1,86 +1,69 @@
-"""`serve`: a model on a port, until it is told to stop."""
+"""Serve a model on a port until SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from typing import TYPE_CHECKING
+from typing import Any
 
+import h11
 import numpy as np
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from simcse_jax.serving.web.settings import LOOPBACK, Settings
+from simcse_jax.serving.web.app import make_app
+from simcse_jax.serving.web.batching import Model
+from simcse_jax.serving.web.guard import LOOPBACK, Settings
 from simcse_jax.system.errors import UserError
 
-if TYPE_CHECKING:
-    import uvicorn
-    from fastapi import FastAPI
-
-    from simcse_jax.serving.web.desk import Model
-
-BACKLOG = 2048  # connections that the system holds for us when many come at once
+BACKLOG = 2048  # connections that the system holds while many arrive at once
 
 
 def serve(model: Model, settings: Settings) -> None:
-    """Answer requests until SIGTERM or Ctrl-C, then finish what runs and return by that signal.
+    """Answer requests until SIGTERM or Ctrl-C, then finish those that run and end by that signal.
 
-    Prints where it listens once it does. UserError where FastAPI and uvicorn are missing, or the port cannot be had.
+    Prints the address once it listens. Raises UserError if the port is not free.
     """
-    require_web()
-    import uvicorn
-
-    from simcse_jax.serving.web.app import make_app
-
     with _listening(settings) as listening:
         app = make_app(model, settings)
-        print("Compiling for texts of the usual lengths", flush=True)
+        print("Compiling for common lengths of texts", flush=True)
         warm_up(model)
         print(_greeting(model, settings, listening.getsockname()[1]), flush=True)
         uvicorn.Server(configured(app, settings)).run(sockets=[listening])
 
 
 def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """How uvicorn is to run the app."""
-    import uvicorn
-
-    from simcse_jax.serving.web.connections import limited
-
+    """Return the settings of uvicorn for the app."""
     return uvicorn.Config(
         app,
         http=limited(settings.time_limit_s),
         log_level="warning",
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nothing here asks where a client is
+        proxy_headers=False,  # client addresses are not used
         lifespan="on",
         ws="none",
         backlog=BACKLOG,
-        # The last resort, which counts idle connections too: its 503 is bare, so the guard refuses far before.
+        # A last resort that also counts idle connections; its 503 has no message, so the guard refuses much earlier.
         limit_concurrency=2 * settings.max_requests,
-        timeout_graceful_shutdown=3 * int(settings.time_limit_s) + 5,  # all that a request may take
+        timeout_graceful_shutdown=3 * int(settings.time_limit_s) + 5,  # the longest time of a request
     )
 
 
-def require_web() -> None:
-    """UserError where FastAPI and uvicorn are missing."""
-    try:
-        import fastapi  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"Serving needs FastAPI and uvicorn ({error}): pip install fastapi uvicorn") from error
-
-
 def require_port(settings: Settings) -> None:
-    """UserError where the port cannot be had."""
+    """Raise UserError if the port is not free."""
     _listening(settings).close()
 
 
 def warm_up(model: Model) -> None:
-    """Encode and search some texts, few and many, short and long, so that no client waits for the usual shapes."""
+    """Encode and search few and many, short and long texts, so that no client waits for common shapes to compile."""
     vectors = np.zeros((0, model.width), np.float32)
-    for words in (20, 100):  # what goes into rows of 64 and 128 tokens
+    for words in (20, 100):  # for rows of 64 and of 128 tokens
         for count in (1, 100):
             vectors = model.encode([" ".join([str(n), *["word"] * words]) for n in range(count)])
     if model.index is not None:
-        for count in (1, 4, 8, 16, 32):  # queries that come together; an exact index is compiled for each of these
+        for count in (1, 4, 8, 16, 32):  # an exact index compiles for each of these numbers of queries
             model.index.search(vectors[:count], 10)
 
 
@@ -91,15 +74,84 @@ def _listening(settings: Settings) -> socket.socket:
     except OSError as error:
         raise UserError(
             f"Cannot listen on {settings.host}, port {settings.port}: {error.strerror or error}.\n"
-            "Another port may be free, and 0 takes any that is."
+            "Give another --port; 0 takes any free one."
         ) from error
 
 
 def _greeting(model: Model, settings: Settings, port: int) -> str:
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
     index = model.index
-    searched = "no index, so no search" if index is None else f"{len(index):,} sentences to search"
+    searched = "no index to search" if index is None else f"{len(index):,} sentences to search"
     lines = [f"{settings.name} ({searched}) on http://{name}:{port}   routes: /docs   stop: Ctrl-C"]
     if settings.host not in LOOPBACK and settings.api_key is None:
-        lines.append("Whoever reaches this machine can use it: there is no API key.")
+        lines.append("Everyone who can reach this machine can use the server: SIMCSE_API_KEY sets no key.")
     return "\n".join(lines)
+
+
+def limited(time_limit_s: float) -> type[H11Protocol]:
+    """Return a protocol for uvicorn's `http` that gives a client a limited time for its part.
+
+    The time runs until the head of a request is complete, and while so much of an answer is unread that no more can be
+    sent. Uvicorn itself only limits the pause after an answer. The guard limits bodies.
+    """
+    return type("Limited", (_Limited,), {"time_limit_s": time_limit_s})
+
+
+class _Limited(H11Protocol):
+    """Close connections on which a client takes too long (HTTP/1.1)."""
+
+    time_limit_s: float
+    _clock: asyncio.TimerHandle | None = None
+    _unread = 0  # bytes of answers when the clock was set
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._set_clock()
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        self._set_clock()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._set_clock()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._set_clock()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._set_clock()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_clock()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer 400 if an answer can be sent; otherwise invalid bytes after an answer end the connection."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+
+    def _set_clock(self) -> None:
+        """Start the clock if the client has to act, or stop it; data that comes meanwhile gives no more time."""
+        server_acts = self.cycle is not None and not self.cycle.response_complete
+        if server_acts and not self.flow.write_paused:
+            self._stop_clock()
+        elif self._clock is None:
+            self._unread = self.transport.get_write_buffer_size()
+            self._clock = self.loop.call_later(self.time_limit_s, self._time_is_up)
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def _time_is_up(self) -> None:
+        self._clock = None
+        if 0 < self.transport.get_write_buffer_size() < self._unread:
+            self._set_clock()  # the client is slow, but reads
+        else:
+            self.transport.abort()  # `close` would wait until everything is read

@@ -1,23 +1,27 @@
-"""What clients send and get: the bodies of all routes, checked, and their JSON read strictly."""
+"""Read and check the bodies of requests, and say what is wrong with them."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, WithJsonSchema, model_validator
 
-from simcse_jax.serving.web.settings import Settings
+if TYPE_CHECKING:
+    from simcse_jax.serving.web.guard import Settings
 
-# "5" is no number and a misspelt key no key: better said than guessed.
+# "5" is not a number, and an unknown key is an error.
 STRICT = ConfigDict(strict=True, extra="forbid")
-MOST_KEYS = 100  # of one object; no route knows more than a handful
+MOST_KEYS = 100  # of one object; routes know a handful
+OPENAI_PATHS = "/v1/"
+RETRY_AFTER_S = "1"
 
 
-def _shown(**example: Any) -> ConfigDict:
-    """For the description: what a request looks like."""
+def _example(**example: Any) -> ConfigDict:
+    """Return a model config with an example for the OpenAPI description."""
     return ConfigDict(json_schema_extra={"examples": [example]})
 
 
@@ -27,7 +31,7 @@ def _listed(value: Any) -> Any:
 
 def _no_tokens(value: Any) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], (int, list)):
-        raise ValueError("lists of token ids are not taken, for they would be another tokenizer's; send the text")
+        raise ValueError("lists of token ids are refused, since they belong to another tokenizer; send the text")
     return _listed(value)
 
 
@@ -43,39 +47,24 @@ def _text_or_list() -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"type": "string"}, several]})
 
 
-# The first wrong text ends the check: there may be millions, and each would be described at length.
+# The first wrong text ends the check: there may be millions, each with a long message.
 TextList = Annotated[list[str], FailFast(), Field(min_length=1)]
-Texts = Annotated[TextList, BeforeValidator(_listed), _text_or_list()]  # one text counts as a list of it
+Texts = Annotated[TextList, BeforeValidator(_listed), _text_or_list()]  # a single text counts as a list of one
 
 
 class EncodeRequest(BaseModel):
-    """Texts to encode: one, or a list."""
+    """Hold the texts to encode: one, or a list."""
 
-    model_config = STRICT | _shown(texts=["A man is playing guitar.", "Someone plays an instrument."])
+    model_config = STRICT | _example(texts=["A man is playing guitar.", "Someone plays an instrument."])
     texts: Texts
 
 
-class Vectors(BaseModel):
-    """A vector of length 1 for each text, in their order."""
-
-    vectors: list[list[float]]
-    model: str
-    width: int
-
-
 class SimilarityRequest(BaseModel):
-    """Two lists of texts, each also a single one."""
+    """Hold two lists of texts; each may be a single text."""
 
-    model_config = STRICT | _shown(queries=["A man is playing guitar."], keys=["Someone plays.", "It rains."])
+    model_config = STRICT | _example(queries=["A man is playing guitar."], keys=["Someone plays.", "It rains."])
     queries: Texts
     keys: Texts
-
-
-class Similarities(BaseModel):
-    """Cosines, -1 to 1: a row for each query, a column for each key."""
-
-    similarity: list[list[float]]
-    model: str
 
 
 def _one_of_two(schema: dict[str, Any]) -> None:
@@ -86,12 +75,12 @@ def _one_of_two(schema: dict[str, Any]) -> None:
 
 
 class SearchRequest(BaseModel):
-    """What to look for: `query`, one text, or `queries`, a list."""
+    """Hold what to search for: `query`, one text, or `queries`, a list."""
 
     model_config = STRICT | {"json_schema_extra": _one_of_two}
     query: str = ""
     queries: TextList = []
-    top_k: Number = Field(default=5, description="The most hits for a query.")
+    top_k: Number = Field(default=5, description="The largest number of hits for a query.")
     threshold: float | None = Field(default=None, ge=-1, le=1, allow_inf_nan=False, description="The lowest score.")
 
     @model_validator(mode="after")
@@ -102,72 +91,22 @@ class SearchRequest(BaseModel):
 
     @property
     def texts(self) -> list[str]:
-        """The queries as a list."""
+        """Return the queries as a list."""
         return self.queries if "queries" in self.model_fields_set else [self.query]
 
 
-class FoundText(BaseModel):
-    """A text of the index, its cosine with the query, and its number in the index."""
-
-    text: str
-    score: float
-    id: int
-
-
-class Hits(BaseModel):
-    """The hits of a query, best first; of `queries`, a list of them for each."""
-
-    hits: list[FoundText] | list[list[FoundText]]
-    model: str
-
-
-class Health(BaseModel):
-    """That the server is there, and what it serves."""
-
-    status: Literal["ok"]
-    model: str
-    width: int
-    sentences: int | None  # in the index; null: there is none
-    waiting: int  # what waits for the model, in texts; a long one counts for several
-    needs_key: bool
-
-
 class EmbeddingsRequest(BaseModel):
-    """What OpenAI's clients send; keys that mean nothing here are passed over."""
+    """Hold what OpenAI's clients send; unknown keys are ignored."""
 
-    model_config = ConfigDict(strict=True) | _shown(input=["A man is playing guitar."], model="simcse")
+    model_config = ConfigDict(strict=True) | _example(input=["A man is playing guitar."], model="simcse")
     input: Annotated[TextList, BeforeValidator(_no_tokens), _text_or_list()]
-    model: str = Field(default="", description="Any name: the server has one model, and says which.")
+    model: str = Field(default="", description="Any name; the server has one model, and the answer names it.")
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Number | None = Field(default=None, description="If given, the model's own width.")
-
-
-class Embedding(BaseModel):
-    """One vector: numbers, or little-endian float32 in base64."""
-
-    object: Literal["embedding"]
-    index: int
-    embedding: list[float] | str
-
-
-class Usage(BaseModel):
-    """Tokens that the model read."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class Embeddings(BaseModel):
-    """What OpenAI's clients get."""
-
-    object: Literal["list"]
-    data: list[Embedding]
-    model: str
-    usage: Usage
+    dimensions: Number | None = Field(default=None, description="The width of the model's vectors, if given.")
 
 
 def check_texts(texts: list[str], settings: Settings) -> None:
-    """HTTPException 422 where there are too many of them, or one is too long."""
+    """Raise HTTPException 422 if there are too many texts, or one is too long."""
     if len(texts) > settings.max_texts:
         raise HTTPException(422, f"{len(texts):,} texts in one request; the limit is {settings.max_texts:,}.")
     for number, text in enumerate(texts):
@@ -178,36 +117,36 @@ def check_texts(texts: list[str], settings: Settings) -> None:
 
 
 def read_json(body: bytes) -> Any:
-    """The value that the body holds; HTTPException 400 for what is no JSON, half a character or too many keys."""
+    """Parse a body as JSON; raises HTTPException 400 if it is not valid, holds half a character or too many keys."""
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_twins)
+        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_repeated_keys)
         if b"\\u" in body:
-            # A lone surrogate, half of a character, is no text: no tokenizer takes it, nor can it be sent back.
+            # A lone surrogate, half of a character, cannot be tokenised or sent back.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         raise HTTPException(400, f"The body is not UTF-8 (byte {error.start}).") from error
     except UnicodeEncodeError as error:
-        raise HTTPException(400, "A string holds half of a character (a lone surrogate such as \\ud800).") from error
+        raise HTTPException(400, "A string has half of a character (a lone surrogate such as \\ud800).") from error
     except RecursionError as error:
         raise HTTPException(400, "The JSON is nested too deeply.") from error
     except ValueError as error:
-        raise HTTPException(400, f"The body is no JSON: {error!s:.200}.") from error
+        raise HTTPException(400, f"The body is not JSON: {error!s:.200}.") from error
     return value
 
 
-def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _no_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(pairs) > MOST_KEYS:
         raise HTTPException(400, f"An object has {len(pairs):,} keys; the limit is {MOST_KEYS}.")
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {key:.60} is there twice")
+            raise ValueError(f"the key {key:.60} occurs twice")
         found[key] = value
     return found
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 class _StrictRequest(Request):
@@ -216,13 +155,40 @@ class _StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route whose body is read by `read_json`."""
+    """Read the body of a route with `read_json`."""
 
     def get_route_handler(self) -> Any:
-        """The handler, with the strict request in place of the usual one."""
+        """Return the handler, with a strict request in place of the usual one."""
         handler = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
             return await handler(_StrictRequest(request.scope, request.receive))
 
         return strict
+
+
+def failure(path: str, status: int, words: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a response with an error message, in OpenAI's shape for its paths."""
+    headers = dict(headers or {})
+    if status == 503:
+        headers.setdefault("Retry-After", RETRY_AFTER_S)
+    body: dict[str, Any] = {"detail": words}
+    if path.startswith(OPENAI_PATHS):
+        status = 400 if status == 422 else status
+        kind = "server_error" if status >= 500 else "invalid_request_error"
+        code = {401: "invalid_api_key", 503: "overloaded", 504: "timeout"}.get(status)
+        body = {"error": {"message": words, "type": kind, "param": None, "code": code}}
+    # ASCII: words may quote what the client sent, and a lone surrogate has no UTF-8.
+    return Response(json.dumps(body), status, headers, "application/json")
+
+
+def format_errors(errors: list[Any]) -> str:
+    """Return the first three of pydantic's errors as text: "texts[3]: Input should be a valid string."."""
+    found = []
+    for error in errors[:3]:
+        steps = [step for step in error["loc"] if step != "body"]
+        place = "".join(f"[{step}]" if isinstance(step, int) else f".{step:.60}" for step in steps).lstrip(".")
+        words = error["msg"].removeprefix("Value error, ")
+        found.append(f"{place}: {words}" if place else words)
+    more = [f"and {len(errors) - 3} more"] if len(errors) > 3 else []
+    return "; ".join(found + more) + "."

@@ -28,7 +28,7 @@ VECTORS, QUERIES = clustered(COUNT, 0), clustered(60, 1)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     # One thread: faiss's threads wait for each other by spinning, which is slow where tests run side by side.
     pytest.importorskip("faiss").omp_set_num_threads(1)
-    monkeypatch.setattr(approximate, "WORTHWHILE", 1000)
+    monkeypatch.setattr(approximate, "SMALLEST", 1000)
 
 
 def made(kind: str, count: int = COUNT, storage: str = "float32") -> SentenceIndex:

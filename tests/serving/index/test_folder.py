@@ -14,8 +14,8 @@ import pytest
 
 from simcse_jax.serving.index import folder as index_folder
 from simcse_jax.serving.index import sentence_index
+from simcse_jax.serving.index.rows import BLOCK, STORAGES
 from simcse_jax.serving.index.sentence_index import SentenceIndex, open_index
-from simcse_jax.serving.index.vectors import BLOCK, STORAGES
 from simcse_jax.system import whole_file
 from simcse_jax.system.errors import UserError
 

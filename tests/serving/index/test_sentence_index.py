@@ -6,8 +6,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from simcse_jax.serving.index.rows import BLOCK, STORAGES
 from simcse_jax.serving.index.sentence_index import Hit, SentenceIndex, open_index
-from simcse_jax.serving.index.vectors import BLOCK, STORAGES
 from simcse_jax.system.errors import UserError
 
 WIDTH = 24

@@ -5,8 +5,8 @@ import time
 
 import numpy as np
 
+from simcse_jax.serving.web.guard import Settings
 from simcse_jax.serving.web.launch import serve
-from simcse_jax.serving.web.settings import Settings
 from tests.serving.web.made_model import MadeIndex, MadeModel
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import uvicorn
 
 from simcse_jax.serving.web.app import make_app
+from simcse_jax.serving.web.guard import Settings
 from simcse_jax.serving.web.launch import configured
-from simcse_jax.serving.web.settings import Settings
 
 ROOT = Path(__file__).parents[3]
 

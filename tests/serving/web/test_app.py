@@ -17,7 +17,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from simcse_jax.serving.web.app import make_app
-from simcse_jax.serving.web.settings import Settings
+from simcse_jax.serving.web.guard import Settings
 from simcse_jax.system.errors import UserError
 from tests.serving.web.made_model import CAPTIONS, WIDTH, MadeIndex, MadeModel, hashed
 from tests.serving.web.servers import served

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from simcse_jax.serving.web.settings import Settings
+from simcse_jax.serving.web.guard import Settings
 from tests.serving.web.made_model import MadeIndex, MadeModel
 from tests.serving.web.servers import answered, served
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from simcse_jax.serving.web.settings import Settings
+from simcse_jax.serving.web.guard import Settings
 from tests.serving.web.made_model import MadeIndex, MadeModel
 from tests.serving.web.servers import served
 

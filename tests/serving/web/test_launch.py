@@ -1,18 +1,16 @@
 """Starting and stopping: the port, what is missing, and SIGTERM while a request runs."""
 
-import builtins
 import signal
 import socket
 import threading
 import time
-from typing import Any
 
 import httpx
 import pytest
 
 from simcse_jax.serving.index.exact import QUERIES
+from simcse_jax.serving.web.guard import Settings
 from simcse_jax.serving.web.launch import serve, warm_up
-from simcse_jax.serving.web.settings import Settings
 from simcse_jax.system.errors import UserError
 from tests.serving.web.made_model import MadeIndex, MadeModel
 from tests.serving.web.servers import process
@@ -38,26 +36,13 @@ def test_sigterm_finishes_what_runs() -> None:
             httpx.get(f"{url}/health")
 
 
-def test_a_port_that_is_taken_is_said() -> None:
+def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"Cannot listen on 127.0.0.1, port {port}: Address already in use"):
+        with pytest.raises(UserError, match=str(port)):
             serve(MadeModel(), Settings(port=port))
-    with pytest.raises(UserError, match=r"Cannot listen on nowhere\.invalid"):
+    with pytest.raises(UserError, match=r"nowhere\.invalid"):
         serve(MadeModel(), Settings(host="nowhere.invalid"))
-
-
-def test_a_missing_extra_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without_uvicorn(name: str, *rest: Any, **more: Any) -> Any:
-        if name == "uvicorn":
-            raise ImportError("No module named 'uvicorn'")
-        return real(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", without_uvicorn)
-    with pytest.raises(UserError, match=r"No module named 'uvicorn'\): pip install fastapi uvicorn"):
-        serve(MadeModel(), Settings())
 
 
 def test_the_model_is_warm_before_the_first_client() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from simcse_jax import SimCSE
 from simcse_jax.data import demo
-from simcse_jax.serving.web.settings import Settings
+from simcse_jax.serving.web.guard import Settings
 from tests.serving.web.servers import process, served
 from tests.small_models import export_small
 

@@ -1,11 +1,13 @@
-"""Stored vectors: rows of float32, float16 or int8 in blocks, in memory or memory-mapped from a file.
+"""Hold the rows of an index: vectors in blocks and texts in one blob, in memory or memory-mapped from files.
 
-All blocks have the same number of rows, so that a search compiles for one shape. Of a file, full blocks stay
-mapped; its last rows are copied into memory, where appending goes on.
+Vectors are float32, float16 or int8. All blocks have the same number of rows, so that a search compiles for one shape.
+Full blocks of a file stay mapped; its last rows are copied into memory, where new rows are appended.
 """
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,20 +16,22 @@ import numpy as np
 from simcse_jax.system.errors import UserError
 
 STORAGES = ("float32", "float16", "int8")
-BLOCK = 16384  # rows of a block: their scores for 100 queries still lie in a CPU's cache
-ALIGNMENT = 64  # bytes; from there XLA on a CPU reads an array where it is, without a copy
+BLOCK = 16384  # rows of a block: their scores for 100 queries still fit in a CPU's cache
+ALIGNMENT = 64  # bytes; XLA on a CPU reads an array at such an address without a copy
 _LARGEST = 127  # of int8, symmetric
+# Half a surrogate pair is not UTF-8, but Python strings may hold one (from JSON escapes), and it has to come back.
+_ERRORS = "surrogatepass"
 
 
 class Block(NamedTuple):
-    """The rows of one block as they are stored; those not filled yet are zeros."""
+    """Hold the stored rows of one block; rows that are not filled yet are zeros."""
 
-    rows: np.ndarray  # the storage's type [BLOCK, D]
-    scales: np.ndarray | None  # float32[BLOCK] of int8: a row is rows * scale
+    rows: np.ndarray  # [BLOCK, D] in the storage's type
+    scales: np.ndarray | None  # float32[BLOCK], only of int8: a vector is its row times its scale
 
 
 class Vectors:
-    """N vectors of `width` features, in one of STORAGES."""
+    """Store N vectors of `width` features in one of STORAGES."""
 
     def __init__(self, width: int, storage: str = "float32"):
         if storage not in STORAGES:
@@ -40,7 +44,7 @@ class Vectors:
         return self._count
 
     def append(self, vectors: np.ndarray) -> None:
-        """Store float32[n, D] behind what is there."""
+        """Append float32[n, D]."""
         for at in range(0, len(vectors), BLOCK):
             some = vectors[at : at + BLOCK]
             if self.storage == "int8":
@@ -67,7 +71,7 @@ class Vectors:
         return Block(_zeros((BLOCK, self.width), np.dtype(self.storage)), scales)
 
     def rows(self, places: np.ndarray) -> np.ndarray:
-        """float32[n, D]: the vectors at these places, int64[n], as they are stored."""
+        """Return the stored vectors at these places, int64[n], as float32[n, D]."""
         out = np.empty((len(places), self.width), np.float32)
         blocks, within = np.divmod(places, BLOCK)
         for b in np.unique(blocks):
@@ -78,7 +82,7 @@ class Vectors:
         return out
 
     def write(self, folder: Path, kept: np.ndarray) -> None:
-        """Write the kept rows, bool[N], as `vectors.npy` (and `scales.npy`), block by block."""
+        """Write the rows where `kept`, bool[N], is true as `vectors.npy` (int8: and `scales.npy`)."""
         count = int(np.count_nonzero(kept))
         with (folder / "vectors.npy").open("wb") as file:
             _write_header(file, np.dtype(self.storage), (count, self.width))
@@ -92,7 +96,7 @@ class Vectors:
 
 
 def open_vectors(folder: Path, width: int, storage: str, count: int) -> Vectors:
-    """What `Vectors.write` wrote there, memory-mapped; ValueError or OSError where it is something else."""
+    """Memory-map what `Vectors.write` wrote there; raises ValueError or OSError if the files do not hold that."""
     vectors = Vectors(width, storage)
     rows = open_array(folder / "vectors.npy", np.dtype(storage), (count, width))
     scales = open_array(folder / "scales.npy", np.dtype(np.float32), (count,)) if storage == "int8" else None
@@ -105,8 +109,59 @@ def open_vectors(folder: Path, width: int, storage: str, count: int) -> Vectors:
     return vectors
 
 
+class Texts:
+    """Store N texts, numbered from 0."""
+
+    def __init__(self) -> None:
+        self._mapped = np.zeros(0, np.uint8)  # the texts of a file as UTF-8, one after the other
+        self._mapped_ends = np.zeros(0, np.int64)  # int64[n]: where each of these texts ends
+        self._blob = bytearray()  # the same of texts that were appended
+        self._ends = array("q")
+
+    def __len__(self) -> int:
+        return len(self._mapped_ends) + len(self._ends)
+
+    def append(self, texts: Sequence[str]) -> None:
+        """Append these texts."""
+        for text in texts:
+            self._blob += text.encode("utf-8", _ERRORS)
+            self._ends.append(len(self._blob))
+
+    def __getitem__(self, place: int) -> str:
+        return self._bytes(place).decode("utf-8", _ERRORS)
+
+    def _bytes(self, place: int) -> bytes:
+        mapped = len(self._mapped_ends)
+        blob, ends, n = (
+            (self._mapped, self._mapped_ends, place) if place < mapped else (self._blob, self._ends, place - mapped)
+        )
+        return bytes(blob[ends[n - 1] if n else 0 : ends[n]])
+
+    def write(self, folder: Path, kept: np.ndarray) -> None:
+        """Write the texts where `kept`, bool[N], is true as `texts.bin` and `ends.npy`."""
+        ends, size = array("q"), 0
+        with (folder / "texts.bin").open("wb") as file:
+            for place in np.flatnonzero(kept).tolist():
+                size += file.write(self._bytes(place))
+                ends.append(size)
+        np.save(folder / "ends.npy", np.array(ends, np.int64))
+
+
+def open_texts(folder: Path, count: int) -> Texts:
+    """Memory-map what `Texts.write` wrote there; raises ValueError or OSError if the files do not hold that."""
+    texts = Texts()
+    texts._mapped_ends = open_array(folder / "ends.npy", np.dtype(np.int64), (count,))
+    path = folder / "texts.bin"
+    size = path.stat().st_size
+    if size:  # an empty file cannot be mapped
+        texts._mapped = np.asarray(np.memmap(path, np.uint8, mode="r"))
+    if (int(texts._mapped_ends[-1]) if count else 0) != size:
+        raise ValueError(f"{path.name} has {size} bytes, but its last text ends elsewhere")
+    return texts
+
+
 def open_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """A .npy file, memory-mapped; ValueError or OSError unless it holds just that."""
+    """Memory-map a .npy file; raises ValueError or OSError unless it has this type and shape."""
     array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
         raise ValueError(f"{path.name} holds {array.dtype}{list(array.shape)}, not {dtype}{list(shape)}")
@@ -114,7 +169,7 @@ def open_array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarra
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Zeros that begin at a multiple of ALIGNMENT; memory is taken only where rows are filled in."""
+    """Return zeros that begin at a multiple of ALIGNMENT; pages take memory only once they are written."""
     size = int(np.prod(shape)) * dtype.itemsize
     raw = np.zeros(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
@@ -122,6 +177,6 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _write_header(file: object, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """The head of a .npy file; NumPy pads it to a multiple of ALIGNMENT, so mapped rows are aligned too."""
+    """Write the head of a .npy file; NumPy pads it to a multiple of ALIGNMENT, so mapped rows are aligned too."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)  # pyright: ignore[reportArgumentType]
