@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,16 @@ from tests.small_models import export_small, train_small
 TEXTS = ["a red dog sleeps", "two children play in the park", "", "a red dog sleeps", "music " * 40]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_small(tmp_path_factory.mktemp("small"))
+@pytest.fixture
+def folder(small_model: Path) -> Path:
+    return small_model
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def run(make_once: Callable[..., Path]) -> Path:
     """A run whose pooler uses the head."""
-    place = tmp_path_factory.mktemp("run")
-    return train_small(place / "run", place / "cache", model__pooler="cls", model__train_pooler="cls")
+    changes = {"model__pooler": "cls", "model__train_pooler": "cls"}
+    return make_once("cls-run", lambda place: train_small(place / "run", place / "cache", **changes)) / "run"
 
 
 def test_folder_encodes_as_sentence_transformers_does(folder: Path) -> None:
@@ -116,7 +117,7 @@ def test_before_training_is_what_the_run_began_with(run: Path, folder: Path, tmp
     before, weights = found
     assert weights == f"pretrained, {folder}"
     np.testing.assert_allclose(before(TEXTS), open_model(str(folder)).encode(TEXTS), rtol=0, atol=1e-6)
-    with pytest.raises(UserError, match="has no trained head"):
+    with pytest.raises(UserError, match="cls_before_pooler"):
         open_model(str(pretrained), pooler="cls")
 
 
@@ -142,21 +143,21 @@ def test_hub_model(hub_server: HubServer, folder: Path) -> None:
 
 
 def test_what_cannot_be_opened_is_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="There is no folder nowhere/at/all in"):
+    with pytest.raises(UserError, match="nowhere/at/all"):
         open_model("nowhere/at/all")
-    with pytest.raises(UserError, match=r"pooler=mean is unknown\. Known: cls, "):
+    with pytest.raises(UserError, match="mean.*cls"):
         open_model(str(folder), pooler="mean")
-    with pytest.raises(UserError, match="dtype=float16 is unknown"):
+    with pytest.raises(UserError, match="float16"):
         open_model(str(folder), dtype="float16")
-    with pytest.raises(UserError, match="max_length is 65; this model takes 3 to 64 tokens"):
+    with pytest.raises(UserError, match="65.*64"):
         open_model(str(folder), max_length=65)
     silent = tmp_path / "silent"
     shutil.copytree(folder, silent)
     (silent / "simcse_jax.json").unlink()
     (silent / "modules.json").unlink()
-    with pytest.raises(UserError, match=r"does not say how(.|\n)*Give it as --pooler=NAME, in Python as pooler=NAME"):
+    with pytest.raises(UserError, match=r"--pooler=(.|\n)*pooler="):
         open_model(str(silent))
     assert open_model(str(silent), pooler="avg").protocol()["pooler from"].endswith("none that we have")
     (tmp_path / "odd" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"no config\.json"):
+    with pytest.raises(UserError, match=r"config\.json"):
         open_model(str(tmp_path / "odd"))

@@ -105,9 +105,9 @@ def test_little_and_nothing() -> None:
 
 def test_paraphrases_of_what_is_wrong() -> None:
     vectors = some_vectors(3)
-    with pytest.raises(UserError, match=r"threshold is 85; it is a cosine, from -1 to 1, for example 0\.85"):
+    with pytest.raises(UserError, match="threshold is 85"):
         paraphrases(names(3), vectors, 85)
-    with pytest.raises(UserError, match="top_k is 0; it is a number of sentences, 1 or more"):
+    with pytest.raises(UserError, match="top_k is 0"):
         paraphrases(names(3), vectors, 0.5, top_k=0)
     with pytest.raises(ValueError, match=r"4 texts, but vectors of shape \(3, 6\)"):
         paraphrases(names(4), vectors, 0.5)
@@ -199,10 +199,10 @@ def test_equal_texts_of_the_corpus_count_once() -> None:
 
 
 WRONG = {
-    "ranks from 0": ({"ranks": (0, 5)}, "The rank window is 0 to 5; ranks count from 1"),
-    "ranks reversed": ({"ranks": (9, 5)}, "The rank window is 9 to 5"),
-    "margin": ({"margin": -0.1}, "margin is -0.1; it is a difference of cosines"),
-    "ceiling": ({"ceiling": 95}, "ceiling is 95; it is a cosine"),
+    "ranks from 0": ({"ranks": (0, 5)}, "0 to 5"),
+    "ranks reversed": ({"ranks": (9, 5)}, "9 to 5"),
+    "margin": ({"margin": -0.1}, "margin is -0.1"),
+    "ceiling": ({"ceiling": 95}, "ceiling is 95"),
 }
 
 
@@ -239,7 +239,7 @@ def test_an_earlier_file_is_replaced_at_the_end_or_not_at_all(tmp_path: Path) ->
     out = tmp_path / "mined.csv"
     write_negatives(out, TRIPLETS)
     before = out.read_bytes()
-    with pytest.raises(UserError, match=r"No pair has a hard negative[\s\S]*Widen the ranks"):
+    with pytest.raises(UserError, match=r"No pair[\s\S]*--ranks"):
         write_negatives(out, [])
 
     def broken() -> Iterator[Triplet]:
@@ -255,10 +255,10 @@ def test_an_earlier_file_is_replaced_at_the_end_or_not_at_all(tmp_path: Path) ->
 
 
 def test_files_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has to end in \.csv, for example mined\.csv"):
+    with pytest.raises(UserError, match=r"mined\.csv"):
         write_negatives(tmp_path / "mined.txt", TRIPLETS)
-    with pytest.raises(UserError, match="cannot be written: there is no folder"):
+    with pytest.raises(UserError, match="nowhere"):
         write_negatives(tmp_path / "nowhere" / "mined.csv", TRIPLETS)
     (tmp_path / "lines.txt").write_text("one\ntwo\n")
-    with pytest.raises(UserError, match=r"has one column, text\. Hard negatives are found for pairs"):
+    with pytest.raises(UserError, match=r"lines\.txt has one column"):
         read_pairs([str(tmp_path / "lines.txt")])

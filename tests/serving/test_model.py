@@ -23,18 +23,13 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_small(tmp_path_factory.mktemp("small"))
+def model(small_model: Path) -> SimCSE:
+    return SimCSE(small_model)
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> SimCSE:
-    return SimCSE(folder)
-
-
-@pytest.fixture(scope="module")
-def expected(folder: Path) -> np.ndarray:
-    return open_model(str(folder)).encode(TEXTS, normalize=True)
+def expected(small_model: Path) -> np.ndarray:
+    return open_model(str(small_model)).encode(TEXTS, normalize=True)
 
 
 def test_a_string_a_list_and_a_matrix_for_nothing(model: SimCSE, expected: np.ndarray) -> None:
@@ -74,9 +69,9 @@ def test_what_is_no_text(model: SimCSE) -> None:
         model.encode(["a", 7])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="batch_size is 0"):
         model.encode(TEXTS, batch_size=0)
-    with pytest.raises(TypeError, match="one str"):
+    with pytest.raises(TypeError, match="str"):
         model.build_index("a sentence")
-    with pytest.raises(UserError, match=r"does not exist"):
+    with pytest.raises(UserError, match=r"nowhere\.txt"):
         list(model.encode(Path("nowhere.txt")))
 
 
@@ -87,13 +82,13 @@ def test_similarity_of_strings_lists_and_matrices(model: SimCSE, expected: np.nd
     assert isinstance(model.similarity(TEXTS[0], TEXTS[1]), float)
     np.testing.assert_allclose(model.similarity(TEXTS[0], TEXTS), cosines[0], atol=2e-6)
     np.testing.assert_allclose(model.similarity(3 * expected, TEXTS[1]), cosines[:, 1], atol=2e-6)
-    with pytest.raises(ValueError, match=r"got \[6, 3\]"):
+    with pytest.raises(ValueError, match=r"\[6, 3\]"):
         model.similarity(expected[:, :3], TEXTS)
 
 
-def test_an_index_from_the_first_sentence_to_the_next_start(folder: Path, tmp_path: Path) -> None:
-    model = SimCSE(folder)
-    with pytest.raises(UserError, match="no index yet"):
+def test_an_index_from_the_first_sentence_to_the_next_start(small_model: Path, tmp_path: Path) -> None:
+    model = SimCSE(small_model)
+    with pytest.raises(UserError, match="build_index"):
         model.search("a dog")
     assert len(model.build_index(TEXTS[:4])) == 4
     hits = model.search("a red dog sleeps", top_k=2)
@@ -103,7 +98,7 @@ def test_an_index_from_the_first_sentence_to_the_next_start(folder: Path, tmp_pa
     model.remove([0, 3])
     assert model.search("a red dog sleeps")[0].id in (1, 2, 4)
     model.save(tmp_path / "index")
-    again = SimCSE(folder)
+    again = SimCSE(small_model)
     again.load_index(tmp_path / "index")
     assert again.search(["a man plays music", "a dog"], 3) == model.search(["a man plays music", "a dog"], 3)
     everything = model.search("a man plays music", 100)
@@ -112,20 +107,24 @@ def test_an_index_from_the_first_sentence_to_the_next_start(folder: Path, tmp_pa
     assert above == everything[:2]
 
 
-def test_an_index_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
-    model = SimCSE(folder)
+def test_an_index_of_another_model_is_refused(small_model: Path, tmp_path: Path) -> None:
+    model = SimCSE(small_model)
     model.build_index(TEXTS)
     model.save(tmp_path / "index")
-    for other in (SimCSE(export_small(tmp_path, seed=1)), SimCSE(folder, max_length=16), SimCSE(folder, pooler="cls")):
-        with pytest.raises(UserError, match="model"):
+    for name, other in (
+        ("weights", SimCSE(export_small(tmp_path, seed=1))),
+        ("max_length", SimCSE(small_model, max_length=16)),
+        ("pooler", SimCSE(small_model, pooler="cls")),
+    ):
+        with pytest.raises(UserError, match=name):
             other.load_index(tmp_path / "index")
 
 
-def test_texts_are_cut_at_128_tokens_or_where_the_model_does(folder: Path) -> None:
-    assert SimCSE(folder).encoder.max_length == 64
-    assert SimCSE(folder, max_length=16).encoder.max_length == 16
+def test_texts_are_cut_at_128_tokens_or_where_the_model_does(small_model: Path) -> None:
+    assert SimCSE(small_model).encoder.max_length == 64
+    assert SimCSE(small_model, max_length=16).encoder.max_length == 16
     with pytest.raises(UserError, match="3 to 64"):
-        SimCSE(folder, max_length=2)
+        SimCSE(small_model, max_length=2)
 
 
 def test_paraphrases(model: SimCSE) -> None:

@@ -131,17 +131,17 @@ def test_more_wanted_than_are_found() -> None:
     assert len(index.search(QUERIES[:1], COUNT)[0]) == found.sum()
 
 
-def test_damage_is_said(tmp_path: Path) -> None:
+def test_damage_is_reported(tmp_path: Path) -> None:
     for kind in approximate.KINDS:
         made(kind, 2000).save(tmp_path)
         path = next(tmp_path.glob("rows-*/faiss.bin"))
         path.write_bytes(bytes(path.stat().st_size))
-        with pytest.raises(UserError, match=r"is damaged: faiss\.bin cannot be read"):
+        with pytest.raises(UserError, match=r"damaged: faiss\.bin"):
             open_index(tmp_path, "abc")
     made("hnsw", 2000).save(tmp_path)
     path = next(tmp_path.glob("rows-*/places.npy"))
     np.save(path, np.load(path) + 1)
-    with pytest.raises(UserError, match="do not belong to these vectors"):
+    with pytest.raises(UserError, match=r"places\.npy"):
         open_index(tmp_path, "abc")
 
 

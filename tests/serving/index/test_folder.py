@@ -82,7 +82,7 @@ def test_change_save_and_change_again(tmp_path: Path, storage: str) -> None:
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
     made(3).save(tmp_path)
-    with pytest.raises(UserError, match=r"made with another fingerprint \(abc, not xyz\)"):
+    with pytest.raises(UserError, match="abc, not xyz"):
         open_index(tmp_path, "xyz")
 
 
@@ -114,7 +114,7 @@ def test_a_save_that_was_killed_at_first_can_be_repeated(tmp_path: Path) -> None
     assert not (tmp_path / "rows-0123abcd").exists()
 
 
-def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = made(5)
     index.save(tmp_path)
 
@@ -122,7 +122,7 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(index_folder.os, "fsync", full)
-    with pytest.raises(UserError, match=r"cannot be written to .*: No space left on device"):
+    with pytest.raises(UserError, match="No space left"):
         index.save(tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
     assert len(open_index(tmp_path, "abc")) == 5
@@ -132,12 +132,12 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     index, theirs = made(3), tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"is not empty, and holds no index .*thesis\.tex"):
+    with pytest.raises(UserError, match=r"thesis\.tex"):
         index.save(theirs)
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match=r"thesis\.tex is a file"):
         index.save(theirs / "thesis.tex")
     (theirs / "index.json").write_text('{"pages": 3}', encoding="utf-8")
-    with pytest.raises(UserError, match="not the record of an index of ours"):
+    with pytest.raises(UserError, match=r"index\.json"):
         index.save(theirs)
     assert sorted(path.name for path in theirs.iterdir()) == ["index.json", "thesis.tex"]
     index.save(tmp_path / "ours")
@@ -165,25 +165,25 @@ def _file(name: str) -> Any:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (shutil.rmtree, "holds no index"),
-        (lambda folder: (folder / "index.json").unlink(), "holds no index"),
-        (lambda folder: _cut(_file("vectors.npy")(folder)), r"vectors\.npy has [\d,]+ bytes of [\d,]+"),
-        (lambda folder: _cut(_file("texts.bin")(folder)), r"texts\.bin has"),
-        (lambda folder: _file("ids.npy")(folder).unlink(), r"ids\.npy is missing"),
-        (lambda folder: _file("ends.npy")(folder).write_bytes(b"\0" * 528), "is damaged"),
-        (lambda folder: (folder / "index.json").write_text("{", encoding="utf-8"), "cannot be read"),
-        (lambda folder: (folder / "index.json").write_text("[]", encoding="utf-8"), "not the record of an index"),
-        (_changed(format=2), "written in format 2; this version of simcse_jax reads format 1"),
-        (_changed(count="50"), "damaged: count"),
-        (_changed(data="../rows"), "damaged: data"),
-        (_changed(count=49), "is damaged: ids.npy holds"),
-        (_changed(next_id=49), "is damaged: ids.npy holds no ascending ids"),
-        (_changed(width=9), r"is damaged: vectors.npy holds float32\[50, 8\], not float32\[50, 9\]"),
-        (_changed(storage="float16"), "is damaged"),
-        (_changed(kind="flat"), "Unknown kind"),
+        (shutil.rmtree, "no index"),
+        (lambda folder: (folder / "index.json").unlink(), r"index\.json"),
+        (lambda folder: _cut(_file("vectors.npy")(folder)), r"vectors\.npy"),
+        (lambda folder: _cut(_file("texts.bin")(folder)), r"texts\.bin"),
+        (lambda folder: _file("ids.npy")(folder).unlink(), r"ids\.npy"),
+        (lambda folder: _file("ends.npy")(folder).write_bytes(b"\0" * 528), "damaged"),
+        (lambda folder: (folder / "index.json").write_text("{", encoding="utf-8"), r"index\.json"),
+        (lambda folder: (folder / "index.json").write_text("[]", encoding="utf-8"), r"index\.json"),
+        (_changed(format=2), "format 2.*format 1"),
+        (_changed(count="50"), "count"),
+        (_changed(data="../rows"), "data"),
+        (_changed(count=49), r"ids\.npy"),
+        (_changed(next_id=49), r"ids\.npy"),
+        (_changed(width=9), r"vectors\.npy .*\[50, 8\].*\[50, 9\]"),
+        (_changed(storage="float16"), "damaged"),
+        (_changed(kind="flat"), "'flat'"),
     ],
 )
-def test_damage_is_said(tmp_path: Path, damage: Any, message: str) -> None:
+def test_damage_is_reported(tmp_path: Path, damage: Any, message: str) -> None:
     folder = tmp_path / "index"
     made(50).save(folder)
     damage(folder)

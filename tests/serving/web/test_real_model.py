@@ -15,19 +15,13 @@ from simcse_jax import SimCSE
 from simcse_jax.data import demo
 from simcse_jax.serving.web.guard import Settings
 from tests.serving.web.servers import process, served
-from tests.small_models import export_small
 
 TEXTS = demo.sentences(count=40)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_small(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Any:
-    made = SimCSE(folder)
+def model(small_model: Path) -> Any:
+    made = SimCSE(small_model)
     made.build_index(TEXTS)
     return made
 
@@ -56,13 +50,13 @@ def test_tokens_are_counted_as_the_model_reads_them(client: httpx.Client) -> Non
 
 
 @pytest.mark.slow
-def test_a_killed_server_leaves_the_index_whole(model: Any, folder: Path, tmp_path: Path) -> None:
+def test_a_killed_server_leaves_the_index_whole(model: Any, small_model: Path, tmp_path: Path) -> None:
     sentences, index = tmp_path / "sentences.txt", tmp_path / "index"
     sentences.write_text("\n".join(TEXTS))
     query, expected = {"queries": TEXTS[:4], "top_k": 7}, model.search(TEXTS[:4], 7)
     kept: list[dict[str, bytes]] = []
     for corpus in ([f"--corpus={sentences}", f"--save_index={index}"], [f"--corpus={index}"]):
-        with process("simcse_jax.search", f"--model={folder}", *corpus, "--serve", "--port=0") as (server, url):
+        with process("simcse_jax.search", f"--model={small_model}", *corpus, "--serve", "--port=0") as (server, url):
             hits = httpx.post(f"{url}/search", json=query, timeout=60).raise_for_status().json()["hits"]
             assert [[hit["id"] for hit in one] for one in hits] == [[hit.id for hit in one] for one in expected]
             assert [[hit["text"] for hit in one] for one in hits] == [[hit.text for hit in one] for one in expected]
