@@ -116,7 +116,7 @@ def test_nothing_and_empty_texts(one: SentenceEncoder, tokenizer: Any, params: A
 
 
 def test_what_is_no_text_is_named(one: SentenceEncoder, params: Any) -> None:
-    with pytest.raises(TypeError, match="Text 1 .*nan"):
+    with pytest.raises(TypeError, match=r"Text 1 .*nan"):
         one.encode(params, ["sun", float("nan")])  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="str"):
         one.encode(params, "sun")
@@ -194,7 +194,7 @@ def test_rows_hold_every_sentence_once_and_little_else() -> None:
 def test_misuse_is_named(tokenizer: Any, params: Any) -> None:
     with pytest.raises(UserError, match=r"max_length is 600.*128"):
         SentenceEncoder(MODEL, tokenizer, _mesh(1), "avg", max_length=600)
-    with pytest.raises(UserError, match="'mean'.*cls"):
+    with pytest.raises(UserError, match=r"'mean'.*cls"):
         SentenceEncoder(MODEL, tokenizer, _mesh(1), "mean")
     small = Encoder(Architecture("bert", 7, 32, 2, 4, 48))
     with pytest.raises(UserError, match=r"token id \d+.* 6"):

@@ -241,8 +241,8 @@ def test_bad_input_is_named_and_changes_nothing() -> None:
             call()
     assert len(index) == 10
     index.remove([3])
-    with pytest.raises(UserError, match="id 3 .*removed"):
+    with pytest.raises(UserError, match=r"id 3 .*removed"):
         index.text(3)
-    with pytest.raises(UserError, match="id 3 .*removed"):
+    with pytest.raises(UserError, match=r"id 3 .*removed"):
         index.remove([4, 3])
     assert index.text(4) == "text 4"
