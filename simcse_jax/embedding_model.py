@@ -1,6 +1,6 @@
-"""A trained model as something that encodes: a run folder, an exported or Hugging Face folder, or a Hub name.
+"""Open a trained model to encode texts: a run folder, an exported or Hugging Face folder, or a Hub name.
 
-What evaluation and serving start from. The pooler is the one that the model says it was made for.
+Evaluation and serving start here. By default the pooler is the one that the model was trained for.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ SEED = "train.seed"
 
 @dataclasses.dataclass(frozen=True)
 class _Origin:
-    """Where a model is, and what it says of itself; its weights are read when they are asked for."""
+    """Hold what a model says about itself, and a function that reads its weights."""
 
     kind: str  # "run folder", "model folder" or "Hub model"
     sizes: Architecture
     tokenizer: PreTrainedTokenizerFast
-    pooler: str  # "" when the model does not say, or asks for more than one of our poolers
+    pooler: str  # "" if the model names none, or one that is not among POOLERS
     normalizes: bool
     load: Callable[[str], Any]  # pooler -> parameters
     workdir: Path | None = None  # of a run folder
@@ -57,7 +57,7 @@ class _Origin:
 
 
 class EmbeddingModel:
-    """Encodes texts; made by `open_model`. Reads its weights when they are first needed."""
+    """Encode texts with one model and pooler; made by `open_model`. Weights are read when they are first needed."""
 
     def __init__(self, name: str, origin: _Origin, pooler: str, dtype: str, max_length: int | None):
         self.name = name  # for tables
@@ -71,36 +71,36 @@ class EmbeddingModel:
 
     @property
     def width(self) -> int:
-        """The number of features of an embedding."""
+        """Return the number of features of an embedding."""
         return self._origin.sizes.hidden_size
 
     @property
     def max_length(self) -> int:
-        """Tokens at which a text is cut, special tokens included."""
+        """Return the number of tokens at which texts are cut, special tokens included."""
         return self._sentences.max_length
 
     @property
     def own_pooler(self) -> str:
-        """The pooler that the model was made for; "" when it does not say."""
+        """Return the pooler that the model was trained for, "" if it names none."""
         return self._origin.pooler
 
     @property
     def parameter_count(self) -> int:
-        """The number of parameters that encoding uses."""
+        """Return the number of parameters that encoding uses."""
         return sum(x.size for x in jax.tree.leaves(self._params))
 
     @functools.cached_property
     def _params(self) -> Any:
-        return self._used(self._origin.load(self.pooler))
+        return self._select(self._origin.load(self.pooler))
 
     @functools.cached_property
     def _placed(self) -> Any:
-        """The parameters on the devices, once."""
+        """Place the parameters on the devices, once."""
         return self._sentences.placed(self._params)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex digest of the weights that are in use, the sizes and the tokenizer: equal for a run and its export."""
+        """Return a hex digest of the weights in use, the sizes and the tokenizer; equal for a run and its export."""
         digest = hashlib.blake2b(digest_size=16)
         sizes = self._origin.sizes.saved()
         for irrelevant in ("dropout", "initializer_range"):
@@ -116,10 +116,10 @@ class EmbeddingModel:
     def encode(
         self, texts: Sequence[str], progress: Progress | None = None, normalize: bool | None = None
     ) -> np.ndarray:
-        """float32[N, D]: one vector for each text; see `SentenceEncoder.encode`.
+        """Return one vector for each text, float32[N, D]; see `SentenceEncoder.encode`.
 
-        normalize: True for vectors of length 1, False for vectors as pooled, None for what the model asks. UserError
-        when the weights are missing or do not fit the model.
+        normalize: True for vectors of length 1, False for vectors as pooled, None for the model's own setting. Raises
+        UserError if the weights are missing or do not fit the model.
         """
         vectors = self._sentences.encode(self._placed, texts, progress)
         if self._origin.normalizes if normalize is None else normalize:
@@ -127,17 +127,17 @@ class EmbeddingModel:
         return vectors
 
     def cut_at(self, max_length: int) -> EmbeddingModel:
-        """The same model, with texts cut at `max_length` tokens, or where it takes no more."""
+        """Return the same model with texts cut at `max_length` tokens, or at its own limit if that is lower."""
         return EmbeddingModel(self.name, self._origin, self.pooler, self.dtype, min(max_length, self.max_length))
 
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
-        """int64[N]: how many tokens of each text are encoded, special ones included."""
+        """Return the number of tokens of each text after cutting, special tokens included, as int64[N]."""
         return self._sentences.count_tokens(texts)
 
     def before_training(self) -> tuple[Callable[[Sequence[str]], np.ndarray], str] | None:
-        """`encode` with the weights that a run folder's training began with, as pooled, and which these were.
+        """Return an `encode` with a run's initial weights, as pooled, and the origin of these weights as text.
 
-        None for models that are no run folders. UserError when the weights that it began with can no longer be read.
+        Returns None for models that are not run folders. Raises UserError if the initial weights cannot be read.
         """
         info = self._origin.run
         if info is None:
@@ -145,32 +145,32 @@ class EmbeddingModel:
         recipe = info["recipe"]
         encoder = Encoder(self._origin.sizes, has_head=info["has_head"])
         drawn = jax.jit(functools.partial(init_params, encoder, recipe[SEED]))()
-        told = f"random, seed {recipe[SEED]}"
+        origin = f"random, seed {recipe[SEED]}"
         if recipe["model.init"] == "pretrained":
             loaded = load_params(model_folder(recipe["model.name"]), self._origin.sizes, head="none")
             drawn = loaded | ({"head": drawn["head"]} if info["has_head"] else {})
-            told = f"pretrained, {recipe['model.name']}"
-        params = self._used(drawn)
-        return lambda texts: self._sentences.encode(params, texts), told
+            origin = f"pretrained, {recipe['model.name']}"
+        params = self._select(drawn)
+        return lambda texts: self._sentences.encode(params, texts), origin
 
     @property
     def workdir(self) -> Path | None:
-        """The run folder, if that is what the model was opened from."""
+        """Return the run folder, or None if the model was opened from something else."""
         return self._origin.workdir
 
     @property
     def recipe(self) -> str:
-        """The same for runs that differ in nothing but the seed and encode alike; "" for models that are no runs."""
+        """Return a string that is equal for runs that differ only in the seed and encode alike; "" for other models."""
         info = self._origin.run
         if info is None:
             return ""
-        # Against nothing, every key that changes the mathematics is a difference.
+        # Compared with nothing, all keys that change the mathematics are differences.
         recipe = {key: new for key, (_, new) in differences({}, info["recipe"]).items() if key != SEED}
         how = [self.pooler, self.dtype, self.max_length]
         return json.dumps([recipe, info["data"]["fingerprint"], info["encoder"], how], sort_keys=True)
 
     def protocol(self) -> dict[str, Any]:
-        """What every score of this model has to say: how its vectors were made, and from which weights."""
+        """Return what is recorded with each score: how the vectors were made, and from which weights."""
         asked = self.pooler != self.own_pooler
         own = self.own_pooler or "none that we have"
         return {
@@ -184,8 +184,8 @@ class EmbeddingModel:
             "devices": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}",
         }
 
-    def _used(self, params: Any) -> Any:
-        """The part of the parameters that this pooler uses, as float32."""
+    def _select(self, params: Any) -> Any:
+        """Return the parameters that this pooler uses, as float32."""
         names = ("embeddings", "layers", "head") if self.pooler == "cls" else ("embeddings", "layers")
         used = {name: params[name] for name in params if name in names}
         return jax.tree.map(lambda x: np.asarray(x, np.float32), used)
@@ -194,11 +194,11 @@ class EmbeddingModel:
 def open_model(
     name: str, pooler: str | None = None, dtype: str = "float32", max_length: int | None = None
 ) -> EmbeddingModel:
-    """The model of that name; UserError when it is none, or does not say how it pools and `pooler` is not given.
+    """Open a model; raises UserError if there is none of that name, or if it names no pooler and none is given.
 
-    name: a run folder (its best checkpoint), an exported or Hugging Face folder, or a Hub name. pooler: None = the
-    model's own. dtype: the precision of the computation, one of DTYPES. max_length: tokens at which texts are cut;
-    None = what the model can take.
+    name: a run folder (its best checkpoint), an exported or Hugging Face folder, or a Hub name. pooler: None takes the
+    model's own. dtype: the precision of the computation, one of DTYPES. max_length: the number of tokens at which texts
+    are cut; None takes the model's limit.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype} is unknown. Known: {', '.join(DTYPES)}.")
@@ -210,7 +210,7 @@ def open_model(
 
 
 def is_run_folder(path: Path) -> bool:
-    """Whether this is a folder that a training run made."""
+    """Return whether a training run made this folder."""
     return (path / "checkpoints").is_dir()
 
 
@@ -220,7 +220,7 @@ def _run_folder(workdir: Path, pooler: str | None) -> _Origin:
 
     info = read_run_info(workdir)
     if info is None:
-        raise UserError(f"{workdir} has checkpoints but no config.json, so it is no run folder that can be read.")
+        raise UserError(f"{workdir} has checkpoints but no config.json, so it cannot be read as a run folder.")
     if pooler == "cls" and not info["has_head"]:
         raise UserError(
             f"{workdir} has no trained head, which the pooler 'cls' needs.\n"
@@ -244,7 +244,7 @@ def _model_folder(name: str, pooler_given: bool) -> _Origin:
     except UserError as error:
         if Path(name).expanduser().exists():
             raise
-        raise UserError(f"There is no folder {name} in {Path.cwd()}, nor can a Hub model be had:\n{error}") from error
+        raise UserError(f"There is no folder {name} in {Path.cwd()}, and no Hub model can be read:\n{error}") from error
     sizes = read_architecture(folder)
     try:
         own = read_pooler(folder)

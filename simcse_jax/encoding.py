@@ -1,7 +1,7 @@
-"""Model and texts to a float32 matrix: what training, evaluation and serving all call.
+"""Encode texts with a model into a float32 matrix, for training, evaluation and serving.
 
-Sentences are packed into rows of 64, 128, 256, 512 ... tokens and the rows into groups of a near-constant number of
-tokens, so that a model is compiled for a handful of shapes, whatever the texts.
+Sentences are packed into rows of 64, 128, 256, 512 ... tokens, and rows into groups of a nearly constant number of
+tokens, so that a model is compiled for a few shapes, whatever the texts.
 """
 
 from __future__ import annotations
@@ -25,31 +25,33 @@ from simcse_jax.system.progress import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHORTEST_ROW = 64  # tokens of the shortest rows: shorter ones pack worse and run no faster; longer are its doublings
-FULL_GROUP = 4096  # tokens of a group: enough to fill a chip, and 8 x 512 tokens' attention still fits anywhere
-FULL_GROUP_ON_CPU = 512  # what the feed-forward layers make of more no longer fits in a processor's caches
-SMALL_GROUP = 128  # tokens of a group when there is little to encode: half of what the devices take at once, or less
-TOKENS_PER_SLOT = 8  # a group has one sentence slot for so many tokens
-BLOCK = 65536  # sentences that are tokenised, sorted and packed together
-CACHED_BLOCKS = 4  # repeated inputs that stay packed: training evaluates the same pairs again and again
+SHORTEST_ROW = (
+    64  # tokens of the shortest rows: shorter rows pack worse and are not faster; longer rows are its doublings
+)
+FULL_GROUP = 4096  # tokens of a group: enough to fill a chip, and the attention of 8 x 512 tokens fits everywhere
+FULL_GROUP_ON_CPU = 512  # with more, the feed-forward layers no longer fit in a CPU's caches
+SMALL_GROUP = 128  # tokens of a group if the texts fill at most half of a call
+TOKENS_PER_SLOT = 8  # a group has one sentence slot for this many tokens
+BLOCK = 65536  # sentences that are tokenised, sorted by length and packed together
+CACHED_BLOCKS = 4  # inputs that stay packed: training evaluates the same pairs repeatedly
 
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """The groups of one call of the compiled function, one group a device."""
+    """Hold the groups of one call of the compiled function, one for each device."""
 
     groups: Group  # NumPy, leading axis [devices]
-    members: tuple[np.ndarray, ...]  # for each group: int64[n], the sentence in each of its first n slots
+    members: tuple[np.ndarray, ...]  # for each group int64[n]: the sentences in its first n slots
 
 
 class SentenceEncoder:
-    """Encodes lists of texts with one model, tokenizer and pooler on all devices of a mesh.
+    """Encode lists of texts with one model, tokenizer and pooler on all devices of a mesh.
 
-    model: its dtype is the precision of the computation (float32 products are exact ones, on every kind of device).
+    model: its dtype is the precision of the computation; float32 products have full precision on every kind of device.
     tokenizer: a Hugging Face fast tokenizer. mesh: groups are spread over all its axes. pooler: one of
-    `encoder.pooling.POOLERS`. max_length: tokens at which a text is cut, special tokens included; by default what the
-    model can take, not what it was trained with. On several hosts, each calls `encode` with the same arguments and
-    gets the whole result.
+    `encoder.pooling.POOLERS`. max_length: the number of tokens at which a text is cut, special tokens included; by
+    default the model's limit, not the length that it was trained with. On several hosts, each calls `encode` with the
+    same arguments and gets the whole result.
     """
 
     def __init__(
@@ -63,28 +65,28 @@ class SentenceEncoder:
         limit = model.architecture.max_length
         if max_length is not None and not 3 <= max_length <= limit:
             raise UserError(
-                f"max_length is {max_length}; this model takes 3 to {limit} tokens, e.g. {min(128, limit)}."
+                f"max_length is {max_length}; this model takes 3 to {limit} tokens, for example {min(128, limit)}."
             )
         if pooler not in POOLERS:
             raise UserError(f"Unknown pooler {pooler!r}; known: {', '.join(POOLERS)}.")
-        # Unrolled: a loop would copy each layer's parameters out of the stack, for every group again.
+        # Unrolled: a loop would copy each layer's parameters out of the stack for every group.
         self.model, self.tokenizer, self.mesh, self.pooler = model.clone(unroll=True), tokenizer, mesh, pooler
         self.max_length = limit if max_length is None else max_length
         self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._cache: dict[tuple[str, ...], list[_Call]] = {}
-        # One host reads its devices' parts as they are; several need the whole on each.
+        # One host reads the parts of its devices; several hosts need the whole on each device.
         out = self._split if self._split.is_fully_addressable else self._whole
         self._unstacked: Any = jax.jit(unstack_layers, out_shardings=self._whole)
         self._apply: Any = jax.jit(self._encode_groups, out_shardings=out)
 
     def encode(self, params: Any, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
-        """float32[N, D] on the host: one vector for each text, in the order of the texts.
+        """Return one vector for each text, in the order of the texts, as float32[N, D] on the host.
 
-        params: the model's, wherever they are and however split; each device of the mesh gets them whole. Equal
-        texts are encoded once. An empty text is its special tokens. The result depends on the number of devices and on
-        the other texts by rounding only. progress: told how many texts more are done, as they are. Raises TypeError
-        for a text that is no string.
+        params: the model's parameters, on any devices and in any sharding; each device of the mesh gets them whole.
+        Equal texts are encoded once. An empty text is encoded as its special tokens. The number of devices and the
+        other texts change a vector by rounding only. progress: called with the number of texts that were finished since
+        the last call. Raises TypeError for a text that is not a string.
         """
         texts = _strings(texts)
         index: dict[str, int] = {}
@@ -100,12 +102,12 @@ class SentenceEncoder:
         return vectors if len(index) == len(texts) else vectors[places]
 
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
-        """int64[N]: how many tokens of each text are encoded, special ones included, cut at `max_length`."""
+        """Return the number of tokens of each text, special tokens included, cut at `max_length`, as int64[N]."""
         texts = _strings(texts)
         return np.array([len(tokens) for tokens in self._tokens(tuple(texts))] if texts else [], np.int64)
 
     def _encode_groups(self, params: Any, groups: Group) -> jax.Array:
-        """float32[G, N, D], from groups with leading axis [G]; jitted in __init__."""
+        """Return float32[G, N, D] for groups with leading axis [G]; compiled in __init__."""
         exact = jnp.dtype(self.model.dtype).itemsize >= 4
         with jax.default_matmul_precision("highest" if exact else None):
             out = self.model.apply({"params": params}, groups, self.pooler)
@@ -113,9 +115,9 @@ class SentenceEncoder:
         return out
 
     def placed(self, params: Any) -> Any:
-        """The params on each device of the mesh, each layer's by themselves: `encode` takes these as they are.
+        """Place the parameters on each device of the mesh, each layer's apart; `encode` takes the result as it is.
 
-        Always as NamedSharding, since another kind compiles anew.
+        The sharding is always a NamedSharding, since another kind would compile anew.
         """
         if "layers" not in params:
             return params
@@ -126,12 +128,12 @@ class SentenceEncoder:
                 return x
             return jax.make_array_from_callback(x.shape, self._whole, np.asarray(x).__getitem__)
 
-        # What predicts tokens in training encodes nothing.
+        # The head that predicts tokens in training is not used here.
         used = {name: params[name] for name in params if name != "mlm"}
         return self._unstacked(jax.tree.map(place, used))
 
     def _results(self, params: Any, texts: tuple[str, ...]) -> Iterator[tuple[list[np.ndarray], jax.Array]]:
-        """Pairs (for each group its sentences, float32[G, N, D]), each handed out when the next is under way."""
+        """Yield (sentences of each group, float32[G, N, D]), each once the next call has been dispatched."""
         waiting = None
         for start in range(0, len(texts), BLOCK):
             for call in self._calls(texts[start : start + BLOCK]):
@@ -146,7 +148,7 @@ class SentenceEncoder:
             yield waiting
 
     def _calls(self, texts: tuple[str, ...]) -> list[_Call]:
-        """The calls that encode these texts, longest first; kept for the next time."""
+        """Return the calls that encode these texts, longest rows first; the last inputs are cached."""
         if texts not in self._cache:
             tokens = self._tokens(texts)
             rows = pack_rows(np.array([len(t) for t in tokens]), row_lengths(self.max_length))
@@ -161,7 +163,7 @@ class SentenceEncoder:
         return self._cache[texts]
 
     def _cut(self, tokens: list[np.ndarray], rows: list[list[int]], row_length: int) -> Iterator[_Call]:
-        """The calls that hold these rows; all have one shape."""
+        """Yield the calls that hold these rows; all have one shape."""
         devices = self.mesh.size
         full = FULL_GROUP_ON_CPU if self.mesh.devices.flat[0].platform == "cpu" else FULL_GROUP
         tokens_of_a_group = SMALL_GROUP if len(rows) * row_length <= devices * full // 2 else full
@@ -173,7 +175,7 @@ class SentenceEncoder:
             yield _Call(jax.tree.map(lambda *x: np.stack(x), *groups), members)
 
     def _tokens(self, texts: tuple[str, ...]) -> list[np.ndarray]:
-        """For each text int32[n]: its token ids with special tokens, cut at `max_length`."""
+        """Return for each text its token ids, int32[n], with special tokens, cut at `max_length`."""
         encoded = self.tokenizer(
             list(texts),
             truncation=True,
@@ -187,7 +189,7 @@ class SentenceEncoder:
         if largest >= self.model.architecture.vocab_size:
             raise UserError(
                 f"The tokenizer gives token id {largest}, but the model's vocabulary ends at "
-                f"{self.model.architecture.vocab_size - 1}: they do not belong together. Use the model's own tokenizer."
+                f"{self.model.architecture.vocab_size - 1}. Use the model's own tokenizer."
             )
         return tokens
 
@@ -202,7 +204,7 @@ def _strings(texts: Sequence[str]) -> list[str]:
 
 
 def row_lengths(max_length: int) -> tuple[int, ...]:
-    """The row lengths for sentences of at most `max_length` tokens: 64, 128, ... up to the first that holds them."""
+    """Return the row lengths for sentences of at most `max_length` tokens: 64, 128, ... up to the first that fits."""
     lengths = [SHORTEST_ROW]
     while lengths[-1] < max_length:
         lengths.append(2 * lengths[-1])
@@ -210,16 +212,16 @@ def row_lengths(max_length: int) -> tuple[int, ...]:
 
 
 def pack_rows(lengths: np.ndarray, choices: tuple[int, ...]) -> dict[int, list[list[int]]]:
-    """For each row length in use, its rows; a row is the list of its sentences, in order.
+    """Pack sentences into rows; return for each row length its rows, each a list of sentences in order.
 
-    Best fit, longest sentence first: each goes where the least room is left over, and opens a row of the shortest
-    length that holds it only when it fits nowhere. So short sentences fill the rows of longer ones, and equal lengths
-    (which pack badly among themselves) are spread. A row takes at most one sentence for TOKENS_PER_SLOT tokens.
-    lengths: int[N]; choices: row lengths, ascending.
+    Best fit, longest sentence first: a sentence goes where it leaves the least room, and opens a row of the shortest
+    length that holds it only if it fits nowhere. So short sentences fill the rows of long ones, and equal lengths,
+    which pack badly together, are spread. A row takes at most one sentence for TOKENS_PER_SLOT tokens. lengths: int[N];
+    choices: row lengths, ascending.
     """
     rows: dict[int, list[list[int]]] = {}
     room: list[list[tuple[int, list[int]]]] = [[] for _ in range(choices[-1] + 1)]  # open rows by free tokens
-    has_room = 0  # bit k is set when room[k] is not empty: finding the best fit is then one shift
+    has_room = 0  # bit k is set if room[k] is not empty; finding the best fit is then one shift
     for n in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[n])
         fitting = has_room >> length
@@ -239,7 +241,7 @@ def pack_rows(lengths: np.ndarray, choices: tuple[int, ...]) -> dict[int, list[l
 
 
 def _group(tokens: list[np.ndarray], rows: list[list[int]], shape: tuple[int, int]) -> Group:
-    """The group [R, T] of these rows (at most R, none is fine); its slots are filled in the order of the rows."""
+    """Return the group [R, T] of these rows, at most R; its slots are filled in the order of the rows."""
     members = [n for row in rows for n in row]
     lengths = [[len(tokens[n]) for n in row] for row in rows]
     starts = [np.cumsum([0, *row[:-1]]) for row in lengths]
