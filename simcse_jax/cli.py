@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import ast
 import faulthandler
 import os
@@ -10,7 +11,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -35,6 +37,22 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None, inter
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
     quiet_tpu_library()
 
+    sys.unraisablehook = _unraisable
+
+    def leave() -> NoReturn:
+        print(f"\ninterrupted; {interrupted}", file=sys.stderr)
+        sys.stdout.flush()
+        # A normal exit would end the interpreter while native threads may still compile in it.
+        os._exit(130)
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        if _is_import(frame):
+            leave()  # JAX's native modules crash when an exception interrupts their import
+        signal.default_int_handler(number, frame)
+
+    with suppress(ValueError):  # only the main thread may set handlers
+        signal.signal(signal.SIGINT, on_interrupt)
+
     def guarded(_: Sequence[str]) -> int:
         # absl makes crash reports list all threads, and crashes itself on threads that still run.
         faulthandler.enable(all_threads=False)
@@ -52,10 +70,7 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None, inter
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _finish(128 + signal.SIGPIPE)
         except KeyboardInterrupt:
-            print(f"\ninterrupted; {interrupted}", file=sys.stderr)
-            sys.stdout.flush()
-            # A normal exit would end the interpreter while native threads may still compile in it.
-            os._exit(130)
+            leave()
         except Exception:
             if not _one_of_several():
                 raise
@@ -64,6 +79,23 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None, inter
             os._exit(1)  # a normal exit would wait for the other processes, and they for this one
 
     app.run(guarded, argv=list(argv) if argv else None, flags_parser=_parse)
+
+
+def _is_import(frame: FrameType | None) -> bool:
+    """Return whether an import is under way in this frame or one that called it."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _unraisable(failure: sys.UnraisableHookArgs) -> None:
+    """Repeat a Ctrl-C that came where Python ignores exceptions, as in JAX's callback of the garbage collector."""
+    if issubclass(failure.exc_type, KeyboardInterrupt):
+        _thread.interrupt_main()
+    else:
+        sys.__unraisablehook__(failure)
 
 
 def _finish(status: int) -> int:

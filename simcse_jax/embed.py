@@ -12,7 +12,6 @@ from typing import Any
 from absl import flags
 
 from simcse_jax import cli
-from simcse_jax.serving.vector_file import PART
 from simcse_jax.system.errors import UserError
 
 _MODEL = flags.DEFINE_string("model", "", "A run folder, an exported or Hugging Face folder, or a Hub name.")
@@ -74,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, interrupted=f"finished parts of {PART:,} texts are kept, and the same command continues after them")
+    cli.run(main, interrupted="finished parts are kept, and the same command continues after them")
