@@ -27,7 +27,7 @@ _TEXT_FIELDS = {
     "EmbeddingsRequest": ("input",),
 }
 # The statuses of failures, and their reasons.
-WHY = {
+REASONS = {
     400: "The request is not valid JSON.",
     401: "The API key is missing or wrong.",
     408: "The request did not arrive within the time limit.",
@@ -129,14 +129,14 @@ class OpenAIFailure(BaseModel):
 
 def route_failures(*without: int, **more: str) -> dict[int | str, dict[str, Any]]:
     """Return the failures of a route for FastAPI's `responses`, without some statuses, and with more: `_409="Why."`."""
-    whys = {status: why for status, why in WHY.items() if status not in without}
-    whys |= {int(status[1:]): why for status, why in more.items()}
-    return {status: {"model": Failure, "description": why} for status, why in whys.items()}
+    reasons = {status: reason for status, reason in REASONS.items() if status not in without}
+    reasons |= {int(status[1:]): reason for status, reason in more.items()}
+    return {status: {"model": Failure, "description": reason} for status, reason in reasons.items()}
 
 
 def openai_failures() -> dict[int | str, dict[str, Any]]:
     """Return the failures of a route in OpenAI's shape, where a wrong value is a 400."""
-    return {s: {"model": OpenAIFailure, "description": why} for s, why in WHY.items() if s != 422}
+    return {s: {"model": OpenAIFailure, "description": reason} for s, reason in REASONS.items() if s != 422}
 
 
 def describe_limits(app: FastAPI, settings: Settings, width: int) -> None:

@@ -30,14 +30,14 @@ def serve(model: Model, settings: Settings) -> None:
         print("Compiling for common lengths of texts", flush=True)
         warm_up(model)
         print(_greeting(model, settings, listening.getsockname()[1]), flush=True)
-        uvicorn.Server(configured(app, settings)).run(sockets=[listening])
+        uvicorn.Server(uvicorn_config(app, settings)).run(sockets=[listening])
 
 
-def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """Return the settings of uvicorn for the app."""
     return uvicorn.Config(
         app,
-        http=limited(settings.time_limit_s),
+        http=limited_protocol(settings.time_limit_s),
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -88,7 +88,7 @@ def _greeting(model: Model, settings: Settings, port: int) -> str:
     return "\n".join(lines)
 
 
-def limited(time_limit_s: float) -> type[H11Protocol]:
+def limited_protocol(time_limit_s: float) -> type[H11Protocol]:
     """Return a protocol for uvicorn's `http` that gives a client a limited time for its part.
 
     The time runs until the head of a request is complete, and while so much of an answer is unread that no more can be

@@ -25,21 +25,21 @@ def _example(**example: Any) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [example]})
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
 def _no_tokens(value: Any) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], (int, list)):
         raise ValueError("lists of token ids are refused, since they belong to another tokenizer; send the text")
-    return _listed(value)
+    return _as_list(value)
 
 
-def _whole(value: Any) -> Any:
+def _as_integer(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value  # JSON's 5.0 is 5
 
 
-Number = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_whole)]
+Number = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_as_integer)]
 
 
 def _text_or_list() -> WithJsonSchema:
@@ -49,7 +49,7 @@ def _text_or_list() -> WithJsonSchema:
 
 # The first wrong text ends the check: there may be millions, each with a long message.
 TextList = Annotated[list[str], FailFast(), Field(min_length=1)]
-Texts = Annotated[TextList, BeforeValidator(_listed), _text_or_list()]  # a single text counts as a list of one
+Texts = Annotated[TextList, BeforeValidator(_as_list), _text_or_list()]  # a single text counts as a list of one
 
 
 class EncodeRequest(BaseModel):

@@ -17,7 +17,7 @@ import uvicorn
 
 from simcse_jax.serving.web.app import make_app
 from simcse_jax.serving.web.guard import Settings
-from simcse_jax.serving.web.launch import configured
+from simcse_jax.serving.web.launch import uvicorn_config
 
 ROOT = Path(__file__).parents[3]
 
@@ -27,7 +27,7 @@ def served(model: Any, settings: Settings | None = None) -> Iterator[str]:
     """The address of a running server for the model; it is stopped in the end, having finished what it has."""
     listening = socket.create_server(("127.0.0.1", 0))
     settings = settings or Settings(name="made")
-    config = configured(make_app(model, settings), settings)
+    config = uvicorn_config(make_app(model, settings), settings)
     config.timeout_graceful_shutdown = 5
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
