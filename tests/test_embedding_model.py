@@ -29,7 +29,7 @@ def folder(small_model: Path) -> Path:
 @pytest.fixture(scope="session")
 def run(make_once: Callable[..., Path]) -> Path:
     """A run whose pooler uses the head."""
-    changes = {"model__pooler": "cls", "model__train_pooler": "cls"}
+    changes: dict[str, Any] = {"model__pooler": "cls", "model__train_pooler": "cls"}
     return make_once("cls-run", lambda place: train_small(place / "run", place / "cache", **changes)) / "run"
 
 

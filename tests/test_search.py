@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 MINE = "--mine-negatives=out.csv"
-PAIRS = "--pairs=demo:triplets"
+PAIRS = "--pairs=pairs.csv"
 TAKEN = "--port={taken}"
 # The flags, $SIMCSE_API_KEY and what the message names.
 MISTAKES = [
@@ -17,7 +17,7 @@ MISTAKES = [
     (["--serve", "--port=0"], "secret ", "API key"),
     (["--serve", TAKEN], None, "{taken}"),
     ([MINE, "--pairs=nowhere.csv"], None, "nowhere.csv"),
-    ([MINE, "--pairs=demo:sentences"], None, "one column"),
+    ([MINE, "--pairs=lines.txt"], None, "one column"),
     (["--mine-negatives=nowhere/out.csv", PAIRS], None, "no folder nowhere"),
     (["--mine-negatives=out.txt", PAIRS], None, ".csv"),
     ([MINE, PAIRS, "--ranks=5,1"], None, "5 to 1"),
@@ -31,7 +31,7 @@ MISTAKES = [
     ([MINE, PAIRS, "--serve"], None, "--serve"),
     ([MINE, PAIRS, "--query=sun"], None, "--query"),
     (["--corpus=.", "--kind=hnsw"], None, "--kind"),
-    (["--corpus=demo:sentences", "--query= "], None, "--query"),
+    (["--corpus=lines.txt", "--query= "], None, "--query"),
     ([], None, "--corpus"),
 ]
 # One process for all: they would spend their time on imports. A model of this name is not there, and that would be
@@ -55,6 +55,8 @@ for words, key, _ in json.loads(sys.argv[1]):
 
 
 def test_mistakes_are_reported_early(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("sent0,sent1\na,b\n")
+    (tmp_path / "lines.txt").write_text("a\nb\n")
     with socket.create_server(("127.0.0.1", 0)) as listening:
         taken = listening.getsockname()[1]
         mistakes = json.loads(json.dumps(MISTAKES).replace("{taken}", str(taken)))
