@@ -40,8 +40,10 @@ def main() -> None:
     from simcse_jax.serving.model import SimCSE
     from simcse_jax.serving.vector_file import write_vectors
     from simcse_jax.system.compiled import keep_compiled
+    from simcse_jax.system.devices import start_devices
     from simcse_jax.system.progress import progress_bar
 
+    start_devices()
     keep_compiled()
     texts = open_column(_INPUT.value, _COLUMN.value)
     model = SimCSE(_MODEL.value, _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value)

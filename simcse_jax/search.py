@@ -69,7 +69,9 @@ def main() -> None:
 
     from simcse_jax.serving.model import SimCSE
     from simcse_jax.system.compiled import keep_compiled
+    from simcse_jax.system.devices import start_devices
 
+    start_devices()
     keep_compiled()
     model = SimCSE(_MODEL.value, _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value)
     if _CORPUS.value:
