@@ -217,7 +217,8 @@ def test_patience_counts_evaluations_since_the_best_and_a_stopped_run_stays_stop
     assert (outcome.step, outcome.progress.best_step, outcome.progress.best_score) == (5, 3, 61.0)
     again = run(files, tmp_path, **flags)
     assert again.progress == outcome.progress
-    assert load_best(tmp_path)[1]["step"] == 3
+    info = load_best(tmp_path)[1]
+    assert (info["step"], info["scores"]["spearman"]) == (3, 61.0)
 
 
 def test_a_best_that_is_newer_than_the_resumed_state_is_forgotten(files: Path, tmp_path: Path) -> None:
