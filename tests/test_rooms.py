@@ -10,7 +10,7 @@ PACKAGE = ROOT / "simcse_jax"
 
 # room: what it may import of the others. Every room may import `group`, `hashing` and `system`.
 MAY_IMPORT = {
-    "config": {"data", "encoder"},
+    "config": {"data", "encoder", "objective"},
     "data": set(),
     "encoder": set(),
     "objective": set(),

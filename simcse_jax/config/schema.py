@@ -16,23 +16,21 @@ from simcse_jax.config.keys import Key, When, key, section_keys
 from simcse_jax.data.positives import CHANGES, POSITIVES, WINDOWS, Positive
 from simcse_jax.encoder.architecture import CUTOFFS
 from simcse_jax.encoder.pooling import POOLERS
+from simcse_jax.objective.losses import LOSSES
 
 DURATIONS = ("steps", "epochs", "examples")
 NO_LOSS = "none"
-_LOSSES = ("info_nce", "triplet", "margin_ranking", "sigmoid")
-_READ_BY = {
-    "objective.temperature": ("info_nce", "sigmoid"),
-    "objective.learned_temperature": ("info_nce", "sigmoid"),
-    "objective.hard_negative_weight": ("info_nce",),
-    "objective.bias": ("sigmoid",),
-    "objective.margin": ("triplet", "margin_ranking"),
-    "objective.mining": ("triplet",),
-    "objective.similarity": ("info_nce", "margin_ranking", "sigmoid"),
-}
-_READ_BY_LOSS = When("objective.loss", lambda name: _READ_BY.get(name, _LOSSES))
-_CONTRASTIVE = When("objective.loss", lambda _: _LOSSES)
+_CONTRASTIVE = When("objective.loss", lambda _: tuple(LOSSES))
 _RANDOM = When("model.init", ("random",))
 _MLM = When("mlm.weight")
+
+
+def _losses_that_read(name: str) -> tuple[str, ...]:
+    """Return the losses that read this key of the section `objective`."""
+    return tuple(loss for loss, described in LOSSES.items() if name.removeprefix("objective.") in described.keys)
+
+
+_READ_BY_LOSS = When("objective.loss", _losses_that_read)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +248,7 @@ class ObjectiveConfig:
         "info_nce",
         """"info_nce": the paper's; "triplet": FaceNet's, of squared distances on the unit sphere; "margin_ranking": of
         similarities; "sigmoid": SigLIP's; "none": masked language modelling alone (mlm.weight above 0).""",
-        one_of=lambda: (*_LOSSES, NO_LOSS),
+        one_of=lambda: (*LOSSES, NO_LOSS),
     )
     temperature: float = key(0.05, "Similarities are divided by it.", above=0, effective=_READ_BY_LOSS)
     hard_negative_weight: float = key(

@@ -15,8 +15,9 @@ from simcse_jax.data.batches import Batch, Rows
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
-from simcse_jax.objective.contrastive import Objective, make_info_nce, matryoshka
-from simcse_jax.objective.pairwise import make_margin_ranking, make_sigmoid, make_triplet
+from simcse_jax.objective import contrastive
+from simcse_jax.objective.contrastive import Objective
+from simcse_jax.objective.losses import LOSSES
 from simcse_jax.training.mesh import state_shardings
 from simcse_jax.training.state import TrainState, add_objective_state, init_state, make_optimizer
 from simcse_jax.training.step import (
@@ -85,15 +86,18 @@ def make_objective(config: ObjectiveConfig, mesh: Mesh) -> Objective | None:
     """Return the contrastive objective that the recipe names, None where it names none."""
     if config.loss == "none":
         return None
-    makers = {
-        "info_nce": (make_info_nce, ("temperature", "hard_negative_weight", "similarity")),
-        "triplet": (make_triplet, ("margin", "mining")),
-        "margin_ranking": (make_margin_ranking, ("margin", "similarity")),
-        "sigmoid": (make_sigmoid, ("temperature", "bias", "similarity")),
-    }
-    make, own = makers[config.loss]
-    made = make(mesh, **{key: getattr(config, key) for key in (*own, "symmetric", "mask_duplicates", "tile")})
-    return matryoshka(made, config.matryoshka_widths) if config.matryoshka_widths else made
+    loss = LOSSES[config.loss]
+    options = {key: getattr(config, key) for key in loss.options}
+    return contrastive.make_objective(
+        loss,
+        mesh,
+        similarity=config.similarity if loss.takes_dot else "cosine",
+        symmetric=config.symmetric,
+        mask_duplicates=config.mask_duplicates,
+        tile=config.tile,
+        widths=config.matryoshka_widths,
+        **options,
+    )
 
 
 class Compilations:

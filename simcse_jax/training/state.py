@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ import optax
 
 from simcse_jax.config.schema import ObjectiveConfig, OptimizerConfig
 from simcse_jax.objective.contrastive import Queue
+from simcse_jax.objective.losses import LOSSES
 
 SECOND, LEARNED, QUEUE, PREDICTOR = "second", "objective", "queue", "predictor"
 # Parameters that weight decay spares, by name: those of dense layers and of LayerNorms that are no matrices.
@@ -76,9 +77,8 @@ def add_objective_state(
     if predictor is not None:
         extra[PREDICTOR] = predictor
     if objective.learned_temperature:
-        trained[LEARNED] = {"log_temperature": jnp.asarray(math.log(objective.temperature), word.dtype)}
-        if objective.loss == "sigmoid":
-            trained[LEARNED]["bias"] = jnp.asarray(objective.bias, word.dtype)
+        scalars = LOSSES[objective.loss].initial_scalars(dataclasses.asdict(objective))
+        trained[LEARNED] = {name: jnp.asarray(value, word.dtype) for name, value in scalars.items()}
     return params | trained, extra
 
 

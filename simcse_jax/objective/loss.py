@@ -1,0 +1,116 @@
+"""Define what a loss is: a plain function of an anchor's similarities, and what a recipe may set of it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from simcse_jax.objective.tiles import (
+    Anchors,
+    Candidates,
+    Rules,
+    Statistics,
+    closest_of,
+    join_tiles,
+    score_tile,
+    split_tiles,
+    statistics_of,
+)
+
+# Keys of the section `objective` that serve every loss.
+COMMON_KEYS = ("symmetric", "mask_duplicates", "tile", "widths")
+
+# (rules, anchors, candidates, **options) -> losses float[b] and statistics
+AnchorLosses = Callable[..., tuple[jax.Array, Statistics]]
+
+
+class LearnedScalar(NamedTuple):
+    """Describe a scalar that training can learn in place of a fixed option."""
+
+    name: str  # in the parameters; it is logged under the option's name
+    from_option: Callable[[float], float]  # the option's value to the parameter's start
+    to_option: Callable[[jax.Array], jax.Array]  # the parameter to the value that the loss uses
+
+
+TEMPERATURE = LearnedScalar("log_temperature", math.log, jnp.exp)
+BIAS = LearnedScalar("bias", float, lambda x: x)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Describe a loss.
+
+    of_anchors: (rules, anchors, candidates, *, OPTIONS) -> (losses float[b], statistics); its keyword-only parameters
+    are the keys of the recipe's section `objective` that it reads. learned: by option, what is learned with
+    objective.learned_temperature. takes_dot: whether similarities may be dot products instead of cosines.
+    """
+
+    of_anchors: AnchorLosses
+    learned: Mapping[str, LearnedScalar] = field(default_factory=dict)
+    takes_dot: bool = True
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The keys that only some losses have, such as "margin"."""
+        parameters = inspect.signature(self.of_anchors).parameters.values()
+        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All keys of the section `objective` that have an effect with this loss."""
+        similarity = ("similarity",) if self.takes_dot else ()
+        return (*self.options, *similarity, *(("learned_temperature",) if self.learned else ()), *COMMON_KEYS)
+
+    def initial_scalars(self, options: Mapping[str, float]) -> dict[str, float]:
+        """Return the start of what is learned, by the names of the parameters."""
+        return {scalar.name: scalar.from_option(options[option]) for option, scalar in self.learned.items()}
+
+    def learned_options(self, scalars: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Return the options that learned parameters stand for."""
+        by_option = {option: scalar for option, scalar in self.learned.items() if scalar.name in scalars}
+        return {option: scalar.to_option(scalars[scalar.name]) for option, scalar in by_option.items()}
+
+
+class Scores(NamedTuple):
+    """Hold the similarities of a tile's anchors with all candidates of the global batch."""
+
+    positive: jax.Array  # float[a]: with the own positive
+    others: jax.Array  # float[a, n]: with every candidate
+    is_negative: jax.Array  # bool[a, n]: which candidates are negatives: not the own positive, no duplicate of it
+
+
+def pairwise(of_scores: Callable[..., jax.Array], **declared: Any) -> Loss:
+    """Return the loss that a function (scores, *, OPTIONS) -> float[a] gives; declared: more fields of the `Loss`.
+
+    A device holds the similarities of one tile of anchors with all candidates, and computes them again in the backward
+    pass.
+    """
+
+    @functools.wraps(of_scores)
+    def of_anchors(
+        rules: Rules, anchors: Anchors, candidates: Candidates, **options: Any
+    ) -> tuple[jax.Array, Statistics]:
+        def of_tile(some: Anchors) -> tuple[jax.Array, Statistics]:
+            scored = score_tile(rules, some, candidates)
+            positive = jnp.where(scored.is_positive, scored.similarities, 0).sum((1, 2))
+            flat = (len(positive), -1)
+            is_negative = (scored.is_counted & ~scored.is_positive).reshape(flat)
+            losses = of_scores(Scores(positive, scored.similarities.reshape(flat), is_negative), **options)
+            correct = (closest_of(scored, candidates)[1] == some.ids).astype(losses.dtype)
+            return losses, jax.lax.stop_gradient(statistics_of(scored)._replace(correct=correct))
+
+        return join_tiles(jax.lax.map(jax.checkpoint(of_tile), split_tiles(anchors, rules.tile)), len(anchors.z))
+
+    return Loss(of_anchors, **declared)
+
+
+def mean_where(values: jax.Array, used: jax.Array) -> jax.Array:
+    """Return [a]: the mean of values [a, n] over those used; 0 where none is."""
+    return jnp.where(used, values, 0).sum(1) / jnp.maximum(used.sum(1), 1)

@@ -1,0 +1,20 @@
+"""List the losses that a recipe can name (objective.loss).
+
+To add one: write a function of an anchor's `Scores` in a file of its own, with the recipe's keys that it reads as
+keyword-only parameters; add keys that are new to config/schema.py; add a line to the table.
+"""
+
+from __future__ import annotations
+
+from simcse_jax.objective.info_nce import info_nce
+from simcse_jax.objective.loss import BIAS, TEMPERATURE, Loss, pairwise
+from simcse_jax.objective.margin_ranking import margin_ranking
+from simcse_jax.objective.sigmoid import sigmoid
+from simcse_jax.objective.triplet import triplet
+
+LOSSES: dict[str, Loss] = {
+    "info_nce": Loss(info_nce, learned={"temperature": TEMPERATURE}),
+    "triplet": pairwise(triplet, takes_dot=False),
+    "margin_ranking": pairwise(margin_ranking),
+    "sigmoid": pairwise(sigmoid, learned={"temperature": TEMPERATURE, "bias": BIAS}),
+}
