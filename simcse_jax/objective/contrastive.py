@@ -14,12 +14,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from simcse_jax.objective.loss import Loss
+from simcse_jax.objective.loss import Learned, Loss
 from simcse_jax.objective.tiles import Anchors, Candidates, Rules, Statistics
 
 Metrics = dict[str, jax.Array]
-# What a loss learns, by name, scalars: `log_temperature`, `bias`.
-Learned = dict[str, jax.Array]
 
 
 class Queue(NamedTuple):
@@ -85,7 +83,7 @@ def make_objective(
         width = anchors.shape[-1]
         # Each device's own copy: the gradient is summed over devices, once.
         learned = jax.tree.map(lambda x: jax.lax.pcast(x, axes, to="varying"), learned)
-        of_anchors = functools.partial(loss.of_anchors, rules, **options | loss.learned_options(learned))
+        of_anchors = functools.partial(loss.of_anchors, rules, options, learned)
         anchors = scaled(anchors.reshape(-1, width))  # [b, D]
         candidates = scaled(candidates.reshape(candidates.shape[0], -1, width)).swapaxes(0, 1)  # [b, K, D]
         sent = jnp.concatenate([candidates, anchors[:, None]], axis=1) if symmetric else candidates
@@ -115,7 +113,7 @@ def make_objective(
         specs = (replicated, sharded, P(None, axes), replicated, replicated)
         on_devices = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(replicated, replicated))
         value, metrics = on_devices(learned or {}, anchors, candidates, text_ids, queue)
-        return value, metrics | loss.learned_options(learned or {})
+        return value, metrics | loss.with_learned({}, learned or {})
 
     return matryoshka(objective, widths) if widths else objective
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -26,9 +25,8 @@ from simcse_jax.objective.tiles import (
 
 # Keys of the section `objective` that serve every loss.
 COMMON_KEYS = ("symmetric", "mask_duplicates", "tile", "widths")
-
-# (rules, anchors, candidates, **options) -> losses float[b] and statistics
-AnchorLosses = Callable[..., tuple[jax.Array, Statistics]]
+# What a loss learns, by name, scalars: `log_temperature`, `bias`.
+Learned = Mapping[str, jax.Array]
 
 
 class LearnedScalar(NamedTuple):
@@ -47,19 +45,25 @@ BIAS = LearnedScalar("bias", float, lambda x: x)
 class Loss:
     """Describe a loss.
 
-    of_anchors: (rules, anchors, candidates, *, OPTIONS) -> (losses float[b], statistics); its keyword-only parameters
-    are the keys of the recipe's section `objective` that it reads. learned: by option, what is learned with
+    function: (rules, anchors, candidates, *, OPTIONS) -> (losses float[b], statistics); its keyword-only parameters are
+    the keys of the recipe's section `objective` that it reads. learned: by option, what is learned with
     objective.learned_temperature. takes_dot: whether similarities may be dot products instead of cosines.
     """
 
-    of_anchors: AnchorLosses
+    function: Callable[..., Any]
     learned: Mapping[str, LearnedScalar] = field(default_factory=dict)
     takes_dot: bool = True
+
+    def of_anchors(
+        self, rules: Rules, options: Mapping[str, Any], learned: Learned, anchors: Anchors, candidates: Candidates
+    ) -> tuple[jax.Array, Statistics]:
+        """Return the losses float[b] of anchors, and their statistics; learned: in place of some options."""
+        return self.function(rules, anchors, candidates, **self.with_learned(options, learned))
 
     @property
     def options(self) -> tuple[str, ...]:
         """The keys that only some losses have, such as "margin"."""
-        parameters = inspect.signature(self.of_anchors).parameters.values()
+        parameters = inspect.signature(self.function).parameters.values()
         return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
     @property
@@ -72,10 +76,10 @@ class Loss:
         """Return the start of what is learned, by the names of the parameters."""
         return {scalar.name: scalar.from_option(options[option]) for option, scalar in self.learned.items()}
 
-    def learned_options(self, scalars: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Return the options that learned parameters stand for."""
-        by_option = {option: scalar for option, scalar in self.learned.items() if scalar.name in scalars}
-        return {option: scalar.to_option(scalars[scalar.name]) for option, scalar in by_option.items()}
+    def with_learned(self, options: Mapping[str, Any], learned: Learned) -> dict[str, Any]:
+        """Return the options, with the values of learned scalars in place of fixed ones."""
+        by_option = {option: scalar for option, scalar in self.learned.items() if scalar.name in learned}
+        return {**options, **{option: scalar.to_option(learned[scalar.name]) for option, scalar in by_option.items()}}
 
 
 class Scores(NamedTuple):
@@ -86,29 +90,30 @@ class Scores(NamedTuple):
     is_negative: jax.Array  # bool[a, n]: which candidates are negatives: not the own positive, no duplicate of it
 
 
-def pairwise(of_scores: Callable[..., jax.Array], **declared: Any) -> Loss:
-    """Return the loss that a function (scores, *, OPTIONS) -> float[a] gives; declared: more fields of the `Loss`.
+@dataclass(frozen=True)
+class PairwiseLoss(Loss):
+    """Describe a loss whose function is (scores, *, OPTIONS) -> float[a], of the `Scores` of some anchors.
 
     A device holds the similarities of one tile of anchors with all candidates, and computes them again in the backward
     pass.
     """
 
-    @functools.wraps(of_scores)
     def of_anchors(
-        rules: Rules, anchors: Anchors, candidates: Candidates, **options: Any
+        self, rules: Rules, options: Mapping[str, Any], learned: Learned, anchors: Anchors, candidates: Candidates
     ) -> tuple[jax.Array, Statistics]:
+        """Return the losses float[b] of anchors, and their statistics; learned: in place of some options."""
+
         def of_tile(some: Anchors) -> tuple[jax.Array, Statistics]:
             scored = score_tile(rules, some, candidates)
             positive = jnp.where(scored.is_positive, scored.similarities, 0).sum((1, 2))
             flat = (len(positive), -1)
             is_negative = (scored.is_counted & ~scored.is_positive).reshape(flat)
-            losses = of_scores(Scores(positive, scored.similarities.reshape(flat), is_negative), **options)
+            scores = Scores(positive, scored.similarities.reshape(flat), is_negative)
+            losses = self.function(scores, **self.with_learned(options, learned))
             correct = (closest_of(scored, candidates)[1] == some.ids).astype(losses.dtype)
             return losses, jax.lax.stop_gradient(statistics_of(scored)._replace(correct=correct))
 
         return join_tiles(jax.lax.map(jax.checkpoint(of_tile), split_tiles(anchors, rules.tile)), len(anchors.z))
-
-    return Loss(of_anchors, **declared)
 
 
 def mean_where(values: jax.Array, used: jax.Array) -> jax.Array:

@@ -7,14 +7,14 @@ keyword-only parameters; add keys that are new to config/schema.py; add a line t
 from __future__ import annotations
 
 from simcse_jax.objective.info_nce import info_nce
-from simcse_jax.objective.loss import BIAS, TEMPERATURE, Loss, pairwise
+from simcse_jax.objective.loss import BIAS, TEMPERATURE, Loss, PairwiseLoss
 from simcse_jax.objective.margin_ranking import margin_ranking
 from simcse_jax.objective.sigmoid import sigmoid
 from simcse_jax.objective.triplet import triplet
 
 LOSSES: dict[str, Loss] = {
     "info_nce": Loss(info_nce, learned={"temperature": TEMPERATURE}),
-    "triplet": pairwise(triplet, takes_dot=False),
-    "margin_ranking": pairwise(margin_ranking),
-    "sigmoid": pairwise(sigmoid, learned={"temperature": TEMPERATURE, "bias": BIAS}),
+    "triplet": PairwiseLoss(triplet, takes_dot=False),
+    "margin_ranking": PairwiseLoss(margin_ranking),
+    "sigmoid": PairwiseLoss(sigmoid, learned={"temperature": TEMPERATURE, "bias": BIAS}),
 }
