@@ -73,7 +73,7 @@ class Side:
         work, run, count = self.work, self.run, self.work.steps
         export_model(work.model, self.state.params, run.encoder.architecture, self.workdir / TOKENIZER, "cls", card={})
         sentences = list(read_sentences(split_list(work.data)))
-        rows = np.stack([run.batches.rows(step) for step in range(count)])
+        rows = np.stack([run.batches.example_ids(step) for step in range(count)])
         ids = np.zeros((*rows.shape, work.max_length), np.int32)
         for step, at in enumerate(rows):
             for place, (tokens,) in enumerate(run.corpus.token_ids(at)):

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from simcse_jax.data.packing import pack
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoding import SMALL_GROUP, SentenceEncoder, pack_rows, row_lengths
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.mesh import state_shardings
+from tests.packed import pack
 
 WORDS = [f"{a}{b}" for a in ("sun", "moon", "star", "sea", "hill", "wood") for b in ("", "ly", "er", "ward", "ish")]
 CONFIG = Architecture("bert", 200, 32, 2, 4, 64, max_position_embeddings=128, initializer_range=0.3)

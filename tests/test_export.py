@@ -17,7 +17,6 @@ import transformers
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
-from simcse_jax.data.packing import pack
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.embedding_model import open_model
 from simcse_jax.encoder.architecture import Architecture
@@ -31,6 +30,7 @@ from simcse_jax.model_folder.st_modules import read_pooler
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.checkpoint import Checkpoints
 from simcse_jax.training.folder import write_run_info
+from tests.packed import pack
 from tests.torch_models import FAMILIES, random_model, relative_error, torch_embeddings
 
 LIMIT = 320  # tokens that the models take: room for a text of 300, too little for one of 600

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from simcse_jax.config.keys import Key, When, key, section_keys
-from simcse_jax.data.positives import CHANGES, POSITIVES, WINDOWS, Positive
+from simcse_jax.data.positives import POSITIVES, WINDOWS
 from simcse_jax.encoder.architecture import CUTOFFS
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.objective.losses import LOSSES
@@ -30,7 +30,13 @@ def _losses_that_read(name: str) -> tuple[str, ...]:
     return tuple(loss for loss, described in LOSSES.items() if name.removeprefix("objective.") in described.keys)
 
 
+def _positives_that_read(name: str) -> tuple[str, ...]:
+    """Return the positives that read this key of the section `data`."""
+    return tuple(kind for kind, positive in POSITIVES.items() if name.removeprefix("data.") in positive.keys)
+
+
 _READ_BY_LOSS = When("objective.loss", _losses_that_read)
+_READ_BY_POSITIVE = When("data.positive", _positives_that_read)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +167,7 @@ class DataConfig:
         file; "next_sentence": a following sentence, of .txt with a blank line between documents; or a changed copy:
         "crop" (words cut off at the ends), "word_deletion", "synonym", "mask" (tokens predicted by the pretrained
         masked language model), "repetition" (repeated tokens, as in ESimCSE).""",
-        one_of=POSITIVES,
+        one_of=lambda: tuple(POSITIVES),
     )
     rate: float = key(
         0.1,
@@ -169,25 +175,25 @@ class DataConfig:
         word.""",
         at_least=0,
         below=1,
-        effective=When("data.positive", (*CHANGES, "mask")),
+        effective=_READ_BY_POSITIVE,
     )
     window: int = key(
         1,
         "The positive is drawn from this many following sentences of the document.",
         one_of=WINDOWS,
-        effective=When("data.positive", ("next_sentence",)),
+        effective=_READ_BY_POSITIVE,
     )
     synonyms: str = key(
         "",
         'A file of lines such as "big, large, huge" (docs/objectives.md); "": the English one of the package.',
-        effective=When("data.positive", ("synonym",)),
+        effective=_READ_BY_POSITIVE,
         resumable=True,
         local=True,
     )
     mask_model: str = key(
         "",
         'The masked language model that predicts tokens, itself not trained: a folder or Hub name; "": model.name.',
-        effective=When("data.positive", ("mask",)),
+        effective=_READ_BY_POSITIVE,
     )
     max_length: int = key(32, "Tokens of a text, special tokens included; longer texts are cut.", at_least=3)
     packed: bool = key(
@@ -202,11 +208,6 @@ class DataConfig:
     cache_dir: str = key(
         "", 'Where tokenised data is kept; "": $SIMCSE_CACHE or ~/.cache/simcse_jax.', layout=True, local=True
     )
-
-    @property
-    def how(self) -> Positive:
-        """Return how positives are made."""
-        return Positive(self.positive, self.rate, self.window, self.synonyms)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""What batches are drawn from: examples of V texts, as the files hold them, or with a positive that is made for a step.
+"""Draw the examples of a batch: V texts each, as the files hold them, or with a positive that is made for the step.
 
 Everything is a function of (seed, step) and of the example's place in the batch. Lengths and hashes of a whole batch
-are known without a token, so every host knows the shapes of all groups, and makes only the texts that it feeds.
+are known without its tokens, so every host knows the shapes of all groups, and makes only the texts that it feeds.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from simcse_jax.system.errors import UserError
 
 
 class Drawn(NamedTuple):
-    """The texts of a batch of B examples."""
+    """Hold the texts of a batch of B examples."""
 
-    lengths: np.ndarray  # int32[B, V]: tokens of each text, at most
+    lengths: np.ndarray  # int32[B, V]: the most tokens that each text can have
     hashes: np.ndarray  # uint64[B, V]: equal for texts that may not be each other's negatives
     token_ids: Callable[[np.ndarray], list[list[np.ndarray]]]  # [n][V] int32 arrays, of the examples at places int[n]
 
 
 class Examples(Protocol):
-    """E examples of V texts."""
+    """Hold E examples of V texts."""
 
     @property
     def texts(self) -> int:
-        """V."""
+        """The number V of texts an example."""
         ...
 
     def __len__(self) -> int: ...
 
-    def draw(self, rows: np.ndarray, step: int) -> Drawn:
-        """The examples int64[B] of this step's batch."""
+    def draw(self, ids: np.ndarray, step: int) -> Drawn:
+        """Return the examples of ids int64[B] for this step's batch."""
         ...
 
 
 class Table(Protocol):
-    """What is needed of a corpus: E rows of V texts."""
+    """Hold E rows of V tokenised texts, as a corpus does."""
 
     lengths: np.ndarray  # int32[E, V]
     hashes: np.ndarray  # uint64[E, V]
@@ -48,8 +48,8 @@ class Table(Protocol):
     def token_ids(self, rows: np.ndarray) -> list[list[np.ndarray]]: ...
 
 
-class AsTheyAre:
-    """Each row of a table is an example, the same at every step."""
+class ColumnExamples:
+    """Take each row of a table as an example, the same at every step."""
 
     def __init__(self, table: Table):
         self.table = table
@@ -58,15 +58,15 @@ class AsTheyAre:
     def __len__(self) -> int:
         return len(self.table.lengths)
 
-    def draw(self, rows: np.ndarray, step: int) -> Drawn:
+    def draw(self, ids: np.ndarray, step: int) -> Drawn:
         table = self.table
-        return Drawn(table.lengths[rows], table.hashes[rows], lambda places: table.token_ids(rows[places]))
+        return Drawn(table.lengths[ids], table.hashes[ids], lambda places: table.token_ids(ids[places]))
 
 
-class WithChangedCopy:
-    """Each row of a table of one text, and a copy of it that is changed in another way at every step.
+class ChangedCopies:
+    """Pair each row of a table of one text with a copy that is changed, in another way at every step.
 
-    The copy counts as the same text: where a batch holds a sentence twice, neither is the other's negative.
+    The copy counts as the same text: where a batch holds a sentence twice, neither is a negative of the other.
     """
 
     texts = 2
@@ -77,21 +77,21 @@ class WithChangedCopy:
     def __len__(self) -> int:
         return len(self.table.lengths)
 
-    def draw(self, rows: np.ndarray, step: int) -> Drawn:
-        lengths, hashes = self.table.lengths[rows], self.table.hashes[rows]
+    def draw(self, ids: np.ndarray, step: int) -> Drawn:
+        lengths, hashes = self.table.lengths[ids], self.table.hashes[ids]
 
         def token_ids(places: np.ndarray) -> list[list[np.ndarray]]:
-            originals = [tokens for (tokens,) in self.table.token_ids(rows[places])]
-            changed = self.change(originals, places, _key(self.seed, step))
+            originals = [tokens for (tokens,) in self.table.token_ids(ids[places])]
+            changed = self.change.apply(originals, places, _key(self.seed, step))
             return [list(pair) for pair in zip(originals, changed, strict=True)]
 
         return Drawn(np.concatenate([lengths, self.change.bound(lengths)], 1), np.repeat(hashes, 2, 1), token_ids)
 
 
-class WithNext:
-    """Each sentence and one of the `window` that follow it in its document, another at every step.
+class NextSentences:
+    """Pair each sentence with one of the `window` that follow it in its document, another at every step.
 
-    documents: int32[E], the number of each row's document. The last sentence of a document is no example.
+    documents: int32[E], the number of each row's document. The last sentence of a document is no anchor.
     """
 
     texts = 2
@@ -112,11 +112,11 @@ class WithNext:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def draw(self, rows: np.ndarray, step: int) -> Drawn:
-        places = np.arange(len(rows))
+    def draw(self, ids: np.ndarray, step: int) -> Drawn:
+        places = np.arange(len(ids))
         bits = token_bits(_key(self.seed, step)[0], places, np.zeros_like(places))
-        first = self.rows[rows]
-        both = np.stack([first, first + 1 + bits % self.following[rows]], axis=1)
+        first = self.rows[ids]
+        both = np.stack([first, first + 1 + bits % self.following[ids]], axis=1)
         table = self.table
 
         def token_ids(places: np.ndarray) -> list[list[np.ndarray]]:
@@ -127,5 +127,5 @@ class WithNext:
 
 
 def _key(seed: int, step: int) -> np.ndarray:
-    """uint32[4]: what the choices of a step depend on."""
+    """Return uint32[4], the key of all choices of a step."""
     return np.random.SeedSequence([seed, step, 0x706F73]).generate_state(4)  # "pos"

@@ -1,96 +1,132 @@
-"""What makes a positive: which texts of an example are encoded, and how often.
+"""List the ways to make positives that a recipe can name (data.positive).
 
-`dropout`: one text, encoded twice; the two dropout masks are the only difference (SimCSE, section 3).
-`columns`: the second column is the positive, further ones are hard negatives (section 4).
-`next_sentence`: one of the sentences that follow in the document (table 2; quick-thoughts).
-`crop`, `word_deletion`, `synonym`: the text with words cut away, deleted or replaced (table 1).
-`mask`: the text with tokens replaced by what a masked language model predicts (table 1).
-`repetition`: the text with tokens repeated (ESimCSE).
+To add one that changes text: write a function (tokens, *, OPTIONS) -> Change in a file of its own, with the recipe's
+keys that it reads as keyword-only parameters; add keys that are new to config/schema.py; add a line to the table.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from pathlib import Path
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from simcse_jax.data.changes import Change, Crop, Repetition, WordDeletion
+from simcse_jax.data.changes import Change, Tokens, crop, repetition, word_deletion
 from simcse_jax.data.corpus import Corpus
-from simcse_jax.data.examples import AsTheyAre, Examples, WithChangedCopy, WithNext
-from simcse_jax.data.synonyms import SHIPPED, Synonym, load_replacements
-from simcse_jax.data.vocabulary import Vocabulary
+from simcse_jax.data.examples import ChangedCopies, ColumnExamples, Examples, NextSentences
+from simcse_jax.data.synonyms import synonym
+from simcse_jax.data.vocabulary import vocabulary_of
 from simcse_jax.system.errors import UserError
 
-# Those that change a text; `rate` is the share of it that is changed.
-CHANGES = ("crop", "word_deletion", "synonym", "repetition")
-POSITIVES = ("dropout", "columns", "next_sentence", *CHANGES, "mask")
 WINDOWS = (1, 3)
-# Sentences that documents hold on average, at most, to be taken for documents: Wikipedia's hold a hundred.
+# Documents of more sentences on average are taken for text without documents: Wikipedia's have a hundred.
 LONGEST_DOCUMENT = 1000
 
 
-class Positive(NamedTuple):
-    """How a recipe makes positives."""
+class Source(NamedTuple):
+    """Hold what examples are made of."""
 
-    kind: str  # one of POSITIVES
-    rate: float = 0.1  # of `CHANGES` and "mask": the share of words, or tokens, that are changed
-    window: int = 1  # of "next_sentence": how many following sentences to choose from
-    synonyms: str = ""  # of "synonym": a file; "" = the one that comes along
+    corpus: Corpus
+    tokenizer: Any
+    seed: int
+
+
+@dataclass(frozen=True)
+class Positive:
+    """Describe a way to make positives.
+
+    make: (source, *, OPTIONS) -> Examples; its keyword-only parameters are the keys of the recipe's section `data` that
+    it reads. views: how often each text is encoded; 2 where a text, or the copy that a model makes of it on the device,
+    is its own positive. several_columns: whether it takes pairs or triplets, and not single sentences. more_keys: keys
+    that only other rooms read.
+    """
+
+    make: Callable[..., Examples]
+    views: int = 1
+    several_columns: bool = False
+    more_keys: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of the section `data` that have an effect only with some positives, this one among them."""
+        parameters = inspect.signature(self.make).parameters.values()
+        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) + self.more_keys
+
+    def make_examples(self, source: Source, options: Mapping[str, Any]) -> Examples:
+        """Return the examples of a corpus. Raises UserError when it does not suit.
+
+        options: the keys of the section `data`, by name.
+        """
+        keys = (key for key in self.keys if key not in self.more_keys)
+        return self.make(source, **{key: options[key] for key in keys})
+
+
+def as_columns(source: Source) -> Examples:
+    """Return the rows of the files as examples."""
+    return ColumnExamples(source.corpus)
+
+
+def next_sentence(source: Source, *, window: int) -> Examples:
+    """Return sentences, each with one of the `window` that follow it in its document."""
+    return NextSentences(source.corpus, _documents(source.corpus), window, source.seed)
+
+
+def changed_copy(make_change: Callable[..., Change]) -> Positive:
+    """Return the positive whose examples are sentences with changed copies.
+
+    make_change: (tokens, *, OPTIONS) -> Change.
+    """
+
+    @functools.wraps(make_change)
+    def make(source: Source, **options: Any) -> Examples:
+        corpus, tokenizer, seed = source
+        tokens = Tokens(tokenizer, vocabulary_of(tokenizer), corpus.report.max_length)
+        return ChangedCopies(corpus, make_change(tokens, **options), seed)
+
+    return Positive(make)
+
+
+POSITIVES: dict[str, Positive] = {
+    # The same text, encoded twice: the dropout masks are the only difference (SimCSE, section 3).
+    "dropout": Positive(as_columns, views=2),
+    # The second column is the positive, further ones are hard negatives (section 4).
+    "columns": Positive(as_columns, several_columns=True),
+    # One of the sentences that follow in the document (table 2; quick-thoughts).
+    "next_sentence": Positive(next_sentence),
+    # The text with words cut away, deleted or replaced (table 1), or with tokens repeated (ESimCSE).
+    "crop": changed_copy(crop),
+    "word_deletion": changed_copy(word_deletion),
+    "synonym": changed_copy(synonym),
+    "repetition": changed_copy(repetition),
+    # The text with tokens replaced by what a masked language model predicts, on the device (table 1).
+    "mask": Positive(as_columns, views=2, more_keys=("rate", "mask_model")),
+}
 
 
 def views_of(positive: str, columns: tuple[str, ...]) -> int:
-    """How often each text of an example is embedded: 2 where it is its own positive, 1 otherwise.
+    """Return how often each text of an example is encoded: 2 where it is its own positive, 1 otherwise.
 
-    Raises UserError when the data's text columns do not suit: `columns` takes two or more, the others one.
+    Raises UserError when the data's text columns do not suit: "columns" takes two or more, the others one.
     """
-    named = ", ".join(columns)
-    if positive != "columns" and len(columns) != 1:
+    kind, named = POSITIVES[positive], ", ".join(columns)
+    if not kind.several_columns and len(columns) != 1:
         raise UserError(
             f"data.positive = {positive!r} takes one text column, and the data has {len(columns)}: {named}.\n"
             f"Choose one with --config.data.columns={columns[0]}, or train on the pairs with configs/sup.py "
             "(data.positive = 'columns')."
         )
-    if positive == "columns" and len(columns) < 2:
+    if kind.several_columns and len(columns) < 2:
         raise UserError(
-            f"data.positive = 'columns' takes two or more text columns (sentence, positive, hard negatives ...), and "
-            f"the data has one: {named}.\nTrain on plain sentences with configs/unsup.py (data.positive = 'dropout')."
+            f"data.positive = {positive!r} takes two or more text columns (sentence, positive, hard negatives ...), "
+            f"and the data has one: {named}.\nTrain on plain sentences with configs/unsup.py (data.positive = "
+            "'dropout')."
         )
-    return 2 if positive in ("dropout", "mask") else 1
-
-
-def make_examples(
-    positive: Positive, corpus: Corpus, tokenizer: Any, vocabulary: Callable[[], Vocabulary], seed: int
-) -> Examples:
-    """The examples that batches of this corpus are made of; UserError when it does not suit."""
-    if positive.kind == "next_sentence":
-        return WithNext(corpus, _documents(corpus), positive.window, seed)
-    if positive.kind in CHANGES:
-        change = _change(positive, corpus.report.max_length, tokenizer, vocabulary())
-        return WithChangedCopy(corpus, change, seed)
-    return AsTheyAre(corpus)
-
-
-def synonyms_fingerprint(positive: Positive) -> str:
-    """A hex digest of what the file of synonyms says; "" where none is used."""
-    if positive.kind != "synonym":
-        return ""
-    return hashlib.blake2b(Path(positive.synonyms or SHIPPED).expanduser().read_bytes(), digest_size=16).hexdigest()
-
-
-def _change(positive: Positive, max_length: int, tokenizer: Any, vocabulary: Vocabulary) -> Change:
-    if positive.kind == "crop":
-        return Crop(vocabulary, positive.rate)
-    if positive.kind == "word_deletion":
-        return WordDeletion(vocabulary, positive.rate)
-    if positive.kind == "repetition":
-        return Repetition(vocabulary, positive.rate, max_length)
-    replacements = load_replacements(Path(positive.synonyms or SHIPPED), tokenizer)
-    return Synonym(vocabulary, positive.rate, max_length, replacements)
+    return kind.views
 
 
 def _documents(corpus: Corpus) -> Any:
-    """The document of each row; UserError when the data does not say where documents end."""
+    """Return the document of each row; UserError when the data does not say where documents end."""
     report = corpus.report
     if corpus.documents is None:
         raise UserError(

@@ -1,27 +1,25 @@
-"""Synonym replacement: words in place of words, from a file.
+"""Replace words by synonyms from a file.
 
-The file is UTF-8 text; each line is a set of words and phrases, separated by commas, that may stand for each other:
+The file is UTF-8 text; each line is a set of words and phrases, separated by commas, that may replace each other:
 
     big, large, huge
-    # a comment; blank lines count for nothing
+    # a comment; blank lines are ignored
     often, frequently, many times
 
-A word may stand on several lines. Phrases, and what the tokenizer takes for several words ("well-known"), are put in
-place of words, and are never replaced themselves.
+A word may be on several lines. Phrases, and what the tokenizer takes for several words ("well-known"), replace words,
+and are never replaced themselves.
 """
 
 from __future__ import annotations
 
-import functools
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simcse_jax.data.changes import chosen_words, words_of
-from simcse_jax.data.vocabulary import Vocabulary
+from simcse_jax.data.changes import Change, Tokens, choose_words, words_of
 from simcse_jax.hashing import token_bits
 from simcse_jax.system.errors import UserError
 
@@ -30,39 +28,37 @@ if TYPE_CHECKING:
 
 # A few hundred common English words.
 SHIPPED = Path(__file__).parent / "synonyms_en.txt"
-# A word's token ids, and those of all that may stand in its place.
+# A word's token ids to those of all its replacements.
 Replacements = dict[tuple[int, ...], list[np.ndarray]]
 
 
-@dataclass(frozen=True)
-class Synonym:
-    """A share `rate` of the words is replaced by synonyms, of those that have some; 0: exactly one word."""
+def synonym(given: Tokens, *, rate: float, synonyms: str) -> Change:
+    """Return a change that replaces a share `rate` of the words by synonyms, exactly one for 0.
 
-    vocabulary: Vocabulary
-    rate: float
-    max_length: int
-    replacements: Replacements
+    Only words that have synonyms are chosen. synonyms: a file; "" = the one that comes along.
+    """
+    return replace_words(given, rate, load_replacements(Path(synonyms or SHIPPED), given.tokenizer))
 
-    def bound(self, lengths: np.ndarray) -> np.ndarray:
-        most = np.ceil(self.rate * lengths).astype(lengths.dtype) if self.rate else 1
-        return np.minimum(lengths + self._growth * most, self.max_length).astype(lengths.dtype)
 
-    @functools.cached_property
-    def _growth(self) -> int:
-        """The most tokens that a replacement adds."""
-        return max(0, *(len(new) - len(old) for old, all_new in self.replacements.items() for new in all_new))
+def replace_words(given: Tokens, rate: float, replacements: Replacements) -> Change:
+    """Return a change that replaces a share `rate` of the words, exactly one for 0, of those with replacements."""
+    growth = max(0, *(len(new) - len(old) for old, all_new in replacements.items() for new in all_new))  # tokens
 
-    def __call__(self, tokens: Sequence[np.ndarray], places: np.ndarray, key: np.ndarray) -> list[np.ndarray]:
-        words = words_of(tokens, self.vocabulary)
+    def bound(lengths: np.ndarray) -> np.ndarray:
+        most = np.ceil(rate * lengths).astype(lengths.dtype) if rate else 1
+        return np.minimum(lengths + growth * most, given.max_length).astype(lengths.dtype)
+
+    def apply(tokens: Sequence[np.ndarray], places: np.ndarray, key: np.ndarray) -> list[np.ndarray]:
+        words = words_of(tokens, given.vocabulary)
         starts = np.flatnonzero(np.diff(words.word, prepend=-1) * (words.word >= 0))
         sizes = np.bincount(words.word[words.word >= 0], minlength=len(words.owner))
         ids = words.ids.tolist()
         found = [
-            self.replacements.get(tuple(ids[at : at + size]))
+            replacements.get(tuple(ids[at : at + size]))
             for at, size in zip(starts.tolist(), sizes.tolist(), strict=True)
         ]
         has_some = np.array([choices is not None for choices in found], bool)
-        chosen = chosen_words(words, has_some, self.rate, words.counts, key, places)
+        chosen = choose_words(words, has_some, rate, words.counts, key, places)
         bits = token_bits(key[2], places[words.owner], words.rank)
         begins = np.cumsum([0, *map(len, tokens)])
         changed = list(tokens)
@@ -73,13 +69,20 @@ class Synonym:
             new, owner = choices[int(bits[number]) % len(choices)], int(words.owner[number])
             at, sentence = int(starts[number] - begins[owner]), changed[owner]
             rest = sentence[at + sizes[number] :]
-            if at + len(new) + len(rest) <= self.max_length:
+            if at + len(new) + len(rest) <= given.max_length:
                 changed[owner] = np.concatenate([sentence[:at], new, rest])
         return changed
 
+    return Change(apply, bound)
+
+
+def synonyms_fingerprint(synonyms: str) -> str:
+    """Return a hex digest of a file of synonyms; "" = the one that comes along."""
+    return hashlib.blake2b(Path(synonyms or SHIPPED).expanduser().read_bytes(), digest_size=16).hexdigest()
+
 
 def load_replacements(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> Replacements:
-    """What a file of synonyms says, in the tokenizer's ids; lower case, and with a capital first letter.
+    """Return what a file of synonyms says, in the tokenizer's ids: in lower case, and with a capital first letter.
 
     Raises UserError when it cannot be read, a line holds a single word, or no word of it is one to the tokenizer.
     """
@@ -105,17 +108,17 @@ def load_replacements(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> R
     if not any(replacements.values()):
         raise UserError(
             f"data.synonyms = {str(path)!r} holds no synonym that the model's tokenizer knows.\n"
-            "Each line is a set of words that may stand for each other: big, large, huge"
+            "Each line is a set of words that may replace each other: big, large, huge"
         )
     return {
-        old: [np.array(ids, np.int32) for ids in sorted(new)]  # sorted: the order of lines is no matter
+        old: [np.array(ids, np.int32) for ids in sorted(new)]  # sorted: the order of lines changes nothing
         for old, new in replacements.items()
         if new
     }
 
 
 def _forms(words: Sequence[str], tokenizer: Any) -> list[dict[str, tuple[int, ...]]]:
-    """Token ids of each word: as written and capitalised, and at the start of a text and after a space."""
+    """Return token ids of each word: as written and capitalised, at the start of a text and after a space."""
     forms = []
     for capitalised in (False, True):
         for before in ("", " "):

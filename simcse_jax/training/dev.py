@@ -17,7 +17,7 @@ from simcse_jax.config.layout import with_batch_size
 from simcse_jax.config.schema import Config
 from simcse_jax.data.batches import Batches
 from simcse_jax.data.corpus import Corpus
-from simcse_jax.data.examples import AsTheyAre
+from simcse_jax.data.examples import ColumnExamples
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.evaluation.graded_pairs import GradedPairs
@@ -103,7 +103,7 @@ def load_held_out(config: Config, tokenizer: Any) -> HeldOut:
             )
         config = with_batch_size(config, size)
     masking = make_masking(config, tokenizer, seed=0)
-    return HeldOut(config, corpus, Batches(AsTheyAre(corpus), make_layout(config), 0, masking))
+    return HeldOut(config, corpus, Batches(ColumnExamples(corpus), make_layout(config), 0, masking))
 
 
 def make_perplexity(held_out: HeldOut, encoder: Encoder, mesh: Mesh) -> Callable[[Any], Scores]:

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from simcse_jax.config.layout import LARGEST_GROUP
-from simcse_jax.data.batches import written
-from simcse_jax.data.positives import CHANGES
+from simcse_jax.data.batches import format_rows
+from simcse_jax.data.positives import POSITIVES
 from simcse_jax.model_folder.card import simcse_recipe
 from simcse_jax.system.progress import EVERY_S
 from simcse_jax.training.metrics import duration
@@ -141,7 +141,7 @@ def describe(run: Run) -> list[str]:
     count = sum(x.size for x in jax.tree.leaves(run.program.shapes.params))
     layout = run.batches.layout
     groups = layout.batch_size // layout.group_size
-    rows = ", ".join(map(written, run.batches.row_counts))
+    rows = ", ".join(map(format_rows, run.batches.row_counts))
     return [
         f"model: {encoder.family}, {encoder.num_hidden_layers} layers, width {encoder.hidden_size}, {count:,} "
         f"parameters, {config.model.init} weights; pooler: {config.model.train_pooler} in training, "
@@ -180,7 +180,7 @@ def _studies(run: Run) -> list[str]:
     data, model, objective = config.data, config.model, config.objective
     if objective.loss == "none":
         return []
-    if data.positive in CHANGES or data.positive == "mask":
+    if "rate" in POSITIVES[data.positive].keys:
         share = f"{data.rate:.0%}" if data.rate or data.positive == "repetition" else "one word"
         most = "at most " if data.positive == "repetition" else ""
         lines.append(f"positives: changed copies ({data.positive}), {most}{share} of each")

@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 
 from simcse_jax.config.layout import row_length
 from simcse_jax.config.schema import Config
-from simcse_jax.data.batches import Batch, Batches, Layout, Rows
+from simcse_jax.data.batches import Batch, Batches, EncoderInputs, Layout, Rows
 from simcse_jax.data.corpus import Corpus, load_corpus
-from simcse_jax.data.examples import AsTheyAre
+from simcse_jax.data.examples import ColumnExamples, Examples
 from simcse_jax.data.masking import Masking, places_of
-from simcse_jax.data.positives import make_examples, views_of
+from simcse_jax.data.positives import POSITIVES, Source, views_of
 from simcse_jax.data.vocabulary import require_mask_token, vocabulary_of
 from simcse_jax.group import Group, MaskedGroup
 from simcse_jax.system.errors import UserError
@@ -25,8 +25,8 @@ from simcse_jax.training.mesh import over_groups, place, replicated
 
 def batch_shardings(mesh: Mesh) -> Batch:
     """Return the sharding of each field of a batch: the ids of texts are on every device, all else by groups."""
-    shardings = dict.fromkeys(Batch._fields, over_groups(mesh))
-    return Batch(**shardings | {"texts": replicated(mesh)})
+    by_group: Any = over_groups(mesh)
+    return Batch(inputs=by_group, text_ids=replicated(mesh))
 
 
 def batch_shapes(config: Config, mesh: Mesh, columns: int, rows: Rows, row_length: int) -> Batch:
@@ -34,11 +34,11 @@ def batch_shapes(config: Config, mesh: Mesh, columns: int, rows: Rows, row_lengt
 
     Two row counts stand for separate anchors.
     """
-    shardings = batch_shardings(mesh)
+    by_group = over_groups(mesh)
     groups, examples = config.train.batch_size // config.group_size, config.train.batch_size
 
     def of_groups(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((groups, *shape), np.int32, sharding=shardings.groups)
+        return jax.ShapeDtypeStruct((groups, *shape), np.int32, sharding=by_group)
 
     def group(rows: int, columns: int) -> Group:
         tokens, slots = of_groups(rows, row_length), of_groups(columns * config.group_size)
@@ -50,13 +50,13 @@ def batch_shapes(config: Config, mesh: Mesh, columns: int, rows: Rows, row_lengt
 
     replaces = config.objective.loss != "none" and config.data.positive == "mask"
     separate = len(rows) > 1
-    return Batch(
+    inputs = EncoderInputs(
         groups=group(rows[0], 1 if separate else columns),
-        texts=jax.ShapeDtypeStruct((max(columns, 2), examples), np.int32, sharding=shardings.texts),
         masked=copy(config.mlm.rate, config.mlm.whole_word) if config.mlm.weight else None,
-        hidden=copy(config.data.rate) if replaces else None,
-        others=group(rows[1], columns - 1) if separate else None,
+        replacement=copy(config.data.rate) if replaces else None,
+        non_anchors=group(rows[1], columns - 1) if separate else None,
     )
+    return Batch(inputs, jax.ShapeDtypeStruct((max(columns, 2), examples), np.int32, sharding=replicated(mesh)))
 
 
 def own_groups(mesh: Mesh, groups: int) -> list[int]:
@@ -84,23 +84,24 @@ def place_batch(batch: Batch, own: list[int], groups: int, mesh: Mesh) -> Batch:
 
         return jax.make_array_from_callback((groups, *x.shape[1:]), sharding, part)
 
-    shardings = batch_shardings(mesh)
-    texts = place(batch.texts, shardings.texts)
-    by_group = jax.tree.map(lambda x: spread(x, shardings.groups), batch._replace(texts=None))
-    return by_group._replace(texts=texts)
+    by_group = over_groups(mesh)
+    inputs = jax.tree.map(lambda x: spread(x, by_group), batch.inputs)
+    return Batch(inputs, place(batch.text_ids, replicated(mesh)))
 
 
 def load_data(config: Config, tokenizer: Any) -> tuple[Corpus, int, Batches]:
     """Return the tokenised data, the number of times that each of its texts is encoded, and its batches."""
     corpus = load_texts(config, config.data.files, tokenizer)
-    seed, views, examples = config.train.seed, 0, AsTheyAre(corpus)
+    seed, views = config.train.seed, 0
+    examples: Examples = ColumnExamples(corpus)
     if config.objective.loss != "none":
         views = views_of(config.data.positive, corpus.columns)
-        examples = make_examples(config.data.how, corpus, tokenizer, lambda: vocabulary_of(tokenizer), seed)
+        source = Source(corpus, tokenizer, seed)
+        examples = POSITIVES[config.data.positive].make_examples(source, dataclasses.asdict(config.data))
         _require_hard_negatives(config, examples.texts)
     masking = make_masking(config, tokenizer, seed)
     replacing = _make_replacing(config, tokenizer) if views else None
-    layout = dataclasses.replace(make_layout(config), apart=has_separate_anchors(config, views))
+    layout = dataclasses.replace(make_layout(config), separate_anchors=has_separate_anchors(config, views))
     return corpus, views, Batches(examples, layout, seed, masking, replacing, config.objective.queue > 0)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from simcse_jax.data.batches import Batch, Rows, written
+from simcse_jax.data.batches import Batch, Rows, format_rows
 from simcse_jax.hosts.agreement import is_first, on_all
 from simcse_jax.hosts.signals import stop_signals
 from simcse_jax.system.errors import UserError, short
@@ -109,7 +109,7 @@ class _Loop:
                     self.clock.skip()
                 for rows, error in self.compilations.failures():
                     self.display.say(
-                        f"warning: the step for {written(rows)} rows a group did not compile: {short(error)}"
+                        f"warning: the step for {format_rows(rows)} rows a group did not compile: {short(error)}"
                     )
                 with profile.step(step):
                     state, metrics = self._step(state, batch)
@@ -157,12 +157,12 @@ class _Loop:
 
     def _compiled(self, batch: Batch) -> TrainStep:
         """Return the compiled step for a batch of this shape."""
-        tokens = batch.groups.ids.shape[-1]
+        tokens = batch.inputs.groups.ids.shape[-1]
         rows = batch.rows
         if self.compilations.ready(rows):
             return self.compilations.step(rows)
         started = time.monotonic()
-        self.display.say(f"compiling the step for {written(rows)} rows of {tokens} tokens a group ...")
+        self.display.say(f"compiling the step for {format_rows(rows)} rows of {tokens} tokens a group ...")
         with self.display.while_doing("compiling"):
             step = self.compilations.step(rows)
         self.display.say(f"compiled in {time.monotonic() - started:.1f} s")

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from simcse_jax.config.schema import Config
-from simcse_jax.data.batches import Batches, Rows, written
+from simcse_jax.data.batches import Batches, Rows, format_rows
 from simcse_jax.data.masking import places_of
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.data.vocabulary import id_count
@@ -281,7 +281,7 @@ def shapes(config: Config, encoder: Encoder, batches: Batches, rows: Rows, views
         f"model: {sizes.family}, {sizes.num_hidden_layers} layers, width {sizes.hidden_size}; "
         f"compute in {config.model.dtype}",
         f"batch: {layout.batch_size:,} examples, {layout.batch_size // devices:,} on each device: {groups} groups of "
-        f"{layout.group_size}, {config.train.groups_at_once or groups} at once, in {written(rows)} rows of "
+        f"{layout.group_size}, {config.train.groups_at_once or groups} at once, in {format_rows(rows)} rows of "
         f"{layout.row_length} tokens, {' and '.join(times)}",
     ]
     if config.objective.loss == "none":

@@ -13,7 +13,7 @@ from typing import Any
 from simcse_jax.config.schema import LOCAL_KEYS, Config
 from simcse_jax.data.batches import Batches
 from simcse_jax.data.corpus import Corpus
-from simcse_jax.data.positives import synonyms_fingerprint
+from simcse_jax.data.synonyms import synonyms_fingerprint
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.data.vocabulary import id_count
 from simcse_jax.encoder.model import Encoder
@@ -90,7 +90,7 @@ def _assemble(config: Config, workdir: Path) -> Run:
         "data.files": corpus.fingerprint,
         "eval.data": pairs.fingerprint if pairs else "",
         "mlm.validation": held_out.corpus.fingerprint if held_out else "",
-        "data.synonyms": synonyms_fingerprint(config.data.how),
+        "data.synonyms": synonyms_fingerprint(config.data.synonyms) if config.data.positive == "synonym" else "",
     }
     require_equal({f"the content of {key}": fingerprint for key, fingerprint in contents.items()})
     total_steps = config.train.total_steps(batches.steps_per_epoch)

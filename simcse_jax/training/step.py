@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from simcse_jax.data.batches import Batch, Fed
+from simcse_jax.data.batches import Batch, EncoderInputs
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.mlm import Predictor, mlm_scores, replace_tokens
 from simcse_jax.encoder.model import Encoder, embed
@@ -46,7 +46,7 @@ class Encoded(NamedTuple):
 
 
 # (trees of parameters, groups, keys uint32[views (+ 1), 2]) -> Encoded; trees: those of `state.encoding_trees`
-EncodeGroups = Callable[[Any, Fed, jax.Array], Encoded]
+EncodeGroups = Callable[[Any, EncoderInputs, jax.Array], Encoded]
 EncodeBatch = Callable[[Any, Batch, jax.Array], Encoded]
 
 
@@ -72,35 +72,35 @@ def make_encode_groups(
         z = jnp.moveaxis(z.reshape(*z.shape[:2], -1, group_size, z.shape[-1]), 2, 1)
         return z.reshape(-1, *z.shape[2:])
 
-    def embed_views(trees: Any, first: Any, fed: Fed, keys: jax.Array) -> jax.Array:
+    def embed_views(trees: Any, first: Any, inputs: EncoderInputs, keys: jax.Array) -> jax.Array:
         """Return embeddings [K + 1, G, n, D]; first: the first encoder's parameters."""
         second = whole.gather_outer_params(trees[SECOND]) if SECOND in trees else first
-        if fed.hidden is not None:
+        if inputs.replacement is not None:
             assert predictor is not None
             assert whole_predictor is not None
             held = whole_predictor.gather_outer_params(trees[PREDICTOR])
             gathering = predictor._replace(encoder=whole_predictor.encoder)
-            positives = fed.groups._replace(ids=replace_tokens(gathering, held, fed.groups, fed.hidden))
+            positives = inputs.groups._replace(ids=replace_tokens(gathering, held, inputs.groups, inputs.replacement))
         elif SECOND in trees:
-            assert len(keys) == 2 or fed.others is not None, "with one view, anchors must be separate"
-            positives = fed.groups if fed.others is None else fed.others
+            assert len(keys) == 2 or inputs.non_anchors is not None, "with one view, anchors must be separate"
+            positives = inputs.groups if inputs.non_anchors is None else inputs.non_anchors
         else:
-            assert fed.others is None, "one encoder reads all texts together"
-            return embed_texts(first, fed.groups, keys)
+            assert inputs.non_anchors is None, "one encoder reads all texts together"
+            return embed_texts(first, inputs.groups, keys)
         # With one view, both encoders use its key.
-        return jnp.concatenate([embed_texts(first, fed.groups, keys[:1]), embed_texts(second, positives, keys[-1:])])
+        return jnp.concatenate([embed_texts(first, inputs.groups, keys[:1]), embed_texts(second, positives, keys[-1:])])
 
-    def encode(trees: Any, fed: Fed, keys: jax.Array) -> Encoded:
+    def encode(trees: Any, inputs: EncoderInputs, keys: jax.Array) -> Encoded:
         first = whole.gather_outer_params(
             {name: tree for name, tree in trees.items() if name not in (SECOND, PREDICTOR)}
         )
-        views = len(keys) - (fed.masked is not None)
-        z = embed_views(trees, first, fed, keys[:views]) if views else None
+        views = len(keys) - (inputs.masked is not None)
+        z = embed_views(trees, first, inputs, keys[:views]) if views else None
         predicted = None
-        if fed.masked is not None:
-            groups = fed.groups if fed.others is None else _stack_rows(fed.groups, fed.others)
-            scores = mlm_scores(whole.encoder, first, groups, fed.masked, keys[-1])
-            predicted = predictions(scores, fed.masked.labels)
+        if inputs.masked is not None:
+            groups = inputs.groups if inputs.non_anchors is None else _stack_rows(inputs.groups, inputs.non_anchors)
+            scores = mlm_scores(whole.encoder, first, groups, inputs.masked, keys[-1])
+            predicted = predictions(scores, inputs.masked.labels)
         return Encoded(z, predicted)
 
     return encode
@@ -145,10 +145,10 @@ def make_encode_batch(encode: EncodeGroups, mesh: Mesh, groups_at_once: int = 0,
     # Over chunks, and by the scatters of fsdp, gradients are summed in the dtype that the kernel came in.
     sent_as = None if groups_at_once or mesh.shape["fsdp"] > 1 else kernels_as
 
-    def in_chunks(trees: Any, fed: Fed, keys: jax.Array) -> Encoded:
+    def in_chunks(trees: Any, inputs: EncoderInputs, keys: jax.Array) -> Encoded:
         if not groups_at_once:
-            return encode(trees, fed, keys)
-        chunks = jax.tree.map(lambda x: x.reshape(-1, groups_at_once, *x.shape[1:]), fed)
+            return encode(trees, inputs, keys)
+        chunks = jax.tree.map(lambda x: x.reshape(-1, groups_at_once, *x.shape[1:]), inputs)
         found = jax.lax.map(jax.checkpoint(lambda chunk: encode(trees, chunk, keys)), chunks)
         z = found.z
         if z is not None:
@@ -159,15 +159,15 @@ def make_encode_batch(encode: EncodeGroups, mesh: Mesh, groups_at_once: int = 0,
     def encode_batch(trees: Any, batch: Batch, keys: jax.Array) -> Encoded:
         specs = part_specs(mesh, trees)
 
-        def local(trees: Any, fed: Fed, keys: jax.Array) -> Encoded:
+        def local(trees: Any, inputs: EncoderInputs, keys: jax.Array) -> Encoded:
             with jax.named_scope("encoder"):
                 own = trees if not axes else gather_over_data(trees, specs, axes, sent_as)
-                return in_chunks(own, fed, keys)
+                return in_chunks(own, inputs, keys)
 
         own, every = P(axes), P()
         out: Any = Encoded(P(None, axes), own)  # pyright: ignore[reportArgumentType]
         everywhere = jax.shard_map(local, mesh=mesh, in_specs=(specs, own, every), out_specs=out)
-        return (everywhere if axes else local)(trees, batch.fed, keys)
+        return (everywhere if axes else local)(trees, batch.inputs, keys)
 
     return encode_batch
 
@@ -188,10 +188,10 @@ def make_loss(encode: EncodeBatch, objective: Objective | None, mlm_weight: floa
                 assert encoded.z is not None
                 anchors, candidates = encoded.z[0], encoded.z[1:]
                 queue = extra.get(QUEUE)
-                contrastive, metrics = objective(anchors, candidates, batch.texts, params.get(LEARNED), queue)
+                contrastive, metrics = objective(anchors, candidates, batch.text_ids, params.get(LEARNED), queue)
                 losses.append(contrastive)
                 if queue is not None:
-                    extra = extra | {QUEUE: enqueue(queue, candidates[0], batch.texts[1])}
+                    extra = extra | {QUEUE: enqueue(queue, candidates[0], batch.text_ids[1])}
             if encoded.predicted is not None:
                 of_mlm, mlm_metrics = mlm_loss(encoded.predicted)
                 losses.append(mlm_weight * of_mlm)

@@ -3,13 +3,18 @@
 import numpy as np
 import pytest
 
-from simcse_jax.data.packing import Slots, fill, first_fit, pack
+from simcse_jax.data.packing import Slots, fill, fit_groups
 from simcse_jax.group import Group
+from tests.packed import pack
 
 
 def _tokens(seed: int, count: int, longest: int) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [rng.integers(1, 1000, n).astype(np.int32) for n in rng.integers(2, longest + 1, count)]
+
+
+def first_fit(lengths: np.ndarray, row_length: int, one_per_row: bool = False) -> Slots:
+    return fit_groups(lengths[None], row_length, one_per_row)[0]
 
 
 def _check(group: Group, tokens: list[np.ndarray], first_sentence: int) -> None:

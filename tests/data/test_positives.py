@@ -12,19 +12,22 @@ import pytest
 from scipy import stats
 
 from simcse_jax.data.batches import Batches, Layout
-from simcse_jax.data.changes import Change, Crop, Repetition, WordDeletion
+from simcse_jax.data.changes import Change, Tokens, crop, repetition, word_deletion
 from simcse_jax.data.corpus import Corpus, load_corpus
-from simcse_jax.data.examples import AsTheyAre, WithChangedCopy, WithNext
+from simcse_jax.data.examples import ChangedCopies, ColumnExamples, Examples, NextSentences
 from simcse_jax.data.masking import Masking
-from simcse_jax.data.positives import POSITIVES, Positive, make_examples, views_of
-from simcse_jax.data.synonyms import SHIPPED, Synonym, load_replacements
+from simcse_jax.data.positives import POSITIVES, Source, changed_copy, views_of
+from simcse_jax.data.synonyms import SHIPPED, load_replacements, replace_words
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.data.vocabulary import Vocabulary, vocabulary_of
 from simcse_jax.system.errors import UserError
+from simcse_jax.training.loop import train
+from tests.small_models import prepare_small
 
 CLS, SEP, LONGEST = 2, 3, 40
 # Tokens from 200 on go on with a word.
 VOCABULARY = Vocabulary(np.arange(300) < 5, np.arange(300) >= 200, mask_id=4)
+TOKENS = Tokens(None, VOCABULARY, LONGEST)
 KEY = np.arange(4, dtype=np.uint32) + np.uint32(11)
 
 
@@ -49,7 +52,7 @@ def words(sentence: np.ndarray) -> list[int]:
 
 def changed(change: Change, tokens: list[np.ndarray], key: np.ndarray = KEY) -> list[np.ndarray]:
     before = [t.copy() for t in tokens]
-    after = change(tokens, np.arange(len(tokens)), key)
+    after = change.apply(tokens, np.arange(len(tokens)), key)
     for old, kept, new in zip(before, tokens, after, strict=True):
         np.testing.assert_array_equal(old, kept)  # the anchors stay what they are
         assert len(new) <= change.bound(np.array([len(old)], np.int32))[0]
@@ -60,7 +63,7 @@ def changed(change: Change, tokens: list[np.ndarray], key: np.ndarray = KEY) -> 
 def test_a_crop_keeps_one_stretch_of_whole_words(rate: float) -> None:
     tokens = sentences(4000)
     cut, of, starts = 0, 0, []
-    for old, new in zip(tokens, changed(Crop(VOCABULARY, rate), tokens), strict=True):
+    for old, new in zip(tokens, changed(crop(TOKENS, rate=rate), tokens), strict=True):
         before, after = words(old), words(new)
         assert after
         assert after == list(range(after[0], after[0] + len(after)))
@@ -76,13 +79,14 @@ def test_a_crop_keeps_one_stretch_of_whole_words(rate: float) -> None:
 def test_a_word_that_the_vocabulary_lacks_is_a_word() -> None:
     tokenizer: Any = load_tokenizer(Path(__file__).parents[2] / "models" / "wiki-small")
     vocabulary, unknown = vocabulary_of(tokenizer), tokenizer.unk_token_id
+    given = Tokens(tokenizer, vocabulary, 40)
     tokens = np.array(tokenizer("the \U00013000 dog \U00013001 \U00013002 runs").input_ids, np.int32)
     assert (tokens == unknown).sum() == 3
-    for change in (Crop(vocabulary, 0.5), WordDeletion(vocabulary, 0.5), Repetition(vocabulary, 0.9, 40)):
+    for change in (crop(given, rate=0.5), word_deletion(given, rate=0.5), repetition(given, rate=0.9)):
         counts = {int((new == unknown).sum()) for new in changed(change, [tokens] * 200)}
         assert counts - {3}, change
     alone = np.array([tokens[0], unknown, unknown, tokens[-1]], np.int32)
-    assert [len(new) for new in changed(WordDeletion(vocabulary, 0.0), [alone])] == [3]
+    assert [len(new) for new in changed(word_deletion(given, rate=0.0), [alone])] == [3]
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.3])
@@ -90,7 +94,7 @@ def test_words_are_deleted_whole_and_anywhere(rate: float) -> None:
     tokens = sentences(4000)
     deleted: Counter[float] = Counter()
     of, expected = 0, np.zeros(4)
-    for old, new in zip(tokens, changed(WordDeletion(VOCABULARY, rate), tokens), strict=True):
+    for old, new in zip(tokens, changed(word_deletion(TOKENS, rate=rate), tokens), strict=True):
         before, after = words(old), words(new)
         assert after == sorted(after)
         gone = sorted(set(before) - set(after))
@@ -106,7 +110,7 @@ def test_words_are_deleted_whole_and_anywhere(rate: float) -> None:
 
 
 def test_repetition_doubles_tokens_in_place() -> None:
-    tokens, change = sentences(4000, least=4), Repetition(VOCABULARY, 0.32, LONGEST)
+    tokens, change = sentences(4000, least=4), repetition(TOKENS, rate=0.32)
     shares, grown = [], changed(change, tokens)
     quarters, expected = np.zeros(4), np.zeros(4)
     for old, new in zip(tokens, grown, strict=True):
@@ -133,12 +137,9 @@ def test_repetition_doubles_tokens_in_place() -> None:
     np.testing.assert_array_equal(changed(change, full)[0], full[0])  # no room
 
 
-@pytest.mark.parametrize(
-    "make",
-    [lambda: Crop(VOCABULARY, 0.3), lambda: WordDeletion(VOCABULARY, 0.3), lambda: Repetition(VOCABULARY, 0.3, 40)],
-)
-def test_a_change_depends_on_key_and_place_alone(make: Callable[[], Change]) -> None:
-    tokens, change = sentences(200, least=8), make()
+@pytest.mark.parametrize("make", [crop, word_deletion, repetition])
+def test_a_change_depends_on_key_and_place_alone(make: Callable[..., Change]) -> None:
+    tokens, change = sentences(200, least=8), make(TOKENS, rate=0.3).apply
     whole = change(tokens, np.arange(200), KEY)
     part = change(tokens[50:60], np.arange(50, 60), KEY)
     for one, two in zip(whole[50:60], part, strict=True):
@@ -177,7 +178,7 @@ def synonyms(tmp_path: Path, text: str) -> Path:
 def test_synonyms_stand_for_words(rate: float, tokenizer: Any, tmp_path: Path) -> None:
     path = synonyms(tmp_path, "big, large, huge  # sizes\n\nchild, little kid\nhappy, glad, cheerful\n")
     replacements = load_replacements(path, tokenizer)
-    change = Synonym(vocabulary_of(tokenizer), rate, 32, replacements)
+    change = replace_words(Tokens(tokenizer, vocabulary_of(tokenizer), 32), rate, replacements)
     tokens = [np.array(tokenizer(text)["input_ids"], np.int32) for text in TEXTS]
     seen = Counter()
     for text, new in zip(TEXTS, changed(change, tokens), strict=True):
@@ -199,7 +200,8 @@ def test_a_replacement_too_long_for_the_row_is_passed_over(tokenizer: Any, tmp_p
     path = synonyms(tmp_path, "child, little kid")
     ids = np.array(tokenizer("the small child sleeps")["input_ids"], np.int32)
     for longest, grows in ((len(ids), 0), (len(ids) + 9, 1)):
-        change = Synonym(vocabulary_of(tokenizer), 0.0, longest, load_replacements(path, tokenizer))
+        given = Tokens(tokenizer, vocabulary_of(tokenizer), longest)
+        change = replace_words(given, 0.0, load_replacements(path, tokenizer))
         new = changed(change, [ids])[0]
         assert (len(new) > len(ids)) == grows
 
@@ -212,12 +214,12 @@ def test_capitals_and_the_start_of_a_text_have_synonyms_of_their_own(real_data: 
     roberta = RobertaTokenizerFast.from_pretrained(folder)
     replacements = load_replacements(SHIPPED, roberta)
     assert len(replacements) > 1000
-    change = Synonym(vocabulary_of(roberta), 0.0, 32, replacements)
+    change = replace_words(Tokens(roberta, vocabulary_of(roberta), 32), 0.0, replacements)
     texts = ["Big", "big", "It was big"]
     made = {text: set() for text in texts}
     for key in range(20):
         tokens = [np.array(roberta(text)["input_ids"], np.int32) for text in texts]
-        for text, new in zip(texts, change(tokens, np.arange(3), KEY + np.uint32(key)), strict=True):
+        for text, new in zip(texts, change.apply(tokens, np.arange(3), KEY + np.uint32(key)), strict=True):
             made[text].add(roberta.decode(new, skip_special_tokens=True))
     assert made == {
         "Big": {"Large", "Huge"},
@@ -231,11 +233,12 @@ def test_the_word_before_a_mark_has_synonyms_too(real_data: Path) -> None:
     from transformers import RobertaTokenizerFast
 
     roberta = RobertaTokenizerFast.from_pretrained(real_data / "vocab" / "roberta")
-    change = Synonym(vocabulary_of(roberta), 0.0, 32, load_replacements(SHIPPED, roberta))
+    given = Tokens(roberta, vocabulary_of(roberta), 32)
+    change = replace_words(given, 0.0, load_replacements(SHIPPED, roberta))
     for text in ("It was big.", "It was big!", "(big)"):
         tokens = [np.array(roberta(text)["input_ids"], np.int32)]
         made = {
-            str(roberta.decode(change(tokens, np.arange(1), KEY + np.uint32(n))[0], skip_special_tokens=True))
+            str(roberta.decode(change.apply(tokens, np.arange(1), KEY + np.uint32(n))[0], skip_special_tokens=True))
             for n in range(30)
         }
         assert made == {text.replace("big", "large"), text.replace("big", "huge")}
@@ -258,6 +261,11 @@ def test_a_missing_file_of_synonyms_is_refused(tokenizer: Any, tmp_path: Path) -
         load_replacements(tmp_path / "none.txt", tokenizer)
 
 
+def examples_of(kind: str, data: Corpus, tokenizer: Any, seed: int = 0, **options: Any) -> Examples:
+    given = {"rate": 0.3, "window": 1, "synonyms": "", "mask_model": ""} | options
+    return POSITIVES[kind].make_examples(Source(data, tokenizer, seed), given)
+
+
 def corpus(tmp_path: Path, tokenizer: Any, text: str, name: str = "text.txt") -> Corpus:
     path = tmp_path / name
     path.write_text(text)
@@ -272,9 +280,7 @@ def test_the_next_sentence_is_of_the_same_document(window: int, tmp_path: Path) 
     train_wordpiece(["a b c d e 0 1 2 3 4 5 6 7 8"] * 50, 100, tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     text = "\n\n".join("\n".join(document) for document in DOCUMENTS)
-    examples = make_examples(
-        Positive("next_sentence", window=window), corpus(tmp_path, tokenizer, text), tokenizer, lambda: VOCABULARY, 0
-    )
+    examples = examples_of("next_sentence", corpus(tmp_path, tokenizer, text), tokenizer, window=window)
     assert len(examples) == 4 + 0 + 1 + 8 + 2
     distances: Counter[int] = Counter()
     hashes = set()
@@ -315,9 +321,7 @@ def test_the_next_sentence_is_of_the_same_document(window: int, tmp_path: Path) 
 )
 def test_next_sentences_want_documents(name: str, text: str, message: str, tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        make_examples(
-            Positive("next_sentence"), corpus(tmp_path, tokenizer, text, name), tokenizer, lambda: VOCABULARY, 0
-        )
+        examples_of("next_sentence", corpus(tmp_path, tokenizer, text, name), tokenizer)
 
 
 @pytest.mark.parametrize("kind", POSITIVES)
@@ -327,12 +331,12 @@ def test_texts_and_views_of_every_kind(kind: str, tokenizer: Any, tmp_path: Path
     columns = ("a", "b") if kind == "columns" else ("a",)
     if kind == "columns":
         data = corpus(tmp_path, tokenizer, "a,b\na dog,a cat\n", "pairs.csv")
-    examples = make_examples(Positive(kind), data, tokenizer, lambda: vocabulary_of(tokenizer), 0)
+    examples = examples_of(kind, data, tokenizer)
     assert examples.texts * views_of(kind, columns) == 2
     assert type(examples) is {
-        **dict.fromkeys(("dropout", "columns", "mask"), AsTheyAre),
-        "next_sentence": WithNext,
-    }.get(kind, WithChangedCopy)
+        **dict.fromkeys(("dropout", "columns", "mask"), ColumnExamples),
+        "next_sentence": NextSentences,
+    }.get(kind, ChangedCopies)
     with pytest.raises(UserError, match=r"data\.positive = "):
         views_of(kind, ("a",) if kind == "columns" else ("a", "b"))
 
@@ -341,10 +345,10 @@ def test_texts_and_views_of_every_kind(kind: str, tokenizer: Any, tmp_path: Path
 def test_a_positive_is_a_function_of_seed_and_step(kind: str, tokenizer: Any, tmp_path: Path) -> None:
     """Of the same rows, so that nothing else tells steps and seeds apart."""
     text = "\n\n".join("\n".join(TEXTS[:5]) for _ in range(40))
-    data, vocabulary = corpus(tmp_path, tokenizer, text), vocabulary_of(tokenizer)
+    data = corpus(tmp_path, tokenizer, text)
 
     def drawn(seed: int, step: int) -> list[list[int]]:
-        examples = make_examples(Positive(kind, 0.3, window=3), data, tokenizer, lambda: vocabulary, seed)
+        examples = examples_of(kind, data, tokenizer, seed, window=3)
         found = examples.draw(np.arange(150), step).token_ids(np.arange(150))
         return [positive.tolist() for _, positive in found]
 
@@ -361,23 +365,25 @@ def test_a_part_of_a_batch_is_that_of_the_whole(kind: str, tokenizer: Any, tmp_p
     data, vocabulary = corpus(tmp_path, tokenizer, text), vocabulary_of(tokenizer)
 
     def made(step: int, groups: list[int] | None = None, size: int = 16) -> Any:
-        examples = make_examples(Positive(kind, 0.3, window=3), data, tokenizer, lambda: vocabulary, 0)
+        examples = examples_of(kind, data, tokenizer, window=3)
         hiding = Masking(vocabulary, 0.3, whole_word=False, seed=0, all_masked=True) if kind == "mask" else None
-        return Batches(examples, Layout(64, size, 32), 0, hiding=hiding)(step, groups)
+        return Batches(examples, Layout(64, size, 32), 0, replacing=hiding)(step, groups)
 
     def arrays(batch: Any) -> list[Any]:
-        return jax.tree.leaves((batch.groups, batch.hidden))
+        return jax.tree.leaves((batch.inputs.groups, batch.inputs.replacement))
 
     whole = made(1)
     for one, two in zip(arrays(whole), arrays(made(1, [2, 3])), strict=True):
         np.testing.assert_array_equal(one[2:], two)
     if kind == "mask":
-        used = whole.hidden.labels >= 0
-        ids = np.take_along_axis(whole.hidden.ids.reshape(len(used), -1), whole.hidden.places, 1)
+        used = whole.inputs.replacement.labels >= 0
+        ids = np.take_along_axis(
+            whole.inputs.replacement.ids.reshape(len(used), -1), whole.inputs.replacement.places, 1
+        )
         assert (ids[used] == tokenizer.mask_token_id).all()  # no token to predict is left, or another
 
     def texts(batch: Any) -> dict[tuple[int, int], int]:
-        fields = [np.asarray(field)[batch.groups.segments > 0] for field in batch.groups[:4]]
+        fields = [np.asarray(field)[batch.inputs.groups.segments > 0] for field in batch.inputs.groups[:4]]
         return {(int(s), int(p)): int(i) for i, _, p, s in zip(*fields, strict=True)}
 
     assert texts(whole) == texts(made(1, size=64))
@@ -388,7 +394,7 @@ def test_files_are_documents_too(tokenizer: Any, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text("a big dog\nthe small child\nBig cars\n")
     data = load_corpus([str(tmp_path / "*.txt")], tokenizer, 32, cache_dir=tmp_path / "cache")
-    examples = make_examples(Positive("next_sentence"), data, tokenizer, lambda: VOCABULARY, 0)
+    examples = examples_of("next_sentence", data, tokenizer)
     assert len(examples) == 4
 
 
@@ -396,12 +402,11 @@ def test_batches_of_changed_copies_are_a_function_of_seed_and_step(tokenizer: An
     data = corpus(tmp_path, tokenizer, "\n".join(TEXTS))
 
     def made(seed: int, rate: float = 0.3, **layout: Any) -> Batches:
-        positive = Positive("word_deletion", rate)
-        examples = make_examples(positive, data, tokenizer, lambda: vocabulary_of(tokenizer), seed)
+        examples = examples_of("word_deletion", data, tokenizer, seed, rate=rate)
         return Batches(examples, dataclasses.replace(Layout(64, 16, 32), **layout), seed)
 
     def texts(batch: Any) -> dict[tuple[int, int], int]:
-        fields = [np.asarray(field)[batch.groups.segments > 0] for field in batch.groups[:4]]
+        fields = [np.asarray(field)[batch.inputs.groups.segments > 0] for field in batch.inputs.groups[:4]]
         return {(int(s), int(p)): int(i) for i, _, p, s in zip(*fields, strict=True)}
 
     one = texts(made(0)(3))
@@ -411,8 +416,32 @@ def test_batches_of_changed_copies_are_a_function_of_seed_and_step(tokenizer: An
     longest = max(p for s, p in one if s >= 64)
     assert longest <= max(p for s, p in one if s < 64)
     part = made(0)(3, [1])
-    np.testing.assert_array_equal(part.groups.ids[0], made(0)(3).groups.ids[1])
+    np.testing.assert_array_equal(part.inputs.groups.ids[0], made(0)(3).inputs.groups.ids[1])
     # A copy is no negative of another copy of the same text.
-    numbers = made(0)(3).texts
+    numbers = made(0)(3).text_ids
     np.testing.assert_array_equal(numbers[0], numbers[1])
     assert len(np.unique(numbers)) == 5
+
+
+def test_a_positive_from_outside_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CONTRIBUTING.md says: a plain function and one line in the table."""
+
+    def reversal(tokens: Tokens, *, rate: float) -> Change:
+        def apply(sentences: Any, places: np.ndarray, key: np.ndarray) -> list[np.ndarray]:
+            return [np.r_[ids[:1], ids[-2:0:-1], ids[-1:]] for ids in sentences]
+
+        return Change(apply)
+
+    monkeypatch.setitem(POSITIVES, "reversal", changed_copy(reversal))
+    keys: Any = {"data__positive": "reversal", "data__rate": 0.5}
+    run = prepare_small(tmp_path / "run", tmp_path / "cache", **keys)
+    inputs = run.batches(0).inputs
+    ids, first, lengths = (
+        np.asarray(x)[0] for x in (inputs.groups.ids, inputs.groups.first_tokens, inputs.groups.lengths)
+    )
+    half = len(first) // 2  # anchors, then positives
+    for n in range(half):
+        one, other = (ids.ravel()[first[m] : first[m] + lengths[m]] for m in (n, n + half))
+        np.testing.assert_array_equal(one[1:-1], other[-2:0:-1])
+    train(run, tmp_path / "run")
+    assert sum('"loss"' in line for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simcse_jax.data.packing import pack
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.cutoff import cut
 from simcse_jax.encoder.init import init_params
@@ -16,6 +15,7 @@ from simcse_jax.encoder.layer import Dropout, flatten_rows
 from simcse_jax.encoder.mlm import mlm_scores
 from simcse_jax.encoder.model import Encoder, embed
 from simcse_jax.group import MaskedGroup
+from tests.packed import pack
 
 CONFIG = Architecture("bert", 100, 32, 2, 4, 64, max_position_embeddings=64, dropout=0.0)
 WIDTH = 512

@@ -10,7 +10,6 @@ import pytest
 import torch
 import transformers
 
-from simcse_jax.data.packing import pack
 from simcse_jax.data.tokenizer import train_wordpiece
 from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.init import init_params
@@ -19,6 +18,7 @@ from simcse_jax.encoder.model import Encoder
 from simcse_jax.group import MaskedGroup
 from simcse_jax.model_folder.export import export_model
 from simcse_jax.model_folder.pretrained import load_params, to_hugging_face
+from tests.packed import pack
 from tests.torch_models import FAMILIES, pad, random_model
 
 LENGTHS = (7, 12, 3, 9)

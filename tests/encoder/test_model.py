@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simcse_jax.data.packing import pack
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.families.roberta import ROBERTA
 from simcse_jax.encoder.model import Encoder, embed
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.group import Group
+from tests.packed import pack
 
 # A wide initialiser: at 0.02 a tiny model is nearly the identity, and mistakes would hide.
 CONFIG = Architecture("bert", 100, 32, 2, 4, 48, max_position_embeddings=24, initializer_range=0.3)

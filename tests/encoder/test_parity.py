@@ -12,13 +12,13 @@ import pytest
 import torch
 import transformers
 
-from simcse_jax.data.packing import pack
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.group import Group
 from simcse_jax.model_folder.pretrained import load_params, to_hugging_face
+from tests.packed import pack
 from tests.torch_models import FAMILIES, pad, random_model, relative_error, torch_embeddings
 
 TOLERANCE = 2e-5  # of the largest entry, float32

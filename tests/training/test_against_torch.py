@@ -11,7 +11,7 @@ import torch
 
 from simcse_jax.config.schema import ObjectiveConfig, OptimizerConfig
 from simcse_jax.data.batches import Batches, Layout
-from simcse_jax.data.examples import AsTheyAre
+from simcse_jax.data.examples import ColumnExamples
 from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.model_folder.pretrained import load_params
@@ -37,7 +37,7 @@ def torch_steps(model: Any, batches: Batches) -> tuple[list[float], list[float]]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / STEPS)
     losses, norms = [], []
     for step in range(STEPS):
-        tokens = batches.examples.draw(batches.rows(step), step).token_ids(np.arange(BATCH))
+        tokens = batches.examples.draw(batches.example_ids(step), step).token_ids(np.arange(BATCH))
         anchors, positives, negatives = (
             torch.nn.functional.normalize(model(*pad([texts[column] for texts in tokens], 0)).pooler_output, dim=-1)
             for column in range(3)
@@ -59,7 +59,7 @@ def torch_steps(model: Any, batches: Batches) -> tuple[list[float], list[float]]
 def test_several_steps_are_those_of_pytorch(tmp_path: Path) -> None:
     model = random_model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, vocab_size=200)
     model.save_pretrained(tmp_path / "before")
-    batches = Batches(AsTheyAre(RandomExamples(3)), Layout(BATCH, GROUP, 32), seed=3)
+    batches = Batches(ColumnExamples(RandomExamples(3)), Layout(BATCH, GROUP, 32), seed=3)
     batches.row_counts = batches.row_counts[-1:]  # one shape to compile
     mesh = make_mesh(1)
     objective = make_objective(ObjectiveConfig(hard_negative_weight=WEIGHT, mask_duplicates=False), mesh)

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from simcse_jax.data.batches import Batches, Layout
-from simcse_jax.data.examples import AsTheyAre
+from simcse_jax.data.examples import ColumnExamples
 from simcse_jax.training.feeding import feed, own_groups, place_batch
 from simcse_jax.training.mesh import (
     AXES,
@@ -118,14 +118,14 @@ LAYOUT = Layout(batch_size=32, group_size=2, row_length=32)
 
 @pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (8, 1), (4, 2)])
 def test_what_is_fed_is_the_batch(data: int, fsdp: int) -> None:
-    mesh, batches = make_mesh(data, fsdp), Batches(AsTheyAre(RandomExamples(3)), LAYOUT, seed=3)
+    mesh, batches = make_mesh(data, fsdp), Batches(ColumnExamples(RandomExamples(3)), LAYOUT, seed=3)
     assert own_groups(mesh, 16) == list(range(16))
     fed = list(feed(batches, mesh, 2, 5))
     assert len(fed) == 3
     for step, batch in enumerate(fed, 2):
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(batch), batches(step))
-        assert batch.groups.ids.sharding.spec[0] == AXES
-        assert batch.groups.ids.sharding.shard_shape(batch.groups.ids.shape)[0] == 16 // (data * fsdp)
+        assert batch.inputs.groups.ids.sharding.spec[0] == AXES
+        assert batch.inputs.groups.ids.sharding.shard_shape(batch.inputs.groups.ids.shape)[0] == 16 // (data * fsdp)
 
 
 def test_a_process_makes_no_more_than_its_groups() -> None:
@@ -133,16 +133,20 @@ def test_a_process_makes_no_more_than_its_groups() -> None:
     asked: list[int] = []
     token_ids = examples.token_ids
     examples.token_ids = lambda rows: asked.extend(rows) or token_ids(rows)
-    batches = Batches(AsTheyAre(examples), LAYOUT, seed=3)
+    batches = Batches(ColumnExamples(examples), LAYOUT, seed=3)
     part, whole = batches(1, [3, 4, 9]), batches(1)
-    assert asked[:6] == [*batches.rows(1)[6:10], *batches.rows(1)[18:20]]
-    jax.tree.map(lambda some, every: np.testing.assert_array_equal(some, every[[3, 4, 9]]), part.groups, whole.groups)
-    np.testing.assert_array_equal(part.texts, whole.texts)
+    assert asked[:6] == [*batches.example_ids(1)[6:10], *batches.example_ids(1)[18:20]]
+    jax.tree.map(
+        lambda some, every: np.testing.assert_array_equal(some, every[[3, 4, 9]]),
+        part.inputs.groups,
+        whole.inputs.groups,
+    )
+    np.testing.assert_array_equal(part.text_ids, whole.text_ids)
 
 
 def test_a_process_places_its_own_groups_on_its_own_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the second of two processes, each with half of the devices; the other's make no groups here."""
-    mesh, batches = make_mesh(4, 2), Batches(AsTheyAre(RandomExamples(1)), LAYOUT, seed=3)
+    mesh, batches = make_mesh(4, 2), Batches(ColumnExamples(RandomExamples(1)), LAYOUT, seed=3)
     theirs = set(mesh.devices.flat[:4])
     real = NamedSharding.addressable_devices_indices_map
     monkeypatch.setattr(

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 
 from simcse_jax.config.schema import ObjectiveConfig, OptimizerConfig
 from simcse_jax.data.batches import Batches, Layout
-from simcse_jax.data.changes import Repetition
-from simcse_jax.data.examples import AsTheyAre, Examples, WithChangedCopy
+from simcse_jax.data.changes import Tokens, repetition
+from simcse_jax.data.examples import ChangedCopies, ColumnExamples, Examples
 from simcse_jax.data.masking import Masking
 from simcse_jax.data.vocabulary import Vocabulary
 from simcse_jax.encoder.architecture import Architecture
@@ -116,7 +116,8 @@ class Kind:
 
     def examples(self) -> Examples:
         table = RandomExamples(self.columns)
-        return WithChangedCopy(table, Repetition(VOCABULARY, 0.5, MAX_LENGTH), 3) if self.repeats else AsTheyAre(table)
+        change = repetition(Tokens(None, VOCABULARY, MAX_LENGTH), rate=0.5)
+        return ChangedCopies(table, change, 3) if self.repeats else ColumnExamples(table)
 
 
 WEIGHTED = ObjectiveConfig(hard_negative_weight=2.0, symmetric=True)
