@@ -1,8 +1,8 @@
-"""Text files -> a tokenised, cached, memory-mapped table with lengths and hashes.
+"""Load text files as a tokenised, cached, memory-mapped table with lengths and hashes.
 
-Tokenising happens once: the result lies in the cache under a key made of the files' content, the tokenizer, max_length
-and the columns. It appears there by one rename, so what a killed run leaves behind is never read. The cache may be
-deleted at any time.
+Text is tokenised once: the result is in the cache under a key made of the files' content, the tokenizer, max_length and
+the columns. It appears there by one rename, so what a killed run leaves behind is never read. The cache may be deleted
+at any time.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CorpusReport:
-    """What was read, dropped and found; lengths are in tokens with the special ones, before truncation."""
+    """Hold counts of what was read and dropped; lengths are in tokens, special ones included, before truncation."""
 
     files: tuple[str, ...]
     columns: tuple[str, ...]
@@ -47,7 +47,7 @@ class CorpusReport:
     from_cache: bool = False
 
     def lines(self) -> list[str]:
-        """Printable lines: the counts, then one bar of the histogram a line."""
+        """Return printable lines: the counts, then a bar of the histogram a line."""
         kind = {1: "sentences", 2: "pairs"}.get(len(self.columns), "pairs with hard negatives")
         names = ", ".join(self.files[:3]) + (f" and {len(self.files) - 3} more" if len(self.files) > 3 else "")
         ignored = f"; ignored: {', '.join(self.ignored_columns)}" if self.ignored_columns else ""
@@ -71,11 +71,11 @@ class CorpusReport:
 
 
 class Corpus:
-    """Tokenised examples: E rows of V texts, in the order of the files.
+    """Hold tokenised examples: E rows of V texts, in the order of the files.
 
-    columns: names of the V text columns. lengths: int32[E, V], tokens with the special ones, after truncation.
+    columns: names of the V text columns. lengths: int32[E, V] in tokens, special ones included, after truncation.
     hashes: uint64[E, V] of the text; equal text, equal hash. documents: int32[E], or None unless all files are .txt.
-    fingerprint: equal exactly if texts, documents, token ids are; not a matter of paths or formats.
+    fingerprint: equal exactly if texts, documents and token ids are equal, whatever the paths and formats.
     """
 
     def __init__(self, tokens: "pa.Table", fingerprint: str, report: CorpusReport, has_documents: bool):
@@ -103,7 +103,7 @@ class Corpus:
         return len(self.lengths)
 
     def token_ids(self, rows: np.ndarray) -> list[list[np.ndarray]]:
-        """[n][V] int32 arrays: the token ids of those rows; read-only views of the memory-mapped file, no copies."""
+        """Return [n][V] int32 arrays, the token ids of those rows: read-only views of the memory-mapped file."""
         rows = np.asarray(rows, dtype=np.int64)
         if rows.size and not (rows.min() >= 0 and rows.max() < len(self)):
             raise IndexError(f"rows {rows.min()}..{rows.max()} of a corpus of {len(self)} examples")
@@ -124,7 +124,7 @@ def load_corpus(
     columns: Sequence[str] = (),
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Corpus:
-    """The corpus in `files`, tokenised once and from then on out of the cache.
+    """Return the corpus in `files`, tokenised the first time and read from the cache later.
 
     files: see `sources.open_tables`. columns: see `sources.choose_columns`. cache_dir: $SIMCSE_CACHE, else
     ~/.cache/simcse_jax. Several processes may call this at once: one tokenises, the others wait for it.
@@ -164,14 +164,14 @@ def load_corpus(
 
 
 def read_sentences(files: Sequence[str], limit: int | None = None, columns: Sequence[str] = ()) -> Iterator[str]:
-    """Every text of `files`, row by row and column by column, at most `limit`; rows with an empty cell left out."""
+    """Yield at most `limit` texts of `files`, row by row and column by column; rows with an empty cell are left out."""
     tables = open_tables(files)
     rows = read_rows(tables, choose_columns(tables, columns), RowCounts())
     return itertools.islice((text for _, cells in rows for text in cells), limit)
 
 
 def _untruncated(tokenizer: Any) -> Any:
-    """A copy of the fast tokenizer's `tokenizers.Tokenizer` that neither cuts nor pads; the caller's stays as it is."""
+    """Return a copy of the fast tokenizer's `tokenizers.Tokenizer` that neither truncates nor pads."""
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -181,7 +181,7 @@ def _untruncated(tokenizer: Any) -> Any:
 
 
 def _cache_key(tables: Sequence[Table], chosen: Sequence[tuple[str, ...]], backend: Any, max_length: int) -> str:
-    """Hex digest over everything that decides the token ids."""
+    """Return a hex digest of everything that decides the token ids."""
     import tokenizers
 
     parts = [CACHE_FORMAT, tokenizers.__version__, max_length, [table.key() for table in tables], chosen]
@@ -191,7 +191,7 @@ def _cache_key(tables: Sequence[Table], chosen: Sequence[tuple[str, ...]], backe
 
 
 def _open_cached(folder: Path, tables: Sequence[Table]) -> Corpus | None:
-    """The corpus in that folder; None if there is none, or a damaged one."""
+    """Return the corpus in that folder; None if there is none, or a damaged one."""
     import pyarrow as pa
 
     try:
@@ -201,7 +201,7 @@ def _open_cached(folder: Path, tables: Sequence[Table]) -> Corpus | None:
 
 
 def _open(folder: Path, tables: Sequence[Table], from_cache: bool) -> Corpus:
-    """The corpus in that folder, under the names that its files have now; ValueError if it was cut short."""
+    """Return the corpus in that folder, with the names that its files have now; ValueError if it was cut short."""
     from datasets import Dataset
 
     meta = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
@@ -214,10 +214,10 @@ def _open(folder: Path, tables: Sequence[Table], from_cache: bool) -> Corpus:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists back into tuples."""
+    """Return JSON's lists as tuples."""
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _values(chunk: Any) -> np.ndarray:
-    """int32, the flat ids of one chunk of lists, as a view of the file."""
+    """Return int32, the flat ids of one chunk of lists, as a view of the file."""
     return chunk.values.to_numpy(zero_copy_only=True)

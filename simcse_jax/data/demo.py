@@ -1,7 +1,7 @@
-"""A generated world of captions: text to train on, and graded and labelled text to judge by, from a seed alone.
+"""Generate captions from a seed alone: text to train on, and graded and labelled text for evaluation.
 
-A caption says a scene (`demo_scenes`): who does what to whom, with what traits, how, where and when. The grammar
-(`demo_grammar`) says one scene in many ways, so that captions of one scene may share few words; and captions that
+A caption describes a scene (`demo_scenes`): who does what to whom, with what traits, how, where and when. The grammar
+(`demo_grammar`) words one scene in many ways, so that captions of one scene may share few words; and captions that
 share nearly all words may mean different things: roles swapped, an opposite, another place. Grades come from the
 scenes, never from the wording. The same seed gives the same text on every machine.
 """
@@ -39,13 +39,18 @@ CHANGES += ("unsaid", "unsaid", "broader")
 
 
 def word_overlap(first: str, second: str) -> float:
-    """Words in both over words in either (Jaccard), lower-cased: what a score has to beat to have learnt meaning."""
+    """Return words in both over words in either, lower-cased (Jaccard): what a model without meaning scores."""
     one, other = (set(re.findall(r"[\w'-]+", text.lower())) for text in (first, second))
     return len(one & other) / len(one | other)
 
 
 def sentences(seed: int = 0, count: int = SENTENCES) -> list[str]:
-    """`count` different captions, none of them in the graded pairs."""
+    """Return `count` different captions, none of them in the graded pairs; made once a process."""
+    return list(_sentences(seed, count))
+
+
+@cache
+def _sentences(seed: int, count: int) -> tuple[str, ...]:
     rng = random.Random(f"demo sentences {seed}")
     seen = set(_held_out(seed))
     found: list[str] = []
@@ -54,15 +59,20 @@ def sentences(seed: int = 0, count: int = SENTENCES) -> list[str]:
         if text not in seen:
             seen.add(text)
             found.append(text)
-    return found
+    return tuple(found)
 
 
 def triplets(seed: int = 0, count: int = TRIPLETS) -> list[tuple[str, str, str]]:
-    """`count` different (premise, entailment, contradiction), no sentence of which is in the graded pairs.
+    """Return `count` different (premise, entailment, contradiction), no sentence of which is in the graded pairs.
 
     An entailment says the premise's scene, or one that it implies, in words of its own; a contradiction changes one
-    thing and mostly keeps the premise's words.
+    thing and mostly keeps the premise's words. Made once a process.
     """
+    return list(_triplets(seed, count))
+
+
+@cache
+def _triplets(seed: int, count: int) -> tuple[tuple[str, str, str], ...]:
     rng = random.Random(f"demo triplets {seed}")
     graded, seen = _held_out(seed), set()
     found: list[tuple[str, str, str]] = []
@@ -83,13 +93,13 @@ def triplets(seed: int = 0, count: int = TRIPLETS) -> list[tuple[str, str, str]]
             continue
         seen.add(triplet)
         found.append(triplet)
-    return found
+    return tuple(found)
 
 
 def graded_pairs(
     seed: int = 0, split: Literal["dev", "test"] = "dev", count: int = GRADED
 ) -> list[tuple[float, str, str]]:
-    """`count` different (gold, sentence, sentence); gold is 0 to 5 in steps of 0.2, as `demo_scenes.grade` has it.
+    """Return `count` different (gold, sentence, sentence); gold is 0 to 5 in steps of 0.2, by `demo_scenes.grade`.
 
     Equally many pairs of each fifth of the range. dev and test share no sentence.
     """
@@ -114,7 +124,7 @@ def _graded(seed: int, split: str, count: int) -> tuple[tuple[float, str, str], 
 
 
 def labelled(seed: int = 0, count: int = LABELLED) -> list[tuple[str, int]]:
-    """`count` different (caption, label), equally many of each of LABELS, in no order.
+    """Return `count` different (caption, label), equally many of each of LABELS, shuffled.
 
     The label is what the scene is about. An object alone does not tell: a guitar is played (music), mended (home) or
     haggled over (shopping), and what animals take part in is about animals.
@@ -134,13 +144,13 @@ def labelled(seed: int = 0, count: int = LABELLED) -> list[tuple[str, int]]:
 
 @cache
 def _held_out(seed: int) -> frozenset[str]:
-    """Every sentence of the default graded pairs and of this seed's."""
+    """Return every sentence of the default graded pairs and of this seed's."""
     pairs = [pair for world in {0, seed} for pair in graded_pairs(world, "dev") + graded_pairs(world, "test")]
     return frozenset(text for pair in pairs for text in pair[1:])
 
 
 def _pair(rng: random.Random, fifth: int) -> tuple[float, str, str]:
-    """A graded pair whose gold lies in that fifth of the range, 0 to 4."""
+    """Return a graded pair whose gold lies in that fifth of the range, 0 to 4."""
     while True:
         first = draw_scene(rng)
         second = _changed(rng, first, draw(rng, (0, 1, 1, 2, 2, 3, 4, 5))) if rng.random() < 0.8 else draw_scene(rng)
@@ -150,12 +160,12 @@ def _pair(rng: random.Random, fifth: int) -> tuple[float, str, str]:
     voice = Voice(rng)
     text = realise(first, voice)
     # One voice, words of its own, or the other's words avoided: independent of how much meaning is shared.
-    told = draw(rng, (voice, Voice(rng), Voice(rng, unlike=voice)))
-    return gold, text, realise(second, told)
+    other_voice = draw(rng, (voice, Voice(rng), Voice(rng, unlike=voice)))
+    return gold, text, realise(second, other_voice)
 
 
 def _changed(rng: random.Random, scene: Scene, changes: int) -> Scene:
-    """The scene after so many changes: parts made another, left unsaid, or said more broadly."""
+    """Return the scene after so many changes: parts replaced, left out, or generalised."""
     for _ in range(changes):
         change = draw(rng, CHANGES)
         if change == "unsaid":

@@ -1,7 +1,7 @@
-"""MaskedGroup copies of sentences: BERT's masking (Devlin et al. 2019, section 3.1 and appendix A.1).
+"""Mask copies of sentences as BERT does (Devlin et al. 2019, section 3.1 and appendix A.1).
 
-What is masked is a function of (seed, step) and of the token's place in its sentence of the global batch, never of the
-group, row or host that happens to hold it.
+What is masked is a function of (seed, step) and of the token's place in its sentence of the global batch, never of its
+group, row or host.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from simcse_jax.data.vocabulary import Vocabulary
 from simcse_jax.group import Group, MaskedGroup
 from simcse_jax.hashing import token_bits
 
-# Of the tokens to predict, so many are replaced by the mask and by a random token; the rest stay what they are.
+# Shares of the tokens to predict that become the mask, or a random token; the rest stay as they are.
 MASKED, REPLACED = 0.8, 0.1
-LONGEST_WORD = 8  # tokens; longer ones are taken in parts of so many, as a text without spaces would be one word
+LONGEST_WORD = 8  # tokens; longer words are masked in parts, as a text without spaces would be one word
 
 
 @dataclass(frozen=True)
 class Masking:
-    """How sentences are masked; call it on a group to have its masked copy.
+    """Mask the sentences of a group.
 
-    rate: share of the tokens of text to predict, in (0, 1). whole_word: choose words, not their pieces. all_masked: no
-    token to predict stays, or is replaced by another.
+    rate: share of the tokens of text to predict, in (0, 1). whole_word: choose words, not their pieces. all_masked: all
+    tokens to predict become the mask.
     """
 
     vocabulary: Vocabulary
@@ -35,7 +35,7 @@ class Masking:
     all_masked: bool = False
 
     def __call__(self, group: Group, step: int) -> MaskedGroup:
-        """The masked copy of one group int32[R, T] at a step.
+        """Return the masked copy of one group int32[R, T] at a step.
 
         Of each sentence with n tokens (or whole words) of text, rate * n are chosen, rounded up or down by chance, so
         that every one of them is chosen with probability `rate`, however many pieces it has.
@@ -65,17 +65,17 @@ class Masking:
         sentences = group.first_tokens.shape[0]
         size = places_of(self.rate, len(group.ids), row_length, sentences, self.whole_word)
         places, labels = np.zeros((2, size), np.int32)
-        chosen = chosen[:size]  # without effect but for whole words, and for these as good as never
+        chosen = chosen[:size]  # cuts only whole words, and these hardly ever: see `places_of`
         places[: len(chosen)] = at[chosen]
         labels[: len(chosen)], labels[len(chosen) :] = ids[chosen], -1
         return MaskedGroup(masked, places, labels)
 
 
 def places_of(rate: float, rows: int, row_length: int, sentences: int, whole_word: bool = False) -> int:
-    """Places of a group int32[rows, row_length] of so many sentences: as many as it can ever need.
+    """Return how many places to predict a group int32[rows, row_length] of so many sentences has room for.
 
-    Whole words have no such bound but all tokens, so theirs is six standard deviations above the mean, for words that
-    are all as long as can be. What does not fit is hidden and not predicted.
+    For whole words, only the number of all tokens is a sure bound, so they get six standard deviations above the mean
+    for the longest words. What does not fit is masked and not predicted.
     """
     mean = rate * rows * row_length
     if not whole_word:
@@ -84,7 +84,7 @@ def places_of(rate: float, rows: int, row_length: int, sentences: int, whole_wor
 
 
 def _cut(starts: np.ndarray) -> np.ndarray:
-    """bool[n]: where words begin, and the parts of those that are longer than LONGEST_WORD."""
+    """Return bool[n]: where words begin, and the parts of words longer than LONGEST_WORD."""
     at = np.arange(len(starts))
     since = at - np.maximum.accumulate(np.where(starts, at, 0))
     return starts | (since % LONGEST_WORD == 0)
@@ -93,11 +93,10 @@ def _cut(starts: np.ndarray) -> np.ndarray:
 def _chosen(
     sentence: np.ndarray, text: np.ndarray, starts: np.ndarray, bits: np.ndarray, rate: float, chances: np.ndarray
 ) -> np.ndarray:
-    """bool[n]: the tokens of the words that are taken, in the order of their bits.
+    """Return bool[n]: the tokens of the words that are chosen, those with the smallest bits.
 
-    sentence int[n], ascending; text, starts bool[n]: tokens of text, and those that begin a word; chances float[S],
-    how the number of a sentence's words is rounded. Tokens that are no text are no part of a word; some words have none
-    that are.
+    sentence int[n], ascending; text, starts bool[n]: tokens of text, and those that begin a word; chances float[S]:
+    how the number of a sentence's words is rounded. Tokens that are not text belong to no word; some words are empty.
     """
     word = np.cumsum(starts) - 1
     some = np.bincount(word[text], minlength=int(starts.sum())) > 0

@@ -1,4 +1,4 @@
-"""Rows of text out of one file: .txt, .csv, .tsv, .jsonl (also .gz, .xz) and .parquet, read as a stream.
+"""Stream rows of text from one file: .txt, .csv, .tsv, .jsonl (also .gz, .xz) and .parquet.
 
 Nothing here guesses about content: `None`, `NA` and `null` are text, .csv and .tsv need a header, and what cannot
 be read is a UserError with file and line.
@@ -24,9 +24,9 @@ _HEADER_WORDS = 6  # a longer "column name" is a sentence: the file has no heade
 
 @dataclass(frozen=True)
 class Table:
-    """One source of rows; `rows(names)` streams the cells of those columns, in that order.
+    """Hold one source of rows; `rows(names)` streams the cells of those columns, in that order.
 
-    A cell is "" where it is missing. A row that is None is a blank line of a .txt.
+    A missing cell is "". A row that is None is a blank line of a .txt.
     """
 
     name: str  # as shown to the user
@@ -38,7 +38,7 @@ class Table:
 
 
 def format_of(path: str | Path) -> str | None:
-    """The format's suffix (".csv" for data.csv.gz), or None if the name has none that is known."""
+    """Return the format's suffix (".csv" for data.csv.gz), None if the name has no known one."""
     name = Path(path).name.lower()
     for compression in COMPRESSIONS:
         if name.endswith(compression):
@@ -48,7 +48,7 @@ def format_of(path: str | Path) -> str | None:
 
 
 def open_table(path: Path, name: str | None = None) -> Table:
-    """The table in one local file; only its header is read here."""
+    """Return the table in one local file; only its header is read here."""
     name = name or str(path)
     suffix = format_of(path)
     if suffix is None:
@@ -68,7 +68,7 @@ def open_table(path: Path, name: str | None = None) -> Table:
 
 
 def _file_key(path: Path) -> Callable[[], str]:
-    """A function that hashes the file: its format and its bytes, not its name or its date."""
+    """Return a function that hashes the file: its format and its bytes, not its name or its date."""
 
     def key() -> str:
         with open(path, "rb") as file:
@@ -77,7 +77,7 @@ def _file_key(path: Path) -> Callable[[], str]:
     return key
 
 
-def _lines(path: Path, name: str) -> Iterator[str]:
+def text_lines(path: Path, name: str) -> Iterator[str]:
     """Yield the lines of a text file, which may be compressed; see `decode_lines`."""
     opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
     number = 0
@@ -137,20 +137,20 @@ def _iconv(path: Path, encoding: str) -> str:
 
 
 def _text_rows(path: Path, name: str) -> Iterator[tuple[str, ...] | None]:
-    for line in _lines(path, name):
+    for line in text_lines(path, name):
         text = line.rstrip("\r\n")
         yield (text,) if text.strip() else None
 
 
 def _csv_table(path: Path, name: str, suffix: str) -> Table:
     def records() -> Iterator[tuple[int, list[str]]]:
-        """(line number, cells) of every record, the header first."""
+        """Yield (line number, cells) of every record, the header first."""
         if suffix == ".tsv":
-            for number, line in enumerate(_lines(path, name), 1):
+            for number, line in enumerate(text_lines(path, name), 1):
                 text = line.rstrip("\r\n")
                 yield number, [_unquoted(cell) for cell in text.split("\t")] if text.strip() else []
             return
-        yield from csv_records(_lines(path, name), name)
+        yield from csv_records(text_lines(path, name), name)
 
     header = next((cells for _, cells in records() if cells), None)
     if header is None:
@@ -181,7 +181,7 @@ def _csv_table(path: Path, name: str, suffix: str) -> Table:
 
 
 def _unquoted(cell: str) -> str:
-    """A cell of a .tsv: quotes are text, unless they enclose it and all inner ones are doubled (as pandas writes)."""
+    """Return a cell of a .tsv: quotes are text, unless they enclose it and all inner ones are doubled."""
     if len(cell) < 2 or cell[0] != '"' or cell[-1] != '"':
         return cell
     inner = cell[1:-1]
@@ -189,7 +189,7 @@ def _unquoted(cell: str) -> str:
 
 
 def _check_header(header: list[str], path: Path, name: str, suffix: str) -> None:
-    """Nothing, or a UserError if the first line is no list of column names."""
+    """Require that the first line is a list of column names."""
     suggested = ["sent0", "sent1", "hard_neg", *(f"hard_neg{n}" for n in range(2, len(header)))]
     names = ",".join(suggested[: len(header)])
     if len(header) == 1 and suffix == ".csv":
@@ -212,7 +212,7 @@ def _check_header(header: list[str], path: Path, name: str, suffix: str) -> None
 
 def _json_table(path: Path, name: str) -> Table:
     def records() -> Iterator[tuple[int, dict[str, object]]]:
-        for number, line in enumerate(_lines(path, name), 1):
+        for number, line in enumerate(text_lines(path, name), 1):
             if not line.strip():
                 continue
             try:
@@ -247,7 +247,7 @@ def _json_table(path: Path, name: str) -> Table:
 
 
 def _checked(text: str, name: str, number: int) -> str:
-    """The text, or a UserError if it holds half of a surrogate pair, which JSON can spell but UTF-8 cannot."""
+    """Return the text; UserError if it has half of a surrogate pair, which JSON can write but UTF-8 cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""What `data.files` names, as tables of text: local files and globs, Hub files, Hub data sets, generated data."""
+"""Open what `data.files` names as tables of text: local files and globs, Hub files, Hub data sets, generated data."""
 
 import difflib
 import glob
@@ -22,7 +22,7 @@ _SPLIT = re.compile(r"(train|validation|val|dev|test)([^\w].*)?|.*\[.*")
 
 
 def open_tables(files: Sequence[str]) -> list[Table]:
-    """The tables that `files` names, in that order, a glob's matches sorted; at least one.
+    """Return the tables that `files` names, in that order, a glob's matches sorted; at least one.
 
     An entry is a local path or glob, `hf://datasets/OWNER/NAME[@REVISION]/PATH` (one file of a Hub data set),
     `OWNER/NAME[:CONFIG][:SPLIT]` (a Hub data set; split "train" by default), `demo:sentences` or `demo:triplets`.
@@ -57,7 +57,7 @@ def _open_entry(entry: str) -> list[Table]:
 
 
 def _similar(path: Path) -> str:
-    """A line that names data files with a similar name in the same folder, or what that folder holds."""
+    """Return a line that names data files with a similar name in the same folder, or what that folder has."""
     folder = path.parent
     if not folder.is_dir():
         return f"\nThe folder {folder} does not exist." if not glob.has_magic(str(folder)) else ""
@@ -67,7 +67,7 @@ def _similar(path: Path) -> str:
 
 
 def _hub_dataset_table(entry: str, repo: str, parts: str) -> Table:
-    """A table over `datasets.load_dataset`; of one part after the name, a split's name or a slice is the split."""
+    """Return a table over `datasets.load_dataset`; a single part after the name is the split if it names one."""
     from datasets import load_dataset
     from huggingface_hub import constants
 
@@ -95,7 +95,7 @@ def _hub_dataset_table(entry: str, repo: str, parts: str) -> Table:
 
 
 def dataset_table(dataset: "Dataset", name: str) -> Table:
-    """The table over the string columns of a `datasets.Dataset`."""
+    """Return the table over the string columns of a `datasets.Dataset`."""
     texts = tuple(
         column for column, kind in dataset.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")
     )
@@ -131,7 +131,9 @@ def _demo_table(entry: str) -> Table:
 def choose_columns(
     tables: Sequence[Table], columns: Sequence[str] = (), flag: str = "--config.data.columns"
 ) -> list[tuple[str, ...]]:
-    """The columns to read of each table, as many everywhere; flag: what to tell users to name them with.
+    """Return the columns to read of each table, the same number everywhere.
+
+    flag: the flag that users name columns with.
 
     `columns` if given; else the first table's again where a table has them all; else sent0, sent1 and hard_neg* where
     there is a sent0; else every column of text.
@@ -184,7 +186,7 @@ def _listed(names: Sequence[str]) -> str:
 
 @dataclass
 class RowCounts:
-    """How many rows `read_rows` has dropped and kept so far, and in how many documents."""
+    """Count the rows that `read_rows` has dropped and kept so far, and their documents."""
 
     empties: int = 0
     documents: int = 0
@@ -194,7 +196,7 @@ class RowCounts:
 def read_rows(
     tables: Sequence[Table], chosen: Sequence[tuple[str, ...]], counts: RowCounts
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """(document, cells) of every row without an empty cell; a UserError if a column is blank all the way down.
+    """Yield (document, cells) of every row without an empty cell; UserError if a column is blank in all rows.
 
     A document is a run of lines of a .txt without a blank line between them.
     """

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simcse_jax.data.changes import Change, Tokens, choose_words, words_of
+from simcse_jax.data.readers import text_lines
 from simcse_jax.hashing import token_bits
 from simcse_jax.system.errors import UserError
 
@@ -86,15 +87,14 @@ def load_replacements(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> R
 
     Raises UserError when it cannot be read, a line holds a single word, or no word of it is one to the tokenizer.
     """
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    file = Path(path).expanduser()
+    if not file.is_file():
         raise UserError(
-            f"data.synonyms = {str(path)!r} cannot be read: {error}.\n"
+            f"data.synonyms = {str(path)!r} cannot be read: there is no such file.\n"
             "Give a text file of lines like 'big, large, huge', or leave it out for the file that comes along."
-        ) from error
+        )
     replacements: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text_lines(file, str(path)), 1):
         words = [word.strip() for word in line.partition("#")[0].split(",") if word.strip()]
         if not words:
             continue

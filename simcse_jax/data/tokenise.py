@@ -1,4 +1,4 @@
-"""One pass of tokenising: tables of text -> an Arrow file of token ids, lengths and hashes, and a report on it."""
+"""Tokenise tables of text into an Arrow file of token ids, lengths and hashes, with a report."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CACHE_FORMAT = 1  # raised by every change of what is written below
 _READ_ROWS = 10_000  # rows written at a time
-_TOKENISE_ROWS = 2_000  # rows tokenised at a time: enough for all cores, little enough for long documents
+_TOKENISE_ROWS = 2_000  # rows tokenised at a time: enough for all cores, few enough for long documents
 _PROGRESS_ROWS = 50_000  # from here on it takes long enough for a progress bar
 _EDGES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
@@ -28,7 +28,7 @@ _EDGES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 def build(
     folder: Path, tables: Sequence[Table], chosen: Sequence[tuple[str, ...]], backend: Any, max_length: int
 ) -> None:
-    """Nothing; `folder` then holds tokens.arrow and corpus.json."""
+    """Write tokens.arrow and corpus.json into a folder."""
     from datasets import Dataset
 
     counts = RowCounts()
@@ -75,7 +75,7 @@ def _describe(
     counts: RowCounts,
     max_length: int,
 ) -> dict[str, Any]:
-    """What corpus.json holds: the fingerprint and the fields of a CorpusReport."""
+    """Return the content of corpus.json: the fingerprint and the fields of a CorpusReport."""
     width = len(chosen[0])
     is_text = all(table.is_text_file for table in tables)
     ignored = dict.fromkeys(
@@ -128,7 +128,7 @@ def _token_features(width: int) -> Any:
 
 
 def _tokenise_function(backend: Any, max_length: int, width: int) -> Callable[["pa.Table"], "pa.Table"]:
-    """The function for `Dataset.map`: a table of texts -> a table of token ids, untruncated lengths and hashes."""
+    """Return a function for `Dataset.map`: a table of texts to one of token ids, untruncated lengths and hashes."""
     import pyarrow as pa
 
     special = backend.num_special_tokens_to_add(False)
@@ -154,12 +154,12 @@ def _tokenise_function(backend: Any, max_length: int, width: int) -> Callable[["
 
 
 def _suffix(special_tokens_mask: Sequence[int]) -> int:
-    """How many special tokens end the sentence."""
+    """Return how many special tokens end the sentence."""
     return sum(1 for _ in itertools.takewhile(bool, reversed(special_tokens_mask)))
 
 
 def _truncate(flat: np.ndarray, full: np.ndarray, max_length: int, suffix: int) -> tuple[np.ndarray, np.ndarray]:
-    """(ids int32[sum], offsets int32[n + 1]) of the sentences cut at max_length, their last `suffix` tokens kept.
+    """Return (ids int32[sum], offsets int32[n + 1]) of sentences cut at max_length; their last `suffix` tokens stay.
 
     flat: int32[sum(full)], the sentences end to end. full: int32[n], their lengths.
     """
@@ -173,13 +173,13 @@ def _truncate(flat: np.ndarray, full: np.ndarray, max_length: int, suffix: int) 
 
 
 def _text_hashes(texts: Sequence[str]) -> np.ndarray:
-    """uint64[n], BLAKE2b of the UTF-8 bytes."""
+    """Return uint64[n], BLAKE2b of the UTF-8 bytes."""
     digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
 def _row_hashes(hashes: np.ndarray) -> np.ndarray:
-    """uint64[E] out of uint64[E, V]; the order of the columns matters."""
+    """Return uint64[E] from uint64[E, V]; the order of the columns matters."""
     mixed = np.zeros(len(hashes), np.uint64)
     for v in range(hashes.shape[1]):
         mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + hashes[:, v]
@@ -187,7 +187,7 @@ def _row_hashes(hashes: np.ndarray) -> np.ndarray:
 
 
 def _histogram(lengths: np.ndarray, max_length: int) -> tuple[tuple[int, int], ...]:
-    """((longest length of the bin, texts), ...); max_length is an edge, the last bin ends at the longest text."""
+    """Return ((longest length of the bin, texts), ...); max_length is an edge, the longest text ends the last bin."""
     longest = int(lengths.max())
     edges = [edge for edge in sorted({*_EDGES, max_length}) if edge < longest] + [longest]
     counts = np.bincount(np.searchsorted(edges, lengths), minlength=len(edges))
@@ -195,7 +195,7 @@ def _histogram(lengths: np.ndarray, max_length: int) -> tuple[tuple[int, int], .
 
 
 def _fingerprint(tokens: "pa.Table", width: int, has_documents: bool) -> str:
-    """Hex digest over token ids, lengths, texts and documents: what training sees, whatever the path or format."""
+    """Return a hex digest of token ids, lengths, texts and documents: what training sees, whatever path and format."""
     digest = hashlib.blake2b(f"{CACHE_FORMAT} {width} {tokens.num_rows}".encode(), digest_size=16)
     for v in range(width):
         for name in (f"full_{v}", f"hash_{v}"):
@@ -208,13 +208,13 @@ def _fingerprint(tokens: "pa.Table", width: int, has_documents: bool) -> str:
 
 
 def column(table: "pa.Table", name: str) -> np.ndarray:
-    """A column of numbers as one array."""
+    """Return a column of numbers as one array."""
     return table.column(name).to_numpy()
 
 
 @contextlib.contextmanager
 def _progress_bar(is_long: bool) -> Iterator[None]:
-    """A context in which the bars of `datasets` show only for long work in a terminal; afterwards as before."""
+    """Show the progress bars of `datasets` within this context only for long work in a terminal."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     hide = not (is_long and sys.stderr.isatty()) and not are_progress_bars_disabled()

@@ -1,4 +1,4 @@
-"""Fast tokenizers of a model folder, and a WordPiece trainer for models that start from random weights."""
+"""Load the fast tokenizer of a model folder; train a WordPiece for models that start from random weights."""
 
 import json
 import os
@@ -17,7 +17,7 @@ TOKENIZER_FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.t
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":
-    """The fast tokenizer of a model folder, with its padding, first and last tokens known.
+    """Return the fast tokenizer of a model folder, with its padding, first and last tokens known.
 
     Needs tokenizer.json, vocab.txt (BERT) or vocab.json + merges.txt (RoBERTa); config.json or tokenizer_config.json
     should say the family, else the vocabulary file does. torch is not needed.
@@ -29,7 +29,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":
         wanted = ", or ".join(" + ".join(names) for names in TOKENIZER_FILES)
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
         raise UserError(f"{folder} holds no tokenizer.\n  wanted: {wanted}\n  found: {found}\nCopy them there.")
-    # Importing transformers takes seconds, and without torch it prints advice that does not concern us.
+    # Without torch, transformers prints advice that does not apply here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         tokenizer = _load(folder)
@@ -52,7 +52,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":
 
 
 def _load(folder: Path) -> "PreTrainedTokenizerFast":
-    """The tokenizer as transformers reads it; where nothing tells the family, the vocabulary file decides."""
+    """Return the tokenizer as transformers reads it; where nothing tells the family, the vocabulary file decides."""
     has = {path.name for path in folder.iterdir()}
     if "tokenizer_config.json" in has or _model_type(folder):
         from transformers import AutoTokenizer
@@ -74,7 +74,7 @@ def _load(folder: Path) -> "PreTrainedTokenizerFast":
 
 
 def _model_type(folder: Path) -> str | None:
-    """The model_type of config.json; None without that file or that key."""
+    """Return the model_type of config.json; None without that file or that key."""
     path = folder / "config.json"
     if not path.is_file():
         return None
@@ -82,7 +82,7 @@ def _model_type(folder: Path) -> str | None:
 
 
 def train_wordpiece(sentences: Iterable[str], vocab_size: int, out: str | os.PathLike[str]) -> None:
-    """Nothing; `out` then holds tokenizer.json, vocab.txt and tokenizer_config.json of a lower-cased WordPiece.
+    """Write tokenizer.json, vocab.txt and tokenizer_config.json of a lower-cased WordPiece into the folder `out`.
 
     At most `vocab_size` tokens; [PAD] is 0. The same sentences give the same files, byte for byte.
     """
@@ -126,7 +126,7 @@ def train_wordpiece(sentences: Iterable[str], vocab_size: int, out: str | os.Pat
 
 
 def _wordpiece_tokens(words: Counter[str], vocab_size: int) -> list[str]:
-    """Special tokens, characters, continuing characters, then learned pieces by rank; len <= vocab_size.
+    """Return at most vocab_size special tokens, characters, continuing characters, then learned pieces by rank.
 
     The trainer of `tokenizers` numbers the continuing characters in hash order and breaks ties by number, so two runs
     differ. Handing it those characters as special tokens, in sorted order, fixes both.
@@ -156,7 +156,7 @@ def _wordpiece_tokens(words: Counter[str], vocab_size: int) -> list[str]:
 
 
 def _repeated(words: dict[str, int]) -> Iterator[str]:
-    """Each word as often as it was counted, in lines of at most 1000."""
+    """Yield each word as often as it was counted, in lines of at most 1000."""
     for word in sorted(words):
         for start in range(0, words[word], 1000):
             yield " ".join([word] * min(1000, words[word] - start))

@@ -1,4 +1,4 @@
-"""What masking and augmentation need to know of a tokenizer's vocabulary."""
+"""Describe a tokenizer's vocabulary, for masking and for changes of text."""
 
 from __future__ import annotations
 
@@ -14,45 +14,46 @@ from simcse_jax.system.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# How words are told apart by tokenizers that mark where one begins: byte-level BPE (RoBERTa), SentencePiece (XLM-R).
+# Marks of a word's beginning: byte-level BPE (RoBERTa), SentencePiece (XLM-R).
 BEGINS = ("\u0120", "\u2581")
 ROLES = ("cls", "sep", "pad", "mask", "bos", "eos")  # of tokens that are no text
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a tokenizer, V of them."""
+    """Describe the V tokens of a tokenizer."""
 
     special: np.ndarray  # bool[V]: [CLS], [PAD] and the like, which are no text, and ids that no token has
-    continues: np.ndarray  # bool[V]: goes on with the word of the token before it
+    continues: np.ndarray  # bool[V]: continues the word of the token before it
     mask_id: int | None  # None where the tokenizer has no mask token
-    # bool[V]: punctuation, a word by itself whatever is around it; None = no such token
+    # bool[V]: punctuation, always a word of its own; None = no such token
     marks: np.ndarray | None = None
     unknown: int | None = None  # the token of words that the vocabulary lacks: a word like others, of no use to predict
 
     @functools.cached_property
     def predictable(self) -> np.ndarray:
-        """bool[V]: tokens that may be predicted, or stand in the place of others."""
+        """bool[V]: tokens that may be predicted, or replace others."""
         return ~self.special & (np.arange(len(self.special)) != (-1 if self.unknown is None else self.unknown))
 
     @functools.cached_property
     def regular(self) -> np.ndarray:
-        """int64: the ids of these."""
+        """int64: the ids of the predictable tokens."""
         return np.flatnonzero(self.predictable)
 
     def word_starts(self, ids: np.ndarray, begins: np.ndarray) -> np.ndarray:
-        """bool[n]: where words begin in ids int[n] laid end to end; begins bool[n]: the first token of each sentence.
+        """Return bool[n]: where words begin in sentences int[n] laid end to end.
 
-        A special token is none; what follows one, or a mark, begins a word, whatever it looks like.
+        begins bool[n]: the first token of each sentence. A special token is no word; what follows one, or a mark,
+        begins a word.
         """
-        apart = self.special if self.marks is None else self.special | self.marks
-        after = np.r_[True, apart[ids[:-1]]] | begins
+        ends_word = self.special if self.marks is None else self.special | self.marks
+        after = np.r_[True, ends_word[ids[:-1]]] | begins
         is_mark = np.zeros(len(ids), bool) if self.marks is None else self.marks[ids]
         return ~self.special[ids] & (after | is_mark | ~self.continues[ids])
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-    """The vocabulary of a Hugging Face fast tokenizer."""
+    """Return the vocabulary of a Hugging Face fast tokenizer."""
     tokens = tokenizer.get_vocab()
     size = id_count(tokenizer)
     special, continues = np.ones(size, bool), np.zeros(size, bool)
@@ -82,18 +83,18 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
 
 
 def _is_mark(text: str) -> bool:
-    """Whether a token's text is punctuation; bytes that are part of a character are not."""
+    """Return whether a token's text is punctuation; bytes that are part of a character are not."""
     text = text.strip()
     return bool(text) and "\ufffd" not in text and not any(character.isalnum() for character in text)
 
 
 def id_count(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The rows that a table of embeddings needs: one more than the largest id, whatever is missing below it."""
+    """Return the rows that a table of embeddings needs: one more than the largest id, even if ids are missing."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def require_mask_token(vocabulary: Vocabulary, key: str, instead: str) -> int:
-    """The id of the mask token; UserError, with the key that needs it and a flag that does not, where there is none."""
+    """Return the id of the mask token; UserError, with the key that needs it and a way out, where there is none."""
     if vocabulary.mask_id is None:
         raise UserError(
             f"{key} needs a tokenizer with a mask token, and this one has none.\n"

@@ -1,4 +1,4 @@
-"""Masked language modelling: the cross-entropy of hidden tokens (Devlin et al. 2019; SimCSE's auxiliary loss, D)."""
+"""Compute the loss of masked language modelling (Devlin et al. 2019; SimCSE's auxiliary loss, appendix D)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 class Predicted(NamedTuple):
-    """How well the tokens of groups were predicted; sums over their places."""
+    """Hold how well the masked tokens of groups were predicted: sums over their places."""
 
     losses: jax.Array  # float32[G]: of -log p(token)
     right: jax.Array  # float32[G]: of those ranked first
@@ -17,7 +17,7 @@ class Predicted(NamedTuple):
 
 
 def predictions(scores: jax.Array, labels: jax.Array) -> Predicted:
-    """Of scores float32[G, M, V] and labels int32[G, M], -1 where there is nothing to predict."""
+    """Compare scores float32[G, M, V] with labels int32[G, M]; -1 = nothing to predict."""
     used = labels >= 0
     own = jnp.take_along_axis(scores, jnp.maximum(labels, 0)[..., None], axis=-1, mode="promise_in_bounds")[..., 0]
     losses = jnp.where(used, jax.nn.logsumexp(scores, axis=-1) - own, 0)
@@ -26,7 +26,7 @@ def predictions(scores: jax.Array, labels: jax.Array) -> Predicted:
 
 
 def mlm_loss(predicted: Predicted) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(loss, metrics) over all groups: the mean over tokens, so perplexity is its exponential."""
+    """Return (loss, metrics). The loss is the mean over the tokens of all groups, so its exponential is the perplexity."""
     count = jnp.maximum(predicted.count.sum(), 1)
     loss = predicted.losses.sum() / count
     return loss, {"mlm_loss": loss, "mlm_accuracy": predicted.right.sum() / count}

@@ -219,7 +219,7 @@ def test_places_suffice_at_the_worst() -> None:
     batches = Batches(ColumnExamples(sentences), Layout(64, 64, 3), 0, masking(0.05))
     most = 0
     for step in range(200):
-        masked = batches(step).masked
+        masked = batches(step).inputs.masked
         assert masked
         most = max(most, int((masked.labels >= 0).sum()))
     assert most > 0.05 * 64  # more than its share of the tokens of text

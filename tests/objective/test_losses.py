@@ -121,7 +121,7 @@ def assert_gradient(found: Any, at: Callable[..., float], *arrays: np.ndarray) -
     assert all(np.abs(g).max() > 1e-4 for g in found)
 
 
-NCE = {"temperature": 0.1, "hard_negative_weight": 1.0}
+NCE: dict[str, Any] = {"temperature": 0.1, "hard_negative_weight": 1.0}
 CASES: list[tuple[str, dict[str, Any], int, dict[str, Any]]] = [
     ("info_nce", {"temperature": 0.05, "hard_negative_weight": 1.0}, 0, {}),
     ("info_nce", {"temperature": 0.2, "hard_negative_weight": 3.0}, 2, {}),
@@ -188,7 +188,7 @@ def test_what_is_learned_replaces_the_option_and_has_the_gradient(
             values = {"temperature": math.exp(given.pop("log_temperature")), **given}
             return expected(name, options | values, anchors, candidates, texts, symmetric=True)
 
-        fixed = dict.fromkeys(shown, 9.0)
+        fixed: Any = dict.fromkeys(shown, 9.0)
         objective = make_objective(LOSSES[name], make_mesh(devices), symmetric=True, tile=tile, **options, **fixed)
         scalars = {key: jnp.asarray(value) for key, value in learned.items()}
         value, (slopes, *_), metrics = value_and_gradients(objective, anchors, candidates, texts, scalars)

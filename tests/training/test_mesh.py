@@ -164,4 +164,4 @@ def test_a_process_places_its_own_groups_on_its_own_devices(monkeypatch: pytest.
     own = own_groups(mesh, 16)
     assert own == list(range(8, 16))
     result = place_batch(batches(0, own), own, 16, mesh)
-    np.testing.assert_array_equal(result.groups.ids, batches(0).groups.ids[8:])
+    np.testing.assert_array_equal(result.inputs.groups.ids, batches(0).inputs.groups.ids[8:])

@@ -189,7 +189,7 @@ def after_some_steps(made: Built, queue: int) -> Built:
     z = rng.standard_normal(made.extra["queue"].z.shape).astype(np.float32)
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     # Texts of the batch among them, which are nobody's negatives there.
-    texts = np.where(np.arange(queue) % 3 == 0, np.resize(made.batches(2).texts[0], queue), 10**6 + np.arange(queue))
+    texts = np.where(np.arange(queue) % 3 == 0, np.resize(made.batches(2).text_ids[0], queue), 10**6 + np.arange(queue))
     filled = Queue(jnp.asarray(z), jnp.asarray(texts, jnp.int32), jnp.int32(queue - 7))
     second = jax.tree.map(lambda x: x + 0.05 * jnp.sin(jnp.arange(x.size)).reshape(x.shape), made.extra["second"])
     return dataclasses.replace(made, extra=made.extra | {"queue": filled, "second": second})
