@@ -26,7 +26,7 @@ def predictions(scores: jax.Array, labels: jax.Array) -> Predicted:
 
 
 def mlm_loss(predicted: Predicted) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return (loss, metrics). The loss is the mean over the tokens of all groups, so its exponential is the perplexity."""
+    """Return (loss, metrics) over all groups. The loss is a mean over tokens, so its exponential is the perplexity."""
     count = jnp.maximum(predicted.count.sum(), 1)
     loss = predicted.losses.sum() / count
     return loss, {"mlm_loss": loss, "mlm_accuracy": predicted.right.sum() / count}
