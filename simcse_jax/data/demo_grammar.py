@@ -1,6 +1,6 @@
-"""Scenes to English: the same scene in many wordings, chosen by a `Voice`.
+"""Write scenes as English sentences: the same scene in many wordings, chosen by a `Voice`.
 
-Nothing of a scene is left out or added here, so what two sentences share is decided by their scenes alone.
+Nothing of a scene is left out or added here, so their scenes alone decide what two sentences share.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ NUMBERS = {
 
 
 class Voice:
-    """The choices of wording that one speaker makes; asked the same question again, the answer is the same.
+    """Choose wordings as one speaker does: the same question has the same answer again.
 
-    Two scenes told by one voice share as many words as they can. `unlike` is a voice whose choices are avoided.
+    Two scenes worded by one voice share as many words as they can. `unlike` is a voice whose choices are avoided.
     """
 
     def __init__(self, rng: random.Random, unlike: Voice | None = None):
@@ -41,7 +41,7 @@ class Voice:
         self._avoid = unlike._made if unlike else {}
 
     def pick(self, question: Hashable, options: Sequence[Choice]) -> Choice:
-        """One of the options: the same as before where it is still open to choice."""
+        """Return one of the options, the same as before if it is among them."""
         made = self._made.get(question)
         if made in options:
             return made  # type: ignore[return-value]
@@ -52,7 +52,7 @@ class Voice:
 
 
 def with_article(phrase: str) -> str:
-    """The phrase behind `a` or `an`."""
+    """Return the phrase after `a` or `an`."""
     vowel = phrase[0] in "aeiou" and not phrase.startswith(("uni", "use", "eu", "one"))
     return f"{'an' if vowel else 'a'} {phrase}"
 
@@ -64,7 +64,7 @@ def _participles() -> dict[str, str]:
 
 @cache
 def inflect(phrase: str, form: str) -> str:
-    """The verb phrase with its first word as `ing` form, past `participle` or third person (`s`)."""
+    """Return the verb phrase with its first word as `ing` form, past `participle` or third person (`s`)."""
     verb, _, rest = phrase.partition(" ")
     if form == "s":
         if verb == "have":
@@ -87,7 +87,7 @@ def inflect(phrase: str, form: str) -> str:
 
 
 def noun_phrase(entity: Entity, role: str, voice: Voice) -> str:
-    """The entity with determiner, number and trait, such as `two boys in red shirts`."""
+    """Return the entity with determiner, number and trait, such as `two boys in red shirts`."""
     world = lexicon()
     noun = world.nouns[entity.noun]
     singular, plural = voice.pick(("noun", entity.noun), noun.forms)
@@ -112,7 +112,7 @@ def noun_phrase(entity: Entity, role: str, voice: Voice) -> str:
 
 
 def _frames(scene: Scene, passive: bool, converse: bool) -> list[str]:
-    """The sentence patterns that can say the scene, the common ones several times."""
+    """Return the sentence patterns that suit the scene, the common ones several times."""
     frames = ["progressive"] * 4
     if not scene.negated:
         frames += ["simple", "simple", "existential", "fragment"]
@@ -124,7 +124,7 @@ def _frames(scene: Scene, passive: bool, converse: bool) -> list[str]:
 
 
 def _details(scene: Scene, voice: Voice, attach: bool) -> tuple[str, str, str]:
-    """Place and time as what stands in front, behind the subject (if `attach`), and at the end."""
+    """Return place and time as what comes in front, after the subject (if `attach`), and at the end."""
     world = lexicon()
     place = voice.pick(("place", scene.place), world.places[scene.place]) if scene.place else ""
     time = voice.pick(("time", scene.time), world.times[scene.time]) if scene.time else ""
@@ -149,12 +149,12 @@ def _is_many(entity: Entity) -> bool:
 
 
 def _with_object(verb: str, phrase: str) -> str:
-    """The verb with its object behind it, or where `_` stands."""
+    """Return the verb with its object after it, or where `_` is."""
     return verb.replace("_", phrase) if "_" in verb else f"{verb} {phrase}".rstrip()
 
 
 def realise(scene: Scene, voice: Voice) -> str:
-    """One English sentence, capitalised and without full stop, that says the scene and nothing else."""
+    """Return one English sentence, capitalised and without full stop, that says the scene and nothing else."""
     action = lexicon().actions[scene.action]
     forms = action.forms if scene.object or not action.objects else action.forms[:1]
     active = [form.lstrip("~") for form in forms]

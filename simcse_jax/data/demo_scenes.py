@@ -1,6 +1,6 @@
-"""Scenes, the meaning behind the captions: how one is drawn, changed, and compared with another.
+"""Draw, change and compare scenes, the meaning of captions.
 
-The grade of a pair is a function of its two scenes, defined once, in `shared_meaning`. Longer than most files here: a
+The grade of a pair is a function of its two scenes, defined in `shared_meaning`. Longer than most files here, as a
 scene, what may change in it and what the change costs have to be read together.
 """
 
@@ -17,18 +17,18 @@ Choice = TypeVar("Choice")
 
 TOPICS = ("animals", "food", "music", "sport", "travel", "office", "home", "shopping", "people")
 
-# What each part of a scene counts. A part that neither scene has counts nothing; the grade is the shared fraction.
+# The weight of each part of a scene, 0 for a part that neither scene has; the grade is the shared fraction.
 WEIGHTS = {"agent": 0.24, "agent trait": 0.08, "agent number": 0.04, "action": 0.32, "manner": 0.06}
 WEIGHTS |= {"object": 0.22, "object trait": 0.08, "object number": 0.03, "place": 0.10, "time": 0.07}
 DETAILS = ("agent trait", "object trait", "manner", "place", "time")
-UNSAID = 0.5  # weight of a detail that only one scene has: leaving it out takes away half of what denying it would
+UNSAID = 0.5  # factor for a detail that only one scene has: leaving it out costs half of what contradicting it does
 KIND = 0.7  # a concept and what it is a kind of: dog, animal
 SIBLINGS = (1.0, 0.4, 0.2)  # related concepts, by steps up to what they have in common: dog, cat; dog, cow
 CROSSED = 0.4  # a participant found in the other role: a dog chases a boy, a boy chases a dog
 
 
 class Entity(NamedTuple):
-    """Who or what: a noun concept, `number` one, two, three or many, and a trait or None."""
+    """Describe who or what: a noun concept, `number` one, two, three or many, and a trait or None."""
 
     noun: str
     number: str = "one"
@@ -36,7 +36,7 @@ class Entity(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """The meaning of one caption; None is what it does not say."""
+    """Describe the meaning of one caption; None is what it does not say."""
 
     agent: Entity
     action: str
@@ -48,12 +48,12 @@ class Scene(NamedTuple):
 
 
 def draw(rng: random.Random, options: Sequence[Choice]) -> Choice:
-    """One of the options. Only `random()` is used, whose sequence Python promises never to change."""
+    """Return one of the options. Only `random()` is used, whose sequence Python promises never to change."""
     return options[int(rng.random() * len(options))]
 
 
 def topic_of(scene: Scene) -> str:
-    """What the scene is about, one of TOPICS: it takes the action together with who does it and what it is done to."""
+    """Return what the scene is about, one of TOPICS, from the action, who does it and what it is done to."""
     world = lexicon()
     topic = world.actions[scene.action].topic
     if topic.startswith("!"):
@@ -66,14 +66,14 @@ def topic_of(scene: Scene) -> str:
 
 @cache
 def nouns_below(kinds: tuple[str, ...]) -> tuple[str, ...]:
-    """The most specific nouns of these kinds."""
+    """Return the most specific nouns of these kinds."""
     world = lexicon()
     return tuple(noun for noun in world.leaves if world.noun_tree.is_a(noun, kinds))
 
 
 @cache
 def _actions_about(topic: str) -> tuple[str, ...]:
-    """The actions that at least one scene about this topic has."""
+    """Return the actions of scenes about this topic."""
     found = []
     for name, action in lexicon().actions.items():
         targets = [Entity(noun) for noun in action.objects] or [None]
@@ -85,7 +85,7 @@ def _actions_about(topic: str) -> tuple[str, ...]:
 
 @cache
 def _options(table: str, name: str) -> tuple[str, ...]:
-    """The traits that fit a noun, or the manners that fit an action."""
+    """Return the traits that fit a noun, or the manners that fit an action."""
     world = lexicon()
     if table == "trait":
         kinds = world.noun_tree.above(name)
@@ -97,7 +97,7 @@ def _options(table: str, name: str) -> tuple[str, ...]:
 
 
 def places_for(scene: Scene) -> tuple[str, ...]:
-    """Where such a scene may happen."""
+    """Return where such a scene may happen."""
     world = lexicon()
     return world.action_places.get(scene.action) or world.topic_places[topic_of(scene)]
 
@@ -111,7 +111,7 @@ def _draw_entity(rng: random.Random, kinds: tuple[str, ...], single: bool) -> En
 
 
 def draw_scene(rng: random.Random, topic: str | None = None) -> Scene:
-    """A scene about the topic, or about any."""
+    """Return a scene about the topic, or about any."""
     world = lexicon()
     topic = topic or draw(rng, TOPICS)
     while True:
@@ -132,7 +132,7 @@ def draw_scene(rng: random.Random, topic: str | None = None) -> Scene:
 
 @cache
 def _actions_with(agent: str, target: str | None) -> frozenset[str]:
-    """The actions that these nouns can take part in."""
+    """Return the actions that these nouns can take part in."""
     world = lexicon()
     tree, found = world.noun_tree, set()
     for name, action in world.actions.items():
@@ -143,7 +143,7 @@ def _actions_with(agent: str, target: str | None) -> frozenset[str]:
 
 
 def fits(scene: Scene) -> bool:
-    """Whether these participants can take part in this action, in these numbers and this manner."""
+    """Return whether these participants can take part in this action, in these numbers and this manner."""
     action, target = lexicon().actions[scene.action], scene.object
     if scene.action not in _actions_with(scene.agent.noun, target.noun if target else None):
         return False
@@ -153,7 +153,7 @@ def fits(scene: Scene) -> bool:
 
 
 def _nearest(rng: random.Random, tree: Tree, name: str, options: Sequence[str]) -> str | None:
-    """Another of the options: half the time a relative of `name`, if there is one."""
+    """Return another of the options: half the time a relative of `name`, if there is one."""
     others = [option for option in options if option != name and name not in tree.above(option)]
     others = [option for option in others if option not in tree.above(name)]
     close = [option for option in others if tree.distance(name, option) is not None]
@@ -171,7 +171,7 @@ def _another_noun(rng: random.Random, entity: Entity, kinds: tuple[str, ...]) ->
 
 
 def _another_trait(rng: random.Random, entity: Entity | None) -> Entity | None:
-    """The entity with a trait that excludes the one it has."""
+    """Return the entity with a trait that excludes the one it has."""
     if entity is None or entity.trait is None:
         return None
     traits = lexicon().traits
@@ -192,7 +192,7 @@ def _another_action(rng: random.Random, scene: Scene) -> Scene | None:
 
 
 def contradict(rng: random.Random, scene: Scene, part: str) -> Scene | None:
-    """The scene with one part made another, so that both cannot be the same event; None where that is impossible.
+    """Return the scene with one part replaced so that both cannot be the same event; None where that is impossible.
 
     part: agent, action, object, agent trait, object trait, place, time, manner, swap (roles) or negated.
     """
@@ -229,7 +229,7 @@ def contradict(rng: random.Random, scene: Scene, part: str) -> Scene | None:
 
 
 def without(scene: Scene, detail: str) -> Scene:
-    """The scene with one of DETAILS left unsaid."""
+    """Return the scene without one of DETAILS."""
     if detail == "agent trait":
         return scene._replace(agent=scene.agent._replace(trait=None))
     if detail == "object trait":
@@ -246,7 +246,7 @@ def _climb(entity: Entity, parent: str | None) -> Entity:
 
 
 def generalise(rng: random.Random, scene: Scene, share: float) -> Scene:
-    """A scene that the given one implies: each part with probability `share` unsaid or said as what it is a kind of."""
+    """Return a scene that the given one implies: each part is left out or generalised with probability `share`."""
     world = lexicon()
     if scene.negated:  # that no dog barks loudly implies neither that no animal barks nor that no dog barks
         return scene
@@ -269,7 +269,7 @@ def generalise(rng: random.Random, scene: Scene, share: float) -> Scene:
 
 
 def _related(tree: Tree, first: str, second: str) -> float:
-    """1 for the same concept, KIND for a kind of it, SIBLINGS for relatives, else 0."""
+    """Return 1 for the same concept, KIND for a kind of it, SIBLINGS for relatives, else 0."""
     if first == second:
         return 1.0
     if first in tree.above(second) or second in tree.above(first):
@@ -283,7 +283,7 @@ def _alike(first: Entity | None, second: Entity | None) -> float:
 
 
 def _entity_parts(role: str, first: Entity | None, second: Entity | None, crossed: float) -> list[tuple[float, float]]:
-    """Weight and shared fraction of noun, trait and number. A trait is shared as far as its bearer is."""
+    """Return weight and shared fraction of noun, trait and number. A trait is shared as far as its bearer is."""
     if first is None and second is None:
         return []
     alike = max(_alike(first, second), CROSSED * crossed)
@@ -296,7 +296,7 @@ def _entity_parts(role: str, first: Entity | None, second: Entity | None, crosse
 
 
 def _detail(name: str, first: str | None, second: str | None, shared: float) -> list[tuple[float, float]]:
-    """Weight and shared fraction of a detail that may be unsaid in one scene or in both."""
+    """Return weight and shared fraction of a detail, which one scene or both may lack."""
     if first is None and second is None:
         return []
     if first is None or second is None:
@@ -305,7 +305,7 @@ def _detail(name: str, first: str | None, second: str | None, shared: float) -> 
 
 
 def shared_meaning(first: Scene, second: Scene) -> float:
-    """How much meaning two scenes share, 0 to 1; symmetric, and wording plays no part.
+    """Return how much meaning two scenes share, 0 to 1; symmetric, whatever the wording.
 
     It is the weighted mean, over the parts of WEIGHTS that either scene has, of how far the two agree there. Nouns,
     actions and places agree by KIND and SIBLINGS, other parts wholly or not at all. A manner is shared as far as its
@@ -326,5 +326,5 @@ def shared_meaning(first: Scene, second: Scene) -> float:
 
 
 def grade(first: Scene, second: Scene) -> float:
-    """The gold score of a pair, 0 to 5 in steps of 0.2."""
+    """Return the gold score of a pair, 0 to 5 in steps of 0.2."""
     return round(25 * shared_meaning(first, second)) / 5

@@ -97,7 +97,7 @@ class NextSentences:
     texts = 2
 
     def __init__(self, table: Table, documents: np.ndarray, window: int, seed: int):
-        """Raises UserError when no document has two sentences."""
+        """Find the sentences that have a next one; raises UserError when there is none."""
         self.table, self.seed = table, seed
         ends = np.r_[np.flatnonzero(np.diff(documents)), len(documents) - 1]
         following = np.repeat(ends, np.diff(np.r_[-1, ends])) - np.arange(len(documents))
