@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from simcse_jax.data import corpus as corpus_module
+from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.corpus import Corpus, load_corpus, read_sentences
+from simcse_jax.data.examples import ColumnExamples
 from simcse_jax.data.readers import Table
 from simcse_jax.data.sources import dataset_table
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
@@ -115,6 +117,16 @@ def test_empties_documents_and_duplicates(load, tmp_path):
     assert corpus.report.empties == 6  # five blank lines, and one in which the tokenizer finds nothing
     assert corpus.report.duplicates == 2
     assert corpus.report.examples == len(corpus) == 4
+
+
+def test_texts_that_differ_in_case_only_are_no_duplicates(load, tmp_path):
+    """Not even where the tokenizer lower-cases: equal token ids, unequal hashes, so each is a negative of the other."""
+    corpus = load(write(tmp_path / "a.txt", "the man sings\nThe Man sings\nthe man sings\n"))
+    assert as_lists(corpus)[0] == as_lists(corpus)[1]
+    assert corpus.hashes[0] != corpus.hashes[1]
+    assert corpus.report.duplicates == 1
+    text_ids = Batches(ColumnExamples(corpus), Layout(3, 3, 12), 0)(0).text_ids
+    assert len(np.unique(text_ids)) == 2
 
 
 def test_rows_with_an_empty_cell_are_dropped(load, tmp_path):

@@ -1,4 +1,4 @@
-"""MaskedGroup copies: how much is hidden and by what, where words begin, and that layouts hide the same."""
+"""Masked copies: how much is hidden and by what, where words begin, and that layouts hide the same."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from simcse_jax.data.batches import Batches, Layout
+from simcse_jax.data.batches import Batches, EncoderInputs, Layout
 from simcse_jax.data.examples import ColumnExamples
 from simcse_jax.data.masking import Masking, places_of
 from simcse_jax.data.vocabulary import Vocabulary
@@ -36,9 +36,10 @@ def masking(rate: float = 0.15, whole_word: bool = False, seed: int = 0) -> Mask
 
 
 def made(
-    examples: int, how: Masking | None, group: int = 64, row_length: int = 64, step: int = 0, **layout: Any
-) -> Any:
-    return Batches(ColumnExamples(Sentences(examples)), Layout(examples, group, row_length, **layout), 0, how)(step)
+    examples: int, how: Masking | None, group: int = 64, row_length: int = 64, step: int = 0, **rest: Any
+) -> EncoderInputs:
+    layout = Layout(examples, group, row_length, **rest)
+    return Batches(ColumnExamples(Sentences(examples)), layout, 0, how)(step).inputs
 
 
 @pytest.mark.parametrize("whole_word", [False, True])
@@ -46,10 +47,11 @@ def test_a_word_that_the_vocabulary_lacks_is_neither_predicted_nor_written(whole
     unknown = 7  # a token of the sentences
     how = Masking(dataclasses.replace(VOCABULARY, unknown=unknown), 0.4, whole_word, seed=0)
     batch = made(1024, how)
-    there = batch.inputs.groups.ids == unknown
+    assert batch.masked
+    there = batch.groups.ids == unknown
     assert there.sum() > 50
-    np.testing.assert_array_equal(batch.inputs.masked.ids == unknown, there)
-    assert not (batch.inputs.masked.labels == unknown).any()
+    np.testing.assert_array_equal(batch.masked.ids == unknown, there)
+    assert not (batch.masked.labels == unknown).any()
 
 
 def test_pieces_after_an_unknown_token_are_a_word_of_their_own() -> None:
@@ -59,9 +61,9 @@ def test_pieces_after_an_unknown_token_are_a_word_of_their_own() -> None:
     how = Masking(dataclasses.replace(VOCABULARY, unknown=7), 0.3, whole_word=True, seed=0)
     found = []
     for group in (1, 8, 128):
-        batch = Batches(ColumnExamples(sentences), Layout(128, group, 64), 0, how)(0)
-        assert batch.inputs.masked
-        found.append(by_token(batch.inputs.groups, batch.inputs.masked))
+        batch = Batches(ColumnExamples(sentences), Layout(128, group, 64), 0, how)(0).inputs
+        assert batch.masked
+        found.append(by_token(batch.groups, batch.masked))
     assert found[0] == found[1] == found[2]
     both = [((s, 2) in found[0]) + ((s, 3) in found[0]) for s, _ in found[0]]
     assert both.count(2) > 10
@@ -82,12 +84,13 @@ def by_token(groups: Group, masked: MaskedGroup) -> dict[tuple[int, int], tuple[
 @pytest.mark.parametrize("whole_word", [False, True])
 def test_so_many_are_hidden_four_fifths_of_them_by_the_mask(rate: float, whole_word: bool) -> None:
     batch = made(4096, masking(rate, whole_word))
-    used = batch.inputs.masked.labels >= 0
-    new = np.take_along_axis(batch.inputs.masked.ids.reshape(len(used), -1), batch.inputs.masked.places, 1)[used]
-    old = np.take_along_axis(batch.inputs.groups.ids.reshape(len(used), -1), batch.inputs.masked.places, 1)[used]
-    np.testing.assert_array_equal(old, batch.inputs.masked.labels[used])
+    assert batch.masked
+    used = batch.masked.labels >= 0
+    new = np.take_along_axis(batch.masked.ids.reshape(len(used), -1), batch.masked.places, 1)[used]
+    old = np.take_along_axis(batch.groups.ids.reshape(len(used), -1), batch.masked.places, 1)[used]
+    np.testing.assert_array_equal(old, batch.masked.labels[used])
     assert old.min() >= SPECIAL
-    text = int((batch.inputs.groups.ids >= SPECIAL).sum())
+    text = int((batch.groups.ids >= SPECIAL).sum())
     share = used.sum() / text
     spread = 0.5 * np.sqrt(4096) if not whole_word else np.sqrt(4 * rate * text)  # words are of a few tokens
     assert abs(share - rate) < 4 * spread / text + 1e-9  # each sentence is rounded by chance
@@ -105,9 +108,9 @@ def test_every_place_of_a_sentence_is_chosen_alike() -> None:
     sentences.lengths[:] = 40
     batches = Batches(ColumnExamples(sentences), Layout(512, 64, 64), 0, masking())
     for step in range(20):
-        batch = batches(step)
-        assert batch.inputs.masked
-        for _, position in by_token(batch.inputs.groups, batch.inputs.masked):
+        batch = batches(step).inputs
+        assert batch.masked
+        for _, position in by_token(batch.groups, batch.masked):
             counts[position] += 1
     assert counts[0] == counts[39] == 0  # [CLS], [SEP]
     assert stats.chisquare(counts[1:39]).pvalue > 1e-3
@@ -115,25 +118,28 @@ def test_every_place_of_a_sentence_is_chosen_alike() -> None:
 
 def test_nothing_else_changes_and_the_contrastive_inputs_hold_no_mask() -> None:
     batch, plain = made(256, masking()), made(256, None)
+    assert batch.masked
     assert plain.masked is None
-    for ours, theirs in zip(batch.inputs.groups, plain.groups, strict=True):
+    for ours, theirs in zip(batch.groups, plain.groups, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert not (batch.inputs.groups.ids == MASK).any()
-    assert (batch.inputs.masked.ids == MASK).any()
-    hidden = np.zeros(batch.inputs.groups.ids.shape, bool).reshape(len(batch.inputs.groups.ids), -1)
-    for g, places in enumerate(batch.inputs.masked.places):
-        hidden[g, places[batch.inputs.masked.labels[g] >= 0]] = True
-    kept = ~hidden.reshape(batch.inputs.groups.ids.shape)
-    np.testing.assert_array_equal(batch.inputs.masked.ids[kept], batch.inputs.groups.ids[kept])
+    assert not (batch.groups.ids == MASK).any()
+    assert (batch.masked.ids == MASK).any()
+    hidden = np.zeros(batch.groups.ids.shape, bool).reshape(len(batch.groups.ids), -1)
+    for g, places in enumerate(batch.masked.places):
+        hidden[g, places[batch.masked.labels[g] >= 0]] = True
+    kept = ~hidden.reshape(batch.groups.ids.shape)
+    np.testing.assert_array_equal(batch.masked.ids[kept], batch.groups.ids[kept])
 
 
 @pytest.mark.parametrize("whole_word", [False, True])
 def test_layouts_hide_the_same_and_steps_and_seeds_do_not(whole_word: bool) -> None:
     how = masking(whole_word=whole_word)
     first = made(256, how)
+    assert first.masked
     expected = by_token(first.groups, first.masked)
     assert len(expected) > 500
     for other in (made(256, how, group=16), made(256, how, 32, 40, one_per_row=True), made(256, how)):
+        assert other.masked
         assert by_token(other.groups, other.masked) == expected
     group = Group(*(field[0] for field in first.groups))
     again = how(group, 0)
@@ -146,13 +152,12 @@ def test_layouts_hide_the_same_and_steps_and_seeds_do_not(whole_word: bool) -> N
 
 def test_whole_words_are_taken_whole() -> None:
     batch = made(1024, masking(0.3, whole_word=True))
-    hidden = by_token(batch.inputs.groups, batch.inputs.masked)
+    assert batch.masked
+    hidden = by_token(batch.groups, batch.masked)
     tokens = {}
-    for g in range(len(batch.inputs.groups.ids)):
-        at = np.flatnonzero(batch.inputs.groups.segments[g].ravel())
-        for s, p, i in zip(
-            *(f[g].ravel()[at] for f in (*batch.inputs.groups[3:1:-1], batch.inputs.groups.ids)), strict=True
-        ):
+    for g in range(len(batch.groups.ids)):
+        at = np.flatnonzero(batch.groups.segments[g].ravel())
+        for s, p, i in zip(*(f[g].ravel()[at] for f in (*batch.groups[3:1:-1], batch.groups.ids)), strict=True):
             tokens[int(s), int(p)] = int(i)
     split = 0
     for (sentence, position), token in tokens.items():
@@ -161,7 +166,9 @@ def test_whole_words_are_taken_whole() -> None:
             assert ((sentence, position) in hidden) == ((sentence, position - 1) in hidden)
             split += (sentence, position) in hidden
     assert split > 500
-    single = by_token(batch.inputs.groups, made(1024, masking(0.3)).inputs.masked)
+    pieces = made(1024, masking(0.3)).masked
+    assert pieces
+    single = by_token(batch.groups, pieces)
     assert any(
         tokens[s, p] >= 200 and p > 1 and (s, p - 1) not in single for s, p in single
     )  # without whole_word, pieces are
@@ -179,12 +186,12 @@ def test_a_long_word_is_chosen_as_often_as_a_short_one() -> None:
     batches = Batches(ColumnExamples(sentences), Layout(2048, 64, 64), 0, masking(whole_word=True))
     words, chosen = np.zeros(7), np.zeros(7)
     for step in range(3):
-        batch = batches(step)
-        assert batch.inputs.masked
-        hidden = np.zeros(batch.inputs.groups.ids.shape, bool).reshape(len(batch.inputs.groups.ids), -1)
-        for g, places in enumerate(batch.inputs.masked.places):
-            hidden[g, places[batch.inputs.masked.labels[g] >= 0]] = True
-        ids = batch.inputs.groups.ids.reshape(hidden.shape)
+        batch = batches(step).inputs
+        assert batch.masked
+        hidden = np.zeros(batch.groups.ids.shape, bool).reshape(len(batch.groups.ids), -1)
+        for g, places in enumerate(batch.masked.places):
+            hidden[g, places[batch.masked.labels[g] >= 0]] = True
+        ids = batch.groups.ids.reshape(hidden.shape)
         text = ids >= SPECIAL
         starts = text & (ids < 200)
         for g in range(len(ids)):
@@ -203,10 +210,10 @@ def test_text_without_spaces_is_taken_in_parts(group: int) -> None:
     sentences.tokens[:] = 200 + sentences.tokens % 100  # every token goes on with the word before
     sentences.lengths[:] = 38
     batches = Batches(ColumnExamples(sentences), Layout(256, group, 64), 0, masking(whole_word=True))
-    batch = batches(0)
-    assert batch.inputs.masked
-    hidden = [*by_token(batch.inputs.groups, batch.inputs.masked)]
-    share = len(hidden) / int((batch.inputs.groups.ids >= SPECIAL).sum())
+    batch = batches(0).inputs
+    assert batch.masked
+    hidden = [*by_token(batch.groups, batch.masked)]
+    share = len(hidden) / int((batch.groups.ids >= SPECIAL).sum())
     assert 0.1 < share < 0.2
     parts = {(sentence, (position - 1) // 8) for sentence, position in hidden}
     assert len(hidden) == sum(8 if part < 4 else 36 - 4 * 8 for _, part in parts)
@@ -229,6 +236,6 @@ def test_places_suffice_at_the_worst() -> None:
 
 
 def test_a_group_without_sentences_hides_nothing() -> None:
-    group = made(64, None).inputs.groups
+    group = made(64, None).groups
     nothing = Group(*(np.zeros_like(field[0]) for field in group))
     assert (masking()(nothing, 0).labels == -1).all()
