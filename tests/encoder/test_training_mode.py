@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simcse_jax.data.packing import pack
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.mlm import mlm_scores
@@ -19,6 +18,7 @@ from simcse_jax.encoder.model import Encoder, embed
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.group import Group, MaskedGroup
 from tests.encoder import reference
+from tests.packed import pack
 
 ARCHITECTURE = Architecture("bert", 50, 8, 2, 2, 12, max_position_embeddings=16, layer_norm_eps=1e-5, dropout=0.3)
 SIZES = reference.Sizes(2, 2, 16, 1e-5, 0.3)
