@@ -256,15 +256,12 @@ def test_an_anchor_without_negatives(name: str) -> None:
     given = {"temperature": 0.1, "hard_negative_weight": 1.0, "margin": 0.3, "mining": "semi_hard", "bias": -1.0}
     options = {key: given[key] for key in LOSSES[name].options}
     texts = np.zeros((3, BATCH), np.int32)
-    found = {}
     for devices, tile in ((1, 5), (2, 1)):
         objective = make_objective(LOSSES[name], make_mesh(devices), tile=tile, **options)
         value, (_, *gradients), metrics = value_and_gradients(objective, anchors, candidates, texts)
         assert value == pytest.approx(expected(name, options, anchors, candidates, texts), abs=1e-5)
         assert all(np.isfinite(g).all() for g in gradients)
         assert float(metrics["masked"]) == BATCH * (2 * BATCH - 1)
-        found[devices] = value
-    assert name == "sigmoid" or set(found.values()) == {0.0}
 
 
 def test_a_loss_from_outside_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
