@@ -1,40 +1,12 @@
-"""Check a recipe: each key's type and range, keys without effect, and the relations between keys."""
+"""Check that the keys of a recipe go together, and that each of them has an effect."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from typing import Any
 
 from simcse_jax.config.compare import idle_keys, idle_message
-from simcse_jax.config.schema import DURATIONS, KEYS, NO_LOSS, SECTIONS, Config
+from simcse_jax.config.schema import KEYS, NO_LOSS, Config
 from simcse_jax.system.errors import UserError
-
-
-def typed_values(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return every key of the recipe by its full name, of its declared type and in its range; UserError otherwise.
-
-    A float may be given as an integer. A key that the recipe leaves out has its default.
-    """
-    values = {name: key.default for name, key in KEYS.items()}
-    for section in SECTIONS:
-        for field, value in recipe[section].items():
-            name = f"{section}.{field}"
-            if name not in KEYS:
-                known = ", ".join(key for key in KEYS if key.startswith(f"{section}."))
-                raise UserError(f"{name} is no key of a recipe.\nKeys of {section}: {known}.")
-            kind = KEYS[name].type
-            value = float(value) if kind is float and type(value) is int else value
-            if type(value) is not kind:
-                raise UserError(f"{name} = {value!r} is of type {type(value).__name__}; it takes {kind.__name__}.")
-            require_in_range(name, value)
-            values[name] = value
-    return values
-
-
-def require_in_range(name: str, value: Any) -> None:
-    """Raise UserError for a value outside the range that the key declares."""
-    key = KEYS[name]
-    _require(key.allows(value), name, value, key.limit)
 
 
 def require_consistent(config: Config) -> None:
@@ -46,24 +18,8 @@ def require_consistent(config: Config) -> None:
         raise UserError(idle_message(idle[0], values))
 
 
-def one_duration(values: Mapping[str, Any], overridden: Collection[str]) -> dict[str, Any]:
-    """Return the values with one duration above 0: one on the command line replaces the recipe's, of any unit.
-
-    overridden: the full names of the keys on the command line.
-    """
-    names = [f"train.{unit}" for unit in DURATIONS]
-    given = [name for name in names if name in overridden and values[name]]
-    chosen = given or [name for name in names if values[name]]
-    if len(chosen) != 1:
-        listed = ", ".join(f"{name} = {values[name]}" for name in names)
-        raise UserError(
-            f"Exactly one duration must be above 0, and {len(chosen)} are: {listed}.\nGive one of them, for example "
-            "--config.train.epochs=1."
-        )
-    return {**values, **{name: KEYS[name].type(0) for name in names if name != chosen[0]}}
-
-
-def _require(ok: bool, name: str, value: Any, limit: str, example: Any = None) -> None:
+def require(ok: bool, name: str, value: Any, limit: str, example: Any = None) -> None:
+    """Raise UserError, with the limit and a value that works, unless ok."""
     if not ok:
         example = KEYS[name].example if example is None else example
         raise UserError(f"{name} = {value!r}: must be {limit}.\nFor example --config.{name}={example}")
@@ -77,10 +33,10 @@ def _check_model(config: Config) -> None:
             "trains.\nUse --config.model.train_pooler=cls, or another model.pooler."
         )
     if model.init == "pretrained":
-        _require(bool(model.name), "model.name", model.name, "a folder or Hub name")
+        require(bool(model.name), "model.name", model.name, "a folder or Hub name")
     if model.tokenizer == "train":
-        _require(model.init == "random", "model.init", model.init, "random when model.tokenizer = 'train'", "random")
-        _require(model.vocab_size >= 100, "model.vocab_size", model.vocab_size, "at least 100 to train a tokenizer")
+        require(model.init == "random", "model.init", model.init, "random when model.tokenizer = 'train'", "random")
+        require(model.vocab_size >= 100, "model.vocab_size", model.vocab_size, "at least 100 to train a tokenizer")
     elif not model.name and not model.tokenizer:
         raise UserError(
             "model.name and model.tokenizer are both empty, so there is no tokenizer.\nGive a folder with "
@@ -90,7 +46,7 @@ def _check_model(config: Config) -> None:
 
 def _check_data(config: Config) -> None:
     data, model = config.data, config.model
-    _require(bool(data.files), "data.files", data.files, "a file, glob or Hub name")
+    require(bool(data.files), "data.files", data.files, "a file, glob or Hub name")
     if config.objective.loss == NO_LOSS:
         if data.positive not in ("dropout", "columns"):
             raise UserError(
@@ -99,7 +55,7 @@ def _check_data(config: Config) -> None:
             )
         return
     if data.positive in ("crop", "mask"):
-        _require(data.rate > 0, "data.rate", data.rate, f"above 0 with data.positive = {data.positive!r}")
+        require(data.rate > 0, "data.rate", data.rate, f"above 0 with data.positive = {data.positive!r}")
     if data.positive == "mask" and model.init == "random" and not data.mask_model:
         raise UserError(
             "data.positive = 'mask' lets the pretrained model predict tokens, and random weights predict nothing.\n"
@@ -130,7 +86,7 @@ def _check_loss(config: Config) -> None:
         widths = objective.matryoshka_widths
     except ValueError:
         widths = (0,)
-    _require(
+    require(
         all(width > 0 for width in widths) and len(set(widths)) == len(widths),
         "objective.widths",
         objective.widths,

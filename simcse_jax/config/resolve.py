@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from simcse_jax.config.checks import one_duration, require_consistent, typed_values
+from simcse_jax.config.checks import require, require_consistent
 from simcse_jax.config.layout import with_layout
-from simcse_jax.config.schema import SECTIONS, Config, nested
+from simcse_jax.config.schema import DURATIONS, KEYS, SECTIONS, Config, nested
 from simcse_jax.system.errors import UserError
 
 
@@ -18,9 +18,53 @@ def resolve(recipe: Any, overridden: Collection[str], devices: int, x64: bool = 
     command line gave; x64: whether JAX computes with 64 bits. Raises UserError with the key, its value, the limit and
     a value that works.
     """
-    values = one_duration(typed_values(recipe), overridden)
+    values = _one_duration(_typed_values(recipe), overridden)
     config = Config(**{section: SECTIONS[section](**fields) for section, fields in nested(values).items()})
     require_consistent(config)
     if config.model.dtype == "float64" and not x64:
         raise UserError("model.dtype = 'float64' needs JAX's 64-bit mode.\nSet JAX_ENABLE_X64=1, or use float32.")
     return with_layout(config, devices, processes)
+
+
+def require_in_range(name: str, value: Any) -> None:
+    """Raise UserError for a value outside the range that the key declares."""
+    key = KEYS[name]
+    require(key.allows(value), name, value, key.limit)
+
+
+def _typed_values(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return every key of the recipe by its full name, of its declared type and in its range; UserError otherwise.
+
+    A float may be given as an integer. A key that the recipe leaves out has its default.
+    """
+    values = {name: key.default for name, key in KEYS.items()}
+    for section in SECTIONS:
+        for field, value in recipe[section].items():
+            name = f"{section}.{field}"
+            if name not in KEYS:
+                known = ", ".join(key for key in KEYS if key.startswith(f"{section}."))
+                raise UserError(f"{name} is no key of a recipe.\nKeys of {section}: {known}.")
+            kind = KEYS[name].type
+            value = float(value) if kind is float and type(value) is int else value
+            if type(value) is not kind:
+                raise UserError(f"{name} = {value!r} is of type {type(value).__name__}; it takes {kind.__name__}.")
+            require_in_range(name, value)
+            values[name] = value
+    return values
+
+
+def _one_duration(values: Mapping[str, Any], overridden: Collection[str]) -> dict[str, Any]:
+    """Return the values with one duration above 0: one on the command line replaces the recipe's, of any unit.
+
+    overridden: the full names of the keys on the command line.
+    """
+    names = [f"train.{unit}" for unit in DURATIONS]
+    given = [name for name in names if name in overridden and values[name]]
+    chosen = given or [name for name in names if values[name]]
+    if len(chosen) != 1:
+        listed = ", ".join(f"{name} = {values[name]}" for name in names)
+        raise UserError(
+            f"Exactly one duration must be above 0, and {len(chosen)} are: {listed}.\nGive one of them, for example "
+            "--config.train.epochs=1."
+        )
+    return {**values, **{name: KEYS[name].type(0) for name in names if name != chosen[0]}}

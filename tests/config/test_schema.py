@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from simcse_jax.config import keys
-from simcse_jax.config.checks import require_in_range
 from simcse_jax.config.help import help_text
 from simcse_jax.config.keys import Key, When
+from simcse_jax.config.resolve import require_in_range
 from simcse_jax.config.schema import KEYS, LAYOUT_KEYS, LOCAL_KEYS, RESUMABLE_KEYS, defaults
 from simcse_jax.system.errors import UserError
 from tests.config.recipes import in_effect, other_value, recipe, resolved
