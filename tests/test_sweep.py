@@ -17,7 +17,7 @@ from tests.forked import run_commands
 ROOT = Path(__file__).parent.parent
 SMALL = [
     *("--config=configs/demo.py:scratch", "--grid=objective.temperature=0.05,0.5", "--seeds=0..1"),
-    *("--config.train.steps=80", "--config.eval.every_steps=40", "--config.train.log_every_steps=1"),
+    *("--config.train.steps=200", "--config.eval.every_steps=50", "--config.train.log_every_steps=1"),
     *("--config.checkpoint.every_steps=20", "--config.optimizer.warmup_steps=1", "--config.model.hidden_size=16"),
     *("--config.model.num_hidden_layers=1", "--config.model.intermediate_size=32", "--config.model.vocab_size=300"),
     "--config.data.packed=False",  # one shape to compile
