@@ -65,6 +65,8 @@ def test_rows_are_twice_as_long_as_the_longest_sentence() -> None:
 def test_one_duration_given_on_the_command_line_replaces_the_recipe_s() -> None:
     config = resolved({"train.steps": 7, "train.epochs": 3.0}, overridden=["train.steps"])
     assert config.train.total_steps(100) == 7
+    unset = {"train.steps": 0, "train.epochs": 2.0}
+    assert resolved(unset, overridden=["train.steps"]).train.total_steps(100) == 200
     assert resolved({"train.epochs": 0.5}).train.total_steps(101) == 50
     assert resolved({"train.epochs": 0.0, "train.examples": 640}).train.total_steps(101) == 10
     assert resolved({"train.epochs": 0.29}).train.total_steps(100) == 29
