@@ -1,7 +1,6 @@
-"""docs/domain.md word for word: from documents to a judged encoder, on a small model from a Hub of our own."""
+"""Run docs/domain.md word for word: from documents to a judged encoder, on a small model from a Hub of our own."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,16 +9,17 @@ import pytest
 
 from simcse_jax.data import demo
 from tests.conftest import reached_from, serve_hub
+from tests.pages import ROOT, blocks, shell_lines
 from tests.test_readme import add_bert
 
-ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "docs" / "domain.md").read_text(encoding="utf-8"), re.DOTALL)
+PAGE = "docs/domain.md"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # three commands, each with its programs to compile
 def test_from_documents_to_a_judged_encoder(tmp_path: Path) -> None:
-    split, commands = (block for _, block in BLOCKS)
+    (split,) = blocks(PAGE, "python")
+    pretrain, train, judge = (line.replace("python ", f"{sys.executable} ", 1) for line in shell_lines(PAGE))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     sentences = [f"{text.capitalize()}." for text in demo.sentences(count=480)]
     (tmp_path / "reports").mkdir()
@@ -45,7 +45,6 @@ def test_from_documents_to_a_judged_encoder(tmp_path: Path) -> None:
         assert [len(documents[0]), len(documents[1].strip().split("\n\n"))] == [38, 2]
         assert documents[0][0].splitlines() == sentences[:12]
 
-        pretrain, train, judge = commands.replace("\\\n", " ").replace("python ", f"{sys.executable} ").splitlines()
         said = run("bash", "-c", pretrain)
         assert "train SimCSE from it" in said
         assert "--config.model.name=runs/domain/model" in said

@@ -1,4 +1,4 @@
-"""docs/use.md word for word: its Python and its commands, in a folder as a user has it."""
+"""Run docs/use.md word for word: its Python and its commands, in a folder as a user has it."""
 
 import csv
 import os
@@ -15,28 +15,22 @@ import pytest
 
 from simcse_jax.data import demo
 from simcse_jax.model_folder.export import export_run
+from tests.pages import ROOT, blocks, commands
 from tests.serving.web.servers import process
 from tests.small_models import train_small
 
-ROOT = Path(__file__).parent.parent
-USE = (ROOT / "docs/use.md").read_text(encoding="utf-8")
+USE = "docs/use.md"
 SERVER_NEEDS = ("--save-index=index", "--serve")
 
 
-def python_of(page: str) -> list[str]:
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    return [block for block in blocks if "from simcse_jax import SimCSE" in block]
-
-
-def commands_of(page: str) -> list[list[str]]:
-    """The commands on sentences and models, without the interpreter."""
-    lines = re.findall(r"^python -m (simcse_jax\.(?:embed|search|export) .*)$", page, re.MULTILINE)
-    return [shlex.split(line.partition(" #")[0]) for line in lines]
+def command_words(page: str) -> list[list[str]]:
+    """Return the words of a page's commands on sentences and models, without the interpreter."""
+    return [shlex.split(line.removeprefix("python -m ")) for line in commands(page, "(?:embed|search|export)")]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished run, sentences and pairs."""
+    """Make a folder with a finished run, sentences and pairs."""
     place = tmp_path_factory.mktemp("use")
     train_small(place / "runs" / "unsup", place / "cache")
     export_run(place / "runs" / "unsup", place / "runs" / "unsup" / "model")
@@ -57,8 +51,8 @@ def run(words: list[str], place: Path) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.slow
 def test_the_python_of_the_page_runs(place: Path) -> None:
-    first, database = python_of(USE)
-    embed = ["-m", *commands_of(USE)[0]]  # writes the file that the second block reads
+    first, database = (block for block in blocks(USE, "python") if "from simcse_jax import SimCSE" in block)
+    embed = ["-m", *command_words(USE)[0]]  # writes the file that the second block reads
     said = []
     for words in (embed, ["-c", first], ["-c", database]):
         done = run(words, place)
@@ -70,10 +64,10 @@ def test_the_python_of_the_page_runs(place: Path) -> None:
 @pytest.mark.slow
 def test_the_commands_of_the_page_run(place: Path) -> None:
     (place / "vectors.parquet").unlink(missing_ok=True)
-    commands = [words for words in commands_of(USE) if "--serve" not in words]
-    assert {words[0] for words in commands} == {"simcse_jax.embed", "simcse_jax.search", "simcse_jax.export"}
+    all_words = [words for words in command_words(USE) if "--serve" not in words]
+    assert {words[0] for words in all_words} == {"simcse_jax.embed", "simcse_jax.search", "simcse_jax.export"}
     said = []
-    for words in commands:
+    for words in all_words:
         done = run(["-m", *words], place)
         assert done.returncode == 0, (words, done.stdout, done.stderr)
         said.append(done.stdout)
@@ -94,7 +88,7 @@ def test_the_commands_of_the_page_run(place: Path) -> None:
 
 @pytest.mark.slow
 def test_the_server_of_the_page_answers_whom_it_should(place: Path) -> None:
-    saves, serves = (next(words for words in commands_of(USE) if flag in words) for flag in SERVER_NEEDS)
+    saves, serves = (next(words for words in command_words(USE) if flag in words) for flag in SERVER_NEEDS)
     if not (place / "index").exists():
         assert run(["-m", *saves], place).returncode == 0
     with process(*serves, "--port=0", cwd=place, SIMCSE_API_KEY="secret") as (_, url), httpx.Client() as client:
