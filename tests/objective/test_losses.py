@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from simcse_jax.data.batches import Batch
 from simcse_jax.objective.contrastive import Queue, make_objective
 from simcse_jax.objective.loss import PairwiseLoss, Scores
 from simcse_jax.objective.losses import LOSSES
 from simcse_jax.training.mesh import make_mesh
+from simcse_jax.training.state import QUEUE
+from simcse_jax.training.step import Encoded, make_loss
 from tests.small_models import train_small
 
 GROUPS, SIZE, WIDTH = 8, 3, 7
@@ -219,6 +222,21 @@ def test_a_queue_holds_negatives_of_every_anchor(filled: int, hard_negatives: in
             value, (_, *gradients), _ = value_and_gradients(objective, anchors, candidates, texts, queue=queue)
             assert value == pytest.approx(at(anchors, candidates), abs=1e-9)
             assert_gradient(gradients, at, anchors, candidates)
+
+
+def test_a_step_queues_the_positives_with_their_own_texts() -> None:
+    """Not with their anchors' texts, which differ: a later anchor must not be pushed away from its own text."""
+    anchors, candidates, texts = (jnp.asarray(x, jnp.float32) for x in inputs(1))
+    z = jnp.concatenate([anchors[None], candidates]).reshape(3, GROUPS, SIZE, WIDTH)
+    loss = make_loss(
+        lambda trees, batch, keys: Encoded(z, None), make_objective(LOSSES["info_nce"], make_mesh(1), **NCE)
+    )
+    queue = Queue(jnp.zeros((30, WIDTH)), jnp.full(30, -7, jnp.int32), jnp.asarray(2))
+    batch: Any = Batch(None, texts.astype(jnp.int32))  # pyright: ignore[reportArgumentType]
+    _, (_, extra) = jax.jit(lambda: loss({}, {QUEUE: queue}, batch, jnp.zeros((1, 2), jnp.uint32)))()
+    np.testing.assert_array_equal(extra[QUEUE].texts, [*texts[1].astype(int), *[-7] * 6])
+    np.testing.assert_array_equal(extra[QUEUE].z[:BATCH], candidates[0])
+    assert int(extra[QUEUE].filled) == BATCH + 2
 
 
 @pytest.mark.parametrize(("devices", "tile"), [ONE_TILE, TILES_ON_DEVICES])
