@@ -1,6 +1,5 @@
 """Positives: what is changed, by how much, by chance of (seed, step) alone, and what does not suit is refused."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -398,29 +397,20 @@ def test_files_are_documents_too(tokenizer: Any, tmp_path: Path) -> None:
     assert len(examples) == 4
 
 
-def test_batches_of_changed_copies_are_a_function_of_seed_and_step(tokenizer: Any, tmp_path: Path) -> None:
+def test_copies_do_not_depend_on_the_packing_and_are_the_same_text(tokenizer: Any, tmp_path: Path) -> None:
     data = corpus(tmp_path, tokenizer, "\n".join(TEXTS))
+    examples = examples_of("word_deletion", data, tokenizer)
 
-    def made(seed: int, rate: float = 0.3, **layout: Any) -> Batches:
-        examples = examples_of("word_deletion", data, tokenizer, seed, rate=rate)
-        return Batches(examples, dataclasses.replace(Layout(64, 16, 32), **layout), seed)
-
-    def texts(batch: Any) -> dict[tuple[int, int], int]:
-        fields = [np.asarray(field)[batch.inputs.groups.segments > 0] for field in batch.inputs.groups[:4]]
+    def texts(layout: Layout) -> dict[tuple[int, int], int]:
+        groups = Batches(examples, layout, 0)(3).inputs.groups
+        fields = [np.asarray(field)[groups.segments > 0] for field in groups[:4]]
         return {(int(s), int(p)): int(i) for i, _, p, s in zip(*fields, strict=True)}
 
-    one = texts(made(0)(3))
-    assert one == texts(made(0, group_size=64, one_per_row=True)(3))
-    assert one != texts(made(1)(3))
-    assert one != texts(made(0)(4))
-    longest = max(p for s, p in one if s >= 64)
-    assert longest <= max(p for s, p in one if s < 64)
-    part = made(0)(3, [1])
-    np.testing.assert_array_equal(part.inputs.groups.ids[0], made(0)(3).inputs.groups.ids[1])
+    assert texts(Layout(64, 16, 32)) == texts(Layout(64, 64, 32, one_per_row=True))
     # A copy is no negative of another copy of the same text.
-    numbers = made(0)(3).text_ids
-    np.testing.assert_array_equal(numbers[0], numbers[1])
-    assert len(np.unique(numbers)) == 5
+    text_ids = Batches(examples, Layout(64, 16, 32), 0)(3).text_ids
+    np.testing.assert_array_equal(text_ids[0], text_ids[1])
+    assert len(np.unique(text_ids)) == 5
 
 
 def test_a_positive_from_outside_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
