@@ -12,7 +12,7 @@ EXAMPLES, BATCH, GROUP, LONGEST = 103, 16, 4, 16
 
 
 class Table:
-    """Examples whose tokens tell which row and column they are from: id = 1000 * column + row + 1."""
+    """Hold examples whose tokens tell which row and column they are from: id = 1000 * column + row + 1."""
 
     def __init__(self, columns: int = 1, examples: int = EXAMPLES):
         rng = np.random.default_rng(1)

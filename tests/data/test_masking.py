@@ -19,7 +19,7 @@ VOCABULARY = Vocabulary(np.arange(VOCAB) < SPECIAL, CONTINUES, MASK)
 
 
 class Sentences:
-    """E sentences of random tokens between [CLS] = 2 and [SEP] = 3."""
+    """Hold E sentences of random tokens between [CLS] = 2 and [SEP] = 3."""
 
     def __init__(self, examples: int, longest: int = 40):
         rng = np.random.default_rng(0)

@@ -31,7 +31,7 @@ KEY = np.arange(4, dtype=np.uint32) + np.uint32(11)
 
 
 def sentences(count: int, seed: int = 0, least: int = 1) -> list[np.ndarray]:
-    """Sentences of words of one or two tokens; the number of the word in its sentence is in its tokens."""
+    """Return sentences of words of one or two tokens; the number of the word in its sentence is in its tokens."""
     counts = np.random.default_rng(seed).integers(least, 19, count)
     return [np.array([CLS, *pieces(range(words)), SEP], np.int32) for words in counts]
 
@@ -41,7 +41,7 @@ def pieces(numbers: Iterable[int]) -> list[int]:
 
 
 def words(sentence: np.ndarray) -> list[int]:
-    """The numbers of a sentence's words; each is whole, between [CLS] and [SEP]."""
+    """Return the numbers of a sentence's words; each is whole, between [CLS] and [SEP]."""
     assert sentence.dtype == np.int32
     assert (sentence[0], sentence[-1]) == (CLS, SEP)
     numbers = [int(token) - 5 for token in sentence[1:-1] if token < 200]

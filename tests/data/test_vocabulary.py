@@ -23,7 +23,7 @@ def wordpiece(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def starts(tokenizer: Any, text: str) -> list[str]:
-    """The words of a text, their pieces put together."""
+    """Return the words of a text, their pieces put together."""
     vocabulary, ids = vocabulary_of(tokenizer), np.array(tokenizer(text)["input_ids"])
     begins = np.arange(len(ids)) == 0
     words: list[str] = []

@@ -75,14 +75,14 @@ def test_zero_vectors_have_finite_gradients() -> None:
 
 
 def compiled(name: str, batch: int, width: int, tile: int) -> Any:
-    """Loss and gradients for one device, compiled for shapes only."""
+    """Compile loss and gradients for one device for shapes only."""
     z, texts = jax.ShapeDtypeStruct((batch // 64, 64, width), jnp.float32), jax.ShapeDtypeStruct((2, batch), jnp.int32)
     loss = jax.value_and_grad(objective(name, 1, tile=tile), argnums=(0, 1), has_aux=True)
     return jax.jit(loss).lower(z, jax.ShapeDtypeStruct((1, *z.shape), z.dtype), texts).compile()
 
 
 def largest_array(program: Any) -> int:
-    """Elements of the largest array of any type in a compiled program."""
+    """Return the elements of the largest array of any type in a compiled program."""
     shapes = re.findall(r"\b(?:f32|f64|bf16|pred|[su]\d+)\[([\d,]+)\]", program.as_text())
     return max(math.prod(map(int, shape.split(","))) for shape in shapes)
 

@@ -16,7 +16,7 @@ def units(x: np.ndarray) -> np.ndarray:
 
 
 def direct(x: np.ndarray) -> dict[str, float]:
-    """Every figure of one set, term by term."""
+    """Return every metric of one set, term by term."""
     u = units(x)
     n = len(u)
     pairs = [(i, j) for i in range(n) for j in range(n) if i != j]

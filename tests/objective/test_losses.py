@@ -71,7 +71,7 @@ def expected(
     mask_duplicates: bool = True,
     older: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> float:
-    """The mean over anchors [B, D], of candidates [K, B, D], texts [K + 1, B], and a queue's (vectors, texts)."""
+    """Return the mean over anchors [B, D] of candidates [K, B, D], texts [K + 1, B], and older (vectors, texts)."""
     everyone, their_texts = candidates.reshape(-1, candidates.shape[-1]), texts[1:].ravel()
     if older is not None:
         everyone, their_texts = np.concatenate([everyone, older[0]]), np.concatenate([their_texts, older[1]])
@@ -92,7 +92,7 @@ def expected(
 
 
 def inputs(hard_negatives: int, distinct_texts: int = 1000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Anchors [B, D], candidates [K, B, D] near them, and texts [K + 1, B], those of positives unlike the anchors'."""
+    """Return anchors [B, D], candidates [K, B, D] near them, and texts [K + 1, B]."""
     rng = np.random.default_rng(0)
     anchors = rng.normal(size=(BATCH, WIDTH))
     candidates = rng.normal(size=(1 + hard_negatives, BATCH, WIDTH)) + anchors
@@ -102,7 +102,7 @@ def inputs(hard_negatives: int, distinct_texts: int = 1000) -> tuple[np.ndarray,
 def value_and_gradients(
     objective: Any, anchors: Any, candidates: Any, texts: Any, learned: Any = None, queue: Any = None
 ) -> tuple[float, tuple[Any, np.ndarray, np.ndarray], dict[str, Any]]:
-    """Loss, gradients for (learned, anchors, candidates), and metrics."""
+    """Return loss, gradients for (learned, anchors, candidates), and metrics."""
 
     def loss(learned: Any, a: jax.Array, c: jax.Array) -> Any:
         shaped = a.reshape(GROUPS, SIZE, -1), c.reshape(len(c), GROUPS, SIZE, -1)
