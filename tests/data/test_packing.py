@@ -18,7 +18,7 @@ def first_fit(lengths: np.ndarray, row_length: int, one_per_row: bool = False) -
 
 
 def _check(group: Group, tokens: list[np.ndarray], first_sentence: int) -> None:
-    """Require that every sentence is contiguous in one row, numbered right, alone in its segment; all else is padding."""
+    """Require that each sentence is contiguous in one row, numbered right, alone in its segment; all else padding."""
     row_length = group.ids.shape[1]
     seen = np.zeros(group.ids.shape, bool)
     for n, ids in enumerate(tokens):
