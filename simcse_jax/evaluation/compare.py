@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from simcse_jax.evaluation.results import Difference, Entry, Score, Verdict
 
@@ -178,6 +177,8 @@ def _blocks(resamples: int, count: int) -> list[int]:
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return the Spearman correlation of each row of float64[S, n]: float64[S]; ties share ranks, all equal gives 0."""
+    from scipy import stats  # here, because its import takes a second of every start
+
     ranks = [stats.rankdata(values, axis=1) for values in (x, y)]
     a, b = (r - r.mean(axis=1, keepdims=True) for r in ranks)
     scale = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
