@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from simcse_jax.evaluation.report import drawing
-from simcse_jax.evaluation.report.drawing import GREY, SMALL, End, Label, colour, marker
+from simcse_jax.evaluation.report.drawing import GREY, SMALL, End, colour, marker
 from simcse_jax.evaluation.results import Results, Space
 
 NOISE = 1e-6  # of the largest singular value; below it, there is only float32 rounding
@@ -29,19 +28,19 @@ def alignment_uniformity(results: Results) -> Figure | None:
     if not known:
         return None
     arrows = any(before for _, _, before in known)
-    figure = drawing.new_figure(5.6 if len(results.entries) <= 8 else 6.8)
+    figure = drawing.new_figure(max(5.0, 0.25 * len(results.entries) + 1.4))
     drawing.write_title(
         figure, "Alignment and uniformity", "Hollow: before training. Filled: as judged." if arrows else ""
     )
-    drawing.set_margins(figure)
+    drawing.set_margins(figure, right=2.5)
     axes = figure.subplots()
     drawing.style_axes(
         axes, "uniformity  (lower: sentences spread more evenly)", "alignment  (lower: paraphrases closer)"
     )
-    points, courses = [], []
+    points, handles = [], {}
     for place, space, before in known:
         after = _place(space)
-        style: Any = {"marker": marker(place), "markersize": 8, "color": colour(place)}
+        style: Any = {"marker": marker(place), "markersize": 8, "color": colour(place), "linestyle": "none"}
         if before:
             start = _place(before)
             axes.annotate(
@@ -49,40 +48,20 @@ def alignment_uniformity(results: Results) -> Figure | None:
                 arrowprops={"arrowstyle": "-|>", "color": colour(place), "alpha": 0.55, "shrinkA": 5, "shrinkB": 5},
             )  # fmt: skip
             axes.plot(*start, **style | {"markerfacecolor": "white", "markersize": 7})
-            courses.append(np.linspace(start, after, 40))
-        axes.plot(*after, markeredgecolor="white", zorder=3, **style)
+            points.append(start)
+        [handles[place]] = axes.plot(*after, markeredgecolor="white", zorder=3, **style)
         points.append(after)
-    taken = np.concatenate([*courses, np.array(points)])
-    _frame(axes, taken)
-    corner = axes.text(0.012, 0.02, "↙ better", transform=axes.transAxes, size=SMALL, color=GREY, style="italic")
-    extent = axes.transData.inverted().transform(corner.get_window_extent())
-    taken = np.concatenate([taken, np.repeat(extent, 20, axis=0), [extent.mean(axis=0)] * 20])
-    drawing.label_points(axes, np.array(points), _point_labels(results, known), taken)
+    (left, lower), (right, upper) = np.min(points, axis=0), np.max(points, axis=0)
+    across, up = max(0.1 * (right - left), 0.2), max(0.1 * (upper - lower), 0.03)
+    axes.set(xlim=(left - across, right + across), ylim=(lower - up, upper + up))
+    axes.text(0.012, 0.02, "↙ better", transform=axes.transAxes, size=SMALL, color=GREY, style="italic")
+    names = drawing.label_names([entry.name for entry in results.entries], 24)
+    drawing.label_markers(axes, list(handles.values()), [names[place] for place in handles])
     return figure
 
 
 def _place(space: Space) -> tuple[float, float]:
     return space.uniformity, space.alignment
-
-
-def _frame(axes: Axes, points: np.ndarray) -> None:
-    """Set limits around the points, with room for labels."""
-    (left, lower), (right, upper) = points.min(0), points.max(0)
-    across, up = max(0.16 * (right - left), 0.4), max(0.16 * (upper - lower), 0.05)
-    axes.set_xlim(left - across, right + across)
-    axes.set_ylim(lower - up, upper + up)
-
-
-def _point_labels(results: Results, known: Sequence[tuple[int, Space, Any]]) -> list[Label]:
-    """Return a label for each entry, at the run that is nearest to the mean of its runs."""
-    names = drawing.label_names([entry.name for entry in results.entries])
-    labels = []
-    for place in dict.fromkeys(place for place, _, _ in known):
-        runs = [(number, _place(space)) for number, (owner, space, _) in enumerate(known) if owner == place]
-        middle = np.mean([point for _, point in runs], axis=0)
-        nearest = min(runs, key=lambda run: float(np.sum((run[1] - middle) ** 2)))
-        labels.append(Label(nearest[0], names[place], colour(place)))
-    return labels
 
 
 def spectrum(results: Results) -> Figure | None:

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation, Text
+from matplotlib.text import Text
 
 from simcse_jax.evaluation.report import drawing, pair_pictures, pictures
 from simcse_jax.evaluation.results import Entry, Results, Score, Space, Verdict
@@ -200,18 +200,3 @@ def test_spread_out_is_the_nearest_that_keeps_apart() -> None:
         assert places.max() <= 1 + 1e-9
     assert drawing.spread_out(np.array([0.1, 0.5, 0.9]), 0.1) == pytest.approx([0.1, 0.5, 0.9])
     assert drawing.spread_out(np.array([0.5, 0.5]), 0.1) == pytest.approx([0.45, 0.55])
-
-
-def test_a_label_far_away_has_a_line() -> None:
-    """Ten points in one place: the labels do not overlap, and those far away have a line."""
-    figure = drawing.new_figure(5)
-    axes = figure.subplots()
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    points = np.full((10, 2), 0.5)
-    labels = [drawing.Label(number, f"the label {number}", "#000000") for number in range(10)]
-    found = drawing.label_points(axes, points, labels, points)
-    assert [text.get_text() for text in found] == [label.text for label in labels]
-    for a, b in itertools.combinations(boxes(found), 2):
-        assert not a.overlaps(b)
-    leaders = [child for child in axes.get_children() if isinstance(child, Annotation) and not child.get_text()]
-    assert 1 <= len(leaders) <= 10
