@@ -71,13 +71,13 @@ def load_graded_pairs(source: str) -> GradedPairs:
     if path.is_dir():
         path = _stsb_dev(path)
     if not path.exists():
-        raise UserError(f"The graded pairs {source!r} do not exist (looked in {Path.cwd()}).\nGive {SOURCES}.")
+        raise UserError(f"The graded pairs {source!r} do not exist (relative to {Path.cwd()}).\nGive {SOURCES}.")
     suffix = path.suffix.lower()
     if suffix == ".tar":
-        return _parse(source, _stsb_dev_in_archive(path), ".csv")
+        return _parse(source, _stsb_dev_in_archive(path), ".csv", Path(STSB_DEV))
     if suffix not in SUFFIXES:
         raise UserError(f"The graded pairs {source!r} end in {suffix!r}; known: {', '.join(SUFFIXES)}, .tar.")
-    return _parse(source, path.read_bytes(), suffix)
+    return _parse(source, path.read_bytes(), suffix, path)
 
 
 def _demo_pairs(source: str) -> GradedPairs:
@@ -110,8 +110,8 @@ def _stsb_dev_in_archive(path: Path) -> bytes:
     raise UserError(f"The archive {path} has no member {STSB_DEV}; it should have SentEval's layout.")
 
 
-def _parse(name: str, content: bytes, suffix: str) -> GradedPairs:
-    text = "".join(decode_lines(io.BytesIO(content), name, Path(name)))
+def _parse(name: str, content: bytes, suffix: str, path: Path) -> GradedPairs:
+    text = "".join(decode_lines(io.BytesIO(content), name, path))
     rows = _rows(name, text, suffix)
     head = next(rows, None)
     if head is None:
