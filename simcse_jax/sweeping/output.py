@@ -128,7 +128,7 @@ def draw(table: Table) -> Figure:
 
     A dashed line is the mean of the first row.
     """
-    labels = [drawing.drawable(shorten(row.row.label, _LONGEST_LABEL)) for row in table.rows]
+    labels = [drawing.replace_missing_glyphs(shorten(row.row.label, _LONGEST_LABEL)) for row in table.rows]
     figure = drawing.new_figure(_ROW_HEIGHT * len(table.rows) + 1.5)
     title = title_of(table.measure)
     drawing.write_title(

@@ -40,14 +40,14 @@ def marker(place: int) -> str:
     return MARKERS[place % len(MARKERS)]
 
 
-def drawable(text: str) -> str:
+def replace_missing_glyphs(text: str) -> str:
     """Return the text with a box for each character that the font lacks."""
     return "".join(letter if ord(letter) in _glyphs() else "□" for letter in text)
 
 
 def label_names(names: Sequence[str], limit: int = NAME_LENGTH) -> list[str]:
     """Return the names as labels of a picture."""
-    return [drawable(name) for name in short_names(names, limit)]
+    return [replace_missing_glyphs(name) for name in short_names(names, limit)]
 
 
 @functools.cache

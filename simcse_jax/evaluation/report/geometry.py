@@ -55,7 +55,7 @@ def geometry_table(results: Results) -> Table | None:
     return Table("Geometry", (Cell("Model"), *(Cell(name.replace("_", " ")) for name in METRICS)), tuple(rows))
 
 
-def measured(results: Results) -> str:
+def describe_pairs(results: Results) -> str:
     """Return a sentence on the pairs that all of these spaces were measured on, or that they do not compare."""
     spaces = [space for v in results.verdicts for space in (v.space_before, v.space) if space]
     protocols = [space.protocol for space in spaces]
@@ -92,7 +92,7 @@ def change_sentences(results: Results) -> list[tuple[int, str]]:
     for place, entry in enumerate(results.entries):
         before, after = entry_spaces(entry)
         untrained = sum(verdict.is_untrained for verdict in entry.verdicts)
-        words = [changes(before, after)] if before else []
+        words = [describe_changes(before, after)] if before else []
         if untrained:
             which = "" if len(entry.verdicts) == 1 else f" in {untrained} of {len(entry.verdicts)} runs"
             words.append(f"Training changed nothing{which}: no step was better on dev, so the start is kept.")
@@ -101,7 +101,7 @@ def change_sentences(results: Results) -> list[tuple[int, str]]:
     return found
 
 
-def changes(before: Sequence[Space], after: Sequence[Space]) -> str:
+def describe_changes(before: Sequence[Space], after: Sequence[Space]) -> str:
     """Return what training did to the spectrum, alignment and uniformity, by the means over runs."""
 
     def means(name: str) -> tuple[float, float]:

@@ -78,7 +78,7 @@ def render(results: Results, drawn: dict[str, Picture | None], scores_file: bool
     )
     return environment.get_template(REPORT).render(
         results=results,
-        title="Evaluation report" if results.tasks or geometry.measured(results) else "Training report",
+        title="Evaluation report" if results.tasks or geometry.describe_pairs(results) else "Training report",
         summary=_summary(results),
         scores_file=scores_file,
         asked=[
@@ -92,7 +92,7 @@ def render(results: Results, drawn: dict[str, Picture | None], scores_file: bool
         differences=tables.difference_tables(results),
         geometry=geometry.geometry_table(results),
         reading={name.replace("_", " "): how.reading for name, how in geometry.METRICS.items()},
-        measured=geometry.measured(results),
+        measured=geometry.describe_pairs(results),
         changes=geometry.change_sentences(results),
         models=protocols.model_table(results),
         tasks=protocols.task_table(results),
@@ -134,7 +134,7 @@ def _picture(name: str, results: Results) -> Picture | None:
     figure.savefig(png, format="png", dpi=figure.dpi, metadata={"Software": None})
     width, height = (round(inches * _CSS_PIXELS) for inches in figure.get_size_inches())
     names = results.names()
-    absent = pair_pictures.left_out(results) if kind.side_by_side else []
+    absent = pair_pictures.omitted_entries(results) if kind.side_by_side else []
     if absent:
         caption += f" Not shown, to save room: {', '.join(names[place] for place in absent)}."
     return Picture(name, png.getvalue(), width, height, caption, f"{kind.title}: {', '.join(names)}.")

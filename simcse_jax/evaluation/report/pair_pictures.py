@@ -53,14 +53,14 @@ def _panels(results: Results, task: str) -> list[Panel]:
     return panels
 
 
-def left_out(results: Results, task: str | None = None) -> list[int]:
+def omitted_entries(results: Results, task: str | None = None) -> list[int]:
     """Return the places of the entries for which pictures of models side by side have no room."""
     task = task or default_task(results)
     return [panel.place for panel in _panels(results, task)[PANELS:]] if task else []
 
 
 def _task_name(task: str | None) -> str:
-    return drawing.drawable(shorten(task or "", 40))
+    return drawing.replace_missing_glyphs(shorten(task or "", 40))
 
 
 def _grid(panels: Sequence[Panel], title: str, note: str, bottom: float) -> tuple[Figure, list[Axes]]:

@@ -151,8 +151,8 @@ def test_the_task_is_stsb_or_the_first_with_cosines() -> None:
 
 
 def test_what_is_left_out_is_said() -> None:
-    assert pair_pictures.left_out(SETS["usual"]) == []
-    assert pair_pictures.left_out(SETS["crowd"]) == list(range(6, 12))
+    assert pair_pictures.omitted_entries(SETS["usual"]) == []
+    assert pair_pictures.omitted_entries(SETS["crowd"]) == list(range(6, 12))
     figure = drawn_set("cosines_by_band", "crowd")
     assert len(figure.axes) == 6
     assert any("6 more" in text for text in written(figure))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from simcse_jax.evaluation.compare import average, summarize
-from simcse_jax.evaluation.report.geometry import change_sentences, changes, geometry_table, measured
+from simcse_jax.evaluation.report.geometry import change_sentences, describe_changes, describe_pairs, geometry_table
 from simcse_jax.evaluation.report.page import PICTURES, render, write_report
 from simcse_jax.evaluation.report.tables import score_tables
 from simcse_jax.evaluation.results import Difference, Entry, Results, Score, Verdict
@@ -260,15 +260,15 @@ def test_what_training_did_is_computed() -> None:
         return [dataclasses.replace(space(0.3, 0.3), effective_rank=rank, top_share=share, **others)]
 
     before = with_metrics(10, 0.5, alignment=0.2, uniformity=-1)
-    flatter = changes(before, with_metrics(20, 0.25, alignment=0.3, uniformity=-2))
+    flatter = describe_changes(before, with_metrics(20, 0.25, alignment=0.3, uniformity=-2))
     assert "flatter" in flatter
     for course in ("10.0 to 20.0", "50.0\u00a0% to 25.0\u00a0%", "0.200 to 0.300", "\u22121.000 to \u22122.000"):
         assert course in flatter
     assert flatter.index("worse") < flatter.index("better")  # alignment, uniformity
-    assert "steeper" in changes(before, with_metrics(5, 0.75))
-    assert "neither flatter nor steeper" in changes(before, with_metrics(20, 0.75))
-    assert "effective rank 10.0 to 10.0" in changes(before, with_metrics(10.01, 0.5001))
-    assert "effective rank 15.0 to 5.0" in changes([*before, *with_metrics(20, 0.5)], with_metrics(5, 0.75))
+    assert "steeper" in describe_changes(before, with_metrics(5, 0.75))
+    assert "neither flatter nor steeper" in describe_changes(before, with_metrics(20, 0.75))
+    assert "effective rank 10.0 to 10.0" in describe_changes(before, with_metrics(10.01, 0.5001))
+    assert "effective rank 15.0 to 5.0" in describe_changes([*before, *with_metrics(20, 0.5)], with_metrics(5, 0.75))
 
 
 def test_geometry_says_what_was_measured(usual_page: tuple[str, Page, Path]) -> None:
@@ -277,7 +277,7 @@ def test_geometry_says_what_was_measured(usual_page: tuple[str, Page, Path]) -> 
         assert words in page.words
     shown = copy.deepcopy(usual())
     shown.verdicts[0].space = dataclasses.replace(space(1.0, 1.0), protocol={"source": "others"})
-    assert "do not compare" in measured(shown)
+    assert "do not compare" in describe_pairs(shown)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
