@@ -39,8 +39,8 @@ def trace(folder: Path, last: int) -> list[str]:
     with Profile(folder, said.append) as profile:
         for number in range(1, last + 1):
             with profile.step(number):
-                figures = step(jnp.ones(8))
-            profile.dispatched(figures)
+                metrics = step(jnp.ones(8))
+            profile.dispatched(metrics)
     return said
 
 

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from simcse_jax.data import demo
+from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.embedding_model import open_model
+from simcse_jax.encoder.mlm import mlm_scores
 from simcse_jax.model_folder.export import export_run
 from simcse_jax.system.errors import UserError
+from simcse_jax.training.dev import load_held_out
 from simcse_jax.training.display import describe
 from simcse_jax.training.metrics import read_metrics
 from simcse_jax.training.saved import load_best
@@ -112,11 +115,13 @@ def test_a_run_says_that_it_masks(pretrained: Path) -> None:
 def test_a_run_of_before_masked_language_modelling_goes_on_and_exports(tmp_path: Path) -> None:
     flags: Any = {"train__steps": 4, "checkpoint__every_steps": 2, "data__packed": False}
     run = train_small(tmp_path / "run", tmp_path / "cache", **flags)
-    told = json.loads((run / "config.json").read_text())
+    metadata = json.loads((run / "config.json").read_text())
     for key in ("has_mlm_head", "validation"):
-        del told[key]
-    told["recipe"] = {key: told["recipe"][key] for key in told["recipe"] if key[:4] != "mlm." and key[-5:] != ".loss"}
-    (run / "config.json").write_text(json.dumps(told))
+        del metadata[key]
+    metadata["recipe"] = {
+        key: metadata["recipe"][key] for key in metadata["recipe"] if key[:4] != "mlm." and key[-5:] != ".loss"
+    }
+    (run / "config.json").write_text(json.dumps(metadata))
     train_small(run, tmp_path / "cache", **flags)
     export_run(run, tmp_path / "model")
     with pytest.raises(UserError, match=r"mlm\.weight: 0\.0"):
@@ -127,6 +132,23 @@ def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
     model = export_small(tmp_path)
     with pytest.raises(UserError, match="masked-language-model head"):
         train_small(tmp_path / "run", tmp_path / "cache", mlm__weight=0.1, model__name=str(model), **FROM_FOLDER)
+
+
+def test_perplexity_is_that_of_the_masked_tokens_without_dropout(tmp_path: Path) -> None:
+    (tmp_path / "held_out.txt").write_text("\n".join(demo.sentences(seed=9, count=16)) + "\n")
+    flags: dict[str, Any] = {"mlm__weight": 1.0, "mlm__rate": 0.3, "mlm__validation": str(tmp_path / "held_out.txt")}
+    run = prepare_small(tmp_path / "run", tmp_path / "cache", eval__data="", data__packed=False, **flags)
+    params = run.initial_state().params
+    inputs = load_held_out(run.config, load_tokenizer(tmp_path / "run" / "tokenizer")).batches(0).inputs
+    assert inputs.masked is not None
+    scores = np.asarray(mlm_scores(run.encoder, params, inputs.groups, inputs.masked), np.float64)  # no key, no dropout
+    scores, labels = scores.reshape(-1, scores.shape[-1]), inputs.masked.labels.reshape(-1)
+    scores, labels = scores[labels >= 0], labels[labels >= 0]
+    losses = np.log(np.exp(scores).sum(-1)) - scores[np.arange(len(labels)), labels]
+    assert run.dev
+    found = run.dev.evaluate(params)
+    assert found["perplexity"] == pytest.approx(np.exp(losses.mean()), rel=1e-5)
+    assert found["mlm_accuracy"] == pytest.approx(100 * (scores.argmax(-1) == labels).mean())
 
 
 def test_held_out_text_of_less_than_a_batch(tmp_path: Path) -> None:

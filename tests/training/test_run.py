@@ -120,9 +120,9 @@ def stops_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     write = MetricsWriter.write
 
     def arrange(step: int, number: int = signal.SIGTERM) -> None:
-        def then_signal(self: MetricsWriter, at: int, figures: Any) -> None:
-            write(self, at, figures)
-            if at == step and "loss" in figures:
+        def then_signal(self: MetricsWriter, at: int, metrics: Any) -> None:
+            write(self, at, metrics)
+            if at == step and "loss" in metrics:
                 monkeypatch.setattr(MetricsWriter, "write", write)
                 os.kill(os.getpid(), number)
 
@@ -193,8 +193,8 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(files: Path, t
     made = prepared(files, tmp_path / "run")
 
     def breaks(step: Any, state: Any, batch: Any) -> Any:
-        state, figures = step(state, batch)
-        return state, figures | {"loss": np.float32("nan")} if jax.device_get(state.step) == 6 else figures
+        state, metrics = step(state, batch)
+        return state, metrics | {"loss": np.float32("nan")} if jax.device_get(state.step) == 6 else metrics
 
     with pytest.raises(UserError, match=r"Step 6: the loss is nan.*\n?.*holds step [345]"):
         train(with_step(made, breaks), tmp_path / "run")

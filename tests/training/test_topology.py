@@ -104,7 +104,7 @@ class Kind:
     second: str = "none"
 
     @property
-    def apart(self) -> bool:
+    def separate_anchors(self) -> bool:
         """Whether two encoders read an example's texts, each its own."""
         return self.second != "none" and (self.columns > 1 or self.repeats)
 
@@ -157,7 +157,7 @@ class Built:
 
 def build(case: Case, kind: Kind, dtype: Any) -> Built:
     mesh = make_mesh(case.devices // case.fsdp, case.fsdp)
-    layout = Layout(BATCH, case.group, case.row_length, case.one_per_row, kind.apart)
+    layout = Layout(BATCH, case.group, case.row_length, case.one_per_row, kind.separate_anchors)
     masking = Masking(VOCABULARY, 0.3, whole_word=True, seed=3) if kind.mlm else None
     hiding = Masking(VOCABULARY, 0.4, whole_word=False, seed=3, all_masked=True) if kind.predicts else None
     batches = Batches(kind.examples(), layout, 3, masking, hiding)
