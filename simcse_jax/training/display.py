@@ -44,7 +44,8 @@ class Heartbeat:
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def beat(self) -> None:
         """Note that a line was printed."""
@@ -89,7 +90,8 @@ class Display:
 
     def __enter__(self) -> Display:
         self._bar.start()
-        self._heartbeat.__enter__()
+        if not self.console.is_terminal:  # there the bar moves
+            self._heartbeat.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
