@@ -57,7 +57,9 @@ def torch_steps(model: Any, batches: Batches) -> tuple[list[float], list[float]]
 
 
 def test_several_steps_are_those_of_pytorch(tmp_path: Path) -> None:
-    model = random_model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, vocab_size=200)
+    model = random_model(
+        "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, vocab_size=200, num_hidden_layers=2
+    )
     model.save_pretrained(tmp_path / "before")
     batches = Batches(ColumnExamples(RandomExamples(3)), Layout(BATCH, GROUP, 32), seed=3)
     batches.row_counts = batches.row_counts[-1:]  # one shape to compile
@@ -77,10 +79,11 @@ def test_several_steps_are_those_of_pytorch(tmp_path: Path) -> None:
             metrics.append({name: float(value) for name, value in found.items()})
         ours = jax.device_get(state.params)
     losses, norms = torch_steps(model, batches)
-    np.testing.assert_allclose([each["loss"] for each in metrics], losses, rtol=1e-9)
-    np.testing.assert_allclose([each["gradient_norm"] for each in metrics], norms, rtol=1e-9)
+    # Optax computes the schedule in float32: 1e-3 is off by 5e-8 of itself.
+    np.testing.assert_allclose([each["loss"] for each in metrics], losses, rtol=1e-7)
+    np.testing.assert_allclose([each["gradient_norm"] for each in metrics], norms, rtol=1e-6)
     assert max(norms) > CLIP
     model.float().save_pretrained(tmp_path / "after")
     theirs = load_params(tmp_path / "after", sizes, head="load")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), ours, theirs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), ours, theirs)
     assert float(np.abs(ours["head"]["kernel"] - params["head"]["kernel"]).max()) > RATE / 2
