@@ -42,7 +42,7 @@ def by_name(tree: Any) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("warmup", [0, 4])
 def test_the_rate_rises_over_the_warm_up_and_falls_to_zero_at_the_end(warmup: int) -> None:
-    rate = make_schedule(OptimizerConfig(learning_rate=0.5, warmup_steps=warmup), 20)
+    rate: Any = make_schedule(OptimizerConfig(learning_rate=0.5, warmup_steps=warmup), 20)
     for step in range(warmup):
         assert float(rate(step)) == pytest.approx(0.5 * step / warmup)
     for step in range(warmup, 21):
@@ -95,7 +95,7 @@ def test_several_steps_are_those_of_adamw(learned_rate: float | None) -> None:
         params = random_tree(0)
         gradients = [random_tree(seed, size) for seed, size in enumerate((1.0, 0.1, 3.0, 0.2, 1.0, 1.0), 1)]
         found = by_name(updated(config, gradients, params, learned_rate))
-    x, m, v = by_name(params), dict.fromkeys(found, 0.0), dict.fromkeys(found, 0.0)
+    x, m, v = by_name(params), dict.fromkeys(found, np.zeros(())), dict.fromkeys(found, np.zeros(()))
     for step, each in enumerate(map(by_name, gradients)):
         rate = 0.05 * (step / 2 if step < 2 else (STEPS - step) / (STEPS - 2))
         norm = np.sqrt(sum((g**2).sum() for g in each.values()))
