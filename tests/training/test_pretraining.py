@@ -130,7 +130,7 @@ def test_a_run_of_before_masked_language_modelling_goes_on_and_exports(tmp_path:
 
 def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
     model = export_small(tmp_path)
-    with pytest.raises(UserError, match="masked-language-model head"):
+    with pytest.raises(UserError, match="no head for masked language"):
         train_small(tmp_path / "run", tmp_path / "cache", mlm__weight=0.1, model__name=str(model), **FROM_FOLDER)
 
 
