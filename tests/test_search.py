@@ -1,11 +1,14 @@
-"""Mistakes in the flags of the search: each is reported before the model is read, let alone a corpus encoded."""
+"""The command `search`: hits, a saved index, hard negatives; and mistakes, which are reported at once."""
 
+import csv
 import json
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from simcse_jax import SimCSE
 
 ROOT = Path(__file__).parent.parent
 MINE = "--mine-negatives=out.csv"
@@ -69,3 +72,47 @@ def test_mistakes_are_reported_early(tmp_path: Path) -> None:
     for (words, _, name), message in zip(mistakes, messages, strict=True):
         assert name in message, words
         assert "no/where/at/all" not in message, words
+
+
+# A new index and queries; the saved index with a threshold; hard negatives for pairs.
+CALLS = """
+import json, sys
+from absl import flags
+from simcse_jax import cli, search
+for words in json.loads(sys.argv[1]):
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    cli._parse(["search", *words])
+    search.main()
+    print("====")
+"""
+
+
+def test_search_save_and_mine(small_model: Path, tmp_path: Path) -> None:
+    texts = ["a red dog sleeps", "a man plays music", "two children play in the park", "a red dog sleeps."]
+    (tmp_path / "in.csv").write_text("sent\n" + "\n".join(texts) + "\n")
+    (tmp_path / "pairs.csv").write_text(f"sent0,sent1\n{texts[0]},{texts[3]}\n")
+    queries = ["--query=a red dog sleeps", "--query=music"]
+    calls = [
+        ["--corpus=in.csv", "--column=sent", "--storage=float16", "--save-index=index", "--top_k=2", *queries],
+        ["--corpus=index", "--threshold=0.99", *queries[:1]],
+        ["--corpus=index", "--pairs=pairs.csv", MINE, "--margin=0", "--ceiling=1"],
+    ]
+    calls = [[f"--model={small_model}", *words] for words in calls]
+    command = [sys.executable, "-c", CALLS, json.dumps(calls)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    model = SimCSE(small_model)
+    model.build_index(texts, storage="float16")
+    first, second, _ = done.stdout.split("====\n")[:3]
+    for query in ("a red dog sleeps", "music"):
+        for hit in model.search(query, 2):
+            assert f"{hit.score:.4f}  {hit.text}\n" in first
+    assert first.count("\n") == 6 + 2  # two hits and the query, twice, after a blank line each
+    expected = model.search("a red dog sleeps", 5, 0.99)
+    assert [line.split("  ")[-1] for line in second.splitlines()[2:]] == [hit.text for hit in expected]
+    found = list(csv.reader((tmp_path / "out.csv").open(newline="")))
+    assert found[0] == ["sent0", "sent1", "hard_neg"]
+    assert found[1][:2] == [texts[0], texts[3]]
+    assert found[1][2] in texts[1:3]

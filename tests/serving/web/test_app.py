@@ -202,6 +202,33 @@ def test_clients_are_encoded_together() -> None:
     assert [len(call) for call in model.calls] == [1, 20]
 
 
+def test_tokens_are_counted_for_those_who_ask_also_in_a_shared_call() -> None:
+    model = MadeModel()
+    with served(model) as url:
+        model.gate.clear()
+        threads = [_post(url, ["first"], [])]
+        assert model.entered.wait(10)
+        found: dict[str, httpx.Response] = {}
+
+        def ask(text: str) -> None:
+            found[text] = httpx.post(f"{url}/v1/embeddings", json={"input": text}, timeout=20)
+
+        for count, text in ((1, "one two three"), (3, "one")):
+            threads.append(_post(url, ["not counted"], []))
+            wait_until(lambda count=count: httpx.get(f"{url}/health").json()["waiting"] == count)
+            threads.append(threading.Thread(target=ask, args=(text,)))
+            threads[-1].start()
+            wait_until(lambda count=count: httpx.get(f"{url}/health").json()["waiting"] == count + 1)
+        model.gate.set()
+        for thread in threads:
+            thread.join()
+    assert [len(call) for call in model.calls] == [1, 4]
+    assert {text: answer.json()["usage"]["prompt_tokens"] for text, answer in found.items()} == {
+        "one two three": 5,
+        "one": 3,
+    }
+
+
 @contextmanager
 def busy(settings: Settings, texts: list[str], until: Callable[[str], bool]) -> Iterator[str]:
     """A server that works on one request while a second one, of these texts, waits; both are answered in the end."""
