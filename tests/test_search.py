@@ -23,6 +23,8 @@ MISTAKES = [
     ([MINE, "--pairs=lines.txt"], None, "one column"),
     (["--mine-negatives=nowhere/out.csv", PAIRS], None, "no folder nowhere"),
     (["--mine-negatives=out.txt", PAIRS], None, ".csv"),
+    (["--mine-negatives=pairs.csv", PAIRS], None, "--mine-negatives=pairs.csv"),
+    (["--corpus=lines.txt", "--save-index=."], None, "index.json"),
     ([MINE, PAIRS, "--ranks=5,1"], None, "5 to 1"),
     ([MINE, PAIRS, "--ranks=few"], None, "--ranks=few"),
     ([MINE], None, "--pairs"),
