@@ -6,13 +6,19 @@ Writes any number of sentences and their vectors to a Parquet file. If stopped, 
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from simcse_jax import cli
 from simcse_jax.system.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from simcse_jax.system.progress import Bar
 
 _MODEL = flags.DEFINE_string("model", "", "A run folder, an exported or Hugging Face folder, or a Hub name.")
 _INPUT = flags.DEFINE_list("input", [], "Files of sentences: .txt (one per line), .csv, .tsv, .jsonl, .parquet.")
@@ -54,24 +60,21 @@ def main() -> None:
         "precision": _DTYPE.value,
         "texts": texts.key(),
     }
-    began, finished = None, 0
-    with progress_bar(None, what="embedding", unit="texts") as bar:
+    bar: Bar | None = None
+    with ExitStack() as stack:
 
-        def progress(done: int) -> None:
-            nonlocal began, finished
-            if began is None:
-                began = done
-                if done:
-                    print(f"continuing after {done:,} finished texts", file=sys.stderr, flush=True)
-            bar.update(done - finished)
-            finished = done
+        def started(done: int) -> None:
+            nonlocal bar
+            if done:
+                print(f"continuing after {done:,} finished texts", file=sys.stderr, flush=True)
+            bar = stack.enter_context(progress_bar(None, what="embedding", unit="texts", done=done))
 
-        def encode(part: list[str]) -> Any:
-            return model.encode(part, normalize=_NORMALIZE.value)
+        def encode(part: list[str]) -> np.ndarray:
+            return model.encoder.encode(part, None if bar is None else bar.update, _NORMALIZE.value)
 
-        count = write_vectors(out, texts, encode, model.width, about, _STORAGE.value, progress)
+        count = write_vectors(out, texts, encode, model.width, about, _STORAGE.value, started)
     what = f"{out} ({count:,} texts and vectors of width {model.width}, {_STORAGE.value})"
-    print(f"already complete: {what}" if began is None else f"written: {what}")
+    print(f"already complete: {what}" if bar is None else f"written: {what}")
 
 
 if __name__ == "__main__":

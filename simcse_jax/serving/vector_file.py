@@ -40,13 +40,13 @@ def write_vectors(
     width: int,
     about: dict[str, Any],
     storage: str = "float32",
-    progress: Callable[[int], None] = lambda done: None,
+    started: Callable[[int], None] = lambda done: None,
 ) -> int:
     """Write the texts and their vectors, continuing after the parts of a stopped call; return the number of texts.
 
     encode: list[str] -> float32[n, D]. about: what determines the content (model, texts, ...), as JSON; it becomes the
-    file's metadata. progress: called with the number of finished texts. If the file exists with the same `about`, it
-    is complete and nothing is done. Raises UserError if the file, or a folder of parts, has other content.
+    file's metadata. started: called once, with the number of texts that are finished already, unless the file exists
+    with the same `about`: then it is complete. Raises UserError if the file, or a folder of parts, has other content.
     """
     if storage not in STORAGES:
         raise UserError(f"--storage={storage} is unknown. Known: {', '.join(STORAGES)}.")
@@ -56,7 +56,7 @@ def write_vectors(
     busy = f"Another command is writing {out}. Wait for it, or give another --out."
     with locked(folder / _LOCK, busy, "Give another --out.", str(out)):
         try:
-            return _write_vectors(out, texts, encode, width, about, storage, progress)
+            return _write_vectors(out, texts, encode, width, about, storage, started)
         finally:
             (folder / _LOCK).unlink(missing_ok=True)
             with suppress(OSError):  # the folder holds parts
@@ -70,7 +70,7 @@ def _write_vectors(
     width: int,
     about: dict[str, Any],
     storage: str,
-    progress: Callable[[int], None],
+    started: Callable[[int], None],
 ) -> int:
     done = complete(out, about)
     parts = _parts(out, about)
@@ -79,12 +79,11 @@ def _write_vectors(
         return done
     finished = _finished(parts)
     count = sum(finished)
-    progress(count)
+    started(count)
     rest = itertools.islice(iter(texts), count, None)
     for number, part in enumerate(in_blocks(rest, PART), len(finished)):
         _write_part(parts / _name(number), part, encode(part), width, storage)
         count += len(part)
-        progress(count)
     if not count:
         shutil.rmtree(parts)
         raise UserError("There is no text to embed: the input has no line, or only empty ones. Check --input.")
