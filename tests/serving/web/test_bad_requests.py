@@ -208,6 +208,7 @@ RAW = {
     "two content types": header(_TYPE + b"Content-Type: text/plain\r\n", 415, "Content-Type"),
     "a foreign name": header(b"Host: evil.example:80\r\n", 421, "evil.example"),
     "ours as its first part": header(b"Host: localhost.evil.example\r\n", 421, "localhost.evil.example"),
+    "ours as its last part": header(b"Host: evil-localhost\r\n", 421, "evil-localhost"),
     "ours as its user": header(b"Host: localhost@evil.example\r\n", 421, "evil.example"),
     "another address": header(b"Host: 10.0.0.1\r\n", 421, "10.0.0.1"),
     "half a bracket": header(b"Host: [\r\n", 421, "["),
