@@ -1,4 +1,4 @@
-"""Many short commands of one entry point for the price of one start: a process that has imported it forks for each."""
+"""Run many short commands for the price of one start: a process imports the entry point once, and forks for each."""
 
 import json
 import os
@@ -33,7 +33,7 @@ for arguments in json.load(sys.stdin):
 def run_commands(
     module: str, commands: Sequence[Sequence[str]], environment: dict[str, str], imports: Sequence[str] = ()
 ) -> list["subprocess.CompletedProcess[str]"]:
-    """What each command of `python -m MODULE` returns and prints; imports: what it imports late and all share."""
+    """Run each command of `python -m MODULE`; imports: modules that it imports late, imported once for all."""
     child = subprocess.run(
         [sys.executable, "-c", DRIVER, module, ",".join([module, *imports])],
         input=json.dumps([[*arguments] for arguments in commands]),

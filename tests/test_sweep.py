@@ -25,7 +25,7 @@ SMALL = [
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """One device, nothing but this machine, and compiled programs kept for the runs after the first."""
+    """Return an environment with one device, no network, and compiled programs kept for later runs."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
@@ -47,8 +47,8 @@ def sweep(workdir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def figures(workdir: Path) -> dict[str, Any]:
-    """Every run's figures by row and seed, from table.json."""
+def metrics(workdir: Path) -> dict[str, Any]:
+    """Return every run's metrics by row and seed, from table.json."""
     rows = json.loads((workdir / "table.json").read_text())["rows"]
     return {row["label"]: row["seeds"] for row in rows}
 
@@ -97,8 +97,8 @@ def test_killed_and_resumed_it_ends_in_the_table_of_runs_from_a_cluster(tmp_path
     assert table.returncode == 0, table.stderr
     assert "MISSING: temperature=0.05: seed 1; temperature=0.5: seed 1." in table.stdout
     assert "demo:test" in (cluster / "table.md").read_text()
-    whole = figures(workdir)
-    for label, seeds in figures(cluster).items():
+    whole = metrics(workdir)
+    for label, seeds in metrics(cluster).items():
         assert list(seeds) == ["0"]
         assert seeds["0"]["dev/spearman"] == whole[label]["0"]["dev/spearman"], "another way to the same run"
     left = sweep(cluster, *SMALL, "--pairs=demo:test", "--list")

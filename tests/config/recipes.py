@@ -17,7 +17,7 @@ MLM_ALONE = {"objective.loss": "none", **COMPANIONS["objective.loss", "none"]}
 
 
 def recipe(values: dict[str, Any] | None = None) -> Any:
-    """The base recipe with local data and these values, by full name."""
+    """Return the base recipe with local data and these values, by full name."""
     config: Any = base.get_config()
     config.data.files = "sentences.txt"
     config.update_from_flattened_dict(values or {})
@@ -29,7 +29,7 @@ def resolved(values: dict[str, Any] | None = None, devices: int = 1, overridden:
 
 
 def other_value(key: Key) -> Any:
-    """An allowed value that is not the key's default."""
+    """Return an allowed value other than the default."""
     if key.type is bool:
         return not key.default
     if key.type is str:
@@ -40,7 +40,7 @@ def other_value(key: Key) -> Any:
 
 
 def in_effect(key: Key) -> dict[str, Any]:
-    """Values of other keys with which this one has an effect."""
+    """Return values of other keys with which this one has an effect."""
     values: dict[str, Any] = {}
     for name, effective in key.effects():
         value = other_value(KEYS[name]) if effective is None else effective[0]

@@ -21,12 +21,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def step(key: Key, bound: float) -> float:
-    """The smallest distance between two values."""
+    """Return the smallest distance between two values."""
     return 1 if key.type is int else max(abs(bound), 1.0) * 1e-9
 
 
 def limits() -> list[tuple[str, Any, bool]]:
-    """(key, value, whether it is allowed): every bound itself, and the values just inside and outside."""
+    """Return (key, value, whether it is allowed) for every bound and the values just inside and outside it."""
     found: list[tuple[str, Any, bool]] = []
     for key in KEYS.values():
         bounds = ((key.at_least, 1, True), (key.above, 1, False), (key.below, -1, False))

@@ -1,4 +1,4 @@
-"""A sweep without training: plans, and jobs whose commands are a line of shell."""
+"""Make plans, and jobs whose commands are lines of shell, for sweeps without training."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from simcse_jax.sweeping.plan import Judging, Plan, Row, make_plan
 
 
 def demo_plan(rows: Mapping[str, dict[str, str]], seeds: tuple[int, ...] = (0, 1), **judging: str) -> Plan:
-    """A checked plan of the demonstration's recipe."""
+    """Return a checked plan of configs/demo.py."""
     return make_plan("configs/demo.py", rows, {}, seeds, Judging(**judging))  # pyright: ignore[reportArgumentType]
 
 
 @dataclasses.dataclass(frozen=True)
 class ShellJob(Job):
-    """A job whose steps are lines of shell, run in its folder, which the first of them makes."""
+    """Hold a job whose commands are lines of shell, run in its folder, which the first of them makes."""
 
     lines: tuple[str, ...] = ()
 

@@ -14,7 +14,7 @@ from tests.sweeping.made_sweep import demo_plan
 
 
 def finished(job: Job) -> Job:
-    """The job with the folders of a finished run, and marked as done."""
+    """Make the folders of a finished run, mark the job as done, and return it."""
     for name in ("checkpoints", "model", "evaluation"):
         (job.run / name).mkdir(parents=True, exist_ok=True)
     for step in job.commands:

@@ -1,4 +1,4 @@
-"""The queue: order, resuming, failures, several at a time, and signals, with a line of shell for each run."""
+"""Jobs run in order, resume, fail alone, several at a time, and get signals: each a line of shell here."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.sweeping.made_sweep import shell_job
 
 
 def queue(folder: Path, jobs: Sequence[Job], parallel: int = 1) -> tuple[Outcome, str]:
-    """How the queue ended, and what it said."""
+    """Run the jobs; return how they ended, and what was said."""
     said: list[str] = []
     with locked(folder) as lock:
         ended = run_jobs(jobs, parallel, lock, said.append, lambda job: f"figure {job.seed}")

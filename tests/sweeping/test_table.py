@@ -30,7 +30,7 @@ DEV = "dev/spearman"
 
 
 def table(values: dict[str, dict[int, float]], measure: str = DEV, seeds: int = 5) -> Table:
-    """The table of rows with these values of one measure, by seed."""
+    """Return the table of rows with these values of one metric, by seed."""
     rows = tuple(Row(label, label, {"model.dropout": "0.1"}, {}, tuple(range(seeds))) for label in values)
     judging = Judging("sts,geometry") if measure != DEV else Judging()
     found = {(label, seed): {measure: value} for label, own in values.items() for seed, value in own.items()}
