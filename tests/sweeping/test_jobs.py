@@ -58,6 +58,7 @@ def test_done_is_what_was_done_with_these_settings(tmp_path: Path) -> None:
     assert job.trained
     assert not job.done
     assert finished(job).done
+    assert len({job.commands[0].digest for job in make_jobs(tmp_path, demo_plan({"a": {}}, (0, 1, 2)))}) == 3
     (moved,) = make_jobs(tmp_path, dataclasses.replace(plan, judging=Judging("sts", "elsewhere")))
     assert moved.done, "where the data lies is no reason to judge again"
     (other,) = make_jobs(tmp_path, dataclasses.replace(plan, judging=Judging("sts,transfer")))

@@ -74,21 +74,36 @@ def test_a_signal_goes_to_the_run_once_and_nothing_new_begins(number: signal.Sig
     saves = (
         f"trap 'printf s >> saved; exit {128 + number}' {number.name}; printf x >> count; while :; do sleep 0.05; done"
     )
-    jobs = [shell_job(tmp_path, 0, saves), shell_job(tmp_path, 1, "true")]
+    ends_well = f"trap 'exit 0' {number.name}; printf x >> count; while :; do sleep 0.05; done"
+    jobs = [
+        shell_job(tmp_path, 0, saves),
+        shell_job(tmp_path, 1, ends_well, "touch second"),
+        shell_job(tmp_path, 2, ""),
+    ]
 
     def interrupt() -> None:
-        while not (jobs[0].run / "count").exists():
+        while not all((job.run / "count").exists() for job in jobs[:2]):
             time.sleep(0.02)
         os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     before = signal.getsignal(number)
-    ended, said = queue(tmp_path, jobs)
+    ended, said = queue(tmp_path, jobs, parallel=2)
     thread.join()
     assert ended == ([], number)
     assert "FAILED" not in said
     assert (jobs[0].run / "saved").read_text() == "s"
     assert not any(job.done for job in jobs)
-    assert not jobs[1].run.exists()
+    assert jobs[1].commands[0].done
+    assert not (jobs[1].run / "second").exists()
+    assert not jobs[2].run.exists()
     assert signal.getsignal(number) == before
+
+
+def test_a_command_holds_the_lock_and_gets_no_signal_of_the_terminal(tmp_path: Path) -> None:
+    """A killed sweep's runs are then found by the next, and Ctrl-C reaches a run once, from the sweep."""
+    job = shell_job(tmp_path, 0, "ls -l /proc/$$/fd > files; cut -d ' ' -f 5 /proc/$$/stat > group")
+    assert queue(tmp_path, [job])[0] == ([], None)
+    assert str(tmp_path / ".lock") in (job.run / "files").read_text()
+    assert int((job.run / "group").read_text()) != os.getpgrp()

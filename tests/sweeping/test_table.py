@@ -40,8 +40,8 @@ def table(values: dict[str, dict[int, float]], measure: str = DEV, seeds: int = 
 def test_statistics_are_those_of_the_textbook() -> None:
     rng = np.random.default_rng(1)
     first, other = rng.normal(75, 1, 5), rng.normal(76, 1, 5)
-    made = table({"a": dict(enumerate(first.tolist())), "b": dict(enumerate(other.tolist()))})
-    a, b = made.rows
+    values = {name: dict(enumerate(row.tolist())) for name, row in (("a", first), ("b", other), ("c", first + 1))}
+    a, b, c = table(values).rows
     assert a.difference is None
     assert a.metrics[DEV]["mean"] == pytest.approx(math.fsum(first) / 5)
     assert a.metrics[DEV]["sd"] == pytest.approx(math.sqrt(math.fsum((first - first.mean()) ** 2) / 4))
@@ -51,6 +51,9 @@ def test_statistics_are_those_of_the_textbook() -> None:
     p = betainc(4 / 2, 1 / 2, 4 / (4 + t * t))  # Student's two-sided tail with 4 degrees of freedom
     assert b.difference is not None
     assert b.difference.mean == pytest.approx(gaps.mean())
+    assert b.difference.sd == pytest.approx(math.sqrt(math.fsum((gaps - gaps.mean()) ** 2) / 4))
+    assert c.difference is not None
+    assert c.difference.mean == pytest.approx(1), "all rows are compared with the first"
     assert b.difference.t == pytest.approx(t)
     assert b.difference.p == pytest.approx(p)
 
