@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 
 from simcse_jax.config.schema import ObjectiveConfig, OptimizerConfig
@@ -20,7 +21,7 @@ from simcse_jax.training.program import make_objective
 from simcse_jax.training.state import init_state, make_optimizer
 from simcse_jax.training.step import make_encode_batch, make_encode_groups, make_loss, make_train_step
 from tests.torch_models import pad, random_model
-from tests.training.test_topology import RandomExamples
+from tests.training.test_topology import QUICK, RandomExamples
 
 STEPS, BATCH, GROUP = 4, 16, 8
 RATE, CLIP, DECAY, WEIGHT = 1e-3, 1.0, 0.05, 2.0
@@ -56,10 +57,14 @@ def torch_steps(model: Any, batches: Batches) -> tuple[list[float], list[float]]
     return losses, norms
 
 
-def test_several_steps_are_those_of_pytorch(tmp_path: Path) -> None:
-    model = random_model(
-        "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, vocab_size=200, num_hidden_layers=2
-    )
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """Make a model without dropout."""
+    sizes = {"vocab_size": 200, "num_hidden_layers": 1}
+    return random_model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **sizes)
+
+
+def test_several_steps_are_those_of_pytorch(model: Any, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "before")
     batches = Batches(ColumnExamples(RandomExamples(3)), Layout(BATCH, GROUP, 32), seed=3)
     batches.row_counts = batches.row_counts[-1:]  # one shape to compile
@@ -70,9 +75,9 @@ def test_several_steps_are_those_of_pytorch(tmp_path: Path) -> None:
         sizes = dataclasses.replace(read_architecture(tmp_path / "before"), dropout=0.0)
         encoder = Encoder(sizes, jnp.float64, jnp.float64, has_head=True)
         loss = make_loss(make_encode_batch(make_encode_groups(encoder, "cls", GROUP, mesh), mesh), objective)
-        step = jax.jit(make_train_step(loss, optimizer, [0]))
         params = load_params(tmp_path / "before", sizes, head="load")
         state = init_state(jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params), optimizer, 0)
+        step = jax.jit(make_train_step(loss, optimizer, [0])).lower(state, batches(0)).compile(QUICK)
         metrics = []
         for number in range(STEPS):
             state, found = step(state, batches(number))
