@@ -1,8 +1,8 @@
 """Hold tests to their CPU time: a test that is not marked slow fails if it takes more than --cpu-limit seconds.
 
 Counted are this process and the child processes that the test waited for; what other workers or programs do meanwhile
-does not matter. Set-up of fixtures that several tests share is held to the same limit, on its own. A test that compiled
-programs which the next run finds in the cache may take COLD times as long.
+does not matter. Set-up of a fixture that several tests share counts on its own, and may take SHARED times as long as a
+test. A test that compiled programs which the next run finds in the cache may take COLD times as long.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 COLD = 4
+SHARED = 2
 KEY = "cpu_s"
 WORTH_A_TABLE_S = 10
 
@@ -76,13 +77,15 @@ class CpuLimit:
         item.user_properties.append((KEY, round(total, 2)))
         report = yield
         if report.passed and self.limit_s and item.get_closest_marker("slow") is None:
-            costs = {"it": own} | {f"set-up of its fixture {name!r}": cost for name, cost in self.shared.items()}
-            what = max(costs, key=lambda name: costs[name])
-            limit_s = self.limit_s * (COLD if costs[what] > self.limit_s and self.has_compiled() else 1)
-            if costs[what] > limit_s:
+            allowed = {"it": self.limit_s} | dict.fromkeys(self.shared, SHARED * self.limit_s)
+            costs = {"it": own} | self.shared
+            worst = max(costs, key=lambda name: costs[name] / allowed[name])
+            limit_s = allowed[worst] * (COLD if costs[worst] > allowed[worst] and self.has_compiled() else 1)
+            if costs[worst] > limit_s:
+                what = worst if worst == "it" else f"set-up of its fixture {worst!r}"
                 report.outcome = "failed"
                 report.longrepr = (
-                    f"{item.nodeid}: {what} took {costs[what]:.1f} s of CPU time; {limit_s:g} s is the limit. "
+                    f"{item.nodeid}: {what} took {costs[worst]:.1f} s of CPU time; {limit_s:g} s is the limit. "
                     "Make it cheaper, or mark it: medium (3 to 10 s; `make test-fast` leaves it out) or "
                     "slow (`make test` leaves it out too)."
                 )

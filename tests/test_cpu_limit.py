@@ -24,7 +24,7 @@ def work(seconds=0.6):
     end = time.process_time() + seconds
     while time.process_time() < end: pass
 @pytest.fixture(scope="module")
-def dear(): work()
+def dear(): work(1.2)
 @pytest.fixture(scope="module")
 def cheap(): work(0.2)
 def test_itself(): work()
