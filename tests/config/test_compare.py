@@ -62,6 +62,7 @@ def test_a_recipe_of_an_earlier_version_lacks_keys() -> None:
     assert differences({}, defaults()).keys() == KEYS.keys() - RESUMABLE_KEYS
 
 
+@pytest.mark.medium
 def test_a_run_resumes_where_all_of_its_layout_and_the_places_of_its_files_changed(
     small_run: Path, tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ def triplets() -> list[tuple[str, str, str]]:
     return demo.triplets(count=3000)
 
 
+@pytest.mark.medium
 def test_same_seed_gives_the_same_text_whatever_the_hash_seed():
     digests = []
     for hash_seed in ("1", "2"):

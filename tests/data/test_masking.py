@@ -219,6 +219,7 @@ def test_text_without_spaces_is_taken_in_parts(group: int) -> None:
     assert len(hidden) == sum(8 if part < 4 else 36 - 4 * 8 for _, part in parts)
 
 
+@pytest.mark.medium
 def test_places_suffice_at_the_worst() -> None:
     """Sentences of one word each fill every row, and by chance more of them are rounded up than the rate says."""
     sentences = Sentences(64)
