@@ -9,6 +9,7 @@ from simcse_jax.serving.vector_file import PART
 from simcse_jax.system.errors import UserError
 
 
+@pytest.mark.medium
 def test_it_runs_the_command_to_its_end(small_model: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("".join(f"a man is playing number {n}\n" for n in range(300)), encoding="utf-8")

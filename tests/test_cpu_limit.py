@@ -41,6 +41,7 @@ def test_compiled():
 """
 
 
+@pytest.mark.medium
 def test_dear_tests_fail_unless_marked_or_cold(tmp_path: Path) -> None:
     (tmp_path / "programs").mkdir()
     (tmp_path / "conftest.py").write_text(CONFTEST)

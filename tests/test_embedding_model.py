@@ -45,6 +45,7 @@ def test_folder_encodes_as_sentence_transformers_does(folder: Path) -> None:
     assert model.recipe == ""
 
 
+@pytest.mark.medium
 def test_run_and_its_export_are_one_model(run: Path, tmp_path: Path) -> None:
     export_run(run, tmp_path / "export")
     there, here = open_model(str(run)), open_model(str(tmp_path / "export"))

@@ -77,6 +77,7 @@ def vectors(one: SentenceEncoder, params: Any, texts: list[str]) -> np.ndarray:
     return one.encode(params, texts)
 
 
+@pytest.mark.medium
 def test_order_and_values(tokenizer: Any, params: Any, texts: list[str], vectors: np.ndarray) -> None:
     assert vectors.dtype == np.float32
     assert vectors.shape == (len(texts), 32)

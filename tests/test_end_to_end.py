@@ -66,6 +66,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return workdir, finish(workdir, 1, "--config.train.steps=4", "--config.eval.every_steps=2")
 
 
+@pytest.mark.medium
 def test_the_command_leaves_a_run_folder_whose_model_encodes(finished: tuple[Path, str]) -> None:
     workdir, printed = finished
     assert "What to do next" in printed
@@ -135,6 +136,7 @@ def test_the_demo_learns_from_the_model_that_comes_along(tmp_path: Path) -> None
     assert "base_model" not in card, "a folder of the clone is no model of the Hub"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

@@ -69,6 +69,7 @@ def evaluate(*flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.medium
 def test_scores_json_has_what_others_rely_on(written: dict[str, Any], place: Path) -> None:
     model = open_model(str(place / "a"))
     for task in TASKS:
@@ -170,6 +171,7 @@ def test_transfer_of_separable_classes(place: Path, tmp_path: Path) -> None:
     assert score.protocol["split"].startswith("5-fold")
 
 
+@pytest.mark.medium
 def test_command(place: Path, tmp_path: Path) -> None:
     """Two poolers of a model, a task that fails and others that do not, and pairs of the user's own."""
     shutil.copytree(place / "senteval", tmp_path / "senteval")
@@ -191,6 +193,7 @@ def test_command(place: Path, tmp_path: Path) -> None:
     assert "STS14" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.medium
 def test_command_judges_a_run_into_its_own_folder(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "run-seed1", tmp_path / "run")
     done = evaluate("--model=run", "--pairs=demo:test", cwd=tmp_path)
@@ -203,6 +206,7 @@ def test_command_judges_a_run_into_its_own_folder(place: Path, tmp_path: Path) -
     assert "before training" in done.stdout
 
 
+@pytest.mark.medium
 def test_wrong_command_is_a_user_error(place: Path, tmp_path: Path) -> None:
     done = evaluate(f"--model={place}/a", "--pairs=/nowhere.tsv", f"--out={tmp_path}")
     assert done.returncode == 2, done.stdout
@@ -237,6 +241,7 @@ def test_one_run_with_two_poolers_is_two_entries(place: Path, tmp_path: Path) ->
     assert "asked for" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.medium
 def test_a_finished_run_gets_a_report(place: Path, tmp_path: Path) -> None:
     """Its best step may be 0, and then training changed nothing."""
     run = Path(shutil.copytree(place / "run-seed0", tmp_path / "run"))

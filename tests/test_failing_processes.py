@@ -80,12 +80,14 @@ def test_a_process_that_does_not_come_is_named(tmp_path: Path) -> None:
         assert "Traceback" not in said
 
 
+@pytest.mark.medium
 def test_different_settings_end_all(tmp_path: Path) -> None:
     one, two = run_members(tmp_path, {0: [], 1: ["--config.train.seed=1"]})
     assert (one[0], two[0]) == (2, 2)
     assert "train.seed is 0 on process 0 and 1 on process 1" in one[1]
 
 
+@pytest.mark.medium
 def test_a_folder_that_is_not_shared_is_found_out(tmp_path: Path) -> None:
     """Two folders under one name, as on two hosts without a shared file system."""
     for status, said in run_members(tmp_path, {0: [], 1: []}, change=IMPATIENT, folders=["a", "b"]):
@@ -93,6 +95,7 @@ def test_a_folder_that_is_not_shared_is_found_out(tmp_path: Path) -> None:
         assert "is not the folder that process 0 has under that name" in said
 
 
+@pytest.mark.medium
 def test_a_file_that_one_process_lacks_is_an_error_of_both(tmp_path: Path) -> None:
     (first, _), (second, said) = run_members(tmp_path, {0: [], 1: ["--config.eval.data=/nowhere.tsv"]})
     assert (first, second) == (2, 2)

@@ -105,6 +105,7 @@ def test_killed_and_resumed_it_ends_in_the_table_of_runs_from_a_cluster(tmp_path
     assert left.stdout.splitlines() == [line.partition(" && rm ")[0] for line in lines[2:]]
 
 
+@pytest.mark.medium
 def test_a_run_that_fails_is_shown_and_missing_in_the_table(tmp_path: Path) -> None:
     done = sweep(
         tmp_path / "sweep", "--config=configs/demo.py", "--seeds=3", f"--config.data.files={tmp_path}/none.txt"
@@ -136,6 +137,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.medium
 def test_wrong_commands_fit_on_one_screen_and_write_nothing(tmp_path: Path) -> None:
     late = [f"simcse_jax.sweeping.{name}" for name in ("plan", "jobs", "table")]
     commands = [[f"--workdir={tmp_path}/sweep", *given] for given, _ in WRONG]

@@ -239,6 +239,7 @@ def test_a_step_queues_the_positives_with_their_own_texts() -> None:
     assert int(extra[QUEUE].filled) == BATCH + 2
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("devices", "tile"), [ONE_TILE, TILES_ON_DEVICES])
 def test_matryoshka_is_the_mean_over_widths(devices: int, tile: int) -> None:
     with jax.enable_x64(True):

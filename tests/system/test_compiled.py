@@ -48,6 +48,7 @@ def test_a_second_start_takes_what_the_first_one_compiled(tmp_path: Path) -> Non
     assert not errors
 
 
+@pytest.mark.medium
 @needs_kept_programs
 def test_what_a_killed_process_left_is_removed_and_damage_is_compiled_anew(tmp_path: Path) -> None:
     first, _, folder, _ = start(tmp_path)

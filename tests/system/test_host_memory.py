@@ -29,6 +29,7 @@ def pages(first: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.medium
 @pytest.mark.skipif(sys.platform != "linux" or "glibc" not in str(os.confstr("CS_GNU_LIBC_VERSION")), reason="of glibc")
 def test_freed_memory_is_used_again() -> None:
     kept = pages("from simcse_jax.system.host_memory import keep_freed_memory; keep_freed_memory()")

@@ -64,6 +64,7 @@ def model() -> Any:
     return random_model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **sizes)
 
 
+@pytest.mark.medium
 def test_several_steps_are_those_of_pytorch(model: Any, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "before")
     batches = Batches(ColumnExamples(RandomExamples(3)), Layout(BATCH, GROUP, 32), seed=3)

@@ -94,6 +94,7 @@ def test_memory_and_the_largest_batch_follow_the_limit(tmp_path: Path) -> None:
     assert 128 <= best <= 256
 
 
+@pytest.mark.medium
 def test_a_batch_that_does_not_fit_is_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = planner(tmp_path, 1, train__batch_size=1024)
 

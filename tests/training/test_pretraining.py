@@ -81,6 +81,7 @@ def test_a_run_and_its_export_are_the_same_model_to_those_who_encode(pretrained:
     np.testing.assert_allclose(run.encode(texts), export.encode(texts), atol=1e-6)
 
 
+@pytest.mark.medium
 def test_a_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     flags: dict[str, Any] = {"objective__loss": "none", "mlm__weight": 1.0, "train__steps": 4, "data__packed": False}
     flags |= {"eval__data": "", "checkpoint__every_steps": 2}

@@ -135,6 +135,7 @@ def without_times(lines: list[dict]) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in ("sentences_per_s", "data_wait_s")} for line in lines]
 
 
+@pytest.mark.medium
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(files: Path, tmp_path: Path, stops_at: Any) -> None:
     whole = run(files, tmp_path / "whole", data__packed=True)
     assert (whole.step, whole.signal) == (12, None)
@@ -156,6 +157,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(files: Path, tmp_path:
     assert without_times(read_metrics(tmp_path / "parts")) == lines[1]
 
 
+@pytest.mark.medium
 def test_the_run_folder(files: Path, tmp_path: Path) -> None:
     flags: dict[str, Any] = {"data__files": str(files / "triplets.csv"), "data__positive": "columns"}
     made = prepared(files, tmp_path, **flags, data__packed=True)
@@ -175,6 +177,7 @@ def test_the_run_folder(files: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+@pytest.mark.medium
 def test_other_mathematics_are_refused_and_other_layouts_welcome(files: Path, tmp_path: Path, stops_at: Any) -> None:
     stops_at(4)
     run(files, tmp_path)
@@ -187,6 +190,7 @@ def test_other_mathematics_are_refused_and_other_layouts_welcome(files: Path, tm
     assert outcome.step == 12
 
 
+@pytest.mark.medium
 def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(files: Path, tmp_path: Path, stops_at: Any) -> None:
     stops_at(3)
     run(files, tmp_path / "run")
@@ -221,6 +225,7 @@ def test_patience_counts_evaluations_since_the_best_and_a_stopped_run_stays_stop
     assert (info["step"], info["scores"]["spearman"]) == (3, 61.0)
 
 
+@pytest.mark.medium
 def test_a_best_that_is_newer_than_the_resumed_state_is_forgotten(files: Path, tmp_path: Path) -> None:
     """Those steps run again, and the best of them may be another."""
     flags: dict[str, Any] = {"eval__every_steps": 1, "train__steps": 3}
@@ -302,6 +307,7 @@ def test_the_best_of_a_run_that_never_came_to_a_state_is_forgotten(files: Path, 
     assert info["scores"]["spearman"] == outcome.progress.best_score
 
 
+@pytest.mark.medium
 def test_refusals_leave_the_folder_as_it_was(files: Path, tmp_path: Path, stops_at: Any) -> None:
     stops_at(4)
     run(files, tmp_path / "run")

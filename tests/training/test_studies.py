@@ -78,6 +78,7 @@ DIFFERENT: list[dict[str, Any]] = [
 EQUAL: list[dict[str, Any]] = [{"model__same_mask": True, "model__dropout": dropout} for dropout in (0.1, 0.0)]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("flags", [*DIFFERENT, *EQUAL], ids=lambda flags: "-".join(map(str, flags.values())))
 def test_what_tells_the_two_views_apart(flags: dict[str, Any], documents: Path, cache: Path, tmp_path: Path) -> None:
     extra: dict[str, Any] = {"data__files": str(documents)}
@@ -91,6 +92,7 @@ def test_what_tells_the_two_views_apart(flags: dict[str, Any], documents: Path, 
         assert found["positive_cosine"] < 0.9999
 
 
+@pytest.mark.medium
 def test_positives_of_a_predictor(predictor: Path, cache: Path, tmp_path: Path) -> None:
     flags: dict[str, Any] = FROM_FOLDER | {
         "model__name": str(predictor),
@@ -104,6 +106,7 @@ def test_positives_of_a_predictor(predictor: Path, cache: Path, tmp_path: Path) 
     assert metrics_of(tmp_path / "named", cache, data__rate=0.1, **named) == [few]
 
 
+@pytest.mark.medium
 def test_the_named_model_predicts_and_stays_as_it_is(predictor: Path, cache: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"  # of the same tokenizer, and guesses something else
     shutil.copytree(predictor, other)
@@ -153,6 +156,7 @@ LOSSES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: "-".join(str(value) for value in loss.values()))
 def test_every_loss_trains(loss: dict[str, Any], cache: Path, tmp_path: Path) -> None:
     found = metrics_of(tmp_path / "run", cache, 2, **loss)

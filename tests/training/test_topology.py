@@ -258,6 +258,7 @@ def largest_gap(some: Any, others: Any) -> float:
     return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), some, others)))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("name", "case"), crossed(lambda name, _: name in ON_ALL))
 def test_gradients_are_equal_on_every_layout(name: str, case: Case) -> None:
     loss, reference = reference_gradients(name)
