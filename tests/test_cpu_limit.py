@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import shard_of
 
 ROOT = Path(__file__).resolve().parents[1]
