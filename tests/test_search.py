@@ -114,7 +114,7 @@ def test_search_save_and_mine(small_model: Path, tmp_path: Path) -> None:
     assert first.count("\n") == 6 + 2  # two hits and the query, twice, after a blank line each
     expected = model.search("a red dog sleeps", 5, 0.99)
     assert [line.split("  ")[-1] for line in second.splitlines()[2:]] == [hit.text for hit in expected]
-    found = list(csv.reader((tmp_path / "out.csv").open(newline="")))
+    found = list(csv.reader((tmp_path / "out.csv").read_text().splitlines()))
     assert found[0] == ["sent0", "sent1", "hard_neg"]
     assert found[1][:2] == [texts[0], texts[3]]
     assert found[1][2] in texts[1:3]
