@@ -25,7 +25,7 @@ def check_vectors(vectors: np.ndarray, texts: Sequence[str], name: str, zeros: b
     if vectors.ndim != 2 or len(vectors) != len(texts):
         raise ValueError(f"encode returned shape {vectors.shape} for {len(texts)} texts; expected ({len(texts)}, D).")
     vectors = vectors.astype(np.float64)
-    is_finite: np.ndarray = np.isfinite(vectors).all(axis=1)
+    is_finite = np.asarray(np.isfinite(vectors).all(axis=1))
     bad = np.flatnonzero(~is_finite | ~(zeros | vectors.any(axis=1)))
     if len(bad):
         kind = "zero" if is_finite[bad[0]] else "not finite"
