@@ -29,8 +29,8 @@ def folder(small_model: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def run(make_once: Callable[..., Path]) -> Path:
-    """A run whose pooler uses the head."""
-    changes: dict[str, Any] = {"model__pooler": "cls", "model__train_pooler": "cls"}
+    """Return the folder of a run whose pooler uses the head, and whose best step is not the start."""
+    changes: dict[str, Any] = {"model__pooler": "cls", "model__train_pooler": "cls", "optimizer__learning_rate": 1e-3}
     return make_once("cls-run", lambda place: train_small(place / "run", place / "cache", **changes)) / "run"
 
 
