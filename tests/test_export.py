@@ -62,7 +62,7 @@ def some_text(rng: np.random.Generator, words: int) -> str:
 
 
 def train_tokenizer(family: str, folder: Path) -> None:
-    """The files of a small tokenizer of that family's kind, as published models have them."""
+    """Write the files of a small tokenizer of that family, as published models have them."""
     corpus = [WORDS, *(some_text(np.random.default_rng(seed), 20) for seed in range(50))]
     if family == "bert":
         return train_wordpiece(corpus, 200, folder)
@@ -298,7 +298,7 @@ def test_no_tokenizer(source: Source, tmp_path: Path) -> None:
 
 
 def save_run(source: Source, workdir: Path) -> None:
-    """A run folder with one evaluation, as training leaves it."""
+    """Write a run folder with one evaluation, as training does."""
     (workdir / "tokenizer").mkdir(parents=True)
     for path in source.tokenizer.iterdir():
         (workdir / "tokenizer" / path.name).write_bytes(path.read_bytes())
@@ -318,7 +318,7 @@ def save_run(source: Source, workdir: Path) -> None:
 
 
 def entry_point(*flags: str, blocked: str = "") -> subprocess.CompletedProcess[str]:
-    """The command's result, in a process of its own; `blocked` is a module that cannot be imported there."""
+    """Run the command in a process of its own, in which the module `blocked` cannot be imported."""
     code = f"import sys, runpy; sys.modules[{blocked!r}] = None; sys.argv[0] = 'export'; "
     code += "runpy.run_module('simcse_jax.export', run_name='__main__')"
     return subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, check=False)

@@ -18,7 +18,7 @@ _SIZES: dict[str, Any] = {
 
 
 def random_model(family: str, kind: str = "Model", **changes: Any) -> Any:
-    """A model in evaluation mode, every weight random: norms and biases too, so that a mix-up shows.
+    """Return a model in evaluation mode with random weights, also in norms and biases, so that a mix-up shows.
 
     kind: the class's suffix, "Model" or "ForMaskedLM"; changes: keys of its config.
     """

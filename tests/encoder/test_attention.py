@@ -28,21 +28,21 @@ def made(dtype: Any, size: float = 1.0) -> tuple[Arrays, AttentionMask]:
     return arrays, AttentionMask(*map(jnp.asarray, (segments, keys, pairs)))
 
 
-def plain(q: jax.Array, k: jax.Array, v: jax.Array, among: AttentionMask, rate: float) -> jax.Array:
-    """The definition, differentiated by JAX."""
+def plain(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask, rate: float) -> jax.Array:
+    """Compute attention by its definition, which JAX differentiates."""
     scores = jnp.einsum("bthd,bshd->bhts", q, k) / np.sqrt(D)
-    same = among.segments[:, None, :, None] == among.segments[:, None, None, :]
+    same = mask.segments[:, None, :, None] == mask.segments[:, None, None, :]
     weights = jax.nn.softmax(jnp.where(same, scores, -jnp.inf), axis=-1)
-    weights = drop.dropout(weights, among.keys, among.pairs, rate) if rate else weights
+    weights = drop.dropout(weights, mask.keys, mask.pairs, rate) if rate else weights
     return jnp.einsum("bhts,bshd->bthd", weights, v)
 
 
-def result(function: Any, arrays: Arrays, among: AttentionMask, rate: float) -> list[np.ndarray]:
+def result(function: Any, arrays: Arrays, mask: AttentionMask, rate: float) -> list[np.ndarray]:
     """Values, and gradients of q, k and v."""
 
     @jax.jit
     def run(q: jax.Array, k: jax.Array, v: jax.Array, gradient: jax.Array) -> Any:
-        out, backward = jax.vjp(lambda q, k, v: function(q, k, v, among, rate), q, k, v)
+        out, backward = jax.vjp(lambda q, k, v: function(q, k, v, mask, rate), q, k, v)
         return out, *backward(gradient)
 
     return [np.asarray(x, np.float64) for x in run(*arrays)]
@@ -52,33 +52,33 @@ def result(function: Any, arrays: Arrays, among: AttentionMask, rate: float) -> 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_values_and_gradients_are_those_of_the_definition(dtype: Any, rate: float) -> None:
     with jax.enable_x64(dtype == jnp.float64):
-        arrays, among = made(dtype)
+        arrays, mask = made(dtype)
         wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
-        expected = result(plain, tuple(x.astype(wide) for x in arrays), among, rate)
-        found = result(attend, arrays, among if rate else AttentionMask(among.segments, None, None), rate)
+        expected = result(plain, tuple(x.astype(wide) for x in arrays), mask, rate)
+        found = result(attend, arrays, mask if rate else AttentionMask(mask.segments, None, None), rate)
     for name, ours, theirs in zip(("out", "q", "k", "v"), found, expected, strict=True):
         assert np.abs(ours - theirs).max() <= TOLERANCE[dtype] * np.abs(theirs).max(), name
 
 
 def test_the_gradient_feels_the_dropout() -> None:
     """The negative case: were the mask left out of it, the gradient would be another."""
-    arrays, among = made(jnp.float32)
-    with_mask, without = result(plain, arrays, among, RATE), result(plain, arrays, among, 0.0)
+    arrays, mask = made(jnp.float32)
+    with_mask, without = result(plain, arrays, mask, RATE), result(plain, arrays, mask, 0.0)
     for dropped, kept in zip(with_mask[1:], without[1:], strict=True):
         assert np.abs(dropped - kept).max() > 0.1 * np.abs(kept).max()
 
 
 def test_weights_that_are_made_again_in_bfloat16_are_the_same() -> None:
     """At scores of 30 and more, a score rounded differently in one pass would change a weight by a tenth."""
-    arrays, among = made(jnp.bfloat16, size=4.0)
+    arrays, mask = made(jnp.bfloat16, size=4.0)
     ones = (*arrays[:2], jnp.ones_like(arrays[2]), jnp.ones_like(arrays[3]))
-    _, _, _, of_v = result(attend, ones, AttentionMask(among.segments, None, None), 0.0)
+    _, _, _, of_v = result(attend, ones, AttentionMask(mask.segments, None, None), 0.0)
     # Each query hands out a weight of 1 in all, so what the values of a head get adds up to the number of queries.
     np.testing.assert_allclose(of_v.sum(axis=1), T, rtol=5e-3)
 
 
 def test_no_weights_are_kept() -> None:
-    arrays, among = made(jnp.float32)
-    _, backward = jax.vjp(lambda q, k, v: attend(q, k, v, among, RATE), *arrays[:3])
+    arrays, mask = made(jnp.float32)
+    _, backward = jax.vjp(lambda q, k, v: attend(q, k, v, mask, RATE), *arrays[:3])
     kept = sum(leaf.size for leaf in jax.tree.leaves(backward))
-    assert kept < 3 * B * T * H * D + B * H * T + sum(np.size(x) for x in among if x is not None) + B * H * T * T // 2
+    assert kept < 3 * B * T * H * D + B * H * T + sum(np.size(x) for x in mask if x is not None) + B * H * T * T // 2

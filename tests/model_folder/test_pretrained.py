@@ -47,7 +47,7 @@ def same(ours: Any, theirs: Any) -> bool:
 
 
 def variant(source: Path, target: Path, change: Callable[[Tensors], Tensors]) -> Path:
-    """The folder `target`: that of `source` with its tensors changed."""
+    """Write `source` with changed tensors into `target`, and return `target`."""
     (target / "config.json").write_bytes((source / "config.json").read_bytes())
     save_file(change(load_file(source / WEIGHTS)), target / WEIGHTS)
     return target

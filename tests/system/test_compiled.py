@@ -23,7 +23,7 @@ print(jax.jit(lambda x: jnp.tanh(x @ x).sum())(jnp.ones((3, 3))), len(hits), jax
 
 
 def start(cache: Path, before: str = "", **variables: str) -> tuple[str, int, str, str]:
-    """(result, programs taken from the cache, its folder, stderr) of one process, `before` run first."""
+    """Run a process, `before` first; return (result, programs loaded from the cache, its folder, stderr)."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_COMPIL", "JAX_PERSI"))}
     environment = inherited | {"SIMCSE_CACHE": str(cache), "JAX_ENABLE_COMPILATION_CACHE": "true"} | variables
     command = [sys.executable, "-c", PROGRAM.replace("compiled.keep", f"{before}\ncompiled.keep")]

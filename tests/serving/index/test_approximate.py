@@ -38,7 +38,7 @@ def made(kind: str, count: int = COUNT, storage: str = "float32") -> SentenceInd
 
 
 def recall(index: SentenceIndex, top_k: int = 10) -> float:
-    """The share of the best that are found; scores have to be the exact ones of what was found."""
+    """Return the share of the best that are found; check that the scores of what is found are exact."""
     alive = index.ids()
     scores, ids = index.nearest(QUERIES, top_k)
     assert set(ids.ravel().tolist()) <= set(alive.tolist())

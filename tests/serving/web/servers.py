@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 
 @contextlib.contextmanager
 def served(model: Any, settings: Settings | None = None) -> Iterator[str]:
-    """The address of a running server for the model; it is stopped in the end, having finished what it has."""
+    """Yield the address of a running server for the model; stop it in the end, when it has finished its work."""
     listening = socket.create_server(("127.0.0.1", 0))
     settings = settings or Settings(name="made")
     config = uvicorn_config(make_app(model, settings), settings)
@@ -47,7 +47,7 @@ def served(model: Any, settings: Settings | None = None) -> Iterator[str]:
 
 @contextlib.contextmanager
 def process(*command: str, cwd: Path = ROOT, **variables: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """A Python process of `-m command` that serves, and the address that it says; it is gone in the end.
+    """Yield a Python process of `-m command` that serves, and the address that it prints; end it afterwards.
 
     variables: of its environment, beside those of this process.
     """
@@ -69,7 +69,7 @@ def process(*command: str, cwd: Path = ROOT, **variables: str) -> Iterator[tuple
 
 
 def answered(connection: socket.socket) -> int:
-    """The status of the next answer on a connection, which is read to its end."""
+    """Read the next answer on a connection to its end, and return its status."""
     answer = http.client.HTTPResponse(connection)
     answer.begin()
     answer.read()

@@ -175,7 +175,7 @@ def test_every_answer_has_the_headers_and_tells_no_version(client: httpx.Client)
 
 
 def _post(url: str, texts: list[str], found: list[httpx.Response]) -> threading.Thread:
-    """A client in a thread of its own. It comes again where it is told to: who looks at /health is a request too."""
+    """Return a client in a thread of its own. It retries where the server says so, as /health is a request too."""
 
     def post() -> None:
         while (answer := httpx.post(f"{url}/encode", json={"texts": texts}, timeout=20)).status_code == 503:
@@ -231,7 +231,7 @@ def test_tokens_are_counted_for_those_who_ask_also_in_a_shared_call() -> None:
 
 @contextmanager
 def busy(settings: Settings, texts: list[str], until: Callable[[str], bool]) -> Iterator[str]:
-    """A server that works on one request while a second one, of these texts, waits; both are answered in the end."""
+    """Yield a server that works on one request while a second one, of these texts, waits; answer both in the end."""
     model, found = MadeModel(), []
     with served(model, settings) as url:
         model.gate.clear()

@@ -35,7 +35,7 @@ def doubler() -> Iterator[Doubler]:
 
 @pytest.fixture
 def batcher(doubler: Doubler) -> Iterator[Callable[..., Batcher[int, int]]]:
-    """Makes started batchers, and stops them in the end."""
+    """Yield a function that makes started batchers; stop them in the end."""
     made: list[Batcher[int, int]] = []
 
     def make(together: int = 10, waiting: int = 10, limit_s: float = 20, **more: Any) -> Batcher[int, int]:
@@ -56,7 +56,7 @@ async def _entered(doubler: Doubler) -> None:
 
 
 async def _one_inside(batcher: Batcher[int, int], doubler: Doubler) -> "asyncio.Task[list[int]]":
-    """A job that is being done, so that all later ones wait."""
+    """Return a job that is being done, so that all later ones wait."""
     task = asyncio.create_task(batcher.results([1]))
     await _entered(doubler)
     return task

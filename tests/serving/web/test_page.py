@@ -40,7 +40,7 @@ def url() -> Iterator[str]:
 
 @contextlib.contextmanager
 def opened(chromium: Browser, address: str, told: str = "status of 422", **look: Any) -> Iterator[Page]:
-    """The page at the address in a browser of its own; it must load nothing from elsewhere, and complain of nothing.
+    """Yield the page at the address in a new browser; it must load nothing from elsewhere and report no error.
 
     told: what browsers say of answers that are refusals. look: of the context, such as its colours.
     """
@@ -59,7 +59,7 @@ def opened(chromium: Browser, address: str, told: str = "status of 422", **look:
 
 @pytest.fixture
 def page(chromium: Browser, url: str) -> Iterator[Page]:
-    """The page, just opened, of middling size."""
+    """Yield the page, just opened, at a medium size."""
     with opened(chromium, f"{url}/") as page:
         expect(page.locator("#served")).to_have_text(f"made · {len(CAPTIONS)} sentences")
         yield page
