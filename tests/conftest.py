@@ -49,7 +49,7 @@ def shard_of(path: str, shards: int) -> int:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the tests of other shards."""
-    number, shards = map(int, config.getoption("shard").split("/"))
+    number, shards = map(int, str(config.getoption("shard")).split("/"))
     mine = [item for item in items if shard_of(item.nodeid.partition("::")[0], shards) == number]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(mine)])
     items[:] = mine
@@ -73,7 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
-    limit = cpu_limit.CpuLimit(config.getoption("cpu_limit"), folder if is_kept else None)
+    limit = cpu_limit.CpuLimit(float(config.getoption("cpu_limit") or 0), folder if is_kept else None)
     config.pluginmanager.register(limit, "cpu-limit")
 
 

@@ -104,7 +104,7 @@ class CpuLimit:
         for reports in terminalreporter.stats.values():
             for report in reports:
                 if isinstance(report, pytest.TestReport):
-                    found = [value for name, value in report.user_properties if name == KEY]
+                    found = [float(str(value)) for name, value in report.user_properties if name == KEY]
                     tests |= dict.fromkeys([report.nodeid] if found else [], sum(found))
         if sum(tests.values()) < WORTH_A_TABLE_S:
             return
