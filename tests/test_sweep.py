@@ -105,7 +105,7 @@ def test_killed_and_resumed_it_ends_in_the_table_of_runs_from_a_cluster(tmp_path
     assert left.stdout.splitlines() == [line.partition(" && rm ")[0] for line in lines[2:]]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_run_that_fails_is_shown_and_missing_in_the_table(tmp_path: Path) -> None:
     done = sweep(
         tmp_path / "sweep", "--config=configs/demo.py", "--seeds=3", f"--config.data.files={tmp_path}/none.txt"
