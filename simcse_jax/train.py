@@ -82,7 +82,7 @@ def main() -> int:
     import jax
 
     from simcse_jax.config.resolve import resolve
-    from simcse_jax.hosts.agreement import is_first, processes, together
+    from simcse_jax.hosts.agreement import fail_together, is_first, processes
     from simcse_jax.system.compiled import keep_compiled
     from simcse_jax.system.devices import start_devices
     from simcse_jax.system.host_memory import keep_freed_memory
@@ -93,7 +93,7 @@ def main() -> int:
     keep_freed_memory()
     start_devices()
     keep_compiled()
-    with together():
+    with fail_together():
         overridden = config_flags.get_override_values(flags.FLAGS["config"])
         x64 = jax.dtypes.canonicalize_dtype("float64") == "float64"
         config = resolve(_CONFIG.value, overridden, jax.device_count(), x64, processes())
@@ -110,7 +110,7 @@ def main() -> int:
             name = signal.Signals(outcome.signal).name
             print(f"stopped by {name}; the same command resumes from step {outcome.step}", flush=True)
         return 128 + outcome.signal
-    with together():  # the others wait for the export: a launcher takes the end of one for the end of the run
+    with fail_together():  # the others wait for the export: a launcher takes the end of one for the end of the run
         if is_first():
             _finish(run, outcome, workdir)
     return 0

@@ -63,16 +63,16 @@ class Masking:
         masked = group.ids.copy()
         masked.ravel()[at[chosen]] = new
         sentences = group.first_tokens.shape[0]
-        size = places_of(self.rate, len(group.ids), row_length, sentences, self.whole_word)
+        size = prediction_slots(self.rate, len(group.ids), row_length, sentences, self.whole_word)
         places, labels = np.zeros((2, size), np.int32)
-        chosen = chosen[:size]  # cuts only whole words, and these hardly ever: see `places_of`
+        chosen = chosen[:size]  # cuts only whole words, and these hardly ever: see `prediction_slots`
         places[: len(chosen)] = at[chosen]
         labels[: len(chosen)], labels[len(chosen) :] = ids[chosen], -1
         return MaskedGroup(masked, places, labels)
 
 
-def places_of(rate: float, rows: int, row_length: int, sentences: int, whole_word: bool = False) -> int:
-    """Return how many places to predict a group int32[rows, row_length] of so many sentences has room for.
+def prediction_slots(rate: float, rows: int, row_length: int, sentences: int, whole_word: bool = False) -> int:
+    """Return how many tokens to predict a masked group int32[rows, row_length] of so many sentences can hold.
 
     For whole words, only the number of all tokens is a sure bound, so they get six standard deviations above the mean
     for the longest words. What does not fit is masked and not predicted.

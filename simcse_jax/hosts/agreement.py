@@ -52,16 +52,17 @@ def _key(call: int, process: int) -> str:
     return f"simcse_jax/{call}/{process}"
 
 
-def first_says(value: str) -> str:
+def broadcast(value: str) -> str:
     """Return the value of process 0."""
     return gather(value)[0]
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Leave the block on all processes, or raise on all: the own error, or UserError with the first other's text.
+def fail_together() -> Iterator[None]:
+    """Make a failure of the block on one process a failure on all.
 
-    Nothing in the block may wait for other processes: they may already wait at its end.
+    Raises the process's own error, or a UserError with the text of the first other process that failed. Nothing
+    in the block may wait for other processes: they may already wait at its end.
     """
     try:
         yield
@@ -69,15 +70,15 @@ def together() -> Iterator[None]:
         texts = gather(str(error) or type(error).__name__)
         if isinstance(error, UserError):
             if not is_first() and texts[0] == str(error):
-                raise on_all("the same as on process 0") from error  # one screen of text is enough
+                raise error_on_all("the same as on process 0") from error  # one screen of text is enough
             error.everywhere = True
         raise
     for number, text in enumerate(gather("")):
         if text:
-            raise on_all(f"Process {number} has failed, so this one stops too. There: {text}")
+            raise error_on_all(f"Process {number} has failed, so this one stops too. There: {text}")
 
 
-def on_all(text: str) -> UserError:
+def error_on_all(text: str) -> UserError:
     """Return an error that every process of the run raises at this point."""
     error = UserError(text)
     error.everywhere = True
@@ -90,7 +91,7 @@ def require_equal(values: Mapping[str, Any]) -> None:
     for process, there in enumerate(everywhere):
         for name, value in there.items():
             if value != (first := everywhere[0][name]):
-                raise on_all(
+                raise error_on_all(
                     f"{name} is {first!r} on process 0 and {value!r} on process {process}.\nStart all processes with "
                     "the same command, and give all the same files."
                 )

@@ -86,7 +86,7 @@ class Scores(NamedTuple):
     """Hold the similarities of a tile's anchors with all candidates of the global batch."""
 
     positive: jax.Array  # float[a]: with the own positive
-    others: jax.Array  # float[a, n]: with every candidate
+    candidates: jax.Array  # float[a, n]: with every candidate
     is_negative: jax.Array  # bool[a, n]: which candidates are negatives: not the own positive, no duplicate of it
 
 

@@ -15,5 +15,5 @@ def margin_ranking(scores: Scores, *, margin: float) -> jax.Array:
 
         max(0, margin - sim(anchor, positive) + sim(anchor, negative))
     """
-    hinges = jnp.maximum(margin - scores.positive[:, None] + scores.others, 0)
+    hinges = jnp.maximum(margin - scores.positive[:, None] + scores.candidates, 0)
     return mean_where(hinges, scores.is_negative)

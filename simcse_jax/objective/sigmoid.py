@@ -15,6 +15,6 @@ def sigmoid(scores: Scores, *, temperature: float | jax.Array, bias: float | jax
 
         -log sigmoid(y (sim / temperature + bias)), y = 1 for the positive and -1 for negatives
     """
-    of_others = jax.nn.softplus(scores.others / temperature + bias)
+    of_candidates = jax.nn.softplus(scores.candidates / temperature + bias)
     of_positive = jax.nn.softplus(-(scores.positive / temperature + bias))
-    return of_positive + jnp.where(scores.is_negative, of_others, 0).sum(1)
+    return of_positive + jnp.where(scores.is_negative, of_candidates, 0).sum(1)

@@ -16,18 +16,18 @@ def triplet(scores: Scores, *, margin: float, mining: str) -> jax.Array:
     mining: "all" (the mean over all negatives), "hardest" (the closest) or "semi_hard" (the closest of those farther
     away than the positive; the farthest of all where there is none). An anchor without a negative has loss 0.
     """
-    positive, others, negative = scores
+    positive, candidates, is_negative = scores
 
     def hinge(similarity: jax.Array) -> jax.Array:  # d = 2 - 2 cos
         return jnp.maximum(2 * (similarity - positive[:, None]) + margin, 0)
 
     if mining == "all":
-        return mean_where(hinge(others), negative)
-    closest = jnp.where(negative, others, -jnp.inf).max(1, keepdims=True)
+        return mean_where(hinge(candidates), is_negative)
+    closest = jnp.where(is_negative, candidates, -jnp.inf).max(1, keepdims=True)
     if mining == "semi_hard":
-        farther = negative & (others < positive[:, None])
-        best = jnp.where(farther, others, -jnp.inf).max(1, keepdims=True)
-        farthest = jnp.where(negative, others, jnp.inf).min(1, keepdims=True)
+        farther = is_negative & (candidates < positive[:, None])
+        best = jnp.where(farther, candidates, -jnp.inf).max(1, keepdims=True)
+        farthest = jnp.where(is_negative, candidates, jnp.inf).min(1, keepdims=True)
         closest = jnp.where(farther.any(1, keepdims=True), best, farthest)
-    has_negative = negative.any(1)
+    has_negative = is_negative.any(1)
     return jnp.where(has_negative, hinge(jnp.where(has_negative[:, None], closest, 0))[:, 0], 0)

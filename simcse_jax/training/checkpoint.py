@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from simcse_jax.hosts.agreement import first_says, gather, is_first, on_all, processes, together
+from simcse_jax.hosts.agreement import broadcast, error_on_all, fail_together, gather, is_first, processes
 from simcse_jax.system.errors import UserError, short
 from simcse_jax.training.folder import complete_steps, incomplete, seal
 from simcse_jax.training.mesh import place
@@ -60,7 +60,7 @@ class Checkpoints:
         self._say = say
         self._failures = {"last": 0, "best": 0}  # failed saves in a row
         self._folder = workdir.absolute() / "checkpoints"
-        with together():
+        with fail_together():
             self._remove_incomplete()
         # Two of each are kept: a save that a kill interrupts never leaves the run with none.
         self._last = ocp.CheckpointManager(self._folder / "last", options=_options(asynchronous=True))
@@ -189,7 +189,7 @@ class Checkpoints:
             "steps": sorted(self._last.all_steps(), reverse=True),
             "earlier": bool(list(self._folder.glob("broken-*"))),
         }
-        found = json.loads(first_says(json.dumps(found)))
+        found = json.loads(broadcast(json.dumps(found)))
         steps, earlier = found["steps"], found["earlier"]
         for step in steps:
             values, metadata, problem = None, {}, ""
@@ -212,7 +212,7 @@ class Checkpoints:
         if len(steps) == 1 and not earlier:
             self._say("warning: there is no other checkpoint, so the run starts again")
             return None
-        raise on_all(
+        raise error_on_all(
             f"All checkpoints in {self._folder / 'last'} were damaged; they are beside it now, as broken-*.\n"
             "Restore one from a copy, or start a new run with --workdir=ANOTHER."
         )
@@ -220,7 +220,7 @@ class Checkpoints:
     def _set_aside(self, step: int, problem: str) -> None:
         names = itertools.chain([f"broken-{step}"], (f"broken-{step}.{n}" for n in itertools.count(2)))
         aside = next(path for name in names if not (path := self._folder / name).exists())
-        with together():
+        with fail_together():
             if is_first():
                 os.replace(self._folder / "last" / str(step), aside)
         self._last.reload()

@@ -22,7 +22,7 @@ from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.evaluation.graded_pairs import GradedPairs
 from simcse_jax.evaluation.sts import evaluate_pairs
-from simcse_jax.hosts.agreement import first_says
+from simcse_jax.hosts.agreement import broadcast
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.feeding import feed, load_texts, make_layout, make_masking
 from simcse_jax.training.mesh import replicated
@@ -74,7 +74,7 @@ def make_dev(
     def evaluate(params: Any) -> Scores:
         scores = evaluate_pairs(lambda texts: sentences.encode(params, texts), pairs) if pairs else {}
         scores |= perplexity(params) if perplexity else {}
-        return json.loads(first_says(json.dumps(scores)))
+        return json.loads(broadcast(json.dumps(scores)))
 
     return Dev(SPEARMAN if pairs else PERPLEXITY, evaluate)
 

@@ -15,7 +15,7 @@ from simcse_jax.config.schema import Config
 from simcse_jax.data.batches import Batch, Batches, EncoderInputs, Layout, Rows
 from simcse_jax.data.corpus import Corpus, load_corpus
 from simcse_jax.data.examples import ColumnExamples, Examples
-from simcse_jax.data.masking import Masking, places_of
+from simcse_jax.data.masking import Masking, prediction_slots
 from simcse_jax.data.positives import POSITIVES, Source, views_of
 from simcse_jax.data.vocabulary import require_mask_token, vocabulary_of
 from simcse_jax.group import Group, MaskedGroup
@@ -45,7 +45,7 @@ def batch_shapes(config: Config, mesh: Mesh, columns: int, rows: Rows, row_lengt
         return Group(tokens, tokens, tokens, tokens, slots, slots)
 
     def copy(rate: float, whole_word: bool = False) -> MaskedGroup:
-        places = of_groups(places_of(rate, sum(rows), row_length, columns * config.group_size, whole_word))
+        places = of_groups(prediction_slots(rate, sum(rows), row_length, columns * config.group_size, whole_word))
         return MaskedGroup(of_groups(sum(rows), row_length), places, places)
 
     replaces = config.objective.loss != "none" and config.data.positive == "mask"

@@ -20,7 +20,7 @@ from typing import Any
 
 from simcse_jax.config.compare import differences
 from simcse_jax.config.schema import Config, defaults
-from simcse_jax.hosts.agreement import first_says, is_first, processes, together
+from simcse_jax.hosts.agreement import broadcast, fail_together, is_first, processes
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.whole_file import write_whole_text, writing
 
@@ -56,7 +56,7 @@ def claimed(workdir: Path, config: Config) -> Iterator[None]:
     UserError, on all processes, when the folder cannot be written, or holds a run of another recipe.
     """
     new = not workdir.exists()
-    with together():
+    with fail_together():
         if is_first():
             _require_folder(workdir, config)
     try:
@@ -90,12 +90,12 @@ def require_shared(workdir: Path) -> None:
     """Raise UserError on all processes when one of them does not see what process 0 writes into this folder."""
     if processes() == 1:
         return
-    mark = workdir / first_says(f".seen-by-all-{secrets.token_hex(4)}")
-    with together():
+    mark = workdir / broadcast(f".seen-by-all-{secrets.token_hex(4)}")
+    with fail_together():
         if is_first():
             mark.touch()
     try:
-        with together():
+        with fail_together():
             deadline = time.monotonic() + APPEARS_S
             while not mark.exists():
                 if time.monotonic() > deadline:

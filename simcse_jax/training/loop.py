@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from simcse_jax.data.batches import Batch, Rows, format_rows
-from simcse_jax.hosts.agreement import is_first, on_all
+from simcse_jax.hosts.agreement import error_on_all, is_first
 from simcse_jax.hosts.signals import stop_signals
 from simcse_jax.system.errors import UserError, short
 from simcse_jax.training.checkpoint import Checkpoints, Progress
@@ -175,7 +175,7 @@ class _Loop:
         if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
             saved = self.checkpoints.latest_step()
             where = f"checkpoints/last is good and holds step {saved}" if saved is not None else "nothing was saved yet"
-            raise on_all(
+            raise error_on_all(
                 f"Step {step}: the loss is {values['loss']}, the gradient norm {values['gradient_norm']}; {where}.\n"
                 f"Try a lower --config.optimizer.learning_rate than {self.run.config.optimizer.learning_rate:g}, or "
                 "float32 if you compute in bfloat16."

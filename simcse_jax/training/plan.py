@@ -15,7 +15,7 @@ import jax
 
 from simcse_jax.config.schema import Config
 from simcse_jax.data.batches import Batches, Rows, format_rows
-from simcse_jax.data.masking import places_of
+from simcse_jax.data.masking import prediction_slots
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.data.vocabulary import id_count
 from simcse_jax.encoder.mlm import Predictor
@@ -161,7 +161,7 @@ class Planner:
         mlm = self.config.mlm
         places = 0
         if mlm.weight:
-            places = groups * places_of(mlm.rate, held, length, sentences // groups, mlm.whole_word)
+            places = groups * prediction_slots(mlm.rate, held, length, sentences // groups, mlm.whole_word)
         masked = mlm.weight > 0
         tokens = (self.views + masked) * rows
         again = bool(self.config.train.groups_at_once) + self.config.model.remat
@@ -189,7 +189,7 @@ class Planner:
         """Return the operations of one pass of the predictor over groups of `sentences` sentences each."""
         sizes, held = predictor.encoder.architecture, sum(self.rows)
         length = self.batches.layout.row_length
-        places = groups * places_of(self.config.data.rate, held, length, sentences)
+        places = groups * prediction_slots(self.config.data.rate, held, length, sentences)
         positions = groups * held * length
         return positions * sizes.num_hidden_layers * sizes.layer_flops(length) + places * sizes.mlm_head_flops
 

@@ -19,7 +19,7 @@ from simcse_jax.data.vocabulary import id_count
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
-from simcse_jax.hosts.agreement import first_says, is_first, require_equal, together
+from simcse_jax.hosts.agreement import broadcast, fail_together, is_first, require_equal
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.dev import Dev, load_held_out, make_dev, make_perplexity
 from simcse_jax.training.feeding import load_data
@@ -69,15 +69,15 @@ def prepare(config: Config, workdir: Path) -> Run:
 
 def _assemble(config: Config, workdir: Path) -> Run:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    resumes = json.loads(first_says(json.dumps(holds_checkpoint(workdir))))
-    with together():
+    resumes = json.loads(broadcast(json.dumps(holds_checkpoint(workdir))))
+    with fail_together():
         with _about("eval.data", "a file of graded pairs, or nothing for no evaluation"):
             pairs = load_graded_pairs(config.eval.data) if config.eval.data else None
         with _about("model.name", "a model folder"):
             folder = local_model(config.model)
         if is_first() and not (resumes and (workdir / TOKENIZER).is_dir()):
             write_tokenizer(config, folder, tokenizer_draft(workdir))
-    with together():
+    with fail_together():
         tokenizer = load_tokenizer(current_tokenizer(workdir))
         encoder = make_encoder(config, folder, id_count(tokenizer), mesh.devices.flat[0].platform)
         initial_params = first_params(config, encoder, folder, resumes)
@@ -122,9 +122,9 @@ def _initial_state(
 
 def _write(workdir: Path, info: dict[str, Any]) -> None:
     """Write config.json and the tokenizer, unless the folder holds a run on other data: UserError."""
-    with together():
+    with fail_together():
         require_same_data(workdir, info)
-    with together():
+    with fail_together():
         if is_first():
             write_run_info(workdir, info)
             keep_tokenizer(workdir)

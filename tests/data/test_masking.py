@@ -9,7 +9,7 @@ from scipy import stats
 
 from simcse_jax.data.batches import Batches, EncoderInputs, Layout
 from simcse_jax.data.examples import ColumnExamples
-from simcse_jax.data.masking import Masking, places_of
+from simcse_jax.data.masking import Masking, prediction_slots
 from simcse_jax.data.vocabulary import Vocabulary
 from simcse_jax.group import Group, MaskedGroup
 
@@ -231,9 +231,9 @@ def test_places_suffice_at_the_worst() -> None:
         assert masked
         most = max(most, int((masked.labels >= 0).sum()))
     assert most > 0.05 * 64  # more than its share of the tokens of text
-    assert most <= places_of(0.05, 64, 3, 64)
+    assert most <= prediction_slots(0.05, 64, 3, 64)
     # Were all rounded up, one a sentence, they would fit too, which the rate alone has no room for.
-    assert 0.05 * 64 * 3 < 64 <= places_of(0.05, 64, 3, 64)
+    assert 0.05 * 64 * 3 < 64 <= prediction_slots(0.05, 64, 3, 64)
 
 
 def test_a_group_without_sentences_hides_nothing() -> None:

@@ -287,7 +287,7 @@ def test_a_loss_from_outside_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """As CONTRIBUTING.md says: a plain function and one line in the table."""
 
     def softplus(scores: Scores, *, temperature: float, margin: float) -> jax.Array:
-        gaps = (scores.others - scores.positive[:, None] + margin) / temperature
+        gaps = (scores.candidates - scores.positive[:, None] + margin) / temperature
         return jnp.where(scores.is_negative, jax.nn.softplus(gaps), 0).sum(1)
 
     monkeypatch.setitem(LOSSES, "softplus", PairwiseLoss(softplus))
