@@ -22,7 +22,6 @@ _INT8 = flags.DEFINE_bool("int8", False, "With --onnx: also write model_int8.onn
 
 def main() -> None:
     """Export as the flags say."""
-    from simcse_jax.model_folder.export import convert, export_run
     from simcse_jax.model_folder.onnx_export import require_onnx, write_onnx
 
     if bool(_WORKDIR.value) == bool(_MODEL.value) or not _OUT.value:
@@ -39,8 +38,12 @@ def main() -> None:
     if _ONNX.value:
         require_onnx()
     if _WORKDIR.value:
+        from simcse_jax.training.saved import export_run
+
         export_run(_WORKDIR.value, _OUT.value, _HALF.value)
     else:
+        from simcse_jax.model_folder.export import convert
+
         convert(_MODEL.value, _OUT.value, _POOLER.value or None, _HALF.value)
     if _ONNX.value:
         write_onnx(_OUT.value, _INT8.value)

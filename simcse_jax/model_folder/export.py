@@ -14,7 +14,7 @@ import numpy as np
 
 from simcse_jax import __version__
 from simcse_jax.encoder.architecture import Architecture
-from simcse_jax.encoder.families.table import architecture_from_saved, config_json, read_architecture
+from simcse_jax.encoder.families.table import config_json, read_architecture
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.model_folder.card import model_card
 from simcse_jax.model_folder.pretrained import load_params, to_hugging_face
@@ -33,27 +33,6 @@ from simcse_jax.system.whole_file import writing
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model")
 _TOKENIZER_SETTINGS = "tokenizer_config.json"
 _TOKENIZER_FILES = (*_VOCABULARIES, "special_tokens_map.json", "added_tokens.json")
-
-
-def export_run(workdir: str | Path, out: str | Path, half: bool = False) -> None:
-    """Write the best checkpoint of a run folder as a model folder; UserError if there is no run or no checkpoint.
-
-    out, half: as in `export_model`.
-    """
-    from simcse_jax.training.saved import load_best
-
-    workdir = Path(workdir)
-    params, info = load_best(workdir)
-    export_model(
-        Path(out),
-        params,
-        architecture_from_saved(info["encoder"]),
-        workdir / info["tokenizer"],
-        info["pooler"],
-        card={key: info[key] for key in ("recipe", "data", "scores", "step") if key in info},
-        train_pooler=info["train_pooler"],
-        half=half,
-    )
 
 
 def convert(name: str, out: str | Path, pooler: str | None = None, half: bool = False) -> None:

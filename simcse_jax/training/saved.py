@@ -1,4 +1,4 @@
-"""Read and check what a run has saved, in one process, without the others."""
+"""Read, check and export what a run has saved, in one process, without the others."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from simcse_jax.encoder.families.table import architecture_from_saved
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.model import Encoder
+from simcse_jax.model_folder.export import export_model
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.folder import complete_steps, read_run_info, require_intact
 
@@ -61,6 +62,25 @@ def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
     encoder = Encoder(config, dtype, dtype, has_head=info["has_head"], has_mlm_head=info["has_mlm_head"])
     params = _arrays(newest / "params", parameter_shapes(encoder))
     return params, info | {"scores": _json(newest / "scores"), "step": max(steps)}
+
+
+def export_run(workdir: str | Path, out: str | Path, half: bool = False) -> None:
+    """Write the best checkpoint of a run folder as a model folder; UserError if there is no run or no checkpoint.
+
+    out, half: as in `export_model`.
+    """
+    workdir = Path(workdir)
+    params, info = load_best(workdir)
+    export_model(
+        Path(out),
+        params,
+        architecture_from_saved(info["encoder"]),
+        workdir / info["tokenizer"],
+        info["pooler"],
+        card={key: info[key] for key in ("recipe", "data", "scores", "step") if key in info},
+        train_pooler=info["train_pooler"],
+        half=half,
+    )
 
 
 def _arrays(folder: Path, like: Any) -> Any:
