@@ -1,7 +1,7 @@
 """Encode texts with a model into a float32 matrix, for training, evaluation and serving.
 
 Sentences are packed into rows of 64, 128, 256, 512 ... tokens, and rows into groups of a nearly constant number of
-tokens, so that a model is compiled for a few shapes, whatever the texts.
+tokens, so that a model is compiled for a few shapes only.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class SentenceEncoder:
         return out
 
     def placed(self, params: Any) -> Any:
-        """Place the parameters on each device of the mesh, each layer's apart; `encode` takes the result as it is.
+        """Return the parameters on each device of the mesh, split into layers, as `encode` takes them.
 
         The sharding is always a NamedSharding, since another kind would compile anew.
         """

@@ -76,7 +76,7 @@ def report_run(workdir: Path, data: str) -> str:
     """Write report.html and its pictures into a run's folder; return what the report holds, in words.
 
     data: the run's eval.data, whose pairs its best model is judged on; "" shows the curves alone. A task that fails
-    stands in the report.
+    is listed in the report.
     """
     exam = Exam((GEOMETRY,), pairs=(data,)) if data else Exam(())
     results = judge_models([open_model(str(workdir))], exam)

@@ -161,7 +161,7 @@ def _list(folder: Path, jobs: list[Job]) -> None:
 
 
 def _show_table(folder: Path, plan: Plan, jobs: list[Job]) -> None:
-    """Print the table of what is finished, and write its files."""
+    """Print the table of the finished runs, and write its files."""
     from rich.console import Console
 
     from simcse_jax.sweeping.output import print_table, write_table

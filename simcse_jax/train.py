@@ -117,7 +117,7 @@ def main() -> int:
 
 
 def _plan() -> int:
-    """Print what the recipe's step costs."""
+    """Print the plan of the recipe's step."""
     from simcse_jax.config.resolve import resolve
     from simcse_jax.training.plan import print_plan, topology_chips, visible_chips
 

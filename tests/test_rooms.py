@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "simcse_jax"
 
-# room: what it may import of the others. Every room may import `group`, `hashing` and `system`; commands may import all.
+# room: the other rooms that it may import. Each may also import `group`, `hashing` and `system`; commands, everything.
 MAY_IMPORT = {
     "config": {"data", "encoder", "objective"},
     "data": set(),

@@ -24,7 +24,7 @@ class When(NamedTuple):
 
 
 class Key(NamedTuple):
-    """Hold what is known of one key. `key` documents the fields that a declaration gives."""
+    """Hold the declaration of one key. `key` documents the fields that a declaration gives."""
 
     name: str  # in full: "objective.temperature"
     type: type
@@ -96,7 +96,7 @@ def key(
 ) -> Value:
     """Return the dataclass field that declares a key. Its type is the field's annotation.
 
-    meaning: what --help-config says of it.
+    meaning: its text in --help-config.
     at_least, above, below: the range of a number, floats finite; also: allowed values outside the range.
     one_of: the allowed values, or a function that returns them.
     effective: other keys that must all have one of some values, or this key has no effect.

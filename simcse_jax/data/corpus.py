@@ -75,7 +75,7 @@ class Corpus:
 
     columns: names of the V text columns. lengths: int32[E, V] in tokens, special ones included, after truncation.
     hashes: uint64[E, V] of the text; equal text, equal hash. documents: int32[E], or None unless all files are .txt.
-    fingerprint: equal exactly if texts, documents and token ids are equal, whatever the paths and formats.
+    fingerprint: equal if and only if texts, documents and token ids are equal, for any paths and formats.
     """
 
     def __init__(self, tokens: "pa.Table", fingerprint: str, report: CorpusReport, has_documents: bool):

@@ -27,7 +27,7 @@ class TextColumn:
         return (cells[0] for _, cells in read_rows(self.tables, self.columns, RowCounts()))
 
     def key(self) -> str:
-        """Return a hex digest of the files' content, whatever their names, and of the columns."""
+        """Return a hex digest of the files' content, independent of their names, and of the columns."""
         read = [(table.key(), *names) for table, names in zip(self.tables, self.columns, strict=True)]
         return hashlib.blake2b(json.dumps(read).encode(), digest_size=16).hexdigest()
 

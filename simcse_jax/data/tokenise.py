@@ -195,7 +195,7 @@ def _histogram(lengths: np.ndarray, max_length: int) -> tuple[tuple[int, int], .
 
 
 def _fingerprint(tokens: "pa.Table", width: int, has_documents: bool) -> str:
-    """Return a hex digest of token ids, lengths, texts and documents: what training sees, whatever path and format."""
+    """Return a hex digest of token ids, lengths, texts and documents, independent of paths and formats."""
     digest = hashlib.blake2b(f"{CACHE_FORMAT} {width} {tokens.num_rows}".encode(), digest_size=16)
     for v in range(width):
         for name in (f"full_{v}", f"hash_{v}"):

@@ -122,7 +122,7 @@ class EncoderModule(nn.Module):
 
 
 class Dense(nn.Module):
-    """Map x [..., I] to [..., O] by one product of two flat matrices, whatever axes x and the parameters have.
+    """Map x [..., I] to [..., O] by one product of two flat matrices, for any axes of x and the parameters.
 
     With several leading axes, XLA would transpose x to compute the kernel's gradient. Parameters: kernel [*inputs,
     *outputs], bias [*outputs]; I and O are the products of `inputs` and of `outputs`.

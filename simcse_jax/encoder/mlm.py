@@ -36,7 +36,7 @@ class MlmHead(EncoderModule):
 
 
 class Predictor(NamedTuple):
-    """Hold a model that replaces tokens by others that are likely in their place."""
+    """Hold a model that replaces tokens by others that are likely in that place."""
 
     encoder: Encoder
     special: np.ndarray  # bool[V]: tokens that it never writes

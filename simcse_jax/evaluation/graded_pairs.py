@@ -50,7 +50,7 @@ class GradedPairs:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of the scores and sentences, whatever file they are in."""
+        """Hex digest of the scores and sentences, independent of the file."""
         digest = hashlib.blake2b(self.gold.tobytes(), digest_size=16)
         for text in (*self.first, *self.second):
             digest.update(text.encode("utf-8") + b"\0")

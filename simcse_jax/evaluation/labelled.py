@@ -49,7 +49,7 @@ class Labelled:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of the labels and texts, whatever files they are in."""
+        """Hex digest of the labels and texts, independent of the files."""
         digest = hashlib.blake2b(self.labels.tobytes(), digest_size=16)
         for texts in self.texts:
             for text in texts:

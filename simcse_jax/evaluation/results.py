@@ -1,4 +1,4 @@
-"""Hold what an evaluation finds: scores with their protocol, failures and their reasons, and the geometry."""
+"""Hold the results of an evaluation: scores with their protocol, failures and their reasons, and the geometry."""
 
 from __future__ import annotations
 

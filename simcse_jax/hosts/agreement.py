@@ -43,7 +43,7 @@ def gather(value: str) -> list[str]:
     assert client is not None  # `processes` counts several
     client.key_value_set(_key(call, own), value)
     values = [client.blocking_key_value_get(_key(call, n), PATIENCE_S * 1000) for n in range(processes())]
-    if call:  # all have come here, so nobody reads the last call's values any more
+    if call:  # all processes have reached this call, so none still reads the values of the last one
         client.key_value_delete(_key(call - 1, own))
     return values
 

@@ -110,7 +110,7 @@ def _listening(cluster: Cluster) -> socket.socket:
 
 
 def _heard(connection: socket.socket) -> Card | None:
-    """Return the card that a process sends, None if it is no process of ours."""
+    """Return the card that a process sends, None if it is not a process of this run."""
     connection.settimeout(SPEAK_S)
     try:
         card = json.loads(connection.makefile().readline(1000))

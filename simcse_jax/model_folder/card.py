@@ -52,7 +52,7 @@ def model_card(
 def _origin(source: str | None) -> str:
     if source is None:
         by = "trained with [SimCSE](https://arxiv.org/abs/2104.08821) by"
-    else:  # a local path is nobody else's business here either
+    else:  # nor is a local path shown here
         by = f"of {f'`{source}`' if _HUB_NAME.fullmatch(source) else 'a model trained elsewhere'}, written by"
     return f"Sentence embeddings {by} simcse_jax {__version__}"
 
@@ -84,7 +84,7 @@ def _front_matter(recipe: Mapping[str, Any]) -> str:
         *(f"- {tag}" for tag in (*_TAGS, "fill-mask" if _only_pretrained(recipe) else "simcse")),
     ]
     base = str(recipe.get("model.name") or "")
-    # The Hub refuses a base_model that is no name of its own; a local path is nobody else's business.
+    # The Hub refuses a base_model that is not a Hub name, and a local path must not be published.
     if _HUB_NAME.fullmatch(base) and recipe.get("model.init", "pretrained") == "pretrained":
         lines.append(f"base_model: {base}")
     return "\n".join(["---", *lines, "---"])

@@ -62,7 +62,7 @@ class _Graph:
         return name
 
     def dense(self, x: str, name: str, kernel: Any, bias: Any) -> str:
-        """Map x [..., I] to [..., O] with a kernel of I * O entries and a bias of O, whatever their axes."""
+        """Map x [..., I] to [..., O] with a kernel of I * O entries and a bias of O entries, of any shapes."""
         bias = np.asarray(bias).reshape(-1)
         product = self.op("MatMul", x, self.weight(f"{name}.weight", np.asarray(kernel).reshape(-1, len(bias))))
         return self.op("Add", product, self.weight(f"{name}.bias", bias))

@@ -32,7 +32,7 @@ def _all_names() -> list[WeightNames]:
 
 
 class _Weights:
-    """Take weights by their modern names; note what is missing, has another shape or is never taken."""
+    """Look up weights by their modern names; note which are missing, unused or of another shape."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)

@@ -17,7 +17,7 @@ _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
 def read_weights(folder: str | Path) -> dict[str, np.ndarray]:
-    """Return every weight of a model folder by its name in the file, as float32 whatever it is stored as.
+    """Return every weight of a model folder by its name in the file, as float32 for every stored dtype.
 
     Looks for model.safetensors, its sharded form, then pytorch_model.bin and its sharded form, which need torch.
     """

@@ -86,7 +86,7 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """Return the file that has what the commands print."""
+        """Return the file with the output of the commands."""
         return self.run.with_name(f"{self.run.name}.log")
 
     @property
@@ -145,7 +145,7 @@ class Job:
 
     @property
     def line(self) -> str:
-        """Return a line of shell that does what is left of the job, and nothing when all is done."""
+        """Return a line of shell that does the rest of the job, and nothing when all is done."""
         delete = [shlex.join(["rm", "-rf", *(str(self.run / name) for name in self.deletes)])] if self.deletes else []
         return " && ".join([*(command.line for command in self.commands), *delete])
 
@@ -231,7 +231,7 @@ def run_jobs(
     say: Callable[[str], None],
     score_of: Callable[[Job], str] = lambda _: "",
 ) -> Outcome:
-    """Run what is left of the jobs, `parallel` at a time, their output in a file beside each run folder.
+    """Run the rest of the jobs, `parallel` at a time; their output goes to a file beside each run folder.
 
     say: takes lines on what happens; score_of: a finished job's score in words. A job that fails stops no other.
     SIGINT and SIGTERM are passed on to the runs, which save; then no further job starts.

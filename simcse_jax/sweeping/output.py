@@ -103,7 +103,7 @@ def markdown(table: Table) -> str:
 
 
 def as_json(table: Table) -> dict[str, Any]:
-    """Return the table as table.json has it: every metric of every run, and what it was made with."""
+    """Return the content of table.json: every metric of every run, the recipe and the versions."""
     return {
         "recipe": table.plan.recipe,
         "measure": table.measure,

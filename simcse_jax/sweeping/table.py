@@ -25,7 +25,7 @@ DEV = (SPEARMAN, PERPLEXITY, LAST, "dev/pearson", "dev/mlm_accuracy")
 SPACE = ("alignment", "uniformity", "mean_cosine", "effective_rank", "isotropy", "top_share")
 LOWER_IS_BETTER = frozenset({PERPLEXITY, "alignment", "uniformity", "mean_cosine", "top_share"})
 AVERAGED = {"sts": choose_tasks("sts", "test"), "transfer": transfer.TASKS}
-# Of DEV and SPACE, those with a column when nobody asks for one; the others are in table.json.
+# Of DEV and SPACE, those with a column by default; the rest are in table.json.
 _COLUMNS = (SPEARMAN, PERPLEXITY, "alignment", "uniformity")
 # Differences that are this close to each other, relative to the metric, differ by rounding alone.
 _EQUAL = 1e-6
@@ -108,7 +108,7 @@ class Table(NamedTuple):
 
 
 def make_table(plan: Plan, found: Mapping[tuple[str, int], Metrics], measure: str = "") -> Table:
-    """Return the table of what is finished.
+    """Return the table of the finished runs.
 
     found: metrics by label and seed; measure: the metric that rows are compared by, "" for `choose_measure`.
     """
@@ -136,7 +136,7 @@ def make_table(plan: Plan, found: Mapping[tuple[str, int], Metrics], measure: st
 
 
 def _training_metrics(lines: list[dict[str, Any]]) -> Metrics:
-    """Return what was logged of the evaluation behind the best checkpoint, and the Spearman of the last one."""
+    """Return the logged metrics of the evaluation of the best checkpoint, and the Spearman of the last one."""
     for name in (SPEARMAN, PERPLEXITY):
         scored = [line for line in lines if line.get(name) is not None]
         if scored:

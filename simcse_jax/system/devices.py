@@ -1,4 +1,4 @@
-"""Start JAX's devices without the messages and signal handlers of the TPU's library where there is no TPU."""
+"""Start JAX's devices without the messages and signal handlers of the TPU library on machines without a TPU."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def progress_bar(
 ) -> Bar:
     """Return a bar on a terminal or in a notebook, lines on standard error elsewhere, or nothing visible.
 
-    total: the number of items, None where nobody knows. shown: False shows nothing. what, unit: the words of the bar
+    total: the number of items, None if unknown. shown: False shows nothing. what, unit: the words of the bar
     and the lines. done: items that were finished before. The time between lines is counted over all bars of the
     process, so that many short tasks in a row also give a line every `EVERY_S` seconds.
     """

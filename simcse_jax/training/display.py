@@ -105,7 +105,7 @@ class Display:
 
     @contextmanager
     def while_doing(self, what: str) -> Iterator[None]:
-        """Name what the run is doing, for the line that is printed when nothing else was."""
+        """Name the current work for `Heartbeat`, which prints it when nothing else was printed."""
         self._doing, before = what, self._doing
         yield
         self._doing = before
@@ -285,7 +285,7 @@ def conclude(run: Run, outcome: Outcome, workdir: Path) -> list[str]:
 
 
 def _next_steps(config: Config, workdir: Path) -> dict[str, str]:
-    """Return commands by what they do, such as work for this run when they are copied."""
+    """Return commands by their purpose; they work for this run when they are copied."""
     here = Path(sys.executable)
     python = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else "python"
     model, files = workdir / "model", config.data.files

@@ -147,7 +147,7 @@ class _Loop:
 
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
         step = self._compiled(batch)
-        # A transfer between host and devices that nobody asked for would slow every step down.
+        # An implicit transfer between host and devices would slow every step down.
         with jax.transfer_guard("disallow"):
             return step(state, batch)
 

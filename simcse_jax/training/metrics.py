@@ -58,7 +58,7 @@ class MetricsWriter:
 
 
 class NoMetrics:
-    """Write nothing, in a process whose metrics another one writes."""
+    """Write nothing: for all processes but the first, which writes the metrics."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Read, check and export what a run has saved, in one process, without the others."""
+"""Read, check and export what a run has saved, in one process alone."""
 
 from __future__ import annotations
 

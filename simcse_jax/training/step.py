@@ -140,7 +140,7 @@ def make_encode_batch(encode: EncodeGroups, mesh: Mesh, groups_at_once: int = 0,
     all embeddings. Each device sums the gradient of its own groups, and gradients are exchanged once. kernels_as: the
     dtype that the encoder computes in; kernels are gathered in it, unless in chunks or with fsdp.
     """
-    # Over an axis of one device, XLA would "reduce" gradients all the same, by copying them.
+    # Over an axis of one device, XLA would still "reduce" gradients, by copying them.
     axes = meshes.used_axes(mesh)
     # Over chunks, and by the scatters of fsdp, gradients are summed in the dtype that the kernel came in.
     sent_as = None if groups_at_once or mesh.shape["fsdp"] > 1 else kernels_as

@@ -50,7 +50,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """Hold what a column shows: a task, or the average over several."""
+    """Describe a column: a task, or the average over several."""
 
     task: str
     over: tuple[str, ...] = ()

@@ -120,7 +120,7 @@ class Batcher(Generic[Item, Result]):
             self._forget(job)
 
     def _forget(self, job: _Job[Item, Result]) -> None:
-        """Remove a job whose client is gone from the queue at once."""
+        """Remove a job from the queue as soon as its client is gone."""
         with self._changed:
             if job.future.done() and job in self._jobs:
                 self._jobs.remove(job)
