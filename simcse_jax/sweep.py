@@ -23,7 +23,7 @@ from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
     from simcse_jax.sweeping.jobs import Job
-    from simcse_jax.sweeping.plan import Judging, Plan
+    from simcse_jax.sweeping.plan import Judging, SweepPlan
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -105,7 +105,7 @@ def _folder(recipe: str) -> Path:
     return usual.with_name(f"sweep-{usual.name}")
 
 
-def _plan(recipe: str, folder: Path) -> Plan:
+def _plan(recipe: str, folder: Path) -> SweepPlan:
     """Return the plan of the flags, merged into the one that the folder holds; without --config, the folder's."""
     from simcse_jax.sweeping.plan import make_plan, merge_plan, read_plan
     from simcse_jax.sweeping.rows import DEFAULT_SEEDS, as_flags, choose_rows, parse_seeds, refuse_seed
@@ -160,7 +160,7 @@ def _list(folder: Path, jobs: list[Job]) -> None:
     )
 
 
-def _show_table(folder: Path, plan: Plan, jobs: list[Job]) -> None:
+def _show_table(folder: Path, plan: SweepPlan, jobs: list[Job]) -> None:
     """Print the table of the finished runs, and write its files."""
     from rich.console import Console
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simcse_jax.data.readers import Table
+from simcse_jax.data.readers import TextTable
 from simcse_jax.data.sources import RowCounts, choose_columns, open_tables, read_rows
 from simcse_jax.data.tokenise import CACHE_FORMAT, build, column
 from simcse_jax.system.cache import cache_folder
@@ -180,7 +180,7 @@ def _untruncated(tokenizer: Any) -> Any:
     return backend
 
 
-def _cache_key(tables: Sequence[Table], chosen: Sequence[tuple[str, ...]], backend: Any, max_length: int) -> str:
+def _cache_key(tables: Sequence[TextTable], chosen: Sequence[tuple[str, ...]], backend: Any, max_length: int) -> str:
     """Return a hex digest of everything that decides the token ids."""
     import tokenizers
 
@@ -190,7 +190,7 @@ def _cache_key(tables: Sequence[Table], chosen: Sequence[tuple[str, ...]], backe
     return digest.hexdigest()
 
 
-def _open_cached(folder: Path, tables: Sequence[Table]) -> Corpus | None:
+def _open_cached(folder: Path, tables: Sequence[TextTable]) -> Corpus | None:
     """Return the corpus in that folder; None if there is none, or a damaged one."""
     import pyarrow as pa
 
@@ -200,7 +200,7 @@ def _open_cached(folder: Path, tables: Sequence[Table]) -> Corpus | None:
         return None
 
 
-def _open(folder: Path, tables: Sequence[Table], from_cache: bool) -> Corpus:
+def _open(folder: Path, tables: Sequence[TextTable], from_cache: bool) -> Corpus:
     """Return the corpus in that folder, with the names that its files have now; ValueError if it was cut short."""
     from datasets import Dataset
 

@@ -39,7 +39,7 @@ class Examples(Protocol):
         ...
 
 
-class Table(Protocol):
+class TokenTable(Protocol):
     """Hold E rows of V tokenised texts, as a corpus does."""
 
     lengths: np.ndarray  # int32[E, V]
@@ -51,7 +51,7 @@ class Table(Protocol):
 class ColumnExamples:
     """Take each row of a table as an example, the same at every step."""
 
-    def __init__(self, table: Table):
+    def __init__(self, table: TokenTable):
         self.table = table
         self.texts = table.lengths.shape[1]
 
@@ -71,7 +71,7 @@ class ChangedCopies:
 
     texts = 2
 
-    def __init__(self, table: Table, change: Change, seed: int):
+    def __init__(self, table: TokenTable, change: Change, seed: int):
         self.table, self.change, self.seed = table, change, seed
 
     def __len__(self) -> int:
@@ -96,7 +96,7 @@ class NextSentences:
 
     texts = 2
 
-    def __init__(self, table: Table, documents: np.ndarray, window: int, seed: int):
+    def __init__(self, table: TokenTable, documents: np.ndarray, window: int, seed: int):
         """Find the sentences that have a next one; raises UserError when there is none."""
         self.table, self.seed = table, seed
         ends = np.r_[np.flatnonzero(np.diff(documents)), len(documents) - 1]

@@ -23,7 +23,7 @@ _HEADER_WORDS = 6  # a longer "column name" is a sentence: the file has no heade
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """Hold one source of rows; `rows(names)` streams the cells of those columns, in that order.
 
     A missing cell is "". A row that is None is a blank line of a .txt.
@@ -47,7 +47,7 @@ def format_of(path: str | Path) -> str | None:
     return next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
 
 
-def open_table(path: Path, name: str | None = None) -> Table:
+def open_table(path: Path, name: str | None = None) -> TextTable:
     """Return the table in one local file; only its header is read here."""
     name = name or str(path)
     suffix = format_of(path)
@@ -59,7 +59,7 @@ def open_table(path: Path, name: str | None = None) -> Table:
     if path.stat().st_size == 0:
         raise UserError(f"{name} is empty (0 bytes).")
     if suffix == ".txt":
-        return Table(name, ("text",), (), lambda _: _text_rows(path, name), _file_key(path), is_text_file=True)
+        return TextTable(name, ("text",), (), lambda _: _text_rows(path, name), _file_key(path), is_text_file=True)
     if suffix == ".parquet":
         return _parquet_table(path, name)
     if suffix == ".jsonl":
@@ -142,7 +142,7 @@ def _text_rows(path: Path, name: str) -> Iterator[tuple[str, ...] | None]:
         yield (text,) if text.strip() else None
 
 
-def _csv_table(path: Path, name: str, suffix: str) -> Table:
+def _csv_table(path: Path, name: str, suffix: str) -> TextTable:
     def records() -> Iterator[tuple[int, list[str]]]:
         """Yield (line number, cells) of every record, the header first."""
         if suffix == ".tsv":
@@ -177,7 +177,9 @@ def _csv_table(path: Path, name: str, suffix: str) -> Table:
                 )
             yield tuple(cells[place] for place in places)
 
-    return Table(name, tuple(cell for cell in header if cell), ("(unnamed)",) * ("" in header), rows, _file_key(path))
+    return TextTable(
+        name, tuple(cell for cell in header if cell), ("(unnamed)",) * ("" in header), rows, _file_key(path)
+    )
 
 
 def _unquoted(cell: str) -> str:
@@ -210,7 +212,7 @@ def _check_header(header: list[str], path: Path, name: str, suffix: str) -> None
         raise UserError(f"{name}, line 1: the column {repeated!r} occurs {header.count(repeated)} times. Rename one.")
 
 
-def _json_table(path: Path, name: str) -> Table:
+def _json_table(path: Path, name: str) -> TextTable:
     def records() -> Iterator[tuple[int, dict[str, object]]]:
         for number, line in enumerate(text_lines(path, name), 1):
             if not line.strip():
@@ -243,7 +245,7 @@ def _json_table(path: Path, name: str) -> Table:
                 cells.append(_checked(value or "", name, number))
             yield tuple(cells)
 
-    return Table(name, texts, tuple(key for key in first[1] if key not in texts), rows, _file_key(path))
+    return TextTable(name, texts, tuple(key for key in first[1] if key not in texts), rows, _file_key(path))
 
 
 def _checked(text: str, name: str, number: int) -> str:
@@ -257,7 +259,7 @@ def _checked(text: str, name: str, number: int) -> str:
     return text
 
 
-def _parquet_table(path: Path, name: str) -> Table:
+def _parquet_table(path: Path, name: str) -> TextTable:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
@@ -282,4 +284,4 @@ def _parquet_table(path: Path, name: str) -> Table:
             raise UserError(f"{name} is damaged: {str(error).splitlines()[0]}. Fetch it again.") from error
 
     others = tuple(field.name for field in schema if field.name not in texts)
-    return Table(name, texts, others, rows, _file_key(path))
+    return TextTable(name, texts, others, rows, _file_key(path))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simcse_jax.data.readers import FORMATS, Table, format_of, open_table
+from simcse_jax.data.readers import FORMATS, TextTable, format_of, open_table
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import dataset_file, require_hub
 
@@ -21,7 +21,7 @@ _HUB_DATASET = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?P<parts>(:[^:\[\]]+(\[[^\
 _SPLIT = re.compile(r"(train|validation|val|dev|test)([^\w].*)?|.*\[.*")
 
 
-def open_tables(files: Sequence[str]) -> list[Table]:
+def open_tables(files: Sequence[str]) -> list[TextTable]:
     """Return the tables that `files` names, in that order, a glob's matches sorted; at least one.
 
     An entry is a local path or glob, `hf://datasets/OWNER/NAME[@REVISION]/PATH` (one file of a Hub data set),
@@ -35,7 +35,7 @@ def open_tables(files: Sequence[str]) -> list[Table]:
     return tables
 
 
-def _open_entry(entry: str) -> list[Table]:
+def _open_entry(entry: str) -> list[TextTable]:
     if entry.startswith("demo:"):
         return [_demo_table(entry)]
     if entry.startswith("hf://"):
@@ -66,7 +66,7 @@ def _similar(path: Path) -> str:
     return f"\nIn {folder} there is: {', '.join(close)}" if close else f"\n{folder} holds no {', '.join(FORMATS)} file."
 
 
-def _hub_dataset_table(entry: str, repo: str, parts: str) -> Table:
+def _hub_dataset_table(entry: str, repo: str, parts: str) -> TextTable:
     """Return a table over `datasets.load_dataset`; a single part after the name is the split if it names one."""
     from datasets import load_dataset
     from huggingface_hub import constants
@@ -94,7 +94,7 @@ def _hub_dataset_table(entry: str, repo: str, parts: str) -> Table:
     return dataset_table(dataset, entry)
 
 
-def dataset_table(dataset: "Dataset", name: str) -> Table:
+def dataset_table(dataset: "Dataset", name: str) -> TextTable:
     """Return the table over the string columns of a `datasets.Dataset`."""
     texts = tuple(
         column for column, kind in dataset.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")
@@ -107,10 +107,10 @@ def dataset_table(dataset: "Dataset", name: str) -> Table:
                 yield tuple(cell or "" for cell in row)
 
     others = tuple(column for column in dataset.column_names if column not in texts)
-    return Table(name, texts, others, rows, lambda: f"dataset:{dataset._fingerprint}")
+    return TextTable(name, texts, others, rows, lambda: f"dataset:{dataset._fingerprint}")
 
 
-def _demo_table(entry: str) -> Table:
+def _demo_table(entry: str) -> TextTable:
     from simcse_jax.data import demo
 
     if entry == "demo:sentences":
@@ -125,11 +125,11 @@ def _demo_table(entry: str) -> Table:
         for row in data:
             yield tuple(row[place] for place in places)
 
-    return Table(entry, columns, (), rows, lambda: f"demo:{hashlib.sha256(repr(data).encode()).hexdigest()}")
+    return TextTable(entry, columns, (), rows, lambda: f"demo:{hashlib.sha256(repr(data).encode()).hexdigest()}")
 
 
 def choose_columns(
-    tables: Sequence[Table], columns: Sequence[str] = (), flag: str = "--config.data.columns"
+    tables: Sequence[TextTable], columns: Sequence[str] = (), flag: str = "--config.data.columns"
 ) -> list[tuple[str, ...]]:
     """Return the columns to read of each table, the same number everywhere.
 
@@ -170,7 +170,7 @@ def _default_columns(header: tuple[str, ...]) -> tuple[str, ...]:
     return pair + tuple(name for name in header if name.startswith("hard_neg"))
 
 
-def _require_columns(table: Table, columns: Sequence[str]) -> None:
+def _require_columns(table: TextTable, columns: Sequence[str]) -> None:
     for name in columns:
         if name in table.other_columns:
             raise UserError(f"{table.name}: the column {name!r} holds no text. Text is in {_listed(table.columns)}.")
@@ -194,7 +194,7 @@ class RowCounts:
 
 
 def read_rows(
-    tables: Sequence[Table], chosen: Sequence[tuple[str, ...]], counts: RowCounts
+    tables: Sequence[TextTable], chosen: Sequence[tuple[str, ...]], counts: RowCounts
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yield (document, cells) of every row without an empty cell; UserError if a column is blank in all rows.
 

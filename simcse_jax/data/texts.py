@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from simcse_jax.data.readers import Table
+from simcse_jax.data.readers import TextTable
 from simcse_jax.data.sources import RowCounts, choose_columns, open_tables, read_rows
 from simcse_jax.system.errors import UserError
 
@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 class TextColumn:
     """Iterate over one column of some tables, from the start each time; rows with an empty cell are left out."""
 
-    tables: Sequence[Table]
+    tables: Sequence[TextTable]
     columns: Sequence[tuple[str, ...]]  # one name for each table
 
     def __iter__(self) -> Iterator[str]:

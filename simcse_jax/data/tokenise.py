@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simcse_jax.data.readers import Table
+from simcse_jax.data.readers import TextTable
 from simcse_jax.data.sources import RowCounts, read_rows
 from simcse_jax.system.errors import UserError
 
@@ -26,7 +26,7 @@ _EDGES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 def build(
-    folder: Path, tables: Sequence[Table], chosen: Sequence[tuple[str, ...]], backend: Any, max_length: int
+    folder: Path, tables: Sequence[TextTable], chosen: Sequence[tuple[str, ...]], backend: Any, max_length: int
 ) -> None:
     """Write tokens.arrow and corpus.json into a folder."""
     from datasets import Dataset
@@ -61,7 +61,7 @@ def build(
     (folder / "corpus.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
-def _nothing_left(tables: Sequence[Table]) -> UserError:
+def _nothing_left(tables: Sequence[TextTable]) -> UserError:
     names = ", ".join(table.name for table in tables)
     return UserError(
         f"{names}: no row is left: each has a cell that is empty, or in which the tokenizer finds nothing."
@@ -70,7 +70,7 @@ def _nothing_left(tables: Sequence[Table]) -> UserError:
 
 def _describe(
     tokens: "pa.Table",
-    tables: Sequence[Table],
+    tables: Sequence[TextTable],
     chosen: Sequence[tuple[str, ...]],
     counts: RowCounts,
     max_length: int,

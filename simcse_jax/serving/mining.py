@@ -20,7 +20,7 @@ from simcse_jax.system.errors import UserError
 from simcse_jax.system.whole_file import write_whole, writing
 
 if TYPE_CHECKING:
-    from simcse_jax.data.readers import Table
+    from simcse_jax.data.readers import TextTable
 
 # (float32[Q, D], k) -> (float32[Q, k] scores, descending; int64[Q, k] ids, -1 where fewer were found)
 Nearest = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
@@ -192,7 +192,7 @@ def read_pairs(files: Sequence[str], columns: Sequence[str] = ()) -> list[tuple[
     return [(sentence, positive) for _, (sentence, positive) in read_rows(tables, chosen, RowCounts())]
 
 
-def open_pairs(files: Sequence[str], columns: Sequence[str] = ()) -> tuple[list[Table], list[tuple[str, ...]]]:
+def open_pairs(files: Sequence[str], columns: Sequence[str] = ()) -> tuple[list[TextTable], list[tuple[str, ...]]]:
     """Return the tables, and the two columns of each that `read_pairs` reads; only headers are read here."""
     tables = open_tables(files)
     # One table at a time: they may have different numbers of columns.

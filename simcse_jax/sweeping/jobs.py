@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from simcse_jax.config.recipe import override_flags
 from simcse_jax.evaluation.scores_json import SCORES
-from simcse_jax.sweeping.plan import Judging, Plan, Row
+from simcse_jax.sweeping.plan import Judging, Row, SweepPlan
 from simcse_jax.sweeping.rows import SEED
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.metrics import duration
@@ -150,7 +150,7 @@ class Job:
         return " && ".join([*(command.line for command in self.commands), *delete])
 
 
-def make_jobs(folder: Path, plan: Plan, keep: str = "all") -> list[Job]:
+def make_jobs(folder: Path, plan: SweepPlan, keep: str = "all") -> list[Job]:
     """Return a job for every row and seed, all rows of one seed together, so that early tables compare all rows."""
     seeds = sorted({seed for row in plan.rows for seed in row.seeds})
     return [
@@ -210,7 +210,7 @@ def locked(folder: Path) -> Iterator[Lock]:
         os.close(handle)
 
 
-class Outcome(NamedTuple):
+class SweepOutcome(NamedTuple):
     """Hold how the jobs ended."""
 
     failed: list[Job]
@@ -230,7 +230,7 @@ def run_jobs(
     lock: Lock,
     say: Callable[[str], None],
     score_of: Callable[[Job], str] = lambda _: "",
-) -> Outcome:
+) -> SweepOutcome:
     """Run the rest of the jobs, `parallel` at a time; their output goes to a file beside each run folder.
 
     say: takes lines on what happens; score_of: a finished job's score in words. A job that fails stops no other.
@@ -258,14 +258,14 @@ class _Queue:
         if len(jobs) > self.total:
             say(f"{len(jobs) - self.total} of {len(jobs)} runs are finished")
 
-    def run(self) -> Outcome:
+    def run(self) -> SweepOutcome:
         with self._passing_signals_on():
             while self.running or (self.waiting and self.signal is None):
                 while self.waiting and len(self.running) < self.parallel and self.signal is None:
                     self._start_next_command(self.waiting.pop(0), time.monotonic())
                 self._collect()
                 time.sleep(_POLL_S)
-        return Outcome(self.failed, self.signal)
+        return SweepOutcome(self.failed, self.signal)
 
     def _start_next_command(self, job: Job, since: float) -> None:
         """Start the first command that is not done; without one, the job is finished."""

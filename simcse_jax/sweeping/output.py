@@ -24,7 +24,16 @@ from simcse_jax import __version__
 from simcse_jax.evaluation.report import drawing
 from simcse_jax.evaluation.report.drawing import GREY, INK, SMALL
 from simcse_jax.evaluation.results import shorten
-from simcse_jax.sweeping.table import LAST, LOWER_IS_BETTER, PERPLEXITY, SPACE, SPEARMAN, Difference, Table, TableRow
+from simcse_jax.sweeping.table import (
+    LAST,
+    LOWER_IS_BETTER,
+    PERPLEXITY,
+    SPACE,
+    SPEARMAN,
+    RowDifference,
+    SweepTable,
+    TableRow,
+)
 from simcse_jax.system.whole_file import write_whole, write_whole_text, writing
 
 TITLES = {
@@ -52,7 +61,7 @@ def title_of(metric: str) -> str:
     return TITLES.get(metric, metric)
 
 
-def write_table(table: Table, folder: Path) -> list[Path]:
+def write_table(table: SweepTable, folder: Path) -> list[Path]:
     """Write table.md, table.json and table.png, each whole or not at all, and return their paths."""
     paths = [folder / f"table.{kind}" for kind in ("md", "json", "png")]
     figure = draw(table)
@@ -63,7 +72,7 @@ def write_table(table: Table, folder: Path) -> list[Path]:
     return paths
 
 
-def print_table(table: Table, console: Console) -> None:
+def print_table(table: SweepTable, console: Console) -> None:
     """Print the table, what its test is, and what is missing."""
     names, rows = _headers(table), [_cells(table, row) for row in table.rows]
     head = len(names) - len(table.columns)
@@ -75,7 +84,7 @@ def print_table(table: Table, console: Console) -> None:
 
 
 def _print_columns(
-    table: Table, console: Console, title: str, names: Sequence[str], rows: Sequence[Sequence[str]]
+    table: SweepTable, console: Console, title: str, names: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
     first, *others = names
     grid = Grid(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -87,7 +96,7 @@ def _print_columns(
     console.print(grid)
 
 
-def markdown(table: Table) -> str:
+def markdown(table: SweepTable) -> str:
     """Return the table as Markdown, the best mean bold."""
 
     def line(texts: Sequence[str]) -> str:
@@ -102,7 +111,7 @@ def markdown(table: Table) -> str:
     return "\n".join([*lines, "", *(f"{note}\n" for note in _notes(table))])
 
 
-def as_json(table: Table) -> dict[str, Any]:
+def as_json(table: SweepTable) -> dict[str, Any]:
     """Return the content of table.json: every metric of every run, the recipe and the versions."""
     return {
         "recipe": table.plan.recipe,
@@ -123,7 +132,7 @@ def as_json(table: Table) -> dict[str, Any]:
     }
 
 
-def draw(table: Table) -> Figure:
+def draw(table: SweepTable) -> Figure:
     """Draw a dot for each seed, mean and standard deviation of each row; rows from top to bottom in the table's order.
 
     A dashed line is the mean of the first row.
@@ -160,11 +169,11 @@ def draw(table: Table) -> Figure:
     return figure
 
 
-def _headers(table: Table) -> list[str]:
+def _headers(table: SweepTable) -> list[str]:
     return ["row", "n", "mean", "sd", "best", "difference", "p", *map(title_of, table.columns)]
 
 
-def _cells(table: Table, row: TableRow) -> list[str]:
+def _cells(table: SweepTable, row: TableRow) -> list[str]:
     """Return the texts of one row."""
     whole = row.metrics.get(table.measure)
     head = [row.row.label, str(len(row.runs))]
@@ -182,7 +191,7 @@ def _cells(table: Table, row: TableRow) -> list[str]:
     ]
 
 
-def _notes(table: Table) -> list[str]:
+def _notes(table: SweepTable) -> list[str]:
     """Return the lines under the table: what it shows, what is tested, and what is missing."""
     lower = ", lower is better" if table.measure in LOWER_IS_BETTER else ""
     lines = [
@@ -206,7 +215,7 @@ def _notes(table: Table) -> list[str]:
     return lines
 
 
-def _title(table: Table) -> str:
+def _title(table: SweepTable) -> str:
     return f"{table.plan.recipe}: {title_of(table.measure)} by row"
 
 
@@ -219,7 +228,7 @@ def _mean_and_sd(row: TableRow, name: str) -> str:
     return show(values["mean"]) + (f" ± {show(values['sd'])}" if values["runs"] > 1 else "") + some
 
 
-def _p_value(difference: Difference | None) -> str:
+def _p_value(difference: RowDifference | None) -> str:
     if difference is None or difference.p is None:
         return NONE
     return "< 0.001" if difference.p < 0.001 else f"{difference.p:.3f}"

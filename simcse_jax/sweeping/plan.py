@@ -63,7 +63,7 @@ class Judging:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """Hold all of a sweep. The other rows are compared with the first one."""
 
     recipe: str
@@ -73,7 +73,7 @@ class Plan:
 
 def make_plan(
     recipe: str, rows: Mapping[str, Overrides], common: Overrides, seeds: Sequence[int], judging: Judging
-) -> Plan:
+) -> SweepPlan:
     """Return the plan of these rows, each checked.
 
     common: overrides of every row. A row's own value replaces a common one, and a common key that has an effect in
@@ -94,7 +94,7 @@ def make_plan(
         overrides = {key: value for key, value in common.items() if key not in left_out} | own
         name = folder_name(label, [row.folder for row in made])
         made.append(Row(label, name, overrides, resolve_row(recipe, label, overrides), tuple(seeds)))
-    return Plan(recipe, tuple(made), judging)
+    return SweepPlan(recipe, tuple(made), judging)
 
 
 def resolve_row(recipe: str, label: str, overrides: Overrides) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def resolve_row(recipe: str, label: str, overrides: Overrides) -> dict[str, Any]
     return settings
 
 
-def require_comparable(plan: Plan) -> None:
+def require_comparable(plan: SweepPlan) -> None:
     """Raise UserError for a row whose runs would have no metric."""
     for row in plan.rows:
         if not (plan.judging.asked or row.settings["eval.data"] or row.settings["mlm.validation"]):
@@ -144,7 +144,7 @@ def require_senteval(judging: Judging) -> None:
         raise UserError(f"--judge={judging.tasks} needs SentEval's data (--data=DIR). {error}") from error
 
 
-def read_plan(folder: Path) -> Plan | None:
+def read_plan(folder: Path) -> SweepPlan | None:
     """Return the plan that the folder holds, None for none; UserError when it cannot be read."""
     path = folder / PLAN
     if not path.exists():
@@ -153,21 +153,21 @@ def read_plan(folder: Path) -> Plan | None:
         stored = json.loads(path.read_text(encoding="utf-8"))
         rows = tuple(Row(**row | {"seeds": tuple(row["seeds"])}) for row in stored["rows"])
         judging = Judging(**stored["judging"] | {"pairs": tuple(stored["judging"]["pairs"])})
-        return Plan(stored["recipe"], rows, judging)
+        return SweepPlan(stored["recipe"], rows, judging)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not the plan of a sweep ({error}).\nGive another folder with --workdir=DIR."
         ) from error
 
 
-def write_plan(folder: Path, plan: Plan) -> None:
+def write_plan(folder: Path, plan: SweepPlan) -> None:
     """Write the plan, whole or not at all, and make the folder where there is none."""
     with writing(folder, "Give a folder that you can write with --workdir=DIR.", f"--workdir={folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         write_whole_text(folder / PLAN, json.dumps(dataclasses.asdict(plan), indent=2) + "\n")
 
 
-def merge_plan(folder: Path, plan: Plan, judges_anew: bool = False) -> Plan:
+def merge_plan(folder: Path, plan: SweepPlan, judges_anew: bool = False) -> SweepPlan:
     """Return the plan merged into the one that the folder holds.
 
     Rows and seeds may be added; a label must keep its settings. Stored rows stay first, unless the new plan names all
@@ -202,7 +202,7 @@ def merge_plan(folder: Path, plan: Plan, judges_anew: bool = False) -> Plan:
     judging = plan.judging if judges_anew else stored.judging
     if judging.asked and not judging.data:
         judging = dataclasses.replace(judging, data=stored.judging.data)
-    return Plan(plan.recipe, tuple(rows), judging)
+    return SweepPlan(plan.recipe, tuple(rows), judging)
 
 
 def folder_name(label: str, taken: Collection[str]) -> str:

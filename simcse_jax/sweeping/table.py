@@ -13,7 +13,7 @@ from simcse_jax.evaluation import transfer
 from simcse_jax.evaluation.compare import summarize
 from simcse_jax.evaluation.judge import GEOMETRY, choose_tasks
 from simcse_jax.sweeping.jobs import Job
-from simcse_jax.sweeping.plan import Judging, Plan, Row
+from simcse_jax.sweeping.plan import Judging, Row, SweepPlan
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.metrics import read_metrics
 
@@ -70,7 +70,7 @@ def column_metrics(found: Collection[str], judging: Judging, measure: str) -> li
     return [name for name in possible_metrics(judging) if name in found and name not in left_out]
 
 
-class Difference(NamedTuple):
+class RowDifference(NamedTuple):
     """Hold a row minus the first row, over the seeds that both have."""
 
     mean: float
@@ -89,13 +89,13 @@ class TableRow(NamedTuple):
     missing: tuple[int, ...]  # seeds without it
     metrics: dict[str, dict[str, float]]  # by metric: `spread` over the seeds that have it
     best: tuple[int, float] | None  # seed and value
-    difference: Difference | None  # None for the first row, and where no seed is shared
+    difference: RowDifference | None  # None for the first row, and where no seed is shared
 
 
-class Table(NamedTuple):
+class SweepTable(NamedTuple):
     """Hold all that the table's files and its print show."""
 
-    plan: Plan
+    plan: SweepPlan
     measure: str
     columns: list[str]  # metrics beside the measure
     rows: list[TableRow]
@@ -107,7 +107,7 @@ class Table(NamedTuple):
         return max(ranked, key=lambda row: _sign(self.measure) * row.metrics[self.measure]["mean"], default=None)
 
 
-def make_table(plan: Plan, found: Mapping[tuple[str, int], Metrics], measure: str = "") -> Table:
+def make_table(plan: SweepPlan, found: Mapping[tuple[str, int], Metrics], measure: str = "") -> SweepTable:
     """Return the table of the finished runs.
 
     found: metrics by label and seed; measure: the metric that rows are compared by, "" for `choose_measure`.
@@ -132,7 +132,7 @@ def make_table(plan: Plan, found: Mapping[tuple[str, int], Metrics], measure: st
         )
         reference = reference if rows else values
         rows.append(made)
-    return Table(plan, measure, column_metrics(names, plan.judging, measure), rows)
+    return SweepTable(plan, measure, column_metrics(names, plan.judging, measure), rows)
 
 
 def _training_metrics(lines: list[dict[str, Any]]) -> Metrics:
@@ -159,7 +159,7 @@ def _sign(measure: str) -> int:
     return -1 if measure in LOWER_IS_BETTER else 1
 
 
-def _difference(values: Mapping[int, float], reference: Mapping[int, float]) -> Difference | None:
+def _difference(values: Mapping[int, float], reference: Mapping[int, float]) -> RowDifference | None:
     """Return the paired comparison over shared seeds; None without one."""
     seeds = tuple(sorted(values.keys() & reference.keys()))
     if not seeds:
@@ -168,9 +168,9 @@ def _difference(values: Mapping[int, float], reference: Mapping[int, float]) -> 
     differences = own - other
     mean = float(differences.mean())
     if len(seeds) < 2:
-        return Difference(mean, None, seeds, None, None, "one shared seed")
+        return RowDifference(mean, None, seeds, None, None, "one shared seed")
     sd = float(differences.std(ddof=1))
     if np.ptp(differences) <= _EQUAL * max(np.abs(own).max(), np.abs(other).max()):
-        return Difference(mean, sd, seeds, None, None, "all differences are equal")
+        return RowDifference(mean, sd, seeds, None, None, "all differences are equal")
     test: Any = stats.ttest_rel(own, other)
-    return Difference(mean, sd, seeds, float(test.statistic), float(test.pvalue), "")
+    return RowDifference(mean, sd, seeds, float(test.statistic), float(test.pvalue), "")

@@ -32,7 +32,7 @@ SAVE_TIMEOUT_S = 600  # how long processes wait for each other within a save
 
 
 @dataclasses.dataclass
-class Progress:
+class RunProgress:
     """Hold what a run knows beside its state; saved with `last`, so that a resumed run continues with it."""
 
     best_step: int = -1
@@ -46,7 +46,7 @@ class Progress:
         return values | {"best_score": None if self.best_step < 0 else self.best_score}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Progress:
+    def from_json(cls, values: dict[str, Any]) -> RunProgress:
         score = float("-inf") if values["best_score"] is None else values["best_score"]
         history = [tuple(entry) for entry in values["history"]]
         return cls(values["best_step"], score, values["stale_evaluations"], values["losses"], history)
@@ -95,7 +95,7 @@ class Checkpoints:
         for step in self._best.all_steps():
             self._best.delete(step)
 
-    def save_last(self, state: TrainState, progress: Progress) -> None:
+    def save_last(self, state: TrainState, progress: RunProgress) -> None:
         """Save in the background, once the previous save is done.
 
         When a save fails, a warning is printed and `must_retry` returns True. With several processes, or after
@@ -127,7 +127,7 @@ class Checkpoints:
             self._settled()
         return self._pending is None and self._failures["last"] > 0
 
-    def finish(self, state: TrainState, progress: Progress) -> None:
+    def finish(self, state: TrainState, progress: RunProgress) -> None:
         """Save this state and wait until it is written; raises what `save_last` raises."""
         self.save_last(state, progress)
         while not self._settled():
@@ -178,7 +178,7 @@ class Checkpoints:
                 self._failures["best"] = 0
                 return
 
-    def restore_last(self, like: TrainState) -> tuple[TrainState, Progress] | None:
+    def restore_last(self, like: TrainState) -> tuple[TrainState, RunProgress] | None:
         """Return the newest good state and its progress, laid out like `like` (ShapeDtypeStructs with shardings).
 
         A damaged checkpoint is renamed to broken-STEP, and the one before it is used. None in a new run, and when the
@@ -202,7 +202,7 @@ class Checkpoints:
                 # A best that is newer than this state: the run is about to repeat those steps.
                 for later in [s for s in self._best.all_steps() if s > step]:
                     self._best.delete(later)
-                return TrainState(**place(values, _shardings(like))), Progress.from_json(metadata)
+                return TrainState(**place(values, _shardings(like))), RunProgress.from_json(metadata)
             if not all(problems):
                 number, its_problem = next((n, text) for n, text in enumerate(problems) if text)
                 raise RuntimeError(f"Process {number} cannot read step {step}, and others can: {its_problem}")

@@ -22,7 +22,7 @@ from simcse_jax.data.batches import Batch, Rows, format_rows
 from simcse_jax.hosts.agreement import error_on_all, is_first
 from simcse_jax.hosts.signals import stop_signals
 from simcse_jax.system.errors import UserError, short
-from simcse_jax.training.checkpoint import Checkpoints, Progress
+from simcse_jax.training.checkpoint import Checkpoints, RunProgress
 from simcse_jax.training.dev import LOGGED
 from simcse_jax.training.display import Display
 from simcse_jax.training.feeding import batch_shapes, feed
@@ -42,7 +42,7 @@ class Outcome:
     """Hold how a run ended."""
 
     step: int
-    progress: Progress
+    progress: RunProgress
     signal: int | None  # the signal that stopped it; None when it is complete
     shapes_compiled: int
 
@@ -58,7 +58,7 @@ def train(run: Run, workdir: Path, profile: bool = False) -> Outcome:
         restored = checkpoints.restore_last(run.program.shapes)
         if restored is None:
             checkpoints.start_anew()
-        state, progress = restored or (run.initial_state(), Progress())
+        state, progress = restored or (run.initial_state(), RunProgress())
         start = int(state.step)
         display.step(start)
         try:
@@ -87,7 +87,7 @@ class _Loop:
         checkpoints: Checkpoints,
         metrics: MetricsWriter | NoMetrics,
         display: Display,
-        progress: Progress,
+        progress: RunProgress,
     ):
         self.run = run
         self.checkpoints = checkpoints

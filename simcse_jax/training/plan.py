@@ -78,7 +78,7 @@ def topology_chips(topology: str) -> Chips:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """Hold what one compiled step needs on each device: bytes, and floating-point operations a step."""
 
     batch_size: int
@@ -108,7 +108,7 @@ class Planner:
         self.predictor = load_predictor(config, self.encoder, folder, tokenizer, resumes=True)[0]
         self.rows = self.batches.planned_rows
 
-    def compile(self, batch_size: int) -> Plan:
+    def compile(self, batch_size: int) -> StepPlan:
         """Return the plan of a step of this batch size; DoesNotFit where the compiler says so."""
         train = dataclasses.replace(self.config.train, batch_size=batch_size)
         config = dataclasses.replace(self.config, train=train)
@@ -139,7 +139,7 @@ class Planner:
             counted[sent.kind, place] += sent.times or 1
             weighed[sent.kind, place] += sent.bytes * (sent.times or 1)
         cost = compiled.cost_analysis() or {}
-        return Plan(
+        return StepPlan(
             batch_size=batch_size,
             memory=memory,
             flops=self.flops(batch_size),
@@ -193,7 +193,7 @@ class Planner:
         positions = groups * held * length
         return positions * sizes.num_hidden_layers * sizes.layer_flops(length) + places * sizes.mlm_head_flops
 
-    def largest(self, plan: Plan | None, limit: int) -> Iterator[tuple[int, bool]]:
+    def largest(self, plan: StepPlan | None, limit: int) -> Iterator[tuple[int, bool]]:
         """Yield (batch size, whether it fits in `limit` bytes) for each size compiled in search of the largest.
 
         Memory is nearly linear in the batch size, so the next size to try is where the line through two known sizes
@@ -218,7 +218,7 @@ class Planner:
             yield size, ok
 
 
-def _next(known: list[Plan], limit: int, unit: int, fits: int, fails: int) -> int:
+def _next(known: list[StepPlan], limit: int, unit: int, fits: int, fails: int) -> int:
     """Return the batch size to try: where the line through the two largest known sizes meets the limit."""
     if len(known) < 2:
         size = 2 * known[-1].batch_size if known else fails // 2
@@ -293,7 +293,7 @@ def shapes(config: Config, encoder: Encoder, batches: Batches, rows: Rows, views
     ]
 
 
-def requirements(plan: Plan, memory: int) -> list[str]:
+def requirements(plan: StepPlan, memory: int) -> list[str]:
     """Return lines on what the compiled step needs."""
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in plan.memory.items() if name != "total")
     total = plan.memory["total"]

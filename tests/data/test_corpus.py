@@ -9,7 +9,7 @@ from simcse_jax.data import corpus as corpus_module
 from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.corpus import Corpus, load_corpus, read_sentences
 from simcse_jax.data.examples import ColumnExamples
-from simcse_jax.data.readers import Table
+from simcse_jax.data.readers import TextTable
 from simcse_jax.data.sources import dataset_table
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.system import hub
@@ -335,7 +335,7 @@ def test_hub_data_set(load, hub_server, monkeypatch, entry, config, split):
 def test_key_of_a_data_set_follows_its_content():
     import datasets
 
-    tables: list[Table] = [
+    tables: list[TextTable] = [
         dataset_table(datasets.Dataset.from_dict({"text": texts}), "x") for texts in (["a"], ["a"], ["b"])
     ]
     assert tables[0].key() == tables[1].key() != tables[2].key()

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from simcse_jax.sweeping.jobs import Command, Job
-from simcse_jax.sweeping.plan import Judging, Plan, Row, make_plan
+from simcse_jax.sweeping.plan import Judging, Row, SweepPlan, make_plan
 
 
-def demo_plan(rows: Mapping[str, dict[str, str]], seeds: tuple[int, ...] = (0, 1), **judging: str) -> Plan:
+def demo_plan(rows: Mapping[str, dict[str, str]], seeds: tuple[int, ...] = (0, 1), **judging: str) -> SweepPlan:
     """Return a checked plan of configs/demo.py."""
     return make_plan("configs/demo.py", rows, {}, seeds, Judging(**judging))  # pyright: ignore[reportArgumentType]
 

@@ -12,10 +12,10 @@ from scipy.special import betainc
 
 from simcse_jax.sweeping.jobs import make_jobs
 from simcse_jax.sweeping.output import draw, markdown, print_table, write_table
-from simcse_jax.sweeping.plan import Judging, Plan, Row
+from simcse_jax.sweeping.plan import Judging, Row, SweepPlan
 from simcse_jax.sweeping.table import (
     LAST,
-    Table,
+    SweepTable,
     choose_measure,
     column_metrics,
     make_table,
@@ -29,12 +29,12 @@ from tests.sweeping.made_sweep import demo_plan
 DEV = "dev/spearman"
 
 
-def table(values: dict[str, dict[int, float]], measure: str = DEV, seeds: int = 5) -> Table:
+def table(values: dict[str, dict[int, float]], measure: str = DEV, seeds: int = 5) -> SweepTable:
     """Return the table of rows with these values of one metric, by seed."""
     rows = tuple(Row(label, label, {"model.dropout": "0.1"}, {}, tuple(range(seeds))) for label in values)
     judging = Judging("sts,geometry") if measure != DEV else Judging()
     found = {(label, seed): {measure: value} for label, own in values.items() for seed, value in own.items()}
-    return make_table(Plan("configs/demo.py", rows, judging), found)
+    return make_table(SweepPlan("configs/demo.py", rows, judging), found)
 
 
 def test_statistics_are_those_of_the_textbook() -> None:
@@ -199,7 +199,7 @@ def test_measures() -> None:
 
 
 def test_columns_of_other_figures() -> None:
-    plan = Plan("r", (Row("a", "a", {}, {}, (0, 1)), Row("b", "b", {}, {}, (0, 1))), Judging("sts,geometry"))
+    plan = SweepPlan("r", (Row("a", "a", {}, {}, (0, 1)), Row("b", "b", {}, {}, (0, 1))), Judging("sts,geometry"))
     found = {
         ("a", 0): {"sts": 70.0, DEV: 80.0, "alignment": 0.2},
         ("a", 1): {"sts": 71.0, DEV: 81.0, "alignment": 0.3},

@@ -60,7 +60,7 @@ def torch_steps(model: Any, batches: Batches) -> tuple[list[float], list[float]]
 @pytest.fixture(scope="module")
 def model() -> Any:
     """Make a model without dropout."""
-    sizes = {"vocab_size": 200, "num_hidden_layers": 1}
+    sizes: dict[str, Any] = {"vocab_size": 200, "num_hidden_layers": 1}
     return random_model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **sizes)
 
 

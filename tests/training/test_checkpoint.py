@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from simcse_jax.system.errors import UserError
-from simcse_jax.training.checkpoint import ATTEMPTS, Checkpoints, Progress
+from simcse_jax.training.checkpoint import ATTEMPTS, Checkpoints, RunProgress
 from simcse_jax.training.folder import FILE_LIST, complete_steps
 from simcse_jax.training.mesh import make_mesh, replicated
 from simcse_jax.training.state import TrainState
@@ -33,7 +33,7 @@ def like() -> TrainState:
 def saved(workdir: Path, *steps: int) -> None:
     with Checkpoints(workdir) as checkpoints:
         for step in steps:
-            checkpoints.finish(state(step), Progress(best_step=step, best_score=step / 2))
+            checkpoints.finish(state(step), RunProgress(best_step=step, best_score=step / 2))
 
 
 def restored(workdir: Path) -> tuple[int, float, list[str]]:
@@ -131,13 +131,13 @@ def test_a_failed_save_is_told_of_and_tried_again(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(module, "seal", fails_once)
     said: list[str] = []
     with Checkpoints(tmp_path, said.append) as checkpoints:
-        checkpoints.save_last(state(3), Progress())
+        checkpoints.save_last(state(3), RunProgress())
         assert checkpoints._pending is not None
         checkpoints._pending.exception()  # wait for the background, as training would by its steps
         assert checkpoints.must_retry()
         assert "Input/output error" in said[0]
-        checkpoints.save_last(state(4), Progress())
-        checkpoints.finish(state(5), Progress())
+        checkpoints.save_last(state(4), RunProgress())
+        checkpoints.finish(state(5), RunProgress())
         assert not checkpoints.must_retry()
     assert complete_steps(tmp_path / "checkpoints" / "last") == [4, 5]
 
@@ -159,7 +159,7 @@ def test_a_failed_save_of_the_same_step_is_tried_again(
     monkeypatch.setattr(module, "seal", fails_once)
     with Checkpoints(tmp_path, lambda _: None) as checkpoints:
         checkpoints.save_best(3, state(3).params, {"spearman": 1.0})
-        checkpoints.finish(state(3), Progress(best_step=3, best_score=1.5))
+        checkpoints.finish(state(3), RunProgress(best_step=3, best_score=1.5))
     assert not fails
     assert complete_steps(tmp_path / "checkpoints" / "last") == complete_steps(tmp_path / "checkpoints" / "best") == [3]
     assert restored(tmp_path) == (3, 3.0, [])
@@ -168,15 +168,15 @@ def test_a_failed_save_of_the_same_step_is_tried_again(
 FULL_DISK = """
 import resource, sys
 from tests.training import test_checkpoint as test
-from simcse_jax.training.checkpoint import Checkpoints, Progress
+from simcse_jax.training.checkpoint import Checkpoints, RunProgress
 from simcse_jax.system.errors import UserError
 from pathlib import Path
 said = []
 with Checkpoints(Path(sys.argv[1]), said.append) as checkpoints:
-    checkpoints.finish(test.state(3), Progress(best_step=3, best_score=1.5))
+    checkpoints.finish(test.state(3), RunProgress(best_step=3, best_score=1.5))
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))  # no file may grow past this: what a full disk does
     try:
-        checkpoints.finish(test.state(6), Progress())
+        checkpoints.finish(test.state(6), RunProgress())
     except UserError as error:
         print(len(said), error)
 """

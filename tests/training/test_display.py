@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from simcse_jax.training import display
-from simcse_jax.training.checkpoint import Progress
+from simcse_jax.training.checkpoint import RunProgress
 from simcse_jax.training.display import Heartbeat, conclude, describe, summarize
 from simcse_jax.training.loop import Outcome
 from tests.small_models import demo_files, prepare_small
 
 
 def ended(best_step: int, step: int = 4) -> Outcome:
-    return Outcome(step, Progress(best_step, 50.0), None, 1)
+    return Outcome(step, RunProgress(best_step, 50.0), None, 1)
 
 
 def test_fewer_steps_than_an_epoch_say_which_share_they_see_and_how_to_see_all(tmp_path: Path) -> None:

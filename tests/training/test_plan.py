@@ -12,7 +12,7 @@ import pytest
 from configs import base
 from simcse_jax.config.resolve import resolve
 from simcse_jax.system.errors import UserError
-from simcse_jax.training.plan import Chips, DoesNotFit, Plan, Planner, _next, print_plan, shapes, topology_chips
+from simcse_jax.training.plan import Chips, DoesNotFit, Planner, StepPlan, _next, print_plan, shapes, topology_chips
 from tests.small_models import SMALL_ENCODER
 
 ROOT = Path(__file__).parent.parent.parent
@@ -98,10 +98,10 @@ def test_memory_and_the_largest_batch_follow_the_limit(tmp_path: Path) -> None:
 def test_a_batch_that_does_not_fit_is_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = planner(tmp_path, 1, train__batch_size=1024)
 
-    def compiled(size: int) -> Plan:
+    def compiled(size: int) -> StepPlan:
         if size > 300:
             raise DoesNotFit("RESOURCE_EXHAUSTED: hbm")
-        return Plan(size, {"total": size}, 0, 0.0, ())
+        return StepPlan(size, {"total": size}, 0, 0.0, ())
 
     monkeypatch.setattr(made, "compile", compiled)
     tried = dict(made.largest(None, 10**6))
@@ -109,7 +109,7 @@ def test_a_batch_that_does_not_fit_is_not_the_end(tmp_path: Path, monkeypatch: p
 
 
 def test_the_next_size_is_where_memory_meets_the_limit() -> None:
-    known = [Plan(size, {"total": 1000 + 2 * size}, 0, 0.0, ()) for size in (64, 128)]
+    known = [StepPlan(size, {"total": 1000 + 2 * size}, 0, 0.0, ()) for size in (64, 128)]
     assert _next(known, 3000, 64, 128, 0) == 960  # 1,000 rounded down to a multiple of 64
     assert _next(known, 3000, 64, 128, 512) == 320  # between what fits and what does not
 
