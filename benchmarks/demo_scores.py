@@ -11,6 +11,7 @@ The arguments are finished run folders.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -18,12 +19,17 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from simcse_jax.data.demo import word_overlap
 from simcse_jax.embedding_model import open_model
 from simcse_jax.evaluation.graded_pairs import GradedPairs, load_graded_pairs
 from simcse_jax.evaluation.sts import evaluate_pairs
 from simcse_jax.training.folder import read_run_info
 from simcse_jax.training.metrics import read_metrics
+
+
+def word_overlap(first: str, second: str) -> float:
+    """Return words in both over words in either, lower-cased (Jaccard): what a model without meaning scores."""
+    one, other = (set(re.findall(r"[\w'-]+", text.lower())) for text in (first, second))
+    return len(one & other) / len(one | other)
 
 
 def overlap_score(pairs: GradedPairs) -> float:

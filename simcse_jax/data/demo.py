@@ -9,7 +9,6 @@ scenes, never from the wording. The same seed gives the same text on every machi
 from __future__ import annotations
 
 import random
-import re
 from functools import cache
 from typing import Literal
 
@@ -36,12 +35,6 @@ CHANGES = ("agent", "action", "object") * 2 + (
     "time",
 )
 CHANGES += ("unsaid", "unsaid", "broader")
-
-
-def word_overlap(first: str, second: str) -> float:
-    """Return words in both over words in either, lower-cased (Jaccard): what a model without meaning scores."""
-    one, other = (set(re.findall(r"[\w'-]+", text.lower())) for text in (first, second))
-    return len(one & other) / len(one | other)
 
 
 def sentences(seed: int = 0, count: int = SENTENCES) -> list[str]:

@@ -39,7 +39,6 @@ SPLIT_FILES: dict[str, dict[str, str]] = {
 }
 STSB_SCALE = (0.0, 5.0)
 TASKS = (*YEARS, *SPLIT_FILES)
-SPLITS = ("train", "dev", "test")
 
 
 def tasks_with(split: str) -> tuple[str, ...]:

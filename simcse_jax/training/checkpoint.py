@@ -90,6 +90,11 @@ class Checkpoints:
             self._pending.exception()  # waits for it
         return max(complete_steps(self._folder / "last"), default=None)
 
+    def describe_last(self) -> str:
+        """Return which step `checkpoints/last` holds, in words for a message."""
+        step = self.latest_step()
+        return "nothing was saved yet" if step is None else f"checkpoints/last is good and holds step {step}"
+
     def start_anew(self) -> None:
         """Delete the best checkpoints of a run that has no state to resume from."""
         for step in self._best.all_steps():
@@ -153,9 +158,8 @@ class Checkpoints:
         reason = short(error)
         full = any(words in str(error) for words in ("No space left", "quota", "File too large"))
         if processes() > 1 or self._failures[which] >= ATTEMPTS:
-            good = self.latest_step()
-            holds = f"checkpoints/last is good and holds step {good}" if good is not None else "nothing was saved yet"
-            text = f"A checkpoint could not be written: {reason}\n{holds}; the same command goes on from there."
+            held = self.describe_last()
+            text = f"A checkpoint could not be written: {reason}\n{held}; the same command goes on from there."
             if full:
                 raise UserError(text + "\nFree some space first.") from error
             raise RuntimeError(text) from error

@@ -75,7 +75,7 @@ def train(run: Run, workdir: Path, profile: bool = False) -> Outcome:
                 with Profile(workdir / "profile" if profile and first else None, display.say) as traced:
                     return loop.steps(state, start, traced)
         except OSError as error:
-            raise _unwritable(error, workdir, checkpoints.latest_step()) from error
+            raise _unwritable(error, workdir, checkpoints.describe_last()) from error
 
 
 class _Loop:
@@ -173,10 +173,9 @@ class _Loop:
         """Fetch a step's metrics, stop if its loss is not finite, and log them when it is time."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
-            saved = self.checkpoints.latest_step()
-            where = f"checkpoints/last is good and holds step {saved}" if saved is not None else "nothing was saved yet"
             raise error_on_all(
-                f"Step {step}: the loss is {values['loss']}, the gradient norm {values['gradient_norm']}; {where}.\n"
+                f"Step {step}: the loss is {values['loss']}, the gradient norm {values['gradient_norm']}; "
+                f"{self.checkpoints.describe_last()}.\n"
                 f"Try a lower --config.optimizer.learning_rate than {self.run.config.optimizer.learning_rate:g}, or "
                 "float32 if you compute in bfloat16."
             )
@@ -229,13 +228,12 @@ class _Loop:
         return bool(patience) and self.progress.stale_evaluations >= patience
 
 
-def _unwritable(error: OSError, workdir: Path, saved: int | None) -> OSError | UserError:
-    """Return a UserError where the disk failed, else the error itself."""
+def _unwritable(error: OSError, workdir: Path, saved: str) -> OSError | UserError:
+    """Return a UserError where the disk failed, else the error itself; saved: as `Checkpoints.describe_last`."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
         return error
-    where = f"checkpoints/last is good and holds step {saved}" if saved is not None else "nothing was saved yet"
     return UserError(
-        f"{workdir} cannot be written: {error.strerror}; {where}.\n"
+        f"{workdir} cannot be written: {error.strerror}; {saved}.\n"
         "Make it writable, and the same command resumes from there."
     )
 

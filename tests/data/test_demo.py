@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from scipy.stats import spearmanr
 
+from benchmarks.demo_scores import word_overlap
 from simcse_jax.data import demo
 from simcse_jax.data.demo_grammar import Voice, inflect, realise, with_article
 from simcse_jax.data.demo_lexicon import lexicon
@@ -77,7 +78,7 @@ def test_graded_sentences_are_in_neither_the_other_split_nor_the_training_text(s
 def test_graded_pairs_cover_the_range_and_words_do_not_give_the_score_away(split):
     pairs = demo.graded_pairs(split=split)
     fifths = Counter(min(int(gold), 4) for gold, _, _ in pairs)
-    overlaps = [demo.word_overlap(first, second) for _, first, second in pairs]
+    overlaps = [word_overlap(first, second) for _, first, second in pairs]
     assert set(fifths.values()) == {demo.GRADED // 5}
     assert all(0 <= gold <= 5 and gold == round(gold, 1) for gold, _, _ in pairs)
     spearman: Any = spearmanr([gold for gold, _, _ in pairs], overlaps)
@@ -124,9 +125,9 @@ def test_an_opposite_or_denied_action_shares_less_than_an_unrelated_actor(first,
 def test_a_scene_has_many_wordings_that_share_few_words():
     rng = random.Random("wordings")
     texts = sorted({realise(CHASE, Voice(rng)) for _ in range(300)})
-    overlaps = [demo.word_overlap(first, second) for first, second in pairwise(texts)]
+    overlaps = [word_overlap(first, second) for first, second in pairwise(texts)]
     assert len(texts) > 200
-    assert min(demo.word_overlap(texts[0], text) for text in texts) < 0.2 < max(overlaps)
+    assert min(word_overlap(texts[0], text) for text in texts) < 0.2 < max(overlaps)
 
 
 def test_one_voice_says_swapped_roles_in_the_same_words():
@@ -135,11 +136,11 @@ def test_one_voice_says_swapped_roles_in_the_same_words():
     second = Scene(Entity("boy"), "chase", Entity("dog"))
     texts = realise(first, voice), realise(second, voice)
     assert texts[0] != texts[1]
-    assert demo.word_overlap(*texts) > 0.8
+    assert word_overlap(*texts) > 0.8
 
 
 def test_entailments_share_fewer_words_than_contradictions(triplets):
-    overlaps = [(demo.word_overlap(premise, yes), demo.word_overlap(premise, no)) for premise, yes, no in triplets]
+    overlaps = [(word_overlap(premise, yes), word_overlap(premise, no)) for premise, yes, no in triplets]
     implied, denied = (sum(column) / len(column) for column in zip(*overlaps, strict=True))
     assert implied < 0.35
     assert denied > 0.5
