@@ -6,8 +6,8 @@ The file is UTF-8 text; each line is a set of words and phrases, separated by co
     # a comment; blank lines are ignored
     often, frequently, many times
 
-A word may be on several lines. Phrases, and what the tokenizer takes for several words ("well-known"), replace words,
-and are never replaced themselves.
+A word may be on several lines. Phrases, and words that the tokenizer splits into several ("well-known"), may
+replace words but are never replaced.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Replacements = dict[tuple[int, ...], list[np.ndarray]]
 def synonym(given: Tokens, *, rate: float, synonyms: str) -> Change:
     """Return a change that replaces a share `rate` of the words by synonyms, exactly one for 0.
 
-    Only words that have synonyms are chosen. synonyms: a file; "" = the one that comes along.
+    Only words that have synonyms are chosen. synonyms: a file; "" = the one in this package.
     """
     return replace_words(given, rate, load_replacements(Path(synonyms or SHIPPED), given.tokenizer))
 
@@ -63,7 +63,7 @@ def replace_words(given: Tokens, rate: float, replacements: Replacements) -> Cha
         bits = token_bits(key[2], places[words.owner], words.rank)
         begins = np.cumsum([0, *map(len, tokens)])
         changed = list(tokens)
-        # From the last to the first, so that places of earlier words stay what they are.
+        # From the last to the first, so that places of earlier words stay valid.
         for number in np.flatnonzero(chosen)[::-1].tolist():
             choices = found[number]
             assert choices is not None
@@ -78,14 +78,14 @@ def replace_words(given: Tokens, rate: float, replacements: Replacements) -> Cha
 
 
 def synonyms_fingerprint(synonyms: str) -> str:
-    """Return a hex digest of a file of synonyms; "" = the one that comes along."""
+    """Return a hex digest of a file of synonyms; "" = the one in this package."""
     return hashlib.blake2b(Path(synonyms or SHIPPED).expanduser().read_bytes(), digest_size=16).hexdigest()
 
 
 def load_replacements(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> Replacements:
-    """Return what a file of synonyms says, in the tokenizer's ids: in lower case, and with a capital first letter.
+    """Return the replacements in a file of synonyms, as token ids: in lower case, and with a capital first letter.
 
-    Raises UserError when it cannot be read, a line holds a single word, or no word of it is one to the tokenizer.
+    Raises UserError when it cannot be read, a line holds a single word, or the tokenizer splits every word of it.
     """
     file = Path(path).expanduser()
     if not file.is_file():

@@ -28,7 +28,7 @@ class Vocabulary:
     mask_id: int | None  # None where the tokenizer has no mask token
     # bool[V]: punctuation, always a word of its own; None = no such token
     marks: np.ndarray | None = None
-    unknown: int | None = None  # the token of words that the vocabulary lacks: a word like others, of no use to predict
+    unknown: int | None = None  # for words that the vocabulary lacks; counts as a word, and is never predicted
 
     @functools.cached_property
     def predictable(self) -> np.ndarray:

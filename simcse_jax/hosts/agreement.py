@@ -1,8 +1,8 @@
 """Exchange short texts between the processes of a run, so that all of them decide alike.
 
 Every process calls these functions in the same order. With one process they cost nothing. They use the key-value store
-of JAX's coordinator and not `multihost_utils`, which sends arrays by programs of the devices: those take a compilation
-for each length, and when a process fails, the others get an error of the collective library in place of its words.
+of JAX's coordinator. `multihost_utils` runs a program on the devices instead, which is compiled for each length; and
+when a process fails, the others get an error of the collective library, not the message of that process.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ def join(cluster: Cluster, timeout_s: int, heartbeat_timeout_s: int) -> list[Car
     """Make this process one of the cluster's, and return the cards of all processes, in their order.
 
     Call it before JAX touches a device. timeout_s: how long to wait for all processes. heartbeat_timeout_s: a process
-    without a sign of life for so long counts as dead, and the others end. UserError when a process does not come, or
-    the processes do not fit together.
+    without a heartbeat for this long counts as dead, and the others end. UserError when a process does not come, or
+    the processes do not agree.
     """
     cards = roll_call(cluster, timeout_s)
     jax.distributed.initialize(

@@ -17,7 +17,7 @@ from simcse_jax.hosts.cluster import Cluster
 from simcse_jax.system.errors import UserError
 
 RETRY_S = 0.2
-SPEAK_S = 5.0  # how long a process may take to send its card once it is connected
+SPEAK_S = 5.0  # how long a connected process may take to send its card
 PATIENCE_S = 10.0  # how much longer than process 0 the others wait, for its verdict
 
 Card = dict[str, Any]  # process, processes, host, pid, version

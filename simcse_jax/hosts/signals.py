@@ -21,8 +21,8 @@ def stop_signals() -> Iterator[Stopping]:
     """Yield a function that returns, after each step, the signal by which all processes are to stop there, or None.
 
     One process: SIGTERM or SIGINT; a second signal has its usual effect. Several: JAX's preemption service, which
-    listens for SIGTERM since the processes joined, and agrees with all on a step. A handler of ours would replace it
-    without a word, so SIGTERM is left alone there, and Ctrl-C sends it.
+    listens for SIGTERM since the processes joined, and agrees with all on a step. A Python handler would replace it
+    silently, so SIGTERM is left alone there, and Ctrl-C sends SIGTERM.
     """
     if processes() > 1:
         with _handled({signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}):

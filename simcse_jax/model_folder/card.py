@@ -25,9 +25,9 @@ def model_card(
 ) -> str:
     """Return the text of a model card, with its YAML front matter.
 
-    name: what the usage examples call the folder. card: any of "recipe" (mapping of keys to values), "data" (mapping or
+    name: the folder in the usage examples. card: any of "recipe" (mapping of keys to values), "data" (mapping or
     text), "scores" (mapping of names to numbers, times 100), "step", and "source", the name of the model that this one
-    is a copy of, if it was not trained here. What is missing is left out.
+    is a copy of, if it was not trained here. Missing entries are left out.
     """
     recipe, data, scores = card.get("recipe") or {}, card.get("data") or {}, card.get("scores") or {}
     origin = _pretrained(name, recipe) if _only_pretrained(recipe) else f"{_origin(card.get('source'))}."

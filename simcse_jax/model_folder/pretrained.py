@@ -1,7 +1,7 @@
 """Convert between the weights of a Hugging Face folder and the encoder's parameters.
 
 Hugging Face stores one [out, in] matrix per projection and layer; we store [in, out] kernels, stacked over layers, with
-query, key and value in one. What the weights are called, the families say.
+query, key and value in one. The names of the weights are in `encoder/families/`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Weights:
         self.misshapen: list[str] = []
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Return float32 of that shape; zeros if the folder has none such, which `check` then reports."""
+        """Return float32 of that shape; zeros if the folder lacks it, which `check` then reports."""
         array = self.left.pop(name, None)
         if array is not None and array.shape == shape:
             return array

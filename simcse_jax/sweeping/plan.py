@@ -24,7 +24,7 @@ from simcse_jax.system.errors import UserError
 from simcse_jax.system.whole_file import write_whole_text, writing
 
 PLAN = "sweep.json"
-# Keys that do not identify a run. Another file of synonyms makes another row all the same (`_refuse_other_settings`);
+# Keys that do not identify a run. Another file of synonyms still makes another row (`_refuse_other_settings`);
 # it is here because runs of earlier versions are marked as finished without it.
 NOT_IDENTIFYING = LAYOUT_KEYS | {"data.synonyms"}
 _DURATIONS = frozenset(f"train.{unit}" for unit in DURATIONS)
@@ -102,7 +102,7 @@ def resolve_row(recipe: str, label: str, overrides: Overrides) -> dict[str, Any]
     with _naming_row(recipe, label):
         config, overridden = read_recipe(recipe, overrides)
         mesh = config["mesh"]
-        # How many devices there are, only the runs know: assume those that the recipe asks for.
+        # Only the runs know how many devices there are: assume as many as the recipe asks for.
         devices = max(mesh["data"], 1) * max(mesh["fsdp"], 1)
         x64 = os.environ.get("JAX_ENABLE_X64", "").lower() in ("1", "true", "t", "yes", "y", "on")
         settings = resolve(config, overridden, devices, x64).flat()
@@ -206,7 +206,7 @@ def merge_plan(folder: Path, plan: SweepPlan, judges_anew: bool = False) -> Swee
 
 
 def folder_name(label: str, taken: Collection[str]) -> str:
-    """Return a folder's name like the label that differs from those taken."""
+    """Return a folder name made from the label, different from those taken."""
     name = re.sub(r"[^A-Za-z0-9_.=+-]+", "-", label).strip("-.")[:_LONGEST_NAME] or "row"
     lower, number, unique = {other.lower() for other in taken}, 2, name
     while unique.lower() in lower:
