@@ -126,11 +126,25 @@ def _plan(recipe: str, folder: Path) -> SweepPlan:
         common = as_flags(overridden)
         refuse_seed(common, "the command line")
         plan = make_plan(recipe, choose_rows(recipe, _GRID.value, _ROW.value), common, seeds, _judging(recipe))
-        return merge_plan(folder, plan, any(flags.FLAGS[name].present for name in JUDGING_FLAGS))
+        merged = merge_plan(folder, plan, any(flags.FLAGS[name].present for name in JUDGING_FLAGS))
+        _say_what_is_stored(folder, plan, merged)
+        return merged
     plan = read_plan(folder)
     if plan is None:
         raise UserError(f"{folder} holds no sweep.\nGive one with --config=FILE, or another folder with --workdir=DIR.")
     return plan
+
+
+def _say_what_is_stored(folder: Path, plan: Plan, merged: Plan) -> None:
+    """Say on stderr which rows come from earlier commands, as they are run and compared with too."""
+    named = {row.label for row in plan.rows}
+    stored = [row.label for row in merged.rows if row.label not in named]
+    if stored:
+        print(
+            f"note: {folder} has rows of earlier commands (--list counts), which belong to this sweep too, with the "
+            f"settings given then: {', '.join(stored)}; --workdir=ANOTHER starts a sweep without them",
+            file=sys.stderr,
+        )
 
 
 def _judging(recipe: str) -> Judging:

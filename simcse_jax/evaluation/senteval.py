@@ -28,7 +28,7 @@ def senteval_folder(source: str = "") -> Path:
     cache); `hf://datasets/OWNER/NAME/FILE`; or "" for the archive of the SimCSE paper, from the Hub.
     """
     source = source or HUB_ARCHIVE
-    path = dataset_file(source) if source.startswith(DATASET_PREFIX) else Path(source).expanduser()
+    path = _fetched(source) if source.startswith(DATASET_PREFIX) else Path(source).expanduser()
     if path.is_file():
         path = _unpacked(path)
     if not path.is_dir():
@@ -47,6 +47,14 @@ def senteval_folder(source: str = "") -> Path:
         f"--data={source} has none of the folders {', '.join(KNOWN_FOLDERS)}, nor has a folder in it.\n"
         "Give SentEval's folder, for example senteval/downstream."
     )
+
+
+def _fetched(source: str) -> Path:
+    """Return the local copy of a Hub data set's file; UserError, naming --data, when it cannot be had."""
+    try:
+        return dataset_file(source)
+    except UserError as error:
+        raise UserError(f"{error}\nThis is about --data, which takes SentEval's folder or a senteval.tar.") from error
 
 
 def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:

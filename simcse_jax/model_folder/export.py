@@ -123,7 +123,7 @@ def _replaceable(out: Path) -> set[str]:
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"--out={out} is not empty and not an earlier export (no {OURS}): {', '.join(names[:8])}\n"
-            "Give a folder that does not exist yet, or remove that one first."
+            "Give a folder that does not exist yet."
         ) from None
 
 

@@ -219,5 +219,5 @@ def _difference(found: Any, about: dict[str, Any]) -> str:
     points = [f"{key} {found.get(key)!r}, not {about[key]!r}" for key in keys]
     if found.get("fingerprint") != about.get("fingerprint"):
         parts = fingerprint_difference(str(found.get("fingerprint")), str(about.get("fingerprint")))
-        points.insert(0, f"vectors of {found.get('model')} with another {parts}")
+        points.insert(0, f"vectors of {found.get('model')} that differ in {parts}")
     return "; ".join(points) or "something else"

@@ -143,7 +143,10 @@ def read_run_info(workdir: Path) -> dict[str, Any] | None:
             return OLDER | info | {"recipe": defaults() | info["recipe"]}
     except (ValueError, AttributeError):
         pass
-    raise UserError(f"{path} is not the config.json of a run of simcse_jax.\nGive another folder with --workdir=DIR.")
+    raise UserError(
+        f"{path} is not the config.json of a run of simcse_jax.\n"
+        "Give another folder with --workdir=DIR. To export a model folder, give it as --model=DIR, without --workdir."
+    )
 
 
 def tokenizer_draft(workdir: Path) -> Path:
