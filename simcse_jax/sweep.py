@@ -135,7 +135,7 @@ def _plan(recipe: str, folder: Path) -> SweepPlan:
     return plan
 
 
-def _say_what_is_stored(folder: Path, plan: Plan, merged: Plan) -> None:
+def _say_what_is_stored(folder: Path, plan: SweepPlan, merged: SweepPlan) -> None:
     """Say on stderr which rows come from earlier commands, as they are run and compared with too."""
     named = {row.label for row in plan.rows}
     stored = [row.label for row in merged.rows if row.label not in named]
