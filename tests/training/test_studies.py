@@ -203,7 +203,7 @@ def test_the_first_encoder_reads_anchors_and_the_second_all_else(
         for seed in (1, 2)
     )
     second = {name: tree for name, tree in other.items() if name != "mlm"}
-    encode, single = (make_encode(r.config, r.encoder, r.program.mesh) for r in (run, alone))
+    encode, single = (jax.jit(make_encode(r.config, r.encoder, r.program.mesh)) for r in (run, alone))
     views = 2 if run.batches.examples.texts == 1 else 1
     keys = jnp.arange(2 * views, dtype=jnp.uint32).reshape(views, 2)
     both = encode(first | {"second": second}, run.batches(1), keys).z
