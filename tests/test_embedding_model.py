@@ -107,6 +107,7 @@ def test_before_training_is_what_the_run_began_with(run: Path, folder: Path, tmp
     pairs, first = load_graded_pairs(str(demo_files() / "dev.tsv")), read_metrics(run)[0]
     assert first["step"] == 0
     assert evaluate_pairs(before, pairs)["spearman"] == pytest.approx(first["dev/spearman"], abs=0.02)
+    assert np.abs(before(TEXTS) - open_model(str(run)).encode(TEXTS)).max() > 1e-4
 
     changes = FROM_FOLDER | {"model__name": str(folder), "train__steps": 1}
     pretrained = train_small(tmp_path / "pretrained", tmp_path / "cache", **changes)
