@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import ast
 import faulthandler
 import os
 import signal
@@ -18,11 +17,9 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from simcse_jax.system.devices import quiet_tpu_library
-from simcse_jax.system.errors import UserError
+from simcse_jax.system.errors import UserError, wrong_flags
 
 USER_ERROR_STATUS = 2
-# What parsing raises when a flag, a recipe or a key is wrong.
-WRONG_FLAG = (UserError, flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
 INTERRUPTED = "no unfinished file is left; the same command starts again"
 
 
@@ -127,11 +124,12 @@ def fail(message: str) -> NoReturn:
 
 @contextmanager
 def wrong_flags_fail() -> Iterator[None]:
-    """Exit with a message where the block raises what a wrong flag, recipe or key raises."""
+    """Exit with a message where a flag, a recipe or a key is wrong."""
     try:
-        yield
-    except WRONG_FLAG as error:
-        fail(plain(error))
+        with wrong_flags():
+            yield
+    except UserError as error:
+        fail(str(error))
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -148,15 +146,3 @@ def _underscored(argument: str) -> str:
     name, sign, value = argument.partition("=")
     other = name.replace("-", "_")[2:]
     return f"--{other}{sign}{value}" if name.startswith("--") and other in flags.FLAGS else argument
-
-
-def plain(error: BaseException) -> str:
-    """Return the message of a wrong flag for the user."""
-    text = str(error)
-    if text[:1] in ("'", '"'):  # ml_collections' unknown keys: a repr, sometimes of a repr
-        while text[:1] in ("'", '"') and text[-1:] == text[:1]:
-            text = str(ast.literal_eval(text))
-        text = f"no such key: {text}\n`python -m simcse_jax.train --help-config` prints every key."
-    if isinstance(error, OSError):
-        text += "\nThe recipes are in configs/; give one with --config=configs/unsup.py."
-    return text

@@ -86,12 +86,12 @@ def main() -> int:
         _list(folder, jobs)
         return 0
     with locked(folder) as lock:
-        outcome = run_jobs(jobs, _PARALLEL.value, lock, functools.partial(print, flush=True), _score_of)
-        if outcome.signal is not None:
-            print(f"stopped by {signal.Signals(outcome.signal).name}; the same command continues", flush=True)
-            return 128 + outcome.signal
+        failed, number = run_jobs(jobs, _PARALLEL.value, lock, functools.partial(print, flush=True), _score_of)
+        if number is not None:
+            print(f"stopped by {signal.Signals(number).name}; the same command continues", flush=True)
+            return 128 + number
         _show_table(folder, plan, jobs)
-    return 1 if outcome.failed else 0
+    return 1 if failed else 0
 
 
 def _folder(recipe: str) -> Path:

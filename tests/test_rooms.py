@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "hosts": set(),
     "training": {"config", "data", "encoder", "encoding", "evaluation", "hosts", "model_folder", "objective"},
     "encoding": {"data", "encoder"},
-    "sweeping": {"cli", "config", "evaluation", "training"},
+    "sweeping": {"config", "evaluation", "training"},
     "serving": {"data", "embedding_model"},
     "model_folder": {"data", "encoder"},
     "embedding_model": {"config", "data", "encoder", "encoding", "evaluation", "model_folder", "training"},

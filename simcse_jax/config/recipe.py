@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from simcse_jax.system.errors import UserError
+from simcse_jax.system.errors import UserError, wrong_flags
 
 
 def require_recipe(recipe: str) -> None:
@@ -46,15 +46,16 @@ def override_flags(overrides: Mapping[str, str]) -> list[str]:
 def read_recipe(recipe: str, overrides: Mapping[str, str]) -> tuple[Any, set[str]]:
     """Return the ConfigDict of a command line with --config=recipe and these overrides, and the overridden keys.
 
-    Raises what parsing such a command line raises; `cli.plain` turns it into a message.
+    Raises UserError where the recipe, a key or a value is wrong.
     """
-    module, arguments = recipe_module(recipe)
     values = flags.FlagValues()
     line = ["", *override_flags(overrides)]
-    holder = config_flags.DEFINE_config_dict(
-        "config", module.get_config(*arguments), flag_values=values, lock_config=True, sys_argv=line
-    )
-    values(line)
+    with wrong_flags():
+        module, arguments = recipe_module(recipe)
+        holder = config_flags.DEFINE_config_dict(
+            "config", module.get_config(*arguments), flag_values=values, lock_config=True, sys_argv=line
+        )
+        values(line)
     return holder.value, set(config_flags.get_override_values(values["config"]))
 
 

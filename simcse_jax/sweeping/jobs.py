@@ -7,19 +7,18 @@ file in its run folder marks each command that has ended well, and a command tha
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,13 +26,15 @@ from simcse_jax.config.recipe import override_flags
 from simcse_jax.evaluation.scores_json import SCORES
 from simcse_jax.sweeping.plan import Judging, Row, SweepPlan
 from simcse_jax.sweeping.rows import SEED
+from simcse_jax.system import whole_file
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.whole_file import Lock, writing
 from simcse_jax.training.metrics import duration
 
 # By the value of --keep: folders of a finished run that are deleted.
 DELETED = {"all": (), "model": ("checkpoints",), "scores": ("checkpoints", "model")}
 LOCK = ".lock"
-_POLL_S = 0.1
+WAY_OUT = "Give a folder that you can write with --workdir=DIR."
 _TAIL_LINES = 12  # of a failed command's output
 _TAIL_BYTES = 8192
 
@@ -173,55 +174,16 @@ def require_models(jobs: list[Job]) -> None:
         )
 
 
-class Lock:
-    """Hold the lock of a sweep folder. Commands that inherit `handle` hold it too, so a sweep finds those left over."""
+def locked(folder: Path) -> AbstractContextManager[Lock]:
+    """Lock a sweep folder for this process and its runs, which inherit the lock, so that a sweep finds those left over.
 
-    def __init__(self, handle: int):
-        self.handle = handle
-
-    def note_running(self, processes: Iterable[int]) -> None:
-        """Write which commands are running, for a sweep that finds the folder locked."""
-        pids = " ".join(map(str, [os.getpid(), *processes]))
-        text = f"{pids} on {socket.gethostname()}".encode()
-        os.ftruncate(self.handle, 0)
-        os.pwrite(self.handle, text, 0)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[Lock]:
-    """Lock the folder for this process and its runs; UserError while another sweep, or a run of it, is at work."""
-    path = folder / LOCK
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{folder} is in use by another sweep, or by a run that a killed sweep has left behind: processes "
-                f"{path.read_text(encoding='utf-8') or 'unknown'}.\n"
-                "Wait for it, or end those that still run with `kill`: they save first. Then try again."
-            ) from error
-        except OSError:
-            pass  # a file system without locks
-        lock = Lock(handle)
-        lock.note_running(())
-        yield lock
-    finally:
-        os.close(handle)
-
-
-class SweepOutcome(NamedTuple):
-    """Hold how the jobs ended."""
-
-    failed: list[Job]
-    signal: int | None  # the signal that stopped them; None when every job had its turn
-
-
-class _Running(NamedTuple):
-    job: Job
-    command: Command
-    process: subprocess.Popen[bytes]
-    since: float  # when the job began, time.monotonic()
+    Raises UserError while another sweep, or a run of it, is at work.
+    """
+    busy = (
+        f"{folder} is in use by another sweep, or by a run that a killed sweep has left behind.\n"
+        "Wait for it, or end those that still run with `kill`: they save first. Then try again."
+    )
+    return whole_file.locked(folder / LOCK, busy, WAY_OUT, f"--workdir={folder}")
 
 
 def run_jobs(
@@ -230,109 +192,116 @@ def run_jobs(
     lock: Lock,
     say: Callable[[str], None],
     score_of: Callable[[Job], str] = lambda _: "",
-) -> SweepOutcome:
+) -> tuple[list[Job], int | None]:
     """Run the rest of the jobs, `parallel` at a time; their output goes to a file beside each run folder.
 
-    say: takes lines on what happens; score_of: a finished job's score in words. A job that fails stops no other.
-    SIGINT and SIGTERM are passed on to the runs, which save; then no further job starts.
+    Returns the jobs that failed, and the signal that stopped the rest, None where every job had its turn. SIGINT and
+    SIGTERM are passed on to the runs, which save; then no further command starts. A job that fails stops no other.
+
+    say: called with lines on what happens. score_of: returns a finished job's score in words.
     """
-    return _Queue(jobs, parallel, lock, say, score_of).run()
+    runner = _Runner(jobs, parallel, lock, say, score_of)
+    with runner.passing_signals_on(), ThreadPoolExecutor(parallel) as pool:
+        for _ in pool.map(runner.run, runner.waiting):
+            pass
+    return runner.failed, runner.signal
 
 
-class _Queue:
+class _Runner:
+    """Run jobs, each in a thread that waits for its commands."""
+
     def __init__(
-        self,
-        jobs: Sequence[Job],
-        parallel: int,
-        lock: Lock,
-        say: Callable[[str], None],
-        score_of: Callable[[Job], str],
+        self, jobs: Sequence[Job], parallel: int, lock: Lock, say: Callable[[str], None], score_of: Callable[[Job], str]
     ):
         self.waiting = [job for job in jobs if not job.done]
-        self.total, self.parallel, self.lock = len(self.waiting), parallel, lock
-        self.say, self.score_of = say, score_of
-        self.running: list[_Running] = []
+        self.parallel, self.lock, self.say, self.score_of = parallel, lock, say, score_of
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.signal: int | None = None
+        self.changing = threading.RLock()  # held to start a command and to pass a signal on: each gets a signal once
+        self.reporting = threading.Lock()
         self.failed: list[Job] = []
         self.durations_s: list[float] = []  # of the finished jobs
-        self.signal: int | None = None
-        if len(jobs) > self.total:
-            say(f"{len(jobs) - self.total} of {len(jobs)} runs are finished")
+        if len(jobs) > len(self.waiting):
+            say(f"{len(jobs) - len(self.waiting)} of {len(jobs)} runs are finished")
 
-    def run(self) -> SweepOutcome:
-        with self._passing_signals_on():
-            while self.running or (self.waiting and self.signal is None):
-                while self.waiting and len(self.running) < self.parallel and self.signal is None:
-                    self._start_next_command(self.waiting.pop(0), time.monotonic())
-                self._collect()
-                time.sleep(_POLL_S)
-        return SweepOutcome(self.failed, self.signal)
-
-    def _start_next_command(self, job: Job, since: float) -> None:
-        """Start the first command that is not done; without one, the job is finished."""
-        command = next((command for command in job.commands if not command.done), None)
-        if command is None:
-            self._finish(job, since)
-            return
-        job.run.parent.mkdir(parents=True, exist_ok=True)
-        self.say(f"{job.name}: {command.name} ... (output: {job.log})")
-        with job.log.open("ab") as log:
-            # In a process group of its own: Ctrl-C in a terminal would else reach it twice, and the second one kills.
-            process = subprocess.Popen(
-                command.arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                process_group=0,
-                pass_fds=(self.lock.handle,),
-            )
-        self.running.append(_Running(job, command, process, since))
-        if self.signal is not None:  # it came since the last check
-            process.send_signal(self.signal)
-        self._note_running()
-
-    def _collect(self) -> None:
-        """Remove the commands that have ended, and continue their jobs."""
-        for each in [each for each in self.running if each.process.poll() is not None]:
-            self.running.remove(each)
-            self._note_running()
-            status = each.process.returncode
+    def run(self, job: Job) -> None:
+        """Run the commands that are not done, until one fails or a signal comes."""
+        since = time.monotonic()
+        for command in job.commands:
+            if command.done:
+                continue
+            if self.signal is not None:
+                return
+            with self.reporting:
+                self.say(f"{job.name}: {command.name} ... (output: {job.log})")
+            status = self._status_of(job, command)
             if status == 0:
-                each.command.record()
-                if self.signal is None or all(command.done for command in each.job.commands):
-                    self._start_next_command(each.job, each.since)
-            elif self.signal is None:
-                self._fail(each.job, each.command, status)
-
-    def _finish(self, job: Job, since: float) -> None:
+                command.record()
+            elif self.signal is not None:
+                return
+            else:
+                how = f"ended with status {status}" if status > 0 else f"was ended by {signal.Signals(-status).name}"
+                lines = "".join(f"\n    {line}" for line in last_lines(job.log))
+                self._report(job, failure=f"{command.name} {how}. Its last lines ({job.log}):{lines}")
+                return
         job.delete()
-        self.durations_s.append(time.monotonic() - since)
-        left = self.total - self._ended()
-        ahead_s = left * sum(self.durations_s) / len(self.durations_s) / self.parallel
-        about = f", about {duration(ahead_s)} to go" if left else ""
-        score = f": {score}" if (score := self.score_of(job)) else ""
-        self.say(f"[{self._ended()}/{self.total}] {job.name}{score}, in {duration(self.durations_s[-1])}{about}")
+        self._report(job, took_s=time.monotonic() - since)
 
-    def _fail(self, job: Job, command: Command, status: int) -> None:
-        self.failed.append(job)
-        how = f"ended with status {status}" if status > 0 else f"was ended by {signal.Signals(-status).name}"
-        self.say(f"[{self._ended()}/{self.total}] {job.name} FAILED: {command.name} {how}. Its last lines ({job.log}):")
-        self.say("\n".join(f"    {line}" for line in last_lines(job.log)))
-
-    def _ended(self) -> int:
-        return len(self.durations_s) + len(self.failed)
+    def _status_of(self, job: Job, command: Command) -> int:
+        """Run a command and return its exit status; that of the signal where one came before it started."""
+        with self.changing:
+            if self.signal is not None:
+                return -self.signal
+            with writing(job.log, WAY_OUT):
+                job.run.parent.mkdir(parents=True, exist_ok=True)
+                log = job.log.open("ab")
+            with log:
+                # In a process group of its own: Ctrl-C in a terminal would else reach it twice, and the second kills.
+                process = subprocess.Popen(
+                    command.arguments,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    process_group=0,
+                    pass_fds=(self.lock.handle,),
+                )
+            self.running.add(process)
+            self._note_running()
+        status = process.wait()
+        with self.changing:
+            self.running.remove(process)
+            self._note_running()
+        return status
 
     def _note_running(self) -> None:
-        self.lock.note_running(each.process.pid for each in self.running)
+        self.lock.note_holders(*(process.pid for process in self.running))
+
+    def _report(self, job: Job, took_s: float = 0.0, failure: str = "") -> None:
+        """Count a job that has ended, and say how."""
+        with self.reporting:
+            if failure:
+                self.failed.append(job)
+            else:
+                self.durations_s.append(took_s)
+            total, ended = len(self.waiting), len(self.durations_s) + len(self.failed)
+            name = f"[{ended}/{total}] {job.name}"
+            if failure:
+                self.say(f"{name} FAILED: {failure}")
+                return
+            ahead_s = (total - ended) * sum(self.durations_s) / len(self.durations_s) / self.parallel
+            about = f", about {duration(ahead_s)} to go" if ended < total else ""
+            score = f": {score}" if (score := self.score_of(job)) else ""
+            self.say(f"{name}{score}, in {duration(took_s)}{about}")
 
     @contextmanager
-    def _passing_signals_on(self) -> Iterator[None]:
+    def passing_signals_on(self) -> Iterator[None]:
         """Pass SIGINT and SIGTERM on to the running commands, and start nothing new after one."""
 
         def pass_on(number: int, _: object) -> None:
             self.signal = number
-            for each in self.running:
-                if each.process.poll() is None:
-                    each.process.send_signal(number)
+            with self.changing:
+                for process in self.running:
+                    process.send_signal(number)
 
         previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -344,10 +313,7 @@ class _Queue:
 
 def last_lines(path: Path) -> list[str]:
     """Return the last non-empty lines of a file."""
-    with path.open("rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(file.tell() - _TAIL_BYTES, 0))
-        text = file.read().decode("utf-8", errors="replace")
+    text = path.read_bytes()[-_TAIL_BYTES:].decode("utf-8", errors="replace")
     return [line for line in text.splitlines() if line.strip()][-_TAIL_LINES:]
 
 

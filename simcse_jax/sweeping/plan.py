@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from simcse_jax import cli
 from simcse_jax.config.compare import idle_keys
 from simcse_jax.config.recipe import read_recipe
 from simcse_jax.config.resolve import resolve
@@ -238,8 +237,8 @@ def _naming_row(recipe: str, label: str) -> Iterator[None]:
     """Name the row in messages about what is wrong in its recipe."""
     try:
         yield
-    except cli.WRONG_FLAG as error:
-        raise UserError(f"row {label!r} of {recipe}: {cli.plain(error)}") from error
+    except UserError as error:
+        raise UserError(f"row {label!r} of {recipe}: {error}") from error
 
 
 def _refuse_other_settings(folder: Path, old: Row, new: Row) -> None:

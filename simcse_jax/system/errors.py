@@ -1,5 +1,13 @@
 """Report expected failures as `UserError`, and any error in one line."""
 
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from absl import flags
+
 
 class UserError(Exception):
     """Report a failure whose cause is outside the code: a file, a key, a model folder, the network.
@@ -16,3 +24,19 @@ def short(error: BaseException) -> str:
     """Return the type and the first line of an error; of a long line only both ends."""
     first = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first if len(first) < 300 else f'{first[:80]} ... {first[-200:]}'}"
+
+
+@contextmanager
+def wrong_flags() -> Iterator[None]:
+    """Turn what absl, ml_collections and a recipe raise for a wrong flag, recipe or key into a UserError."""
+    try:
+        yield
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        text = str(error)
+        if text[:1] in ("'", '"'):  # ml_collections' unknown keys: a repr, sometimes of a repr
+            while text[:1] in ("'", '"') and text[-1:] == text[:1]:
+                text = str(ast.literal_eval(text))
+            text = f"no such key: {text}\n`python -m simcse_jax.train --help-config` prints every key."
+        if isinstance(error, OSError):
+            text += "\nThe recipes are in configs/; give one with --config=configs/unsup.py."
+        raise UserError(text) from error

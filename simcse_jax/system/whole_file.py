@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from simcse_jax.system.errors import UserError
 
@@ -24,25 +26,47 @@ def writing(path: str | Path, way_out: str = "Give another folder.", name: str =
         raise UserError(f"{reason}\n{way_out}" if way_out else reason) from error
 
 
+class Lock(NamedTuple):
+    """Hold a locked file. A child process that inherits the handle holds the lock too, until it ends."""
+
+    handle: int
+
+    def note_holders(self, *children: int) -> None:
+        """Write who holds the lock, this process and these children, for those that find it locked."""
+        holders = f"{' '.join(map(str, [os.getpid(), *children]))} on {socket.gethostname()}"
+        with suppress(OSError):  # a full disk
+            os.ftruncate(self.handle, 0)
+            os.pwrite(self.handle, holders.encode(), 0)
+
+
 @contextmanager
-def locked(lock: Path, busy: str, way_out: str, name: str) -> Iterator[None]:
-    """Hold a lock file during the block; its folder is made if need be.
+def locked(path: Path, busy: str, way_out: str, name: str) -> Iterator[Lock]:
+    """Hold a lock file during the block, which may delete it; its folder is made if need be.
 
-    Raises UserError(busy) if another process holds it, and as `writing(lock, way_out, name)` if it cannot be made.
+    The system releases the lock of a process however it ends. Raises UserError(busy), with the holders, if another
+    process holds it, and as `writing(path, way_out, name)` if it cannot be made. File systems without locks have none.
     """
-    from filelock import FileLock, Timeout
-
-    held = FileLock(lock, timeout=0)
-    with writing(lock, way_out, name):
-        try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            held.acquire()
-        except Timeout:
-            raise UserError(busy) from None
+    with writing(path, way_out, name):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        yield
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_free = (
+                os.fstat(handle).st_nlink > 0
+            )  # else it was deleted since it was opened, and others have a new one
+        except BlockingIOError:
+            is_free = False
+        except OSError:
+            is_free = True
+        if not is_free:
+            holders = os.pread(handle, 1000, 0).decode(errors="replace") or "unknown"
+            raise UserError(f"{busy}\n{path} is locked by process {holders}.")
+        lock = Lock(handle)
+        lock.note_holders()
+        yield lock
     finally:
-        held.release()
+        os.close(handle)
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:

@@ -188,7 +188,7 @@ def test_one_sweep_at_a_time_and_what_a_killed_one_left_counts(tmp_path: Path) -
     with locked(tmp_path) as lock:
         assert str(os.getpid()) in refused()
         left = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock.handle,))
-        lock.note_running([left.pid])
+        lock.note_holders(left.pid)
     assert str(left.pid) in refused()  # this process let go of it, and the command that it had started did not
     left.communicate(b"\n")
     with locked(tmp_path):

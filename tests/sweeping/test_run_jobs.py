@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from simcse_jax.sweeping.jobs import Job, SweepOutcome, last_lines, locked, run_jobs
+from simcse_jax.sweeping.jobs import Job, last_lines, locked, run_jobs
 from tests.sweeping.made_sweep import shell_job
 
 
-def queue(folder: Path, jobs: Sequence[Job], parallel: int = 1) -> tuple[SweepOutcome, str]:
+def queue(folder: Path, jobs: Sequence[Job], parallel: int = 1) -> tuple[tuple[list[Job], int | None], str]:
     """Run the jobs; return how they ended, and what was said."""
     said: list[str] = []
     with locked(folder) as lock:
