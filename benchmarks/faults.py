@@ -32,8 +32,8 @@ from absl import flags
 
 from simcse_jax import cli
 from simcse_jax.data import demo
+from simcse_jax.model_folder.run_folder import load_best
 from simcse_jax.training.metrics import read_metrics
-from simcse_jax.training.saved import load_best
 
 FLAGS = flags.FLAGS
 

@@ -215,8 +215,7 @@ def is_run_folder(path: Path) -> bool:
 
 
 def _run_folder(workdir: Path, pooler: str | None) -> _Origin:
-    from simcse_jax.training.folder import read_run_info
-    from simcse_jax.training.saved import load_best
+    from simcse_jax.model_folder.run_folder import load_best, read_run_info  # Orbax takes a second to import
 
     info = read_run_info(workdir)
     if info is None:

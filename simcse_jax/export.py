@@ -38,7 +38,7 @@ def main() -> None:
     if _ONNX.value:
         require_onnx()
     if _WORKDIR.value:
-        from simcse_jax.training.saved import export_run
+        from simcse_jax.model_folder.run_folder import export_run
 
         export_run(_WORKDIR.value, _OUT.value, _HALF.value)
     else:

@@ -145,8 +145,8 @@ def _join() -> None:
 
 def _finish(run: Run, outcome: Outcome, workdir: Path) -> None:
     """Export the best model, write the report, and say what to do next."""
+    from simcse_jax.model_folder.run_folder import export_run
     from simcse_jax.training.display import conclude, while_doing
-    from simcse_jax.training.saved import export_run
 
     with while_doing("exporting the model"):
         export_run(workdir, workdir / "model")

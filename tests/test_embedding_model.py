@@ -13,9 +13,9 @@ from sentence_transformers import SentenceTransformer
 from simcse_jax.embedding_model import open_model
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.evaluation.sts import evaluate_pairs
+from simcse_jax.model_folder.run_folder import export_run
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.metrics import read_metrics
-from simcse_jax.training.saved import export_run
 from tests.conftest import HubServer
 from tests.small_models import FROM_FOLDER, demo_files, export_small, train_small
 

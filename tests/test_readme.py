@@ -18,7 +18,7 @@ import transformers
 from simcse_jax.data import demo
 from simcse_jax.data.tokenizer import train_wordpiece
 from simcse_jax.evaluation.transfer import TASKS as TRANSFER
-from simcse_jax.training.saved import export_run
+from simcse_jax.model_folder.run_folder import export_run
 from tests.conftest import HubServer, reached_from, serve_hub
 from tests.pages import ROOT, blocks, commands, shell_lines
 from tests.serving.web.servers import process

@@ -17,9 +17,9 @@ import pytest
 from simcse_jax.config.recipe import read_recipe
 from simcse_jax.config.resolve import resolve
 from simcse_jax.data import demo
+from simcse_jax.model_folder.run_folder import load_best
 from simcse_jax.training.metrics import read_metrics
 from simcse_jax.training.run import prepare
-from simcse_jax.training.saved import load_best
 from tests.small_models import demo_files, states_of
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from simcse_jax.data import demo
-from simcse_jax.training.saved import export_run
+from simcse_jax.model_folder.run_folder import export_run
 from tests.pages import ROOT, blocks, commands
 from tests.serving.web.servers import process
 from tests.small_models import train_small

@@ -1,11 +1,12 @@
-"""Write files whole or not at all, also when the process is killed or the power fails."""
+"""Write files whole or not at all, also when the process is killed or the power fails; and check them later."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,3 +103,22 @@ def to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def checksum(path: Path) -> dict[str, int | str]:
+    """Return the length of a file and the digest of its content, for `require_files`."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return {"bytes": path.stat().st_size, "blake2b": digest}
+
+
+def require_files(folder: Path, files: Mapping[str, Mapping[str, int | str]]) -> None:
+    """Raise ValueError where a file is missing or has changed; files: `checksum` of each, by its name in the folder."""
+    for name, written in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{name} is missing")
+        if path.stat().st_size != written["bytes"]:
+            raise ValueError(f"{name} has {path.stat().st_size:,} bytes of {written['bytes']:,}")
+        if checksum(path) != written:
+            raise ValueError(f"{name} is not what was written")

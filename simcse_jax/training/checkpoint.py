@@ -21,10 +21,10 @@ import jax
 import orbax.checkpoint as ocp
 
 from simcse_jax.hosts.agreement import broadcast, error_on_all, fail_together, gather, is_first, processes
+from simcse_jax.model_folder.run_folder import complete_steps, read_state
 from simcse_jax.system.errors import UserError, short
-from simcse_jax.training.folder import complete_steps, incomplete, seal
+from simcse_jax.training.folder import incomplete, seal
 from simcse_jax.training.mesh import place
-from simcse_jax.training.saved import read_state
 from simcse_jax.training.state import TrainState
 
 ATTEMPTS = 3  # failed saves in a row that stop the run

@@ -1,11 +1,10 @@
-"""Read and write the run folder: its config.json, its tokenizer, the file lists of its checkpoints.
+"""Claim and write the run folder: its config.json, its tokenizer, the file lists of its checkpoints.
 
 Before anything is written, a run checks that it may use the folder, so a refused command leaves another run as it was.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -19,22 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from simcse_jax.config.compare import differences
-from simcse_jax.config.schema import Config, defaults
+from simcse_jax.config.schema import Config
 from simcse_jax.hosts.agreement import broadcast, fail_together, is_first, processes
+from simcse_jax.model_folder.run_folder import FILE_LIST, complete_steps, read_run_info
 from simcse_jax.system.errors import UserError
-from simcse_jax.system.whole_file import write_whole_text, writing
+from simcse_jax.system.whole_file import checksum, write_whole_text, writing
 
 TOKENIZER = "tokenizer"
-# The list of a checkpoint's files with their checksums; it is written last, and with it a checkpoint is complete. Array
-# formats have no checksum of every number, and read missing parts as zeros.
-FILE_LIST = "files.json"
 APPEARS_S = 30.0  # how long a network file system may take to show one host what another has written
-# Defaults for config.json of run folders from before masked language modelling.
-OLDER = {
-    "has_mlm_head": False,
-    "validation": {"files": "", "fingerprint": ""},
-    "synonyms": {"file": "", "fingerprint": ""},
-}
 # Content that must not change within a run: keys of config.json, and their words in messages.
 FINGERPRINTS = {
     "data": "the training data's content",
@@ -132,23 +123,6 @@ def write_run_info(workdir: Path, info: dict[str, Any]) -> None:
     write_whole_text(workdir / "config.json", json.dumps(info, indent=2, sort_keys=True) + "\n")
 
 
-def read_run_info(workdir: Path) -> dict[str, Any] | None:
-    """Return the content of config.json, None if the folder holds no run. UserError when it is another file."""
-    path = workdir / "config.json"
-    if not path.exists():
-        return None
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        if {"recipe", "encoder", "pooler", "data", "eval"} <= info.keys():
-            return OLDER | info | {"recipe": defaults() | info["recipe"]}
-    except (ValueError, AttributeError):
-        pass
-    raise UserError(
-        f"{path} is not the config.json of a run of simcse_jax.\n"
-        "Give another folder with --workdir=DIR. To export a model folder, give it as --model=DIR, without --workdir."
-    )
-
-
 def tokenizer_draft(workdir: Path) -> Path:
     """Return an empty folder for the tokenizer of a run that may yet be refused; see `keep_tokenizer`."""
     draft = _draft(workdir)
@@ -174,11 +148,6 @@ def _draft(workdir: Path) -> Path:
     return workdir / f".{TOKENIZER}.partial"
 
 
-def complete_steps(folder: Path) -> list[int]:
-    """Return the complete steps of `checkpoints/last` or `checkpoints/best`, ascending."""
-    return sorted(int(path.parent.name) for path in folder.glob(f"*/{FILE_LIST}") if path.parent.name.isdigit())
-
-
 def incomplete(folder: Path) -> list[Path]:
     """Return the folders that interrupted or failed saves have left in `checkpoints/last` or `best`."""
     complete = {str(step) for step in complete_steps(folder)}
@@ -187,26 +156,7 @@ def incomplete(folder: Path) -> list[Path]:
 
 def seal(step: Path) -> None:
     """Write the list of the files of this checkpoint, which makes it complete."""
-    files = {str(path.relative_to(step)): _checksum(path) for path in sorted(step.rglob("*")) if path.is_file()}
+    files = {str(path.relative_to(step)): checksum(path) for path in sorted(step.rglob("*")) if path.is_file()}
     draft = step.with_name(f".{step.name}.{FILE_LIST}")
     draft.write_text(json.dumps(files, indent=1), encoding="utf-8")
     os.replace(draft, step / FILE_LIST)
-
-
-def require_intact(step: Path) -> None:
-    """Raise ValueError when a file of this checkpoint is missing or damaged, OSError when it cannot be read."""
-    files = json.loads((step / FILE_LIST).read_text(encoding="utf-8"))
-    for name, checksum in files.items():
-        path = step / name
-        if not path.is_file():
-            raise ValueError(f"{name} is missing")
-        if path.stat().st_size != checksum["bytes"]:
-            raise ValueError(f"{name} has {path.stat().st_size} bytes of {checksum['bytes']}")
-        if _checksum(path) != checksum:
-            raise ValueError(f"{name} is not what was written")
-
-
-def _checksum(path: Path) -> dict[str, int | str]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    return {"bytes": path.stat().st_size, "blake2b": digest}

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from simcse_jax.model_folder.run_folder import FILE_LIST, complete_steps
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.checkpoint import ATTEMPTS, Checkpoints, RunProgress
-from simcse_jax.training.folder import FILE_LIST, complete_steps
 from simcse_jax.training.mesh import make_mesh, replicated
 from simcse_jax.training.state import TrainState
 

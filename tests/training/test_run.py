@@ -24,6 +24,7 @@ from simcse_jax.embedding_model import open_model
 from simcse_jax.encoder.families.table import config_json
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.evaluation.sts import evaluate_pairs
+from simcse_jax.model_folder.run_folder import export_run, load_best
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.checkpoint import Checkpoints
 from simcse_jax.training.dev import SPEARMAN, Dev
@@ -33,7 +34,6 @@ from simcse_jax.training.mesh import make_mesh
 from simcse_jax.training.metrics import MetricsWriter, read_metrics
 from simcse_jax.training.program import make_objective
 from simcse_jax.training.run import Run, prepare
-from simcse_jax.training.saved import export_run, load_best
 from tests.small_models import SMALL_ENCODER
 
 WORDS = [

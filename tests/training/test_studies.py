@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from simcse_jax.data import demo
 from simcse_jax.data.vocabulary import Vocabulary, vocabulary_of
 from simcse_jax.embedding_model import open_model
+from simcse_jax.model_folder.run_folder import export_run, load_best, read_state
 from simcse_jax.objective.contrastive import Queue
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.display import describe
@@ -22,7 +23,6 @@ from simcse_jax.training.loop import train
 from simcse_jax.training.metrics import read_metrics
 from simcse_jax.training.program import make_encode
 from simcse_jax.training.run import Run
-from simcse_jax.training.saved import export_run, load_best, read_state
 from simcse_jax.training.state import PREDICTOR, encoder_params, encoding_trees, enqueue, update_ema
 from tests.small_models import FROM_FOLDER, VOCABULARY, demo_files, export_small, prepare_small, states_of, train_small
 

@@ -1,7 +1,8 @@
-"""Read, check and export what a run has saved, in one process alone."""
+"""Read, check and export a run folder, in one process alone: its config.json and its checkpoints."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,50 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from simcse_jax.config.schema import defaults
 from simcse_jax.encoder.families.table import architecture_from_saved
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.model_folder.export import export_model
 from simcse_jax.system.errors import UserError
-from simcse_jax.training.folder import complete_steps, read_run_info, require_intact
+from simcse_jax.system.whole_file import require_files
+
+# The list of a checkpoint's files with their checksums; it is written last, and with it a checkpoint is complete. Array
+# formats have no checksum of every number, and read missing parts as zeros.
+FILE_LIST = "files.json"
+# Defaults for config.json of run folders from before masked language modelling.
+OLDER = {
+    "has_mlm_head": False,
+    "validation": {"files": "", "fingerprint": ""},
+    "synonyms": {"file": "", "fingerprint": ""},
+}
+
+
+def read_run_info(workdir: Path) -> dict[str, Any] | None:
+    """Return the content of config.json, None if the folder holds no run. UserError when it is another file."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        if {"recipe", "encoder", "pooler", "data", "eval"} <= info.keys():
+            return OLDER | info | {"recipe": defaults() | info["recipe"]}
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(
+        f"{path} is not the config.json of a run of simcse_jax.\n"
+        "Give another folder with --workdir=DIR. To export a model folder, give it as --model=DIR, without --workdir."
+    )
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """Return the complete steps of `checkpoints/last` or `checkpoints/best`, ascending."""
+    return sorted(int(path.parent.name) for path in folder.glob(f"*/{FILE_LIST}") if path.parent.name.isdigit())
+
+
+def require_intact(step: Path) -> None:
+    """Raise ValueError when a file of this checkpoint is missing or damaged, OSError when it cannot be read."""
+    require_files(step, json.loads((step / FILE_LIST).read_text(encoding="utf-8")))
 
 
 def read_state(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
