@@ -26,7 +26,6 @@ from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.encoding import SentenceEncoder
-from simcse_jax.evaluation.results import OWN
 from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.model_folder.st_modules import normalizes, read_pooler
 from simcse_jax.system.devices import start_devices
@@ -61,11 +60,13 @@ class EmbeddingModel:
 
     def __init__(self, name: str, origin: _Origin, pooler: str, dtype: str, max_length: int | None):
         self.name = name  # for tables
+        self.kind = origin.kind
         self.pooler = pooler
         self.dtype = dtype  # the precision of the computation
         self._origin = origin
         encoder = Encoder(origin.sizes, jnp.dtype(dtype), jnp.float32, has_head=pooler == "cls")
         start_devices()
+        self.devices = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
         mesh = Mesh(np.array(jax.local_devices()), ("data",))
         self._sentences = SentenceEncoder(encoder, origin.tokenizer, mesh, pooler, max_length)
 
@@ -168,21 +169,6 @@ class EmbeddingModel:
         recipe = {key: new for key, (_, new) in differences({}, info["recipe"]).items() if key != SEED}
         how = [self.pooler, self.dtype, self.max_length]
         return json.dumps([recipe, info["data"]["fingerprint"], info["encoder"], how], sort_keys=True)
-
-    def protocol(self) -> dict[str, Any]:
-        """Return what is recorded with each score: how the vectors were made, and from which weights."""
-        asked = self.pooler != self.own_pooler
-        own = self.own_pooler or "none that we have"
-        return {
-            "model": self.name,
-            "kind": self._origin.kind,
-            "fingerprint": self.fingerprint,
-            "pooler": self.pooler,
-            "pooler from": f"asked for; the model's own: {own}" if asked else OWN,
-            "precision": self.dtype,
-            "truncation": f"{self.max_length} tokens",
-            "devices": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}",
-        }
 
     def _select(self, params: Any) -> Any:
         """Return the parameters that this pooler uses, as float32."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from simcse_jax.embedding_model import EmbeddingModel, open_model
 from simcse_jax.evaluation.compare import compare, group_runs
 from simcse_jax.evaluation.judge import GEOMETRY, Exam, Subject, judge
 from simcse_jax.evaluation.report.page import write_report
-from simcse_jax.evaluation.results import Results
+from simcse_jax.evaluation.results import OWN, Results
 from simcse_jax.evaluation.scores_json import write_scores
 from simcse_jax.system.progress import progress_bar
 from simcse_jax.system.whole_file import writing
@@ -59,11 +61,27 @@ def _subject(model: EmbeddingModel, progress: bool, with_curves: bool) -> Subjec
     return Subject(
         name=model.name,
         encode=encode,
-        protocol=model.protocol,
+        protocol=partial(protocol, model),
         before=model.before_training,
         curves=read_metrics(model.workdir) if model.workdir and with_curves else [],
         recipe=model.recipe,
     )
+
+
+def protocol(model: EmbeddingModel) -> dict[str, Any]:
+    """Return what is recorded with each score: how the vectors were made, and from which weights."""
+    asked = model.pooler != model.own_pooler
+    own = model.own_pooler or "none that we have"
+    return {
+        "model": model.name,
+        "kind": model.kind,
+        "fingerprint": model.fingerprint,
+        "pooler": model.pooler,
+        "pooler from": f"asked for; the model's own: {own}" if asked else OWN,
+        "precision": model.dtype,
+        "truncation": f"{model.max_length} tokens",
+        "devices": model.devices,
+    }
 
 
 def write_results(results: Results, out: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from simcse_jax.embedding_model import open_model
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.evaluation.sts import evaluate_pairs
+from simcse_jax.judging import protocol
 from simcse_jax.model_folder.run_folder import export_run
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.metrics import read_metrics
@@ -83,7 +84,7 @@ def test_normalize_module_is_honoured(folder: Path, tmp_path: Path) -> None:
 
 
 def test_protocol_says_when_another_pooler_was_asked_for(folder: Path) -> None:
-    own, asked = open_model(str(folder)).protocol(), open_model(str(folder), pooler="cls", max_length=32).protocol()
+    own, asked = map(protocol, (open_model(str(folder)), open_model(str(folder), pooler="cls", max_length=32)))
     assert (own["pooler"], own["pooler from"]) == ("avg", "the model")
     assert (asked["pooler"], asked["pooler from"]) == ("cls", "asked for; the model's own: avg")
     assert (own["truncation"], asked["truncation"]) == ("64 tokens", "32 tokens")
@@ -92,7 +93,7 @@ def test_protocol_says_when_another_pooler_was_asked_for(folder: Path) -> None:
 
 def test_bfloat16_is_another_precision_of_the_same_model(folder: Path) -> None:
     exact, coarse = open_model(str(folder)), open_model(str(folder), dtype="bfloat16")
-    assert coarse.protocol()["precision"] == "bfloat16"
+    assert coarse.dtype == "bfloat16"
     assert coarse.fingerprint == exact.fingerprint
     a, b = (model.encode(TEXTS) for model in (exact, coarse))
     assert b.dtype == np.float32
@@ -137,7 +138,7 @@ def test_hub_model(hub_server: HubServer, folder: Path) -> None:
         if path.is_file():
             hub_server.add("someone/small", str(path.relative_to(folder)), path.read_bytes())
     model = open_model("someone/small")
-    assert model.protocol()["kind"] == "Hub model"
+    assert model.kind == "Hub model"
     assert model.fingerprint == open_model(str(folder)).fingerprint
 
 
@@ -156,7 +157,7 @@ def test_what_cannot_be_opened_is_named(folder: Path, tmp_path: Path) -> None:
     (silent / "modules.json").unlink()
     with pytest.raises(UserError, match=r"--pooler=(.|\n)*pooler="):
         open_model(str(silent))
-    assert open_model(str(silent), pooler="avg").protocol()["pooler from"].endswith("none that we have")
+    assert protocol(open_model(str(silent), pooler="avg"))["pooler from"].endswith("none that we have")
     (tmp_path / "odd" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match=r"config\.json"):
         open_model(str(tmp_path / "odd"))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from simcse_jax import judging
 from simcse_jax.data import demo
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.embedding_model import open_model
@@ -92,7 +93,7 @@ def test_a_pooler_that_is_named_goes_before_the_name(tmp_path: Path) -> None:
     folder = tmp_path / SUP.format("bert")
     model = published(folder, "bert", "safetensors")
     assert error(folder, model, "avg", "avg") < 2e-5
-    protocol = open_model(str(folder), pooler="avg").protocol()
+    protocol = judging.protocol(open_model(str(folder), pooler="avg"))
     assert protocol["pooler from"] == "asked for; the model's own: cls"
 
 
