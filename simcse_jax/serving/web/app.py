@@ -17,21 +17,18 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from simcse_jax import __version__
 from simcse_jax.serving.web import description as d
 from simcse_jax.serving.web import requests as r
-from simcse_jax.serving.web.batching import BatchedModel, Full, Model, Stopped, TooSlow
+from simcse_jax.serving.web.batching import BatchedModel, Model
 from simcse_jax.serving.web.guard import Guard, Settings
 
 
 def make_app(model: Model, settings: Settings) -> FastAPI:
-    """Return the app; its model's threads start and stop with it, and finish what they have."""
+    """Return the app; when it stops, it finishes the requests that it has."""
     batched = BatchedModel(model, settings)
 
     @asynccontextmanager
     async def working(_: FastAPI) -> AsyncIterator[None]:
-        batched.encoding.start()
-        batched.searching.start()
         yield
-        batched.encoding.stop()
-        batched.searching.stop()
+        await batched.stop()
 
     app = FastAPI(
         title="Sentence embeddings: encode, compare, search",
@@ -40,60 +37,69 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         lifespan=working,
+        # For the description only: the guard checks the key.
+        dependencies=[Security(HTTPBearer(auto_error=False))] if settings.api_key else [],
     )
     app.add_middleware(Guard, settings=settings)
-    app.include_router(_pages(batched))
-    app.include_router(_json_routes(batched))
-    app.include_router(_openai_routes(batched))
+    app.include_router(_get_routes(batched))
+    app.include_router(_post_routes(batched))
     d.describe_limits(app, settings, model.width)
     app.add_exception_handler(RequestValidationError, _wrong_value)
     app.add_exception_handler(AnyHTTPException, _refusal)
-    app.add_exception_handler(Full, _full)
-    app.add_exception_handler(Stopped, _stopped)
-    app.add_exception_handler(TooSlow, _too_slow)
     return app
 
 
-def _pages(batched: BatchedModel) -> APIRouter:
-    router = APIRouter(include_in_schema=False)
+def _get_routes(batched: BatchedModel) -> APIRouter:
+    router = APIRouter()
+    settings, model = batched.settings, batched.model
 
-    @router.get("/")
+    @router.get("/", include_in_schema=False)
     async def page() -> Response:
         return d.search_page()
 
-    @router.get("/docs")
+    @router.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> Response:
-        return d.docs_page(request.app.openapi(), batched.settings.api_key is not None)
+        return d.docs_page(request.app.openapi(), settings.api_key is not None)
+
+    @router.get("/health", response_model=d.Health, summary="State of the server", responses=d.failures(d.OF_ALL))
+    async def health() -> Response:
+        """Return what the server serves, and how many texts are waiting."""
+        return _json(
+            {
+                "status": "ok",
+                "model": settings.name,
+                "width": model.width,
+                "sentences": None if model.index is None else len(model.index),
+                "waiting": batched.encoding.waiting,
+                "needs_key": settings.api_key is not None,
+            }
+        )
 
     return router
 
 
-def _keyed(batched: BatchedModel) -> list[Any]:
-    """Return the key as a dependency, for the description only: the guard checks it."""
-    return [Security(HTTPBearer(auto_error=False))] if batched.settings.api_key else []
-
-
-def _json_routes(batched: BatchedModel) -> APIRouter:
-    router = APIRouter(route_class=r.StrictRoute, dependencies=_keyed(batched))
+def _post_routes(batched: BatchedModel) -> APIRouter:
+    router = APIRouter(route_class=r.StrictRoute)
     name, width = batched.settings.name, batched.model.width
+    failures = d.failures(d.OF_ALL | d.OF_BODIES)
 
-    @router.post("/encode", response_model=d.Vectors, summary="Vectors of texts", responses=d.route_failures())
+    @router.post("/encode", response_model=d.Vectors, summary="Vectors of texts", responses=failures)
     async def encode(body: r.EncodeRequest) -> Response:
         """Return a vector of length 1 for each text, in their order; texts beyond the model's limit are cut."""
-        return _json({"vectors": (await batched.vectors(body.texts)).tolist(), "model": name, "width": width})
+        vectors, _ = await batched.vectors(body.texts)
+        return _json({"vectors": vectors.tolist(), "model": name, "width": width})
 
-    @router.post("/similarity", response_model=d.Similarities, summary="Cosines", responses=d.route_failures())
+    @router.post("/similarity", response_model=d.Similarities, summary="Cosines", responses=failures)
     async def similarity(body: r.SimilarityRequest) -> Response:
         """Return cosines, -1 to 1: a row for each query, a column for each key."""
-        vectors = await batched.vectors([*body.queries, *body.keys])
+        vectors, _ = await batched.vectors([*body.queries, *body.keys])
         queries, keys = np.split(vectors, [len(body.queries)])
         return _json({"similarity": np.clip(queries @ keys.T, -1, 1).tolist(), "model": name})
 
+    no_index = d.failures({409: "The server has no index."})
+
     @router.post(
-        "/search",
-        response_model=d.Hits,
-        summary="The nearest texts of the index",
-        responses=d.route_failures(_409="The server has no index."),
+        "/search", response_model=d.Hits, summary="The nearest texts of the index", responses=failures | no_index
     )
     async def search(body: r.SearchRequest) -> Response:
         """Return the hits of `query`, best first, or a list of hits for each of `queries`."""
@@ -101,50 +107,23 @@ def _json_routes(batched: BatchedModel) -> APIRouter:
         hits = [[{"text": h.text, "score": float(h.score), "id": int(h.id)} for h in one] for one in found]
         return _json({"hits": hits if "queries" in body.model_fields_set else hits[0], "model": name})
 
-    @router.get(
-        "/health", response_model=d.Health, summary="State of the server", responses=d.route_failures(*_NO_BODY)
-    )
-    async def health() -> Response:
-        """Return what the server serves, and how many texts are waiting."""
-        index = batched.model.index
-        return _json(
-            {
-                "status": "ok",
-                "model": name,
-                "width": width,
-                "sentences": None if index is None else len(index),
-                "waiting": batched.encoding.waiting,
-                "needs_key": batched.settings.api_key is not None,
-            }
-        )
-
-    return router
-
-
-_NO_BODY = (400, 401, 415, 422, 504)  # statuses that need a body, a key or the model
-
-
-def _openai_routes(batched: BatchedModel) -> APIRouter:
-    router = APIRouter(route_class=r.StrictRoute, dependencies=_keyed(batched))
-
     @router.post(
         "/v1/embeddings",
         response_model=d.Embeddings,
         summary="Vectors of texts, in OpenAI's format",
-        responses=d.openai_failures(),
+        responses=d.failures(d.OF_ALL | d.OF_BODIES, d.OpenAIFailure),
     )
     async def embeddings(body: r.EmbeddingsRequest) -> Response:
         """Return vectors as OpenAI's API does; set a client's base URL to this server's address followed by /v1."""
-        width = batched.model.width
         if body.dimensions not in (None, width):
             raise HTTPException(422, f"dimensions is {body.dimensions}; this model's vectors have {width}.")
-        vectors, tokens = await batched.counted_vectors(body.input)
+        vectors, tokens = await batched.vectors(body.input, counted=True)
         rows = vectors.tolist() if body.encoding_format == "float" else map(_base64, vectors)
         return _json(
             {
                 "object": "list",
                 "data": [{"object": "embedding", "index": n, "embedding": row} for n, row in enumerate(rows)],
-                "model": batched.settings.name,
+                "model": name,
                 "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
             }
         )
@@ -172,17 +151,3 @@ async def _refusal(request: Request, error: Any) -> Response:
     }
     message = messages.get(error.status_code) or error.detail
     return r.failure(request.url.path, error.status_code, message, error.headers)
-
-
-async def _full(request: Request, _: Exception) -> Response:
-    return r.failure(request.url.path, 503, "Too many texts are waiting for the model. Try again in a second.")
-
-
-async def _stopped(request: Request, _: Exception) -> Response:
-    return r.failure(request.url.path, 503, "The server is stopping.")
-
-
-async def _too_slow(request: Request, _: Exception) -> Response:
-    return r.failure(
-        request.url.path, 504, "There was no answer within the time limit. Try again, or send fewer texts."
-    )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import bisect
 import dataclasses
 import itertools
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -28,24 +27,12 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
-class Full(Exception):
-    """Report that too many items are waiting; the same call may succeed later."""
-
-
-class TooSlow(Exception):
-    """Report that the time limit passed before there was an answer."""
-
-
-class Stopped(Exception):
-    """Report that the batcher takes no more jobs."""
-
-
 @dataclasses.dataclass(eq=False)
 class _Job(Generic[Item, Result]):
-    items: Sequence[Item]
-    waiting: int  # the size of the items that were not taken yet
-    future: Future[list[Result]]  # cancelled when its client is gone
-    taken: int = 0  # items that are done or in the current call
+    left: Sequence[Item]  # items that were not taken yet
+    waiting: int  # their size
+    count: int  # of all items
+    future: asyncio.Future[list[Result]]  # cancelled when its client is gone
     results: list[Result] = dataclasses.field(default_factory=list)
 
 
@@ -54,7 +41,7 @@ _Piece = tuple[_Job[Item, Result], Sequence[Item]]
 
 
 class Batcher(Generic[Item, Result]):
-    """Do the jobs of many clients in one thread, several jobs in one call.
+    """Do the jobs of many clients of one event loop in one thread, several jobs in one call.
 
     work: returns one result for each item, in order; it is called from that thread only, so it need not be thread-safe.
     size: the size of an item. most_together: the size of one call. A larger job is done in pieces, with other jobs in
@@ -74,114 +61,84 @@ class Batcher(Generic[Item, Result]):
         self._work, self._size = work, size
         self._most_together, self._most_waiting, self._time_limit_s = most_together, most_waiting, time_limit_s
         self._jobs: deque[_Job[Item, Result]] = deque()
-        self._waiting = 0
+        self._thread = ThreadPoolExecutor(1, "batcher")
+        self._working: asyncio.Task[None] | None = None
         self._stopping = False
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._loop, name="batcher", daemon=True)
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Take no more jobs, finish those that wait, and return then. A second call does nothing."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        self._thread.join()
+    async def stop(self) -> None:
+        """Take no more jobs, and finish those that wait."""
+        self._stopping = True
+        if self._working:
+            await self._working
+        self._thread.shutdown()
 
     @property
     def waiting(self) -> int:
         """Return the size of all waiting items, without those of the current call."""
-        return self._waiting
+        return sum(job.waiting for job in self._jobs)
 
     async def results(self, items: Sequence[Item]) -> list[Result]:
-        """Return one result for each item; raises Full, TooSlow, Stopped, or what `work` raises for these items.
+        """Return one result for each item; raises HTTPException 503 or 504, or what `work` raises for these items.
 
         If the caller is cancelled, the rest of its job leaves the queue.
         """
-        job = _Job[Item, Result](items, sum(map(self._size, items)), Future())
-        with self._changed:
-            if self._stopping:
-                raise Stopped
-            if self._jobs and self._waiting + job.waiting > self._most_waiting:
-                raise Full
-            self._jobs.append(job)
-            self._waiting += job.waiting
-            self._changed.notify()
+        if self._stopping:
+            raise HTTPException(503, "The server is stopping.")
+        future = asyncio.get_running_loop().create_future()
+        job = _Job[Item, Result](items, sum(map(self._size, items)), len(items), future)
+        if self._jobs and self.waiting + job.waiting > self._most_waiting:
+            raise HTTPException(503, "Too many texts are waiting for the model. Try again in a second.")
+        self._jobs.append(job)
+        if self._working is None or self._working.done():
+            self._working = asyncio.create_task(self._do_all())
         try:
-            async with asyncio.timeout(self._time_limit_s) as limit:
-                return await asyncio.wrap_future(job.future)
-        except TimeoutError as error:
-            if limit.expired():
-                raise TooSlow from error
-            raise  # `work` itself raised it
+            if not (await asyncio.wait([future], timeout=self._time_limit_s))[0]:
+                raise HTTPException(504, "There was no answer within the time limit. Try again, or send fewer texts.")
+            return future.result()
         finally:
-            self._forget(job)
-
-    def _forget(self, job: _Job[Item, Result]) -> None:
-        """Remove a job from the queue as soon as its client is gone."""
-        with self._changed:
-            if job.future.done() and job in self._jobs:
+            future.cancel()
+            if job in self._jobs:
                 self._jobs.remove(job)
-                self._waiting -= job.waiting
 
-    def _loop(self) -> None:
+    async def _do_all(self) -> None:
         while pieces := self._next():
-            self._do(pieces)
+            await self._do(pieces)
 
     def _next(self) -> list[_Piece[Item, Result]]:
-        """Wait for the pieces of the next call and return them; [] once the batcher has stopped."""
-        with self._changed:
-            while True:
-                self._changed.wait_for(lambda: self._jobs or self._stopping)
-                pieces, room = [], self._most_together
-                for _ in range(len(self._jobs)):
-                    job = self._jobs[0]
-                    if not job.future.done():
-                        count, size = self._fitting(job, room, at_least_one=not pieces)
-                        if not count:
-                            break
-                        pieces.append((job, job.items[job.taken : job.taken + count]))
-                        job.taken, job.waiting = job.taken + count, job.waiting - size
-                        self._waiting, room = self._waiting - size, room - size
-                    self._jobs.popleft()
-                    if job.future.done():
-                        self._waiting -= job.waiting
-                    elif job.taken < len(job.items):
-                        self._jobs.append(job)  # at the end of the queue
-                if pieces or (self._stopping and not self._jobs):
-                    return pieces
-
-    def _fitting(self, job: _Job[Item, Result], room: int, at_least_one: bool) -> tuple[int, int]:
-        """Return how many of a job's next items fit into `room`, and their size; with at_least_one, 1 or more."""
-        count = total = 0
-        for item in itertools.islice(job.items, job.taken, None):
-            size = self._size(item)
-            if total + size > room and not (at_least_one and not count):
+        """Take the items of the next call from the queue; [] if nothing waits."""
+        self._jobs = deque(job for job in self._jobs if not job.future.done())  # the rest of a job that failed
+        pieces, room = [], self._most_together
+        for _ in range(len(self._jobs)):
+            job = self._jobs[0]
+            sizes = list(itertools.accumulate(map(self._size, job.left)))
+            count = bisect.bisect(sizes, room) or (0 if pieces else 1)  # one item may exceed a call
+            if not count:
                 break
-            count, total = count + 1, total + size
-        return count, total
+            pieces.append((job, job.left[:count]))
+            job.left, job.waiting = job.left[count:], job.waiting - sizes[count - 1]
+            room -= sizes[count - 1]
+            self._jobs.popleft()
+            if job.left:
+                self._jobs.append(job)  # at the end of the queue
+        return pieces
 
-    def _do(self, pieces: list[_Piece[Item, Result]]) -> None:
+    async def _do(self, pieces: list[_Piece[Item, Result]]) -> None:
+        items = [item for _, items in pieces for item in items]
         try:
-            results = self._work([item for _, items in pieces for item in items])
+            results = iter(await asyncio.get_running_loop().run_in_executor(self._thread, self._work, items))
         except Exception as error:
             if len(pieces) > 1:  # one job is to blame; the others must not fail
                 for piece in pieces:
-                    self._do([piece])
+                    await self._do([piece])
                 return
-            log.exception("A call for %d items failed", len(pieces[0][1]))
-            with contextlib.suppress(InvalidStateError):  # cancelled in the meantime
+            log.exception("A call for %d items failed", len(items))
+            if not pieces[0][0].future.done():  # else its client is gone
                 pieces[0][0].future.set_exception(error)
             return
-        at = 0
-        for job, items in pieces:
-            job.results.extend(results[at : at + len(items)])
-            at += len(items)
-            if len(job.results) == len(job.items):
-                with contextlib.suppress(InvalidStateError):
-                    job.future.set_result(job.results)
+        for job, part in pieces:
+            job.results.extend(itertools.islice(results, len(part)))
+            if len(job.results) == job.count and not job.future.done():
+                job.future.set_result(job.results)
 
 
 LONG = 1000  # characters; in the queue, a text counts once more for each of these
@@ -200,17 +157,16 @@ class Model(Protocol):
 
 class _Text(NamedTuple):
     text: str
-    counted: bool = False
+    counted: bool
 
 
 class _Query(NamedTuple):
     vector: np.ndarray
     top_k: int
-    threshold: float | None
 
 
 class BatchedModel:
-    """Encode and search for many clients at once; start `encoding` and `searching` first, and stop them at the end."""
+    """Encode and search for many clients at once, until stopped."""
 
     def __init__(self, model: Model, settings: Settings):
         self.model, self.settings = model, settings
@@ -218,16 +174,16 @@ class BatchedModel:
         self.encoding = Batcher(self._encode, *limits, size=lambda item: 1 + len(item.text) // LONG)
         self.searching = Batcher(self._search, *limits)
 
-    async def vectors(self, texts: list[str]) -> np.ndarray:
-        """Return the vectors of these texts, float32[N, D] of length 1."""
-        check_texts(texts, self.settings)
-        return np.stack([vector for vector, _ in await self.encoding.results([_Text(text) for text in texts])])
+    async def stop(self) -> None:
+        """Finish what waits; later calls raise HTTPException 503."""
+        await self.encoding.stop()
+        await self.searching.stop()
 
-    async def counted_vectors(self, texts: list[str]) -> tuple[np.ndarray, int]:
-        """Return the vectors, float32[N, D], and the number of tokens that the model read."""
+    async def vectors(self, texts: list[str], counted: bool = False) -> tuple[np.ndarray, int]:
+        """Return the vectors of these texts, float32[N, D] of length 1; and, if counted, the tokens the model read."""
         check_texts(texts, self.settings)
-        found = await self.encoding.results([_Text(text, counted=True) for text in texts])
-        return np.stack([vector for vector, _ in found]), sum(count for _, count in found)
+        vectors, counts = zip(*await self.encoding.results([_Text(text, counted) for text in texts]), strict=True)
+        return np.stack(vectors), sum(counts)
 
     async def hits(self, texts: list[str], top_k: int, threshold: float | None) -> list[list[Hit]]:
         """Return the hits of each text, best first; raises HTTPException 409 without an index."""
@@ -239,8 +195,9 @@ class BatchedModel:
         if len(texts) * top_k > self.settings.max_hits:
             words = f"{len(texts):,} queries with top_k {top_k:,} are up to {len(texts) * top_k:,} hits; the limit is"
             raise HTTPException(422, f"{words} {self.settings.max_hits:,}.")
-        vectors = await self.vectors(texts)
-        return await self.searching.results([_Query(vector, top_k, threshold) for vector in vectors])
+        vectors, _ = await self.vectors(texts)
+        found = await self.searching.results([_Query(vector, top_k) for vector in vectors])
+        return [[hit for hit in hits if threshold is None or hit.score >= threshold] for hits in found]
 
     def _encode(self, items: list[_Text]) -> list[tuple[np.ndarray, int]]:
         vectors = self.model.encode([text for text, _ in items])
@@ -251,12 +208,10 @@ class BatchedModel:
         ]
 
     def _search(self, queries: list[_Query]) -> list[list[Hit]]:
-        found: dict[int, list[Hit]] = {}
+        found: list[list[Hit]] = [[] for _ in queries]
         for top_k in {query.top_k for query in queries}:  # a query with many hits does not slow down the others
             places = [n for n, query in enumerate(queries) if query.top_k == top_k]
             hits = self.model.index.search(np.stack([queries[n].vector for n in places]), top_k)
-            found |= dict(zip(places, hits, strict=True))
-        return [
-            [hit for hit in found[n] if query.threshold is None or hit.score >= query.threshold]
-            for n, query in enumerate(queries)
-        ]
+            for n, one in zip(places, hits, strict=True):
+                found[n] = one
+        return found

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,17 +27,19 @@ _TEXT_FIELDS = {
     "SearchRequest": ("query", "queries"),
     "EmbeddingsRequest": ("input",),
 }
-# The statuses of failures, and their reasons.
-REASONS = {
-    400: "The request is not valid JSON.",
-    401: "The API key is missing or wrong.",
+# The statuses of failures, and their reasons: of all routes, and of those that take a body.
+OF_ALL = {
     408: "The request did not arrive within the time limit.",
     413: "The request has too many bytes.",
-    415: "The Content-Type is not JSON.",
     421: "The server does not know the host name of the request.",
-    422: "A value is not valid.",
     500: "The server failed.",
     503: "Too many requests are waiting; Retry-After says when to try again.",
+}
+OF_BODIES = {
+    400: "The request is not valid JSON.",
+    401: "The API key is missing or wrong.",
+    415: "The Content-Type is not JSON.",
+    422: "A value is not valid.",
     504: "There was no answer within the time limit.",
 }
 
@@ -127,16 +130,13 @@ class OpenAIFailure(BaseModel):
     error: OpenAIFailureBody
 
 
-def route_failures(*without: int, **more: str) -> dict[int | str, dict[str, Any]]:
-    """Return the failures of a route for FastAPI's `responses`, without some statuses, and with more: `_409="Why."`."""
-    reasons = {status: reason for status, reason in REASONS.items() if status not in without}
-    reasons |= {int(status[1:]): reason for status, reason in more.items()}
-    return {status: {"model": Failure, "description": reason} for status, reason in reasons.items()}
-
-
-def openai_failures() -> dict[int | str, dict[str, Any]]:
-    """Return the failures of a route in OpenAI's shape, where a wrong value is a 400."""
-    return {s: {"model": OpenAIFailure, "description": reason} for s, reason in REASONS.items() if s != 422}
+def failures(reasons: dict[int, str], model: type[BaseModel] = Failure) -> dict[int | str, dict[str, Any]]:
+    """Return failures for FastAPI's `responses`. In OpenAI's shape, a wrong value is a 400."""
+    return {
+        status: {"model": model, "description": reason}
+        for status, reason in sorted(reasons.items())
+        if (status, model) != (422, OpenAIFailure)
+    }
 
 
 def describe_limits(app: FastAPI, settings: Settings, width: int) -> None:
@@ -165,11 +165,12 @@ def search_page() -> Response:
 
 def docs_page(description: dict[str, Any], key_needed: bool) -> Response:
     """Return the page about the routes, made from their OpenAPI description."""
-    loader = jinja2.FileSystemLoader(FOLDER)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    return _page(environment.get_template("docs.html").render(routes=_routes(description), key_needed=key_needed))
+    environment.filters |= {"kind": _kind, "example": _example}
+    page = environment.get_template("docs.html").render(routes=_routes(description), key_needed=key_needed)
+    return _page(page)
 
 
 def _page(html: str) -> Response:
@@ -193,34 +194,13 @@ def _page(html: str) -> Response:
     return Response(html, media_type="text/html; charset=utf-8", headers=headers)
 
 
-def _routes(description: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return for each route what docs.html shows."""
-    schemas = description["components"]["schemas"]
-    routes = []
+def _routes(description: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
+    """Yield the method and path of each route, its description, and the schema of its body ({} without one)."""
     for path, methods in description["paths"].items():
         for method, route in methods.items():
             content = route.get("requestBody", {}).get("content", {}).get("application/json", {})
-            schema = schemas.get(content.get("schema", {}).get("$ref", "").rpartition("/")[2], {})
-            routes.append(
-                {
-                    "method": method.upper(),
-                    "path": path,
-                    "summary": route["summary"],
-                    "words": route.get("description", ""),
-                    "example": _example(schema) if schema else "",
-                    "fields": [
-                        {
-                            "name": name,
-                            "kind": _kind(field),
-                            "needed": name in schema.get("required", []),
-                            "words": field.get("description", ""),
-                        }
-                        for name, field in schema.get("properties", {}).items()
-                    ],
-                    "answers": [(status, answer["description"]) for status, answer in route["responses"].items()],
-                }
-            )
-    return routes
+            name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
+            yield method.upper(), path, route, description["components"]["schemas"].get(name, {})
 
 
 def _example(schema: dict[str, Any]) -> str:

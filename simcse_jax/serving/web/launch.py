@@ -37,7 +37,7 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """Return the settings of uvicorn for the app."""
     return uvicorn.Config(
         app,
-        http=limited_protocol(settings.time_limit_s),
+        http=type("Limited", (_Limited,), {"time_limit_s": settings.time_limit_s}),
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -88,17 +88,12 @@ def _greeting(model: Model, settings: Settings, port: int) -> str:
     return "\n".join(lines)
 
 
-def limited_protocol(time_limit_s: float) -> type[H11Protocol]:
-    """Return a protocol for uvicorn's `http` that gives a client a limited time for its part.
+class _Limited(H11Protocol):
+    """Give a client a limited time for its part (HTTP/1.1).
 
     The time runs until the head of a request is complete, and while so much of an answer is unread that no more can be
     sent. Uvicorn itself only limits the pause after an answer. The guard limits bodies.
     """
-    return type("Limited", (_Limited,), {"time_limit_s": time_limit_s})
-
-
-class _Limited(H11Protocol):
-    """Close connections on which a client takes too long (HTTP/1.1)."""
 
     time_limit_s: float
     _clock: asyncio.TimerHandle | None = None

@@ -117,20 +117,14 @@ def check_texts(texts: list[str], settings: Settings) -> None:
 
 
 def read_json(body: bytes) -> Any:
-    """Parse a body as JSON; raises HTTPException 400 if it is not valid, holds half a character or too many keys."""
+    """Parse a body as JSON; raises HTTPException 400 if it is not valid, or holds half a character or too many keys."""
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_repeated_keys)
         if b"\\u" in body:
             # A lone surrogate, half of a character, cannot be tokenised or sent back.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeDecodeError as error:
-        raise HTTPException(400, f"The body is not UTF-8 (byte {error.start}).") from error
-    except UnicodeEncodeError as error:
-        raise HTTPException(400, "A string has half of a character (a lone surrogate such as \\ud800).") from error
-    except RecursionError as error:
-        raise HTTPException(400, "The JSON is nested too deeply.") from error
-    except ValueError as error:
-        raise HTTPException(400, f"The body is not JSON: {error!s:.200}.") from error
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, f"The body is not JSON in UTF-8: {error!s:.200}.") from error
     return value
 
 

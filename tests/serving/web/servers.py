@@ -29,6 +29,7 @@ def served(model: Any, settings: Settings | None = None) -> Iterator[str]:
     settings = settings or Settings(name="made")
     config = uvicorn_config(make_app(model, settings), settings)
     config.timeout_graceful_shutdown = 5
+    config.limit_concurrency = None  # so that small limits of ours are met first
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

@@ -65,14 +65,9 @@ def test_valid_bodies_are_taken(client: httpx.Client) -> None:
 # What is not JSON, or holds no text that can be encoded.
 UNREADABLE = {
     "half": b"{",
-    "only spaces": b"  \n ",
-    "a comma too many": b'{"texts": "a",}',
-    "two values": b'{"texts": "a"}{"texts": "b"}',
-    "Python's None": b'{"texts": None}',
     "a number with 5,000 digits": b'{"a": ' + b"9" * 5000 + b"}",
     "NaN": b'{"texts": NaN}',
     "-Infinity": b'{"a": [-Infinity]}',
-    "a line break in a string": b'{"texts": "a\nb"}',
     "a byte order mark": b'\xef\xbb\xbf{"texts": "a"}',
     "Latin-1": b'{"texts": "Gr\xfc\xdfe"}',
     "UTF-16": '{"texts": "ü"}'.encode("utf-16"),
@@ -85,7 +80,6 @@ UNREADABLE = {
     "a key twice, once escaped": b'{"input": "a", "\\u0069nput": "b"}',
     "a key twice, further in": b'{"a": [{"b": 1, "b": 1}]}',
     "a thousand keys": json.dumps({f"f{n}": n for n in range(1000)}).encode(),
-    "a form": b"texts=a&queries=b",
 }
 
 
@@ -188,16 +182,12 @@ def header(value: bytes, status: int, name: str) -> Raw:
 
 RAW = {
     # Methods and paths; HTTP clients would tidy these up.
-    **{
-        text[:40]: line(text, 405)
-        for text in ("GET /encode", "PATCH /similarity", "OPTIONS /encode", "HEAD /encode", "get /health", "PROPFIND /")
-    },
+    **{text: line(text, 405) for text in ("GET /encode", "OPTIONS /encode", "get /health", "PROPFIND /")},
     **{
         text[:40]: line(text, 404)
         for text in (
-            "GET /nowhere", "GET /health/", "GET //health", "GET /HEALTH", "GET /health;x=1", "GET /health%00",
-            "GET /%zz", "GET /%ff%fe", "GET /../etc/passwd", "GET /%2e%2e/%2e%2e/etc/passwd", "GET /page.html",
-            "GET /v1/models", "GET http://localhost/health", "OPTIONS *", "CONNECT localhost:80", f"GET /{'x' * 5000}",
+            "GET /health/", "GET //health", "GET /health%00", "GET /%ff%fe", "GET /%2e%2e/%2e%2e/etc/passwd",
+            "GET /page.html", "GET http://localhost/health", "OPTIONS *", "CONNECT localhost:80", f"GET /{'x' * 5000}",
         )
     },
     # Headers of a request that is right otherwise.
@@ -216,15 +206,10 @@ RAW = {
     # What is hardly HTTP.
     "a TLS hello": Raw(bytes.fromhex("1603010200010001fc0303") + bytes(100), [400]),
     "HTTP/2's first words": Raw(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [404, 400]),
-    "HTTP/0.9": Raw(b"GET /health\r\n\r\n", [400]),
-    "a NUL in the path": Raw(b"GET /h\0 HTTP/1.1\r\n" + _HOST + b"\r\n", [400]),
     "a path without end": Raw(b"GET /" + b"x" * 100_000, [400]),
     "no name": Raw(b"GET /health HTTP/1.1\r\n\r\n", [400]),
-    "two names": Raw(_GET + _HOST + b"\r\n", [400]),
-    "no colon": Raw(_GET + b"nonsense\r\n\r\n", [400]),
     "a header without end": Raw(_GET + b"X-A: " + b"x" * 100_000, [400]),
     # Bodies and their lengths.
-    "a length in words": Raw(_POST + b"Content-Length: ten\r\n\r\n", [400]),
     "two lengths": Raw(_POST + b"Content-Length: 14\r\nContent-Length: 15\r\n\r\n" + _BODY, [400]),
     "a terabyte, announced": Raw(_POST + b"Content-Length: 1000000000000\r\n\r\n", [413], "20,000"),
     "too short a length": Raw(_POST + b"Content-Length: 13\r\n\r\n" + _BODY, [400]),
@@ -234,7 +219,6 @@ RAW = {
     "half a head, and silence": Raw(b"POST /encode HTTP/1.1\r\nHost: loc", []),
     "silence": Raw(b"", []),
     "gone at once": Raw(b"", [], hang_up=True),
-    "a chunk's length in words": Raw(_CHUNKED + b"ten\r\n", [400]),
     "a chunk's length without end": Raw(_CHUNKED + b"0" * 100_000, [400]),
     "chunks without an end": Raw(_CHUNKED + b"e\r\n" + _BODY + b"\r\n", [408]),
     "half a chunk, and gone": Raw(_CHUNKED + b"e\r\n{", [], hang_up=True),
