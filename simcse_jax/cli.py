@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import faulthandler
+import io
 import os
 import signal
 import sys
@@ -34,11 +35,13 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None, inter
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
     quiet_tpu_library()
 
+    _prepare_streams()
     sys.unraisablehook = _unraisable
 
     def leave() -> NoReturn:
-        print(f"\ninterrupted; {interrupted}", file=sys.stderr)
-        sys.stdout.flush()
+        with suppress(OSError):  # whoever read it may have been interrupted too
+            print(f"\ninterrupted; {interrupted}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
         # A normal exit would end the interpreter while native threads may still compile in it.
         os._exit(130)
 
@@ -76,6 +79,23 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None, inter
             os._exit(1)  # a normal exit would wait for the other processes, and they for this one
 
     app.run(guarded, argv=list(argv) if argv else None, flags_parser=_parse)
+
+
+def _prepare_streams() -> None:
+    """Open standard streams that are closed, and let output hold any text, escaped where its encoding lacks a letter.
+
+    A file that is opened later would otherwise get the number of a closed stream, and the messages of libraries.
+    """
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(handle, True)
+    os.close(handle)
+    sys.stdin = sys.stdin or open(0, encoding="utf-8")  # noqa: SIM115
+    sys.stdout, sys.stderr = (
+        stream or open(number, "w", encoding="utf-8")  # noqa: SIM115
+        for number, stream in ((1, sys.stdout), (2, sys.stderr))
+    )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _is_import(frame: FrameType | None) -> bool:

@@ -16,6 +16,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else tokenizers warn at a later fork
 
 import hashlib
+import re
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -42,15 +43,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shard", metavar="K/N", default="1/1", help="run the K-th of N parts of the suite, cut by file")
 
 
-def shard_of(path: str, shards: int) -> int:
-    """Return the number, from 1, of the part of the suite that a test file belongs to."""
-    return zlib.crc32(path.encode()) % shards + 1
+def in_shard(path: str, shard: str) -> bool:
+    """Return whether a test file belongs to the part "K/N" of the suite; UsageError if there is no such part."""
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise pytest.UsageError(f"--shard={shard} is no K/N with K from 1 to N, such as --shard=1/4")
+    return zlib.crc32(path.encode()) % int(found[2]) + 1 == int(found[1])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the tests of other shards."""
-    number, shards = map(int, str(config.getoption("shard")).split("/"))
-    mine = [item for item in items if shard_of(item.nodeid.partition("::")[0], shards) == number]
+    shard = str(config.getoption("shard"))
+    mine = [item for item in items if in_shard(item.nodeid.partition("::")[0], shard)]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(mine)])
     items[:] = mine
 

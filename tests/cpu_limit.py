@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -99,19 +98,10 @@ class CpuLimit:
 
     @pytest.hookimpl
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Print the CPU seconds of each folder and of the ten dearest tests, set-up of shared fixtures included."""
-        tests: dict[str, float] = {}
-        for reports in terminalreporter.stats.values():
-            for report in reports:
-                if isinstance(report, pytest.TestReport):
-                    found = [float(str(value)) for name, value in report.user_properties if name == KEY]
-                    tests |= dict.fromkeys([report.nodeid] if found else [], sum(found))
-        if sum(tests.values()) < WORTH_A_TABLE_S:
-            return
-        folders: dict[str, float] = defaultdict(float)
-        for name, value in tests.items():
-            folders[Path(name.partition("::")[0]).parent.as_posix()] += value
-        terminalreporter.section("CPU seconds")
-        for group in (folders, dict(sorted(tests.items(), key=lambda test: -test[1])[:10])):
-            for name, value in sorted(group.items(), key=lambda one: -one[1]):
-                terminalreporter.line(f"{value:8.2f}  {name}")
+        """Print the CPU seconds of the ten dearest tests, set-up of shared fixtures included."""
+        reports = [report for reports in terminalreporter.stats.values() for report in reports]
+        costs = {r.nodeid: dict(r.user_properties).get(KEY, 0) for r in reports if isinstance(r, pytest.TestReport)}
+        if sum(costs.values()) >= WORTH_A_TABLE_S:
+            terminalreporter.section("CPU seconds")
+            for name in sorted(costs, key=lambda name: -costs[name])[:10]:
+                terminalreporter.line(f"{costs[name]:8.2f}  {name}")

@@ -1,10 +1,6 @@
 """What a compiled step costs: by hand, by formula, and beside XLA's own count."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,8 +17,6 @@ from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.training.hlo import Array, Collective
 from simcse_jax.training.mesh import make_mesh
 from simcse_jax.training.plan import topology_chips
-
-ROOT = Path(__file__).parent.parent
 
 # A step in miniature, as a TPU writes it: a stack is made in a loop of three, a copy comes in beside it.
 TEXT = """
@@ -93,10 +87,8 @@ def test_bytes_and_flops_by_hand() -> None:
         ("jit(train_step)/jvp()/vmap(Encoder)/Encoder._run/layers/attention/dropout/xor", "dropout"),
         ("jit(train_step)/jvp()/vmap(Encoder)/Encoder._run/while/body/dynamic_slice", "stacks"),
         ("jit(train_step)/jvp()/shard_map/while/body/closed_call/ad,ckd->akc/dot_general", "loss"),
-        ("jit(train_step)/jvp()/shard_map", "other"),
         ("jit(train_step)/mul", "optimizer"),
         ("jit(train_step)/jit(_threefry_fold_in)/step_key/add", "other"),
-        ("", "other"),
     ],
 )
 def test_parts_of_the_step_by_name(op_name: str, group: str) -> None:
@@ -167,12 +159,6 @@ def test_the_breakdown_sums_to_all() -> None:
     assert "| ? | other | x |" in "\n".join(roofline.breakdown([unknown], 1))
 
 
-def test_operations_are_named_without_what_all_have() -> None:
-    scopes = "shard_map/vmap(vmap(Encoder))/Encoder._run/while/body/closed_call/layers/ffn/up/dot_general"
-    assert roofline.short(f"jit(train_step)/jvp()/{scopes}") == "layers/ffn/up/dot_general"
-    assert roofline.short(f"jit(train_step)/transpose(jvp())/{scopes}") == "back: layers/ffn/up/dot_general"
-
-
 TINY = Architecture("bert", 1000, 64, 2, 2, 128, max_position_embeddings=64)
 TINY_MODEL = Model(2, 64, 128, 1000, 64)
 
@@ -225,15 +211,6 @@ def test_the_step_for_chips_that_are_not_there(monkeypatch: pytest.MonkeyPatch) 
     embeddings = 256 * model.width * 4
     assert 4 * model.parameters <= once <= 4 * model.parameters + embeddings + 1024
     assert case["bound"]["sentences"] == 256 / case["bound"]["seconds"]
-
-
-@pytest.mark.slow
-def test_an_unknown_model() -> None:
-    command = [sys.executable, "-m", "benchmarks.roofline", "--model=bert-huge"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2
-    assert "'bert-huge' is not one of minilm, bert-base, bert-large" in done.stderr
 
 
 @pytest.mark.parametrize(

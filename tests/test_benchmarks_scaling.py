@@ -64,15 +64,7 @@ def test_flops_of_a_step() -> None:
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
-def test_one_chip_sends_nothing(chip: scaling.Chip) -> None:
-    alone = step(chip, 1, 64, BASE, UNSUPERVISED, ASSUMED)
-    sent = alone.embeddings + alone.gradients
-    assert (sent.inner, sent.outer, sent.seconds, alone.share) == (0, 0, 0, 0)
-    assert alone.shortest == alone.longest == alone.compute + alone.hbm
-
-
-@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
-@pytest.mark.parametrize("chips", [2, 8, 64, 512, 4096])
+@pytest.mark.parametrize("chips", [1, 8, 64, 4096])
 def test_bytes_over_both_networks_are_those_of_one_ring(chip: scaling.Chip, chips: int) -> None:
     """Hierarchical or not, a gather sends (n - 1) / n of the result in all; the outer network's part shrinks."""
     sent = gathered(chip, chips, 1e9, ASSUMED)
@@ -81,24 +73,7 @@ def test_bytes_over_both_networks_are_those_of_one_ring(chip: scaling.Chip, chip
     assert sent.outer <= 1e9 / chip.inner_size
     reduced = gradients_sent(chip, chips, BASE, UNSUPERVISED, ASSUMED)
     assert reduced.inner + reduced.outer == pytest.approx(2 * 4 * BASE.parameters * (chips - 1) / chips)
-    assert reduced.seconds > 2 * 4 * BASE.parameters * (chips - 1) / chips / (chip.inner + chip.outer)
-
-
-def test_gathers_bring_more_the_more_chips_there_are() -> None:
-    for chip in CHIPS.values():
-        steps = [step(chip, n, 64, BASE, UNSUPERVISED, ASSUMED) for n in scaling.COUNTS]
-        sent = [s.embeddings.inner + s.embeddings.outer for s in steps]
-        assert sent == sorted(sent)
-        compute = [s.compute for s in steps]
-        assert compute == sorted(compute)
-        assert all(s.shortest <= s.longest for s in steps)
-
-
-def test_more_sentences_a_chip_make_communication_a_smaller_part() -> None:
-    chip = CHIPS["h100"]
-    shares = [step(chip, 64, b, BASE, UNSUPERVISED, ASSUMED).share for b in (1, 8, 64, 512, 4096)]
-    assert shares == sorted(shares, reverse=True)
-    assert shares[0] > 0.5 > 0.2 > shares[-1]
+    assert reduced.seconds >= 2 * 4 * BASE.parameters * (chips - 1) / chips / (chip.inner + chip.outer)
 
 
 def test_links_of_a_torus() -> None:
@@ -110,31 +85,6 @@ def test_links_of_a_torus() -> None:
     assert fast_links(chip, 128) == (150e9, 15)
     assert fast_links(chip, 256) == (200e9, 16)
     assert fast_links(CHIPS["h100"], 8) == (450e9, 7)
-
-
-def test_fsdp_gathers_layers_twice_and_the_rest_once() -> None:
-    """Where an all-reduce sends two of the whole; beyond the slice or node, both send the same."""
-    split = dataclasses.replace(UNSUPERVISED, fsdp=True)
-    parts = 2 * BASE.of_layers + BASE.around + BASE.parameters
-    for name, chips in (("v5e", 64), ("h100", 8)):
-        plain = gradients_sent(CHIPS[name], chips, BASE, UNSUPERVISED, ASSUMED)
-        sent = gradients_sent(CHIPS[name], chips, BASE, split, ASSUMED)
-        assert sent.inner == pytest.approx(plain.inner * parts / (2 * BASE.parameters))
-        assert sent.outer == 0
-    whole, part = (step(CHIPS["h100"], 64, 64, BASE, recipe, ASSUMED) for recipe in (UNSUPERVISED, split))
-    assert part.gradients.outer == pytest.approx(whole.gradients.outer)
-    assert part.hbm < whole.hbm
-
-
-def test_chunks_send_no_more_unless_parameters_are_split() -> None:
-    chip, chunked = CHIPS["h100"], dataclasses.replace(UNSUPERVISED, chunks=4)
-    assert gradients_sent(chip, 64, BASE, chunked, ASSUMED) == gradients_sent(chip, 64, BASE, UNSUPERVISED, ASSUMED)
-    whole, parts = (dataclasses.replace(recipe, fsdp=True) for recipe in (UNSUPERVISED, chunked))
-    once, often = (gradients_sent(chip, 64, BASE, recipe, ASSUMED) for recipe in (whole, parts))
-    gathered_once, gathered_often = 2 * BASE.of_layers + BASE.around, 12 * BASE.of_layers + 5 * BASE.around
-    more = (gathered_often + 4 * BASE.parameters) / (gathered_once + BASE.parameters)
-    assert often.inner == pytest.approx(more * once.inner)
-    assert often.outer == pytest.approx(once.outer)
 
 
 def test_parameters_that_are_split() -> None:
@@ -156,7 +106,7 @@ def test_parameters_that_are_split() -> None:
 
 
 @pytest.mark.parametrize("name", ["bert-base", "bert-large"])
-@pytest.mark.parametrize("chips", [2, 8, 16, 64, 256])
+@pytest.mark.parametrize("chips", [8, 16, 256])
 def test_what_is_split_is_what_the_mesh_splits(name: str, chips: int) -> None:
     params = parameter_shapes(Encoder(ENCODERS[name], has_head=True))
     mesh: Any = jax.sharding.AbstractMesh((chips, 1), AXES)
@@ -166,14 +116,6 @@ def test_what_is_split_is_what_the_mesh_splits(name: str, chips: int) -> None:
     ):
         sizes[path[-1].key == "kernel"] += x.size * ("data" in spec)
     assert MODELS[name].split(chips) == (sizes[True], sizes[False])
-
-
-def test_smaller_gradients() -> None:
-    once, half = (
-        gradients_sent(CHIPS["v5e"], 512, BASE, dataclasses.replace(UNSUPERVISED, gradient_bytes=size), ASSUMED)
-        for size in (4, 2)
-    )
-    assert (half.inner, half.outer) == pytest.approx((once.inner / 2, once.outer / 2))
 
 
 def test_where_communication_binds() -> None:
@@ -190,11 +132,6 @@ def test_where_communication_binds() -> None:
     assert scaling.examples_needed(CHIPS["h100"], 8, BASE, UNSUPERVISED, nothing_sent) is None
 
 
-def test_a_chip_has_at_least_one_example() -> None:
-    steps = scaling.Setting("", SUPERVISED, batch=512).steps(CHIPS["v5e"], BASE, ASSUMED)
-    assert (steps[-1].chips, steps[-1].examples) == (512, 1)
-
-
 def test_the_command_prints_the_tables_that_are_kept(tmp_path: Path) -> None:
     files = tmp_path / "scaling.json", tmp_path / "scaling.svg"
     command = [sys.executable, "-m", "benchmarks.scaling", f"--json={files[0]}", f"--plot={files[1]}"]
@@ -206,9 +143,6 @@ def test_the_command_prints_the_tables_that_are_kept(tmp_path: Path) -> None:
     figures = json.loads(files[0].read_text())["steps"]
     assert figures["Unsupervised, 64 sentences a chip; TPU v5e"][-1]["chips"] == 4096
     assert files[1].read_text().startswith("<?xml")
-    wrong = subprocess.run([*command[:3], "--batch=many"], cwd=ROOT, capture_output=True, text=True)
-    assert wrong.returncode == 2
-    assert "'many' is not a whole number above 0" in wrong.stderr
 
 
 SMALL = Model(CONFIG.num_hidden_layers, CONFIG.hidden_size, CONFIG.intermediate_size, CONFIG.vocab_size, 32, 2, 8)

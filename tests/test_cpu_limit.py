@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import shard_of
-
 ROOT = Path(__file__).resolve().parents[1]
 CONFTEST = """
 from pathlib import Path
@@ -55,10 +53,3 @@ def test_dear_tests_fail_unless_marked_or_cold(tmp_path: Path) -> None:
     failed = {line.split()[0].partition("::")[2] for line in done.stdout.splitlines() if " FAILED " in line}
     assert failed == {"test_itself", "test_child", "test_dear_fixture"}, done.stdout + done.stderr
     assert "5 passed" in done.stdout
-
-
-def test_shards_share_out_all_files() -> None:
-    files = [str(path) for path in (ROOT / "tests").rglob("test_*.py")]
-    counts = [[shard_of(file, 4) for file in files].count(shard) for shard in (1, 2, 3, 4)]
-    assert sum(counts) == len(files)
-    assert min(counts) > len(files) / 8

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from email.message import Message
 from email.parser import Parser
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -18,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import simcse_jax
+from tests.conftest import in_shard
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = [p for p in (ROOT / "simcse_jax").rglob("*") if p.is_file() and p.suffix != ".pyc"]
@@ -56,33 +56,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(next((copy / "dist").glob("simcse_jax-*.whl")))
 
 
-@pytest.fixture(scope="module")
-def metadata(wheel: zipfile.ZipFile) -> Message:
-    return Parser().parsestr(wheel.read(f"simcse_jax-{simcse_jax.__version__}.dist-info/METADATA").decode())
-
-
-def test_wheel_holds_the_library_and_nothing_else(wheel: zipfile.ZipFile):
+def test_the_wheel_holds_the_library_and_what_it_needs(wheel: zipfile.ZipFile):
     files = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert files == {p.relative_to(ROOT).as_posix() for p in LIBRARY}
     assert "simcse_jax/py.typed" in files
-
-
-def test_metadata_says_what_the_sources_say(metadata: Message):
-    assert metadata["Name"] == "simcse-jax"
-    assert metadata["Version"] == simcse_jax.__version__
-    assert metadata["License-Expression"] == "Apache-2.0"
-    assert metadata["Requires-Python"] == ">=3.11"
-
-
-def test_dependencies_are_those_of_requirements_txt(metadata: Message):
+    metadata = Parser().parsestr(wheel.read(f"simcse_jax-{simcse_jax.__version__}.dist-info/METADATA").decode())
+    assert (metadata["License-Expression"], metadata["Requires-Python"]) == ("Apache-2.0", ">=3.11")
     declared = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
     assert {str(r) for r in declared if r.marker is None} == {str(r) for r in requirements()}
-    assert set(metadata.get_all("Provides-Extra", [])) == {
-        *("tpu", "tpu-plan", "cuda", "cuda12", "mteb", "faiss", "onnx", "web", "test", "dev")
-    }
-
-
-def test_requirements_have_a_lower_bound_and_no_torch():
+    extras = "tpu tpu-plan cuda cuda12 mteb faiss onnx web test dev"
+    assert set(metadata.get_all("Provides-Extra", [])) == set(extras.split())
     for requirement in requirements():
         assert any(s.operator == ">=" for s in requirement.specifier), f"{requirement} has no lower bound"
         assert requirement.name not in {"torch", "sentence-transformers"}
@@ -106,12 +89,6 @@ def test_every_import_of_the_library_is_declared():
                 assert owner & declared, f"{file.relative_to(ROOT)} imports {top}, which requirements.txt does not name"
 
 
-def test_licence_is_apache():
-    text = (ROOT / "LICENSE").read_text()
-    assert "Apache License" in text
-    assert "END OF TERMS AND CONDITIONS" in text
-
-
 # Set-up ---------------------------------------------------------------------------------------------------------------
 
 
@@ -123,30 +100,17 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["make", *arguments], cwd=ROOT, env=inherited, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(
-    ("target", "command"),
-    [
-        ("demo", "-m simcse_jax.train --config=configs/demo.py"),
-        ("demo-sup", "-m simcse_jax.train --config=configs/demo.py:sup"),
-        ("test", '-m "not slow"'),
-        ("test-fast", '-m "not slow and not medium"'),
-        ("test-all", "-m pytest"),
-        ("check", "pyright --warnings"),
-        ("format", "ruff format ."),
-        ("clean", "rm -rf build"),
-        ("help", "sed"),
-    ],
-)
-def test_make_targets_run_their_command(target: str, command: str, tmp_path: Path):
-    done = make("--dry-run", target, f"VENV={tmp_path / 'venv'}")
+def test_make_runs_what_it_says_after_the_set_up_in_order(tmp_path: Path):
+    """PyTorch is installed by itself and before the other packages, as pyproject.toml explains."""
+    done = make("--dry-run", "demo", "demo-sup", "test", "test-fast", "test-all", "check", f"VENV={tmp_path / 'venv'}")
     assert done.returncode == 0, done.stderr
-    assert command in done.stdout
-
-
-def test_torch_is_installed_by_itself_and_first(tmp_path: Path):
-    planned = make("--dry-run", "test", f"VENV={tmp_path / 'venv'}").stdout
-    steps = ["-m venv", "-r requirements.txt", "install --quiet 'torch==", "--editable '.[test,dev]'", "-m pytest"]
-    places = [planned.index(step) for step in steps]
+    steps = [
+        *("-m venv", "-r requirements.txt", "--config=configs/demo.py", "--config=configs/demo.py:sup"),
+        *("install --quiet 'torch==", "--editable '.[test,dev]'"),
+        *('-m "not slow"', '-m "not slow and not medium"', "--dist=worksteal \n", "pyright --warnings"),
+    ]
+    places = [done.stdout.find(step) for step in steps]
+    assert min(places) >= 0
     assert places == sorted(places)
 
 
@@ -183,6 +147,20 @@ def test_workflows_and_hooks_call_make_targets_that_exist():
     assert {"check", "test", "test-all"} <= {command.split()[1] for command in commands}
     assert all(command.split()[0] == "make" and command.split()[1] in targets for command in commands)
     assert os.access(ci, os.X_OK)
+
+
+def test_the_shards_of_the_nightly_run_are_all_tests():
+    """Each file is in one of them, and about as many in each."""
+    (job,) = yaml.safe_load((ROOT / ".github/workflows/nightly.yml").read_text())["jobs"].values()
+    shards = job["strategy"]["matrix"]["shard"]
+    assert f"--shard=${{{{ matrix.shard }}}}/{len(shards)} " in job["steps"][-1]["run"]
+    files = [str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")]
+    counts = [sum(in_shard(file, f"{shard}/{len(shards)}") for file in files) for shard in shards]
+    assert sum(counts) == len(files)
+    assert min(counts) > len(files) / 8
+    for wrong in ("0/4", "5/4", "1", "a/b"):
+        with pytest.raises(pytest.UsageError):
+            in_shard(files[0], wrong)
 
 
 # Files ----------------------------------------------------------------------------------------------------------------

@@ -51,13 +51,14 @@ class Command(NamedTuple):
     def done(self) -> bool:
         """Return whether the command has ended well with these settings."""
         try:
-            return self.mark.read_text(encoding="utf-8").strip() == self.digest
+            return self.mark.read_text(encoding="utf-8", errors="replace").strip() == self.digest
         except OSError:
             return False
 
     def record(self) -> None:
         """Mark it as done."""
-        self.mark.write_text(f"{self.digest}\n", encoding="utf-8")
+        with writing(self.mark, WAY_OUT):
+            self.mark.write_text(f"{self.digest}\n", encoding="utf-8")
 
     @property
     def line(self) -> str:

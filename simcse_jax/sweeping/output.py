@@ -200,19 +200,22 @@ def _notes(table: SweepTable) -> list[str]:
         f"difference: from {table.rows[0].row.label!r}, mean over the seeds that both have; p: two-sided paired t-test "
         "over these seeds, not corrected for the number of rows.",
     ]
-    untested = [
-        f"{r.row.label} ({r.difference.untested})" for r in table.rows if r.difference and r.difference.untested
-    ]
-    if untested:
-        lines.append(f"Without a test: {'; '.join(untested)}.")
-    missing = [
-        f"{r.row.label}: seed{'s' * (len(r.missing) > 1)} {', '.join(map(str, r.missing))}"
-        for r in table.rows
-        if r.missing
-    ]
-    if missing:
-        lines.append(f"MISSING: {'; '.join(missing)}.")
-    return lines
+    shared = set.intersection(*({*row.row.overrides.items()} for row in table.rows))
+    notes: dict[str, list[str]] = {"Settings": [], "Without a test": [], "MISSING": []}
+    for row in table.rows:
+        label = row.row.label
+        own = [
+            f"{key}={value}"
+            for key, value in row.row.overrides.items()
+            if (key, value) not in shared and f"{key.rpartition('.')[2]}={value}" not in label
+        ]
+        if own:
+            notes["Settings"].append(f"{label}: {', '.join(own)}")
+        if row.difference and row.difference.untested:
+            notes["Without a test"].append(f"{label} ({row.difference.untested})")
+        if row.missing:
+            notes["MISSING"].append(f"{label}: seed{'s' * (len(row.missing) > 1)} {', '.join(map(str, row.missing))}")
+    return [*lines, *(f"{what}: {'; '.join(parts)}." for what, parts in notes.items() if parts)]
 
 
 def _title(table: SweepTable) -> str:
@@ -259,11 +262,10 @@ def _commit() -> str | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", __file__)  # fails for a package installed within another repository
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD").strip() + ("+changes" if changed else "")
+        return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")
     except (OSError, subprocess.CalledProcessError):
         return None

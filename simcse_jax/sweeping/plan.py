@@ -150,13 +150,25 @@ def read_plan(folder: Path) -> SweepPlan | None:
         return None
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        rows = tuple(Row(**row | {"seeds": tuple(row["seeds"])}) for row in stored["rows"])
+        if not (isinstance(stored["recipe"], str) and stored["rows"]):
+            raise ValueError("it names no recipe, or no rows")
         judging = Judging(**stored["judging"] | {"pairs": tuple(stored["judging"]["pairs"])})
-        return SweepPlan(stored["recipe"], rows, judging)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return SweepPlan(stored["recipe"], tuple(map(_stored_row, stored["rows"])), judging)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is not the plan of a sweep ({error}).\nGive another folder with --workdir=DIR."
         ) from error
+
+
+def _stored_row(stored: dict[str, Any]) -> Row:
+    """Return a row as `write_plan` stores it; raise for anything else, such as a folder outside the sweep's."""
+    kinds = {"label": str, "folder": str, "overrides": dict, "settings": dict, "seeds": list}
+    for name, kind in kinds.items():
+        if not isinstance(stored[name], kind):
+            raise TypeError(f"{name} = {stored[name]!r}")
+    if stored["folder"] in (".", "..") or Path(stored["folder"]).name != stored["folder"]:
+        raise ValueError(f"folder = {stored['folder']!r}")
+    return Row(**stored | {"seeds": tuple(map(int, stored["seeds"]))})
 
 
 def write_plan(folder: Path, plan: SweepPlan) -> None:

@@ -35,7 +35,15 @@ def run_metrics(job: Job) -> Metrics:
     """Return all metrics of a finished run, by name: of its evaluations in training, and of its judging once done."""
     if not job.trained:
         return {}
-    judged = _judged_metrics(json.loads(job.scores.read_text(encoding="utf-8"))) if job.judged else {}
+    judged = {}
+    if job.judged:
+        try:
+            judged = _judged_metrics(json.loads(job.scores.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f"{job.scores} is not what `evaluate` wrote ({error!r:.200}).\nDelete {job.commands[1].mark}, and the "
+                "same command judges that run again."
+            ) from error
     return judged | _training_metrics(read_metrics(job.run))
 
 

@@ -1,14 +1,16 @@
 """Plans: every setting checked, folders named, and what a sweep folder takes beside what it holds."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from simcse_jax.config.recipe import default_workdir, read_recipe
+from simcse_jax.config.recipe import read_recipe
 from simcse_jax.config.resolve import resolve
 from simcse_jax.sweeping.jobs import locked
 from simcse_jax.sweeping.plan import (
@@ -50,13 +52,6 @@ def test_a_wrong_setting_names_its_row(overrides: dict[str, str], says: str) -> 
         demo_plan({"fine": {}, "odd one": overrides})
     assert "row 'odd one' of configs/demo.py" in str(caught.value)
     assert says in str(caught.value)
-
-
-def test_a_missing_recipe_or_variant() -> None:
-    with pytest.raises(UserError, match="there is no file"):
-        make_plan("configs/nothing.py", {"a": {}}, {}, (0,), Judging())
-    with pytest.raises(UserError, match="no variant 'x'"):
-        make_plan("configs/demo.py:x", {"a": {}}, {}, (0,), Judging())
 
 
 def test_a_recipe_for_many_devices_is_checked_where_there_is_one() -> None:
@@ -105,16 +100,31 @@ def test_folder_names() -> None:
     assert len(folder_name("x" * 500, [])) == 80
 
 
-def test_workdirs_of_recipes() -> None:
-    assert default_workdir("configs/ablations/pooling.py:bert-base") == Path("runs/pooling-bert-base")
-
-
 def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     plan = demo_plan(ROWS, tasks="sts")
     assert read_plan(tmp_path) is None
     write_plan(tmp_path / "deep" / "sweep", plan)
     assert read_plan(tmp_path / "deep" / "sweep") == plan
-    (tmp_path / "sweep.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "[" * 100_000,
+        lambda text: text.replace('"folder": "cold"', '"folder": "../cold"'),
+        lambda text: text.replace('"overrides": {', '"overrides": [], "settings": {', 1),
+        lambda text: json.dumps(json.loads(text) | {"rows": []}),
+        lambda text: json.dumps(json.loads(text) | {"judging": 1}),
+    ],
+    ids=range(6),
+)
+def test_a_torn_or_foreign_plan_is_refused(damage: Callable[[str], str], tmp_path: Path) -> None:
+    write_plan(tmp_path, demo_plan(ROWS))
+    path = tmp_path / "sweep.json"
+    text = path.read_text()
+    path.write_text(damage(text))
+    assert path.read_text() != text
     with pytest.raises(UserError, match="not the plan of a sweep"):
         read_plan(tmp_path)
 

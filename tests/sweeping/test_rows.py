@@ -54,35 +54,38 @@ def test_wrong_seeds(text: str, says: str) -> None:
     assert says in str(caught.value)
 
 
-def test_several_grids_are_all_their_combinations() -> None:
-    rows = choose_rows(DEMO, ["objective.temperature=0.01,0.1", "--config.train.batch_size=16,32"], [])
-    assert list(rows) == [
-        "temperature=0.01, batch_size=16",
-        "temperature=0.01, batch_size=32",
-        "temperature=0.1, batch_size=16",
-        "temperature=0.1, batch_size=32",
-    ]
-    assert rows["temperature=0.1, batch_size=16"] == {"objective.temperature": "0.1", "train.batch_size": "16"}
-
-
-def test_grids_over_keys_of_one_name_are_told_apart() -> None:
-    rows = choose_rows(DEMO, ["eval.every_steps=1", "checkpoint.every_steps=2"], [])
-    assert list(rows) == ["eval.every_steps=1, checkpoint.every_steps=2"]
-
-
-def test_rows_by_hand_come_first() -> None:
-    named = ["paper:", "two files: data.files='a b.txt,hf://x' train.epochs=2", "none\n at all: eval.data="]
-    rows = choose_rows(DEMO, ["model.dropout=0.2"], named)
-    assert rows == {
-        "paper": {},
-        "two files": {"data.files": "a b.txt,hf://x", "train.epochs": "2"},
-        "none at all": {"eval.data": ""},
-        "dropout=0.2": {"model.dropout": "0.2"},
-    }
-
-
-def test_no_rows_are_one_row() -> None:
-    assert choose_rows(DEMO, [], []) == {"the recipe": {}}
+@pytest.mark.parametrize(
+    ("grids", "named", "rows"),
+    [
+        ([], [], {"the recipe": {}}),
+        (
+            ["objective.temperature=0.01,0.1", "--config.train.batch_size=16,32"],
+            [],
+            {
+                f"temperature={t}, batch_size={b}": {"objective.temperature": t, "train.batch_size": b}
+                for t in ("0.01", "0.1")
+                for b in ("16", "32")
+            },
+        ),
+        (  # keys that end alike
+            ["eval.every_steps=1", "checkpoint.every_steps=2"],
+            [],
+            {"eval.every_steps=1, checkpoint.every_steps=2": {"eval.every_steps": "1", "checkpoint.every_steps": "2"}},
+        ),
+        (
+            ["model.dropout=0.2"],
+            ["paper:", "two files: data.files='a b.txt,hf://x' train.epochs=2", "none\n at all: eval.data="],
+            {
+                "paper": {},
+                "two files": {"data.files": "a b.txt,hf://x", "train.epochs": "2"},
+                "none at all": {"eval.data": ""},
+                "dropout=0.2": {"model.dropout": "0.2"},
+            },
+        ),
+    ],
+)
+def test_rows_in_order(grids: list[str], named: list[str], rows: dict[str, dict[str, str]]) -> None:
+    assert [*choose_rows(DEMO, grids, named).items()] == [*rows.items()]
 
 
 def test_a_recipe_names_its_own_rows_and_judging(recipe: str) -> None:

@@ -162,7 +162,13 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     }
     job.scores.write_text(json.dumps(scores))
     assert run_metrics(job) == dev, "not judged to the end"
+    job.commands[1].mark.write_bytes(b"\xff")
+    assert run_metrics(job) == dev, "a foreign mark"
     job.commands[1].record()
+    job.scores.write_text(json.dumps(scores)[:50])
+    with pytest.raises(UserError, match="sweep-judged"):
+        run_metrics(job)
+    job.scores.write_text(json.dumps(scores))
     figures = run_metrics(job)
     assert figures == dev | {"sts": 75.0, "STS12": 70.0, "MR": 80.0, "alignment": 0.2, "uniformity": -2.0}
     assert choose_measure(figures, job.judging) == "sts"
@@ -172,15 +178,11 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     assert run_metrics(job) == collapsed, "the last evaluation has no figure"
     assert column_metrics(figures, job.judging, "sts") == ["MR", DEV, "dev/perplexity", "alignment", "uniformity"]
     assert column_metrics(figures, job.judging, LAST)[:2] == ["sts", "MR"]
-
-
-def test_masked_language_models_are_compared_by_perplexity(tmp_path: Path) -> None:
-    (job,) = make_jobs(tmp_path, demo_plan({"a": {}}, (0,)))
-    job.run.mkdir(parents=True)
-    job.commands[0].record()
     lines = [{"step": n, "dev/perplexity": value, "dev/mlm_accuracy": n} for n, value in enumerate((9.0, 5.0, 6.0))]
     (job.run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert run_metrics(job) == {"dev/perplexity": 5.0, "dev/mlm_accuracy": 1}
+    job.scores.unlink()
+    job.commands[1].mark.unlink()
+    assert run_metrics(job) == {"dev/perplexity": 5.0, "dev/mlm_accuracy": 1}, "masked language modelling: the least"
     assert choose_measure(run_metrics(job), Judging()) == "dev/perplexity"
 
 
@@ -196,6 +198,14 @@ def test_measures() -> None:
     with pytest.raises(UserError, match="--measure=sts") as caught:
         require_measure("sts", Judging())
     assert DEV in str(caught.value)
+
+
+def test_settings_that_no_label_says_are_noted() -> None:
+    """Rows of one folder may come from commands with other settings for all rows."""
+    own = {"dropout=0.2": {"model.dropout": "0.2"}, "cold": {"objective.temperature": "0.01", "train.steps": "9"}}
+    rows = tuple(Row(label, label, {"eval.data": "x"} | given, {}, (0,)) for label, given in own.items())
+    notes = markdown(make_table(SweepPlan("r", rows, Judging()), {}))
+    assert "Settings: cold: objective.temperature=0.01, train.steps=9." in notes
 
 
 def test_columns_of_other_figures() -> None:

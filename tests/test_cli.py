@@ -1,0 +1,47 @@
+"""What every command does with its streams: closed ones, and encodings that lack a letter."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COMMAND = """
+import os, sys
+from simcse_jax import cli
+
+def main():
+    print("a \\u4e2d \\udce9")
+    print("b \\u4e2d", file=sys.stderr)
+    return 3 if os.open(os.devnull, os.O_RDONLY) > 2 else 4  # else a library's messages would go into that file
+
+cli.run(main)
+"""
+
+
+def run(redirected: str = "", **environment: str) -> "subprocess.CompletedProcess[bytes]":
+    line = f"{sys.executable} -c '{COMMAND.replace(chr(39), chr(34))}' {redirected}"
+    return subprocess.run(["bash", "-c", line], cwd=ROOT, env=os.environ | environment, capture_output=True)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed: str) -> None:
+    done = run(closed)
+    assert done.returncode == 3, done.stderr
+    assert (b"a " in done.stdout) == (" >&-" not in f" {closed}")
+
+
+@pytest.mark.parametrize(
+    ("variables", "printed"),
+    [
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, rb"a \u4e2d "),
+        ({"PYTHONIOENCODING": "latin-1"}, rb"a \u4e2d "),
+        ({"LC_ALL": "C"}, "a 中 ".encode()),
+    ],
+)
+def test_letters_that_the_terminal_lacks(variables: dict[str, str], printed: bytes) -> None:
+    done = run(**variables)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.startswith(printed)
