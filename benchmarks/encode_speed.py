@@ -56,7 +56,7 @@ def peer_model(folder: str) -> Any:
     """Return sentence-transformers' own model of the folder, in float32."""
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(folder)
+    return SentenceTransformer(folder, trust_remote_code=False)
 
 
 def sides(folder: str, batch_sizes: list[int]) -> dict[str, Encode]:

@@ -23,7 +23,7 @@ from simcse_jax.evaluation.results import Encode
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.evaluation.sts import evaluate_pairs, load_sts
 from simcse_jax.model_folder.export import convert
-from simcse_jax.model_folder.onnx_export import MODEL, MODEL_INT8, TOKENIZER, require_onnx, write_onnx
+from simcse_jax.model_folder.onnx_export import MODEL, MODEL_INT8, TOKENIZER, require_onnx
 
 FLAGS = flags.FLAGS
 
@@ -62,8 +62,7 @@ def onnx_encoder(folder: Path, name: str, max_length: int) -> Encode:
 
 def measure(model: str, data: str, folder: Path) -> list[dict[str, Any]]:
     """Return a row for each encoder. folder: where the converted model goes."""
-    convert(model, folder)
-    write_onnx(folder, int8=True)
+    convert(model, folder, onnx=True, int8=True)
     ours = open_model(str(folder))
     sets = {split: load_sts(senteval_folder(data), TASK, split)[""] for split in SPLITS}
     texts = list(dict.fromkeys(text for pairs in sets.values() for text in (*pairs.first, *pairs.second)))

@@ -34,7 +34,9 @@ class Side:
         self.work = work
         disable_progress_bar()
         dropout = {"hidden_dropout_prob": work.dropout, "attention_probs_dropout_prob": work.dropout}
-        self.model = SentenceTransformer(str(work.model), local_files_only=True, config_kwargs=dropout)
+        self.model = SentenceTransformer(
+            str(work.model), local_files_only=True, trust_remote_code=False, config_kwargs=dropout
+        )
         self.model.max_seq_length = work.max_length
         self.loss = MultipleNegativesRankingLoss(self.model, scale=1 / TEMPERATURE)
 

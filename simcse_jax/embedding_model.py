@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from simcse_jax.config.compare import differences
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.encoder.architecture import Architecture
-from simcse_jax.encoder.families.table import architecture_from_saved, read_architecture
+from simcse_jax.encoder.families.table import architecture_from_dict, read_architecture
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import POOLERS
@@ -103,7 +103,7 @@ class EmbeddingModel:
     def fingerprint(self) -> str:
         """Return a hex digest of the weights in use, the sizes and the tokenizer; equal for a run and its export."""
         digest = hashlib.blake2b(digest_size=16)
-        sizes = self._origin.sizes.saved()
+        sizes = self._origin.sizes.as_dict()
         for irrelevant in ("dropout", "initializer_range"):
             del sizes[irrelevant]
         backend = json.loads(self._origin.tokenizer.backend_tokenizer.to_str())
@@ -213,7 +213,7 @@ def _run_folder(workdir: Path, pooler: str | None) -> _Origin:
         )
     return _Origin(
         kind="run folder, its best checkpoint",
-        sizes=architecture_from_saved(info["encoder"]),
+        sizes=architecture_from_dict(info["encoder"]),
         tokenizer=load_tokenizer(workdir / info["tokenizer"]),
         pooler=info["pooler"],
         normalizes=False,

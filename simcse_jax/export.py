@@ -22,7 +22,7 @@ _INT8 = flags.DEFINE_bool("int8", False, "With --onnx: also write model_int8.onn
 
 def main() -> None:
     """Export as the flags say."""
-    from simcse_jax.model_folder.onnx_export import require_onnx, write_onnx
+    from simcse_jax.model_folder.onnx_export import require_onnx
 
     if bool(_WORKDIR.value) == bool(_MODEL.value) or not _OUT.value:
         raise UserError(
@@ -37,16 +37,15 @@ def main() -> None:
         raise UserError("--int8 needs --onnx. Give --onnx --int8.")
     if _ONNX.value:
         require_onnx()
+    forms = {"half": _HALF.value, "onnx": _ONNX.value, "int8": _INT8.value}
     if _WORKDIR.value:
         from simcse_jax.model_folder.run_folder import export_run
 
-        export_run(_WORKDIR.value, _OUT.value, _HALF.value)
+        export_run(_WORKDIR.value, _OUT.value, **forms)
     else:
         from simcse_jax.model_folder.export import convert
 
-        convert(_MODEL.value, _OUT.value, _POOLER.value or None, _HALF.value)
-    if _ONNX.value:
-        write_onnx(_OUT.value, _INT8.value)
+        convert(_MODEL.value, _OUT.value, _POOLER.value or None, **forms)
     print(f"The model is in {_OUT.value}; its README.md says how to use it.")
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("sentencepiece.bpe.model",))
 
+# Left open, transformers asks on stdin whether to run a folder's code, and a line of a user's queries may answer.
+_OWN_FILES: dict[str, bool] = {"local_files_only": True, "trust_remote_code": False}
+
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":
     """Return the fast tokenizer of a model folder, with its padding, first and last tokens known.
@@ -34,6 +37,11 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":
     try:
         tokenizer = _load(folder)
     except Exception as error:  # a broken tokenizer.json surfaces as almost any exception
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{folder}/tokenizer_config.json names code of its own (auto_map), and no code of a folder runs here.\n"
+                "Use a model whose tokenizer is one of transformers' own, for example BERT's or RoBERTa's."
+            ) from error
         reason = (str(error).strip().splitlines() or [""])[0][:300]
         raise UserError(
             f"The tokenizer in {folder} does not load: {type(error).__name__}: {reason}\n"
@@ -57,12 +65,12 @@ def _load(folder: Path) -> "PreTrainedTokenizerFast":
     if "tokenizer_config.json" in has or _model_type(folder):
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return AutoTokenizer.from_pretrained(str(folder), **_OWN_FILES)
     from transformers import BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
     if "tokenizer.json" not in has:
         family = BertTokenizer if "vocab.txt" in has else RobertaTokenizer
-        return family.from_pretrained(str(folder), local_files_only=True)
+        return family.from_pretrained(str(folder), **_OWN_FILES)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     vocabulary = tokenizer.get_vocab()
     for names in (("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), ("<pad>", "<unk>", "<s>", "</s>", "<mask>")):

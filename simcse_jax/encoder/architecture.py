@@ -99,8 +99,8 @@ class Architecture:
         """Return the forward FLOPs of the head of masked language modelling for one token to predict."""
         return self.head_product.flops + 2 * self.hidden_size * self.vocab_size
 
-    def saved(self) -> dict[str, Any]:
-        """Return what a run folder stores; `families.table.architecture_from_saved` reads it."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return what a run folder stores; `families.table.architecture_from_dict` reads it."""
         fields = dataclasses.asdict(self)
         del fields["position_offset"]  # follows from the family
         return fields

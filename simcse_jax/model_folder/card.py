@@ -25,18 +25,29 @@ def model_card(
 ) -> str:
     """Return the text of a model card, with its YAML front matter.
 
-    name: the folder in the usage examples. card: any of "recipe" (mapping of keys to values), "data" (mapping or
-    text), "scores" (mapping of names to numbers, times 100), "step", and "source", the name of the model that this one
-    is a copy of, if it was not trained here. Missing entries are left out.
+    name: the folder in the usage examples. card: any of "recipe" (mapping of keys to values), "defaults" (values of
+    keys that need not be shown), "data" (mapping or text), "scores" (mapping of names to numbers, times 100), "step",
+    and "source", the name of the model that this one is a copy of, if it was not trained here. Missing entries are left
+    out.
     """
     recipe, data, scores = card.get("recipe") or {}, card.get("data") or {}, card.get("scores") or {}
-    origin = _pretrained(name, recipe) if _only_pretrained(recipe) else f"{_origin(card.get('source'))}."
+    only_mlm = recipe.get("objective.loss") == "none"
+    facts = {
+        "architecture": f"{architecture.family}, {architecture.num_hidden_layers} layers, "
+        f"width {architecture.hidden_size}",
+        "longest text": f"{architecture.max_length} tokens",
+        "pooler": f"`{pooler}`: {_POOLERS[pooler]}",
+        "pooler in training": f"`{train_pooler}`",
+        "pooling head": "trained, as `pooler.dense`"
+        if has_head
+        else "none: the `pooler_output` of transformers is random",
+    }
     sections = [
-        _front_matter(recipe),
-        f"# {name}\n\n{origin} A sentence becomes a vector of {architecture.hidden_size} numbers; "
-        "compare vectors by cosine.",
-        _facts(architecture, pooler, train_pooler, has_head),
-        "## Use\n\n" + "\n\n".join(_usage(name, architecture, pooler)),
+        _front_matter(recipe, "fill-mask" if only_mlm else "simcse"),
+        f"# {name}\n\n{_masked(name, recipe) if only_mlm else _origin(card.get('source'))} A sentence becomes a vector "
+        f"of {architecture.hidden_size} numbers; compare vectors by cosine.",
+        _table(facts),
+        "## Use\n\n" + _usage(name, architecture, pooler),
     ]
     if scores:
         at = f" (step {card['step']})" if "step" in card else ""
@@ -45,7 +56,10 @@ def model_card(
     if data:
         sections.append("## Data\n\n" + (_table(data) if isinstance(data, Mapping) else str(data)))
     if recipe:
-        sections.append("## Recipe\n\n" + _table(recipe))
+        defaults = card.get("defaults") or {}
+        shown = {key: value for key, value in recipe.items() if key not in defaults or value != defaults[key]}
+        rest = f"\n\nOther keys had the defaults of simcse_jax {__version__}; config.json of the run folder has all."
+        sections.append("## Recipe\n\n" + _table(shown) + (rest if defaults else ""))
     return "\n\n".join(sections) + "\n"
 
 
@@ -54,14 +68,10 @@ def _origin(source: str | None) -> str:
         by = "trained with [SimCSE](https://arxiv.org/abs/2104.08821) by"
     else:  # nor is a local path shown here
         by = f"of {f'`{source}`' if _HUB_NAME.fullmatch(source) else 'a model trained elsewhere'}, written by"
-    return f"Sentence embeddings {by} simcse_jax {__version__}"
+    return f"Sentence embeddings {by} simcse_jax {__version__}."
 
 
-def _only_pretrained(recipe: Mapping[str, Any]) -> bool:
-    return recipe.get("objective.loss") == "none"
-
-
-def _pretrained(name: str, recipe: Mapping[str, Any]) -> str:
+def _masked(name: str, recipe: Mapping[str, Any]) -> str:
     simcse = simcse_recipe(str(recipe.get("model.init")))
     return (
         f"Masked language modelling alone, by simcse_jax {__version__}: no good sentence encoder by itself, but one to "
@@ -76,38 +86,29 @@ def simcse_recipe(init: str) -> str:
     return "configs/small.py" if init == "random" else "configs/unsup.py"
 
 
-def _front_matter(recipe: Mapping[str, Any]) -> str:
-    lines = [
-        "library_name: sentence-transformers",
-        "pipeline_tag: sentence-similarity",
-        "tags:",
-        *(f"- {tag}" for tag in (*_TAGS, "fill-mask" if _only_pretrained(recipe) else "simcse")),
-    ]
+def _front_matter(recipe: Mapping[str, Any], task: str) -> str:
+    tags = "\n".join(f"- {tag}" for tag in (*_TAGS, task))
+    text = f"---\nlibrary_name: sentence-transformers\npipeline_tag: sentence-similarity\ntags:\n{tags}\n"
     base = str(recipe.get("model.name") or "")
     # The Hub refuses a base_model that is not a Hub name, and a local path must not be published.
     if _HUB_NAME.fullmatch(base) and recipe.get("model.init", "pretrained") == "pretrained":
-        lines.append(f"base_model: {base}")
-    return "\n".join(["---", *lines, "---"])
+        text += f"base_model: {base}\n"
+    return text + "---"
 
 
-def _facts(architecture: Architecture, pooler: str, train_pooler: str, has_head: bool) -> str:
-    facts = {
-        "architecture": f"{architecture.family}, {architecture.num_hidden_layers} layers, "
-        f"width {architecture.hidden_size}",
-        "longest text": f"{architecture.max_length} tokens",
-        "pooler": f"`{pooler}`: {_POOLERS[pooler]}",
-        "pooler in training": f"`{train_pooler}`",
-        "pooling head": "trained, as `pooler.dense`"
-        if has_head
-        else "none: the `pooler_output` of transformers is random",
-    }
-    return _table(facts)
-
-
-def _usage(name: str, architecture: Architecture, pooler: str) -> list[str]:
+def _usage(name: str, architecture: Architecture, pooler: str) -> str:
     sentences = 'sentences = ["A man plays the guitar.", "Someone is making music."]'
-    return [
-        f"""With sentence-transformers:
+    averaged = AVERAGED_LAYERS.get(pooler, ())
+    if averaged:
+        layers = " + ".join(f"states[{layer}]" for layer in averaged)
+        pooling = f"""    states = model(**batch, output_hidden_states=True).hidden_states
+    hidden = ({layers}) / {len(averaged)}
+    mask = batch["attention_mask"].unsqueeze(-1)
+    embeddings = (hidden * mask).sum(1) / mask.sum(1)"""
+    else:
+        output = "pooler_output" if pooler == "cls" else "last_hidden_state[:, 0]"
+        pooling = f"    embeddings = model(**batch).{output}"
+    return f"""With sentence-transformers:
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -115,8 +116,9 @@ from sentence_transformers import SentenceTransformer
 {sentences}
 model = SentenceTransformer("{name}")
 embeddings = model.encode(sentences)
-```""",
-        f"""With transformers:
+```
+
+With transformers:
 
 ```python
 import torch
@@ -127,25 +129,8 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModel.from_pretrained("{name}")
 batch = tokenizer(sentences, padding=True, truncation=True, max_length={architecture.max_length}, return_tensors="pt")
 with torch.no_grad():
-{_torch_pooling(pooler)}
-```""",
-    ]
-
-
-def _torch_pooling(pooler: str) -> str:
-    averaged = AVERAGED_LAYERS.get(pooler, ())
-    if not averaged:
-        output = "pooler_output" if pooler == "cls" else "last_hidden_state[:, 0]"
-        return f"    embeddings = model(**batch).{output}"
-    layers = " + ".join(f"states[{layer}]" for layer in averaged)
-    return "\n".join(
-        [
-            "    states = model(**batch, output_hidden_states=True).hidden_states",
-            f"    hidden = ({layers}) / {len(averaged)}",
-            '    mask = batch["attention_mask"].unsqueeze(-1)',
-            "    embeddings = (hidden * mask).sum(1) / mask.sum(1)",
-        ]
-    )
+{pooling}
+```"""
 
 
 def _table(rows: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 No PyTorch is needed to write it.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -17,17 +16,13 @@ from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.families.table import config_json, read_architecture
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.model_folder.card import model_card
+from simcse_jax.model_folder.onnx_export import write_onnx
 from simcse_jax.model_folder.pretrained import load_params, to_hugging_face
-from simcse_jax.model_folder.st_modules import (
-    OURS,
-    module_folder,
-    modules_json,
-    pooling_modules,
-    read_pooler,
-    transformer_settings,
-)
+from simcse_jax.model_folder.st_modules import OURS, read_pooler, write_modules
+from simcse_jax.model_folder.weight_files import SAFETENSORS, write_weights
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
+from simcse_jax.system.json_file import read_json, write_json
 from simcse_jax.system.whole_file import writing
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model")
@@ -35,10 +30,10 @@ _TOKENIZER_SETTINGS = "tokenizer_config.json"
 _TOKENIZER_FILES = (*_VOCABULARIES, "special_tokens_map.json", "added_tokens.json")
 
 
-def convert(name: str, out: str | Path, pooler: str | None = None, half: bool = False) -> None:
+def convert(name: str, out: str | Path, pooler: str | None = None, **forms: bool) -> None:
     """Write any model as an exported folder.
 
-    name: a Hugging Face folder (SimCSE's published ones too), an exported folder or a Hub name. out, half: as in
+    name: a Hugging Face folder (SimCSE's published ones too), an exported folder or a Hub name. out, forms: as in
     `export_model`. pooler: None = the model's own. The head is written only if the pooler uses it. Raises UserError
     if there is no such model, if it does not say how it pools and `pooler` is not given, and for a run folder.
     """
@@ -54,7 +49,7 @@ def convert(name: str, out: str | Path, pooler: str | None = None, half: bool = 
         except UserError as error:
             raise UserError(f"{error}\nGive it as --pooler=NAME.") from error
     params = load_params(folder, architecture, head="load" if pooler == "cls" else "none")
-    export_model(Path(out), params, architecture, folder, pooler, card={"source": name}, half=half)
+    export_model(Path(out), params, architecture, folder, pooler, card={"source": name}, **forms)
 
 
 def export_model(
@@ -65,7 +60,10 @@ def export_model(
     pooler: str,
     card: Mapping[str, Any],
     train_pooler: str = "",
+    *,
     half: bool = False,
+    onnx: bool = False,
+    int8: bool = False,
 ) -> None:
     """Write a model folder, whole or not at all.
 
@@ -73,6 +71,7 @@ def export_model(
     params: the encoder's, on host or device; a head is written even if `pooler` does not use it.
     card: see `model_card`. train_pooler: the pooler in training (default: "cls" if there is a head, else `pooler`).
     half: store the weights as float16; config.json still says to compute in float32. UserError if one is too large.
+    onnx, int8: add model.onnx, and its quantised form; see `write_onnx`.
     """
     if pooler == "cls" and "head" not in params:
         raise ValueError("export_model: pooler 'cls' needs a head, and these parameters have none.")
@@ -87,10 +86,12 @@ def export_model(
         _copy_tokenizer(Path(tokenizer_folder), partial, architecture.max_length)
         tensors = to_hugging_face(params, architecture)
         write_json(partial / "config.json", config_json(architecture, "mlm" in params))
-        _write_tensors(partial / "model.safetensors", _halved(tensors) if half else tensors)
-        _write_modules(partial, pooler, architecture, params.get("head"))
+        write_weights(partial / SAFETENSORS, _halved(tensors) if half else tensors)
+        write_modules(partial, pooler, architecture, params.get("head"))
         text = model_card(out.name, architecture, pooler, train_pooler, "head" in params, card)
         (partial / "README.md").write_text(text, encoding="utf-8")
+        if onnx:
+            write_onnx(partial, pooler, out.name, int8)
         written = sorted([*(path.name for path in partial.iterdir()), OURS])
         ours = {"pooler": pooler, "train_pooler": train_pooler, "version": __version__, "files": written}
         write_json(partial / OURS, ours)
@@ -119,8 +120,8 @@ def _replaceable(out: Path) -> set[str]:
     if not names:
         return set()
     try:
-        return set(json.loads((out / OURS).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return set(read_json(out / OURS)["files"])
+    except (UserError, KeyError, TypeError):
         raise UserError(
             f"--out={out} is not empty and not an earlier export (no {OURS}): {', '.join(names[:8])}\n"
             "Give a folder that does not exist yet."
@@ -147,7 +148,7 @@ def _copy_tokenizer(source: Path, target: Path, max_length: int) -> None:
     for name in found:
         shutil.copyfile(source / name, target / name)
     path = source / _TOKENIZER_SETTINGS
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings = read_json(path) if path.is_file() else {}
     write_json(target / _TOKENIZER_SETTINGS, _readable_by_all(settings) | {"model_max_length": max_length})
 
 
@@ -161,27 +162,6 @@ def _readable_by_all(settings: Mapping[str, Any]) -> dict[str, Any]:
     return shared
 
 
-def _write_modules(folder: Path, pooler: str, architecture: Architecture, head: Mapping[str, Any] | None) -> None:
-    modules = pooling_modules(pooler, architecture, head)
-    for place, (kind, settings, weights) in enumerate(modules):
-        path = folder / module_folder(place, kind)
-        path.mkdir()
-        write_json(path / "config.json", settings)
-        if weights:
-            _write_tensors(path / "model.safetensors", weights)
-    write_json(folder / "modules.json", modules_json(modules))
-    write_json(folder / "sentence_bert_config.json", transformer_settings(pooler, architecture))
-    write_json(
-        folder / "config_sentence_transformers.json",
-        {
-            "__version__": {"simcse_jax": __version__},
-            "prompts": {},
-            "default_prompt_name": None,
-            "similarity_fn_name": "cosine",
-        },
-    )
-
-
 def _halved(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the tensors as float16; UserError if one is too large."""
     for name, tensor in tensors.items():
@@ -189,14 +169,3 @@ def _halved(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if largest > float(np.finfo(np.float16).max):
             raise UserError(f"--half: {name} has an entry of {largest:g}, too large for float16.\nLeave --half out.")
     return {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
-    from safetensors.numpy import save_file
-
-    save_file(dict(tensors), path, metadata={"format": "pt"})  # transformers refuses a file without the format
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write content as indented JSON."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

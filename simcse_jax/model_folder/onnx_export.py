@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import copy
 import importlib
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.encoder.families.table import read_architecture
-from simcse_jax.model_folder.export import write_json
 from simcse_jax.model_folder.onnx_graph import encoder_graph
 from simcse_jax.model_folder.pretrained import load_params
-from simcse_jax.model_folder.st_modules import OURS, read_pooler
 from simcse_jax.system.errors import UserError
-from simcse_jax.system.whole_file import write_whole, writing
 
 if TYPE_CHECKING:
     import onnx
@@ -42,19 +38,17 @@ def require_onnx() -> None:
             ) from None
 
 
-def write_onnx(folder: str | Path, int8: bool = False) -> list[Path]:
-    """Write model.onnx into an exported folder, each file whole or not at all, and return the paths written.
+def write_onnx(folder: Path, pooler: str, name: str, int8: bool = False) -> None:
+    """Add model.onnx to a folder that `export_model` makes, and to its README.md how to use it.
 
-    folder: as `export_model` writes it; a later export there replaces these files too. The model is that of
-    `encoder_graph`, with the folder's pooler. int8: also write model_int8.onnx, with products and tables in 8 bits
-    (ONNX Runtime's dynamic quantisation). It has a quarter of the size, and all-MiniLM-L6-v2 then scores 82.02 instead
-    of 82.03 on STS-B test and 86.55 instead of 86.72 on dev (Spearman x 100, see benchmarks/onnx_quality.py). A missing
-    tokenizer.json is added. Raises UserError without the extra [onnx], if the folder does not say how it pools, and
+    The model is that of `encoder_graph`. name: the folder in the usage example. int8: also write model_int8.onnx, with
+    products and tables in 8 bits (ONNX Runtime's dynamic quantisation). It has a quarter of the size, and
+    all-MiniLM-L6-v2 then scores 82.02 instead of 82.03 on STS-B test and 86.55 instead of 86.72 on dev (Spearman x 100,
+    see benchmarks/onnx_quality.py). A missing tokenizer.json is added. Raises UserError without the extra [onnx], and
     if the model is too large for one file.
     """
     require_onnx()
-    folder = Path(folder)
-    architecture, pooler = read_architecture(folder), read_pooler(folder)
+    architecture = read_architecture(folder)
     params = load_params(folder, architecture, head="load" if pooler == "cls" else "none")
     size = sum(array.nbytes for array in jax.tree.leaves(params))
     if size > _FILE_LIMIT:
@@ -62,17 +56,14 @@ def write_onnx(folder: str | Path, int8: bool = False) -> list[Path]:
             f"{folder}: as ONNX the model has {size / 2**30:.1f} GiB, and one file holds at most 2.\n"
             "Leave --onnx out, and use the folder with sentence-transformers; or train a smaller model."
         )
-    model = encoder_graph(params, architecture, pooler)
-    tokenizer, written = load_tokenizer(folder), []
-    needs_tokenizer = not (folder / TOKENIZER).is_file()
-    _note(folder, [MODEL, *([MODEL_INT8] if int8 else []), *([TOKENIZER] if needs_tokenizer else [])])
-    if needs_tokenizer:
-        written.append(_write(folder, TOKENIZER, lambda path: tokenizer.backend_tokenizer.save(str(path))))
-    written.append(_write(folder, MODEL, lambda path: path.write_bytes(model.SerializeToString())))
+    model, tokenizer = encoder_graph(params, architecture, pooler), load_tokenizer(folder)
+    if not (folder / TOKENIZER).is_file():
+        tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
+    (folder / MODEL).write_bytes(model.SerializeToString())
     if int8:
-        written.append(_write(folder, MODEL_INT8, lambda path: _quantise(model, path)))
-    _describe(folder, _usage(folder.resolve().name, architecture.max_length, tokenizer))
-    return written
+        _quantise(model, folder / MODEL_INT8)
+    with (folder / "README.md").open("a", encoding="utf-8") as file:
+        file.write(f"\n{_usage(name, architecture.max_length, tokenizer)}")
 
 
 def _quantise(model: onnx.ModelProto, path: Path) -> None:
@@ -88,32 +79,6 @@ def _quantise(model: onnx.ModelProto, path: Path) -> None:
     marked = copy.deepcopy(model)
     marked.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     quantize_dynamic(marked, path, weight_type=QuantType.QUInt8, per_channel=True)
-
-
-def _write(folder: Path, name: str, write: Any) -> Path:
-    """Write a file whole or not at all, and return its path."""
-    with writing(folder / name, way_out=""):
-        write_whole(folder / name, write)
-    return folder / name
-
-
-def _note(folder: Path, names: list[str]) -> None:
-    """List files, about to be written, among those that a later export replaces, so that no old model stays there."""
-    path = folder / OURS
-    if not path.is_file():
-        return
-    ours = json.loads(path.read_text(encoding="utf-8"))
-    ours["files"] = sorted({*ours.get("files", ()), *names})
-    _write(folder, OURS, lambda partial: write_json(partial, ours))
-
-
-def _describe(folder: Path, usage: str) -> None:
-    """Add to the folder's README.md how to use the ONNX model, unless it says so already."""
-    path = folder / "README.md"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if usage not in text:
-        text = f"{text.rstrip()}\n\n{usage}".lstrip()
-        _write(folder, path.name, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def _usage(name: str, max_length: int, tokenizer: PreTrainedTokenizerFast) -> str:

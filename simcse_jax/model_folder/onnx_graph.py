@@ -6,6 +6,7 @@ exporters write for BERT, so ONNX Runtime finds the patterns that it fuses (erf-
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from simcse_jax import __version__
 from simcse_jax.encoder.architecture import Architecture
-from simcse_jax.encoder.pooling import AVERAGED_LAYERS, POOLERS
+from simcse_jax.encoder.pooling import AVERAGED_LAYERS
 
 if TYPE_CHECKING:
     import onnx
@@ -75,17 +76,13 @@ class _Graph:
 def encoder_graph(params: Mapping[str, Any], architecture: Architecture, pooler: str) -> onnx.ModelProto:
     """Return the ONNX model of an encoder with its pooler; its embeddings have length 1.
 
-    params: the encoder's, as `load_params` gives them; "cls" needs their head (ValueError without). Inputs:
+    params: the encoder's, as `load_params` gives them; "cls" needs their head. Inputs:
     input_ids and attention_mask, int64[batch, tokens], both axes dynamic, padded on either side. Token types are not
     an input: all tokens have the first type, and ONNX Runtime warns of an optional input at every load.
     Outputs: sentence_embedding float32[batch, D] and token_embeddings float32[batch, tokens, D] (last layer).
     """
     from onnx import TensorProto, checker, helper, numpy_helper
 
-    if pooler not in POOLERS:
-        raise ValueError(f"encoder_graph: unknown pooler {pooler!r}; known: {', '.join(POOLERS)}.")
-    if pooler == "cls" and "head" not in params:
-        raise ValueError("encoder_graph: pooler 'cls' needs a head, and these parameters have none.")
     graph = _Graph()
     mask = graph.cast("attention_mask", "FLOAT")
     order = graph.op("CumSum", "attention_mask", graph.integers(1))  # 1, 2, 3 ... at the tokens of a sentence
@@ -129,16 +126,9 @@ def _hidden_states(graph: _Graph, params: Mapping[str, Any], architecture: Archi
 
     seen = graph.op("Unsqueeze", graph.cast("attention_mask", "BOOL"), graph.integers(1, 2))  # [batch, 1, 1, tokens]
     for number in range(architecture.num_hidden_layers):
-        layer = _layer(params["layers"], number)
+        layer = jax.tree.map(operator.itemgetter(number), params["layers"])
         states.append(_layer_output(graph, states[-1], f"layer.{number}", layer, architecture, seen))
     return states
-
-
-def _layer(stacked: Any, number: int) -> Any:
-    """Return one layer of parameters that are stacked over layers."""
-    if isinstance(stacked, Mapping):
-        return {name: _layer(part, number) for name, part in stacked.items()}
-    return np.asarray(stacked[number])
 
 
 def _layer_output(

@@ -6,9 +6,10 @@ query, key and value in one. The names of the weights are in `encoder/families/`
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,70 +23,10 @@ from simcse_jax.model_folder.weight_files import read_weights
 from simcse_jax.system.errors import UserError
 
 Params = dict[str, Any]
+Tensors = dict[str, np.ndarray]
 # SimCSE's training code calls the head "mlp"; its published folders, as we do, by the family's name.
 _SIMCSE_HEAD = "mlp.dense"
 _SHOWN = 8
-
-
-def _all_names() -> list[WeightNames]:
-    return [family.names for family in FAMILIES.values()]
-
-
-class _Weights:
-    """Look up weights by their modern names; note which are missing, unused or of another shape."""
-
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        stored = read_weights(folder)
-        self.left = {_modern(name): array for name, array in stored.items()}
-        if len(self.left) != len(stored):
-            twice = [name for name, count in Counter(map(_modern, stored)).items() if count > 1]
-            raise UserError(f"The weights in {folder} hold {_listed(twice)} twice, with a prefix and without.")
-        self.missing: list[str] = []
-        self.misshapen: list[str] = []
-
-    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Return float32 of that shape; zeros if the folder lacks it, which `check` then reports."""
-        array = self.left.pop(name, None)
-        if array is not None and array.shape == shape:
-            return array
-        if array is None:
-            self.missing.append(name)
-        else:
-            self.misshapen.append(f"{name} is {list(array.shape)}, {list(shape)} expected")
-        return np.zeros(shape, np.float32)
-
-    def dense(self, name: str, shape: DenseShape) -> Params:
-        inputs, outputs = shape.sizes
-        kernel = np.ascontiguousarray(self.take(f"{name}.weight", (outputs, inputs)).T)
-        bias = self.take(f"{name}.bias", (outputs,))
-        return {"kernel": kernel.reshape(*shape.inputs, *shape.outputs), "bias": bias.reshape(shape.outputs)}
-
-    def dense_parts(self, names: tuple[str, ...], shape: DenseShape) -> Params:
-        """Return one dense layer made of several: the first axis of its outputs says which."""
-        part = DenseShape(shape.inputs, shape.outputs[1:])
-        parts = [self.dense(name, part) for name in names]
-        kernel = np.stack([part["kernel"] for part in parts], axis=len(shape.inputs))
-        return {"kernel": kernel, "bias": np.stack([part["bias"] for part in parts])}
-
-    def norm(self, name: str, width: int) -> Params:
-        return {"scale": self.take(f"{name}.weight", (width,)), "bias": self.take(f"{name}.bias", (width,))}
-
-    def check(self, architecture: Architecture) -> None:
-        """Raise UserError, naming every weight that does not fit config.json, if there is one."""
-        # Heads of other tasks may be left over; anything else that is left over means that this is another model.
-        heads = (*(start for names in _all_names() for start in names.task_heads), "mlp.")
-        left_over = [name for name in self.left if not name.startswith(heads)]
-        problems = {"missing": self.missing, "left over": left_over, "wrong shape": self.misshapen}
-        lines = [f"  {what} ({len(names)}): {_listed(names)}" for what, names in problems.items() if names]
-        if lines:
-            raise UserError(
-                f"The weights in {self.folder} do not fit its config.json ({architecture.family}, "
-                f"{architecture.num_hidden_layers} layers, width {architecture.hidden_size}, "
-                f"{architecture.vocab_size} tokens):\n"
-                + "\n".join(lines)
-                + "\nTake config.json and the weights from the same model, of the BERT or RoBERTa family."
-            )
 
 
 def load_params(
@@ -98,141 +39,193 @@ def load_params(
     "mlm": dense, norm, bias float32[V]; UserError without one, or where its decoder is not the word embeddings. Other
     heads are skipped; any other weight that is missing, left over or of another shape is a UserError that names it.
     """
-    weights, names = _Weights(folder), FAMILIES[architecture.family].names
-    width = architecture.hidden_size
-    tables = {
-        table: weights.take(f"{names.tables[table]}.weight", (rows, width))
-        for table, rows in architecture.tables.items()
-    }
-    for table in names.tables.keys() - tables.keys():
-        weights.left.pop(f"{names.tables[table]}.weight", None)  # an empty table
-    layers = [_load_layer(weights, architecture, number) for number in range(architecture.num_hidden_layers)]
-    params: Params = {
-        "embeddings": {**tables, "norm": weights.norm(names.embedding_norm, width)},
-        "layers": jax.tree.map(lambda *arrays: np.stack(arrays), *layers),
-    }
+    names, stored = FAMILIES[architecture.family].names, _stored(folder)
     if head == "load":
-        found = [name for name in (names.head, _SIMCSE_HEAD) if f"{name}.weight" in weights.left]
-        if not found:
-            raise UserError(
-                f"{folder} has no trained head ({names.head}.weight), which the pooler 'cls' needs.\n"
-                "Use another pooler (cls_before_pooler or avg), or a folder with a head: those of SimCSE have one."
-            )
-        params["head"] = weights.dense(found[0], architecture.head_product)
+        names = _with_head(names, stored, folder)
     if mlm_head:
-        params["mlm"] = _load_mlm_head(weights, architecture, tables["word"])
-    weights.check(architecture)
+        names = _with_mlm_head(names, stored, folder)
+
+    def made(leaf: Callable[[tuple[int, ...]], np.ndarray]) -> tuple[Params, list[tuple[str, np.ndarray]]]:
+        params = _tree(architecture, names, head == "load", mlm_head, leaf)
+        return params, [*_tensors(params, architecture, names), *_mlm_tensors(params, names)]
+
+    # First of arrays that take no memory: config.json may state any size.
+    _, expected = made(lambda shape: np.broadcast_to(np.float32(0), shape))
+    _check({name: tensor.shape for name, tensor in expected}, stored, folder, architecture)
+    params, places = made(lambda shape: np.empty(shape, np.float32))
+    for name, place in places:
+        place[...] = stored[name]
     return params
 
 
-def _load_layer(weights: _Weights, architecture: Architecture, number: int) -> Params:
-    params: Params = {}
-    for block, part, shape, names in _layer_parts(architecture, number):
-        if shape is None:
-            found = weights.norm(names[0], architecture.hidden_size)
-        elif len(names) == 1:
-            found = weights.dense(names[0], shape)
-        else:
-            found = weights.dense_parts(names, shape)
-        params.setdefault(block, {})[part] = found
-    return params
-
-
-def _layer_parts(
-    architecture: Architecture, number: int
-) -> Iterator[tuple[str, str, DenseShape | None, tuple[str, ...]]]:
-    """Yield (block, part, shape of a dense layer or None for a norm, names of its weights) of one layer."""
-    names, shapes = FAMILIES[architecture.family].names, architecture.layer_products
-    for place, called in names.layer_parts.items():
-        block, part = place.split("/")
-        each = (called,) if isinstance(called, str) else called
-        yield block, part, shapes.get(place), tuple(names.layer.format(number) + name for name in each)
-
-
-def _load_mlm_head(weights: _Weights, architecture: Architecture, words: np.ndarray) -> Params:
-    found = [names for names in _all_names() if f"{names.mlm_dense}.weight" in weights.left]
-    if not found:
-        wanted = " or ".join(dict.fromkeys(names.mlm_dense for names in _all_names()))
-        raise UserError(
-            f"{weights.folder} has no head for masked language modelling ({wanted}).\n"
-            "Published BERT and RoBERTa models have one (BertForMaskedLM, RobertaForMaskedLM); SimCSE models do not."
-        )
-    names = found[0]
-    decoder = weights.left.get(f"{names.mlm_output}.decoder.weight")
-    if decoder is not None and not np.array_equal(decoder, words):
-        raise UserError(
-            f"{weights.folder}: {names.mlm_output}.decoder.weight differs from {names.tables['word']}.weight; only "
-            "a decoder tied to the word embeddings is supported.\n"
-            "Use a model with tie_word_embeddings = true, as BERT and RoBERTa have it."
-        )
-    bias = f"{names.mlm_output}.bias"
-    if bias not in weights.left:  # the two are one tensor, and a file may keep either name
-        bias = f"{names.mlm_output}.decoder.bias"
-    return {
-        "dense": weights.dense(names.mlm_dense, architecture.head_product),
-        "norm": weights.norm(names.mlm_norm, architecture.hidden_size),
-        "bias": weights.take(bias, (architecture.vocab_size,)),
-    }
-
-
-def to_hugging_face(params: Mapping[str, Any], architecture: Architecture) -> dict[str, np.ndarray]:
+def to_hugging_face(params: Mapping[str, Any], architecture: Architecture) -> Tensors:
     """Return the parameters under the names of the family's bare encoder in transformers, contiguous float32.
 
     With a head of masked language modelling, the names are those of the class with that head, where the encoder's have
     a prefix. Also maps gradients, being linear.
     """
-    names = FAMILIES[architecture.family].names
-    tensors: dict[str, np.ndarray] = {}
-
-    def put(name: str, array: Any) -> None:
-        tensors[name] = np.ascontiguousarray(np.asarray(array), dtype=np.float32)
-
-    def dense(name: str, layer: Mapping[str, Any], shape: DenseShape) -> None:
-        put(f"{name}.weight", np.reshape(layer["kernel"], shape.sizes).T)
-        put(f"{name}.bias", np.reshape(layer["bias"], -1))
-
-    def norm(name: str, layer: Mapping[str, Any]) -> None:
-        put(f"{name}.weight", layer["scale"])
-        put(f"{name}.bias", layer["bias"])
-
-    for table, name in names.tables.items():  # without token types: one type, see `bert.write`
-        put(f"{name}.weight", params["embeddings"].get(table, np.zeros((1, architecture.hidden_size))))
-    norm(names.embedding_norm, params["embeddings"]["norm"])
-    stacked = jax.tree.map(np.asarray, params["layers"])
-    for number in range(architecture.num_hidden_layers):
-        layer = jax.tree.map(functools.partial(_at, number), stacked)
-        for block, part, shape, parts in _layer_parts(architecture, number):
-            of_part = layer[block][part]
-            if shape is None:
-                norm(parts[0], of_part)
-            elif len(parts) == 1:
-                dense(parts[0], of_part, shape)
-            else:
-                one = DenseShape(shape.inputs, shape.outputs[1:])
-                for index, name in enumerate(parts):
-                    kernel = np.take(of_part["kernel"], index, axis=len(shape.inputs))
-                    dense(name, {"kernel": kernel, "bias": of_part["bias"][index]}, one)
-    if "head" in params:
-        dense(names.head, params["head"], architecture.head_product)
+    names, arrays = FAMILIES[architecture.family].names, jax.tree.map(np.asarray, params)
+    tensors = dict(_tensors(arrays, architecture, names))
+    for table in names.tables.keys() - params["embeddings"].keys():  # without token types: one type, see `bert.write`
+        tensors[f"{names.tables[table]}.weight"] = np.zeros((1, architecture.hidden_size))
     if "mlm" in params:
         tensors = {names.prefix + name: tensor for name, tensor in tensors.items()}
-        dense(names.mlm_dense, params["mlm"]["dense"], architecture.head_product)
-        norm(names.mlm_norm, params["mlm"]["norm"])
-        put(f"{names.mlm_output}.bias", params["mlm"]["bias"])
-    return tensors
+    tensors |= dict(_mlm_tensors(arrays, names))
+    return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
 
 
-def _at(number: int, array: np.ndarray) -> np.ndarray:
-    return array[number]
+def _tree(
+    architecture: Architecture,
+    names: WeightNames,
+    has_head: bool,
+    has_mlm_head: bool,
+    leaf: Callable[[tuple[int, ...]], Any],
+) -> Params:
+    """Return the tree of the parameters, made of leaf(shape)."""
+    width, layers = (architecture.hidden_size,), (architecture.num_hidden_layers,)
+
+    def norm(stack: tuple[int, ...] = ()) -> Params:
+        return {"scale": leaf(stack + width), "bias": leaf(stack + width)}
+
+    def dense(shape: DenseShape, stack: tuple[int, ...] = ()) -> Params:
+        return {"kernel": leaf(stack + shape.inputs + shape.outputs), "bias": leaf(stack + shape.outputs)}
+
+    tables = {table: leaf((rows, *width)) for table, rows in architecture.tables.items()}
+    params: Params = {"embeddings": {**tables, "norm": norm()}, "layers": {}}
+    for place in names.layer_parts:
+        block, part = place.split("/")
+        shape = architecture.layer_products.get(place)
+        params["layers"].setdefault(block, {})[part] = dense(shape, layers) if shape else norm(layers)
+    if has_head:
+        params["head"] = dense(architecture.head_product)
+    if has_mlm_head:
+        bias = leaf((architecture.vocab_size,))
+        params["mlm"] = {"dense": dense(architecture.head_product), "norm": norm(), "bias": bias}
+    return params
+
+
+def _tensors(
+    params: Mapping[str, Any], architecture: Architecture, names: WeightNames
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the tensors of a Hugging Face folder, (name, view of NumPy parameters), without those of an MLM head."""
+    for table, name in names.tables.items():
+        if table in params["embeddings"]:
+            yield f"{name}.weight", params["embeddings"][table]
+    yield from _norm(names.embedding_norm, params["embeddings"]["norm"])
+    for number in range(architecture.num_hidden_layers):
+        start = names.layer.format(number)
+        for place, called in names.layer_parts.items():
+            block, part = place.split("/")
+            layer = {name: array[number] for name, array in params["layers"][block][part].items()}
+            shape = architecture.layer_products.get(place)
+            if isinstance(called, tuple):  # several in one: the first axis of the outputs says which
+                assert shape is not None
+                kernels = np.moveaxis(layer["kernel"], len(shape.inputs), 0)
+                for name, kernel, bias in zip(called, kernels, layer["bias"], strict=True):
+                    yield from _dense(start + name, {"kernel": kernel, "bias": bias}, len(shape.inputs))
+            elif shape is not None:
+                yield from _dense(start + called, layer, len(shape.inputs))
+            else:
+                yield from _norm(start + called, layer)
+    if "head" in params:
+        yield from _dense(names.head, params["head"])
+
+
+def _mlm_tensors(params: Mapping[str, Any], names: WeightNames) -> Iterator[tuple[str, np.ndarray]]:
+    if "mlm" in params:
+        yield from _dense(names.mlm_dense, params["mlm"]["dense"])
+        yield from _norm(names.mlm_norm, params["mlm"]["norm"])
+        yield f"{names.mlm_output}.bias", params["mlm"]["bias"]
+
+
+def _dense(name: str, layer: Mapping[str, np.ndarray], inputs: int = 1) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield kernel and bias; inputs: the number of the kernel's input axes."""
+    yield f"{name}.weight", layer["kernel"].reshape(math.prod(layer["kernel"].shape[:inputs]), -1).T
+    yield f"{name}.bias", layer["bias"].reshape(-1)
+
+
+def _norm(name: str, layer: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    yield f"{name}.weight", layer["scale"]
+    yield f"{name}.bias", layer["bias"]
+
+
+def _all_names() -> list[WeightNames]:
+    return [family.names for family in FAMILIES.values()]
+
+
+def _stored(folder: str | Path) -> Tensors:
+    """Return a folder's weights by today's names in transformers, without a model's prefix and without empty tables."""
+    found = read_weights(folder)
+    twice = [name for name, count in Counter(map(_modern, found)).items() if count > 1]
+    if twice:
+        raise UserError(f"The weights in {folder} hold {_listed(twice)} twice, with a prefix and without.")
+    return {_modern(name): array for name, array in found.items() if array.size}
 
 
 def _modern(name: str) -> str:
-    """Return the name without its model's prefix, and with LayerNorm's weights as transformers names them now."""
     for names in _all_names():
         name = name.removeprefix(names.prefix)
     if "LayerNorm." in name:  # gamma and beta: until 2019
         name = name.replace(".gamma", ".weight").replace(".beta", ".bias")
     return name
+
+
+def _with_head(names: WeightNames, stored: Tensors, folder: str | Path) -> WeightNames:
+    """Return the names with those that the head on [CLS] has in this folder; UserError without a head."""
+    for name in (names.head, _SIMCSE_HEAD):
+        if f"{name}.weight" in stored:
+            return dataclasses.replace(names, head=name)
+    raise UserError(
+        f"{folder} has no trained head ({names.head}.weight), which the pooler 'cls' needs.\n"
+        "Use another pooler (cls_before_pooler or avg), or a folder with a head: those of SimCSE have one."
+    )
+
+
+def _with_mlm_head(names: WeightNames, stored: Tensors, folder: str | Path) -> WeightNames:
+    """Return the names with those that the head of masked language modelling has; UserError without a usable one."""
+    found = next((other for other in _all_names() if f"{other.mlm_dense}.weight" in stored), None)
+    if found is None:
+        wanted = " or ".join(dict.fromkeys(other.mlm_dense for other in _all_names()))
+        raise UserError(
+            f"{folder} has no head for masked language modelling ({wanted}).\n"
+            "Published BERT and RoBERTa models have one (BertForMaskedLM, RobertaForMaskedLM); SimCSE models do not."
+        )
+    output, words = found.mlm_output, f"{names.tables['word']}.weight"
+    decoder = stored.get(f"{output}.decoder.weight")
+    if decoder is not None and not np.array_equal(decoder, stored.get(words, decoder)):
+        raise UserError(
+            f"{folder}: {output}.decoder.weight differs from {words}; only a decoder tied to the word embeddings is "
+            "supported.\nUse a model with tie_word_embeddings = true, as BERT and RoBERTa have it."
+        )
+    if f"{output}.bias" not in stored and f"{output}.decoder.bias" in stored:  # one tensor, under either name
+        stored[f"{output}.bias"] = stored[f"{output}.decoder.bias"]
+    return dataclasses.replace(names, mlm_dense=found.mlm_dense, mlm_norm=found.mlm_norm, mlm_output=output)
+
+
+def _check(
+    expected: Mapping[str, tuple[int, ...]], stored: Tensors, folder: str | Path, architecture: Architecture
+) -> None:
+    """Raise UserError, naming every weight that does not fit config.json, if there is one."""
+    # Heads of other tasks may be left over; anything else that is left over means that this is another model.
+    heads = (*(start for names in _all_names() for start in names.task_heads), "mlp.")
+    problems = {
+        "missing": [name for name in expected if name not in stored],
+        "left over": [name for name in stored if name not in expected and not name.startswith(heads)],
+        "wrong shape": [
+            f"{name} is {list(stored[name].shape)}, {list(shape)} expected"
+            for name, shape in expected.items()
+            if name in stored and stored[name].shape != shape
+        ],
+    }
+    lines = [f"  {what} ({len(names)}): {_listed(names)}" for what, names in problems.items() if names]
+    if lines:
+        raise UserError(
+            f"The weights in {folder} do not fit its config.json ({architecture.family}, "
+            f"{architecture.num_hidden_layers} layers, width {architecture.hidden_size}, "
+            f"{architecture.vocab_size} tokens):\n"
+            + "\n".join(lines)
+            + "\nTake config.json and the weights from the same model, of the BERT or RoBERTa family."
+        )
 
 
 def _listed(names: list[str]) -> str:

@@ -12,11 +12,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from simcse_jax.config.schema import defaults
-from simcse_jax.encoder.families.table import architecture_from_saved
+from simcse_jax.encoder.families.table import architecture_from_dict
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.model_folder.export import export_model
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.json_file import read_json
 from simcse_jax.system.whole_file import require_files
 
 # The list of a checkpoint's files with their checksums; it is written last, and with it a checkpoint is complete. Array
@@ -35,16 +36,13 @@ def read_run_info(workdir: Path) -> dict[str, Any] | None:
     path = workdir / "config.json"
     if not path.exists():
         return None
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        if {"recipe", "encoder", "pooler", "data", "eval"} <= info.keys():
-            return OLDER | info | {"recipe": defaults() | info["recipe"]}
-    except (ValueError, AttributeError):
-        pass
-    raise UserError(
-        f"{path} is not the config.json of a run of simcse_jax.\n"
+    way_out = (
         "Give another folder with --workdir=DIR. To export a model folder, give it as --model=DIR, without --workdir."
     )
+    info = read_json(path, way_out=way_out)
+    if {"recipe", "encoder", "pooler", "data", "eval"} <= info.keys() and isinstance(info["recipe"], dict):
+        return OLDER | info | {"recipe": defaults() | info["recipe"]}
+    raise UserError(f"{path} is not the config.json of a run of simcse_jax.\n{way_out}")
 
 
 def complete_steps(folder: Path) -> list[int]:
@@ -90,7 +88,7 @@ def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
         raise UserError(
             f"{workdir} holds no checkpoint yet.\nContinue it with the command that started it, then try again."
         )
-    config = architecture_from_saved(info["encoder"])
+    config = architecture_from_dict(info["encoder"])
     # A run in float64 is read as float32 where JAX's 64-bit mode is off, as in an export.
     dtype = jax.dtypes.canonicalize_dtype(np.float64) if info["recipe"]["model.dtype"] == "float64" else np.float32
     newest = folder / str(max(steps))
@@ -103,22 +101,22 @@ def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
     return params, info | {"scores": _json(newest / "scores"), "step": max(steps)}
 
 
-def export_run(workdir: str | Path, out: str | Path, half: bool = False) -> None:
+def export_run(workdir: str | Path, out: str | Path, **forms: bool) -> None:
     """Write the best checkpoint of a run folder as a model folder; UserError if there is no run or no checkpoint.
 
-    out, half: as in `export_model`.
+    out, forms: as in `export_model`.
     """
     workdir = Path(workdir)
     params, info = load_best(workdir)
     export_model(
         Path(out),
         params,
-        architecture_from_saved(info["encoder"]),
+        architecture_from_dict(info["encoder"]),
         workdir / info["tokenizer"],
         info["pooler"],
-        card={key: info[key] for key in ("recipe", "data", "scores", "step") if key in info},
+        card={key: info[key] for key in ("recipe", "data", "scores", "step")} | {"defaults": defaults()},
         train_pooler=info["train_pooler"],
-        half=half,
+        **forms,
     )
 
 

@@ -1,13 +1,15 @@
-"""Read the weight files of a Hugging Face folder, safetensors or PyTorch's, whole or sharded."""
+"""Read the weight files of a Hugging Face folder, safetensors or PyTorch's, whole or sharded; write safetensors."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 # Registers "bfloat16" with NumPy, which safetensors' NumPy reader needs for such tensors. JAX depends on it.
 import ml_dtypes  # noqa: F401
 import numpy as np
 
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.hub import shard_names
 
 SAFETENSORS, PYTORCH = "model.safetensors", "pytorch_model.bin"
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -39,14 +41,18 @@ def read_weights(folder: str | Path) -> dict[str, np.ndarray]:
 
 
 def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is no index of weight shards ({error!r}).\nCopy it again from its source.") from error
-    missing = [str(name) for name in names if not (index.parent / str(name)).is_file()]
+    names = shard_names(index)
+    missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise UserError(f"{index} names shards that are not there: {', '.join(missing[:8])}.\nCopy the whole folder.")
     return [index.parent / name for name in names]
+
+
+def write_weights(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Write a safetensors file that transformers takes for PyTorch's."""
+    from safetensors.numpy import save_file
+
+    save_file(dict(tensors), path, metadata={"format": "pt"})  # transformers refuses a file without the format
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

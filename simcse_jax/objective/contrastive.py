@@ -6,8 +6,8 @@ The gradient that flows back through the gather is the true one of the global lo
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,31 +28,10 @@ class Queue(NamedTuple):
     filled: jax.Array  # int32 scalar: slots in use
 
 
-class Objective(Protocol):
-    """Compute a loss over embeddings; all arrays are global, sharded over every axis of the mesh."""
-
-    def __call__(
-        self,
-        anchors: jax.Array,
-        candidates: jax.Array,
-        text_ids: jax.Array,
-        learned: Learned | None = None,
-        queue: Queue | None = None,
-    ) -> tuple[jax.Array, Metrics]:
-        """Return (loss, metrics) of anchors float[G, n, D] and candidates float[K, G, n, D].
-
-        Candidate 0 of an example is its positive, the rest its hard negatives. Every anchor is compared with the
-        candidates of all examples. text_ids int32[K + 1, G * n], replicated: equal id = equal text; row 0 the anchors',
-        row k + 1 candidate k's. loss: scalar of at least float32, the mean over anchors.
-
-        metrics, scalars: `positive_cosine`, `negative_cosine` (with other examples' positives), `accuracy` (share of
-        anchors whose positive ranks first), `alignment` and `uniformity` of Wang & Isola within the batch, `masked`
-        (number of candidates left out as duplicates), and the options that are learned.
-        """
-        ...
+Objective = Callable[..., tuple[jax.Array, Metrics]]  # what `make_contrastive` returns
 
 
-def make_objective(
+def make_contrastive(
     loss: Loss,
     mesh: Mesh,
     *,
@@ -63,14 +42,25 @@ def make_objective(
     widths: Sequence[int] = (),
     **options: Any,
 ) -> Objective:
-    """Return the objective that averages a loss over all anchors of the global batch.
+    """Return the function that averages a loss over all anchors of the global batch.
+
+    It takes (anchors, candidates, text_ids, learned, queue), global arrays sharded over every axis of the mesh, and
+    returns (loss, metrics). anchors: float[G, n, D]. candidates: float[K, G, n, D]; candidate 0 of an example is its
+    positive, the rest its hard negatives, and every anchor is compared with those of all examples. text_ids:
+    int32[K + 1, G * n], replicated; equal id = equal text; row 0 is the anchors', row k + 1 candidate k's. learned:
+    scalars in place of some options, or None. queue: a `Queue` or None; its candidates are negatives of anchors, not of
+    positives.
 
     similarity: "cosine" or "dot"; options: the loss's own. mask_duplicates: a candidate whose text is that of the
     anchor or of its positive is no negative of this anchor. symmetric: average with the loss of the positives against
-    all anchors, without hard negatives. A queue's candidates are negatives of anchors, not of positives.
+    all anchors, without hard negatives. tile: a device holds the similarities of at most so many of its anchors at a
+    time; 0 = all. It changes memory and time, and no number. widths: the loss is the mean over the first `width`
+    features for each width (Kusupati et al. 2022, equation 1); empty = all features only.
 
-    tile: a device holds the similarities of at most so many of its anchors at a time; 0 = all. It changes memory and
-    time, and no number. widths: see `matryoshka`; empty = all features only.
+    loss: a scalar of at least float32, the mean over anchors. metrics, scalars: `positive_cosine`, `negative_cosine`
+    (with other examples' positives), `accuracy` (share of anchors whose positive ranks first), `alignment` and
+    `uniformity` of Wang & Isola within the batch, `masked` (number of candidates left out as duplicates), the options
+    that are learned, and with widths `loss_W` of each; the others are those of the widest.
     """
     axes = mesh.axis_names
     is_cosine = similarity == "cosine"
@@ -83,7 +73,6 @@ def make_objective(
         width = anchors.shape[-1]
         # Each device's own copy: the gradient is summed over devices, once.
         learned = jax.tree.map(lambda x: jax.lax.pcast(x, axes, to="varying"), learned)
-        of_anchors = functools.partial(loss.of_anchors, rules, options, learned)
         anchors = scaled(anchors.reshape(-1, width))  # [b, D]
         candidates = scaled(candidates.reshape(candidates.shape[0], -1, width)).swapaxes(0, 1)  # [b, K, D]
         sent = jnp.concatenate([candidates, anchors[:, None]], axis=1) if symmetric else candidates
@@ -95,12 +84,17 @@ def make_objective(
         everyone = _with_ids(gathered[:, : len(text_ids) - 1], text_ids[1:])
         if queue is not None:
             everyone = _with_queue(everyone, queue._replace(z=scaled(jax.lax.stop_gradient(queue.z))))
-        losses, statistics = of_anchors(Anchors(anchors, ids, own_text_ids), everyone)
+        losses, statistics = loss.of_anchors(rules, options, learned, Anchors(anchors, ids, own_text_ids), everyone)
         if symmetric:
             positives = Anchors(candidates[:, 0], ids, own_text_ids)
-            losses = (losses + of_anchors(positives, _with_ids(gathered[:, -1:], text_ids[:1]))[0]) / 2
+            others = _with_ids(gathered[:, -1:], text_ids[:1])
+            losses = (losses + loss.of_anchors(rules, options, learned, positives, others)[0]) / 2
         mean, sums = jax.lax.psum((losses.sum(), jnp.stack(statistics).sum(1)), axes)
         return mean / total, _averaged(Statistics(*sums), total)
+
+    sharded, replicated = P(axes), P()
+    specs = (replicated, sharded, P(None, axes), replicated, replicated)
+    on_devices = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(replicated, replicated))
 
     def objective(
         anchors: jax.Array,
@@ -109,13 +103,18 @@ def make_objective(
         learned: Learned | None = None,
         queue: Queue | None = None,
     ) -> tuple[jax.Array, Metrics]:
-        sharded, replicated = P(axes), P()
-        specs = (replicated, sharded, P(None, axes), replicated, replicated)
-        on_devices = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(replicated, replicated))
-        value, metrics = on_devices(learned or {}, anchors, candidates, text_ids, queue)
-        return value, metrics | loss.with_learned({}, learned or {})
+        def of_width(width: int | None) -> tuple[jax.Array, Metrics]:
+            older = queue and queue._replace(z=queue.z[:, :width])
+            value, metrics = on_devices(learned or {}, anchors[..., :width], candidates[..., :width], text_ids, older)
+            return value, metrics | loss.with_learned({}, learned or {})
 
-    return matryoshka(objective, widths) if widths else objective
+        if not widths:
+            return of_width(None)
+        found = {width: of_width(width) for width in sorted(widths, reverse=True)}
+        losses = {f"loss_{width}": value for width, (value, _) in found.items()}
+        return functools.reduce(jnp.add, losses.values()) / len(losses), found[max(widths)][1] | losses
+
+    return objective
 
 
 def unit(z: jax.Array) -> jax.Array:
@@ -152,27 +151,3 @@ def _averaged(sums: Statistics, total: int) -> Metrics:
         "uniformity": jnp.log(jnp.maximum(sums.potential / pairs, 1e-30)),
         "masked": sums.masked,
     }
-
-
-def matryoshka(objective: Objective, widths: Sequence[int]) -> Objective:
-    """Return the mean of an objective over the first `widths` features (Kusupati et al. 2022, equation 1).
-
-    All widths have equal weights. Metrics are those of the widest, and `loss_W` of each.
-    """
-
-    def nested(
-        anchors: jax.Array,
-        candidates: jax.Array,
-        text_ids: jax.Array,
-        learned: Learned | None = None,
-        queue: Queue | None = None,
-    ) -> tuple[jax.Array, Metrics]:
-        def of_width(width: int) -> tuple[jax.Array, Metrics]:
-            older = queue and queue._replace(z=queue.z[:, :width])
-            return objective(anchors[..., :width], candidates[..., :width], text_ids, learned, older)
-
-        found = {width: of_width(width) for width in sorted(widths, reverse=True)}
-        losses = {f"loss_{width}": loss for width, (loss, _) in found.items()}
-        return functools.reduce(jnp.add, losses.values()) / len(losses), found[max(widths)][1] | losses
-
-    return nested

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-HIGHEST = jax.lax.Precision.HIGHEST  # except on CPUs, the default rounds the factors of a product
+from simcse_jax.objective.tiles import HIGHEST
+
 BLOCK = 1024  # rows that are compared, or summed, at a time
 
 

@@ -13,19 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from simcse_jax.objective.tiles import (
-    HIGHEST,
-    Anchors,
-    Candidates,
-    Rules,
-    ScoreTile,
-    Statistics,
-    closest_of,
-    join_tiles,
-    score_tile,
-    split_tiles,
-    statistics_of,
-)
+from simcse_jax.objective import tiles
+from simcse_jax.objective.tiles import HIGHEST, Anchors, Candidates, Rules, ScoreTile, Statistics
 
 
 def info_nce(
@@ -59,7 +48,7 @@ def _losses(
 def _forward(
     rules: Rules, weight: float, is_learned: bool, temperature: jax.Array, anchors: Anchors, candidates: Candidates
 ) -> tuple[tuple[jax.Array, Statistics], Any]:
-    candidate_tiles = split_tiles(candidates, rules.tile)
+    candidate_tiles = tiles.split(candidates, rules.tile)
 
     def of_anchors(some: Anchors) -> RunningStatistics:
         def add(so_far: RunningStatistics, tile: Candidates) -> tuple[RunningStatistics, None]:
@@ -67,7 +56,7 @@ def _forward(
 
         return jax.lax.scan(add, _start(some), candidate_tiles)[0]
 
-    seen = join_tiles(jax.lax.map(of_anchors, split_tiles(anchors, rules.tile)), len(anchors.z))
+    seen = tiles.join(jax.lax.map(of_anchors, tiles.split(anchors, rules.tile)), len(anchors.z))
     log_sums = seen.peak + jnp.log(seen.sum)
     correct = (seen.closest == anchors.ids).astype(log_sums.dtype)
     losses = log_sums - seen.positive / temperature
@@ -79,7 +68,7 @@ def _backward(
 ) -> tuple[jax.Array, Anchors, Candidates]:
     """Return the gradients. The outer loop is over candidates, as the inner one copies what it adds to."""
     temperature, anchors, candidates, log_sums = kept
-    anchor_tiles = split_tiles((anchors, log_sums, slopes[0]), rules.tile)
+    anchor_tiles = tiles.split((anchors, log_sums, slopes[0]), rules.tile)
 
     def of_candidates(carried: Any, some_candidates: Candidates) -> tuple[Any, jax.Array]:
         to_anchors, to_temperature = carried
@@ -87,7 +76,7 @@ def _backward(
         def of_tile(carried: Any, tile: Any) -> tuple[Any, jax.Array]:
             to_candidates, to_temperature = carried
             (some, log_sum, slope), to_some = tile
-            scored = score_tile(rules, some, some_candidates)
+            scored = tiles.compare(rules, some, some_candidates)
             error = jnp.exp(_logits(scored, weight, temperature) - log_sum[:, None, None]) - scored.is_positive
             error *= slope[:, None, None] / temperature
             if is_learned:
@@ -101,13 +90,13 @@ def _backward(
         return (to_anchors, to_temperature), to_candidates
 
     start = (jnp.zeros_like(anchor_tiles[0].z), jnp.zeros_like(temperature))
-    tiles = split_tiles(candidates, rules.tile)
-    (to_anchors, to_temperature), to_candidates = jax.lax.scan(of_candidates, start, tiles)
+    candidate_tiles = tiles.split(candidates, rules.tile)
+    (to_anchors, to_temperature), to_candidates = jax.lax.scan(of_candidates, start, candidate_tiles)
     # None: the gradient of integers.
     return (
         to_temperature,
-        Anchors(join_tiles(to_anchors, len(anchors.z)), None, None),  # pyright: ignore[reportArgumentType]
-        Candidates(join_tiles(to_candidates, len(candidates.z)), None, None),  # pyright: ignore[reportArgumentType]
+        Anchors(tiles.join(to_anchors, len(anchors.z)), None, None),  # pyright: ignore[reportArgumentType]
+        Candidates(tiles.join(to_candidates, len(candidates.z)), None, None),  # pyright: ignore[reportArgumentType]
     )
 
 
@@ -150,11 +139,11 @@ def _add_tile(
     candidates: Candidates,
 ) -> RunningStatistics:
     """Return the running statistics with one more tile of candidates."""
-    scored = score_tile(rules, anchors, candidates)
+    scored = tiles.compare(rules, anchors, candidates)
     logits = _logits(scored, weight, temperature)
     peak = jnp.maximum(so_far.peak, logits.max((1, 2)))
     exponentials = jnp.exp(logits - peak[:, None, None])
-    similarity, closest = closest_of(scored, candidates)
+    similarity, closest = scored.closest(candidates)
     closest = jnp.where(
         similarity == so_far.similarity,
         jnp.minimum(closest, so_far.closest),
@@ -166,5 +155,5 @@ def _add_tile(
         similarity=jnp.maximum(so_far.similarity, similarity),
         closest=closest,
         positive=so_far.positive + jnp.where(scored.is_positive, scored.similarities, 0.0).sum((1, 2)),
-        statistics=jax.tree.map(jnp.add, so_far.statistics, statistics_of(scored)),
+        statistics=jax.tree.map(jnp.add, so_far.statistics, scored.statistics()),
     )

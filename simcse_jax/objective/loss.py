@@ -11,17 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from simcse_jax.objective.tiles import (
-    Anchors,
-    Candidates,
-    Rules,
-    Statistics,
-    closest_of,
-    join_tiles,
-    score_tile,
-    split_tiles,
-    statistics_of,
-)
+from simcse_jax.objective import tiles
+from simcse_jax.objective.tiles import Anchors, Candidates, Rules, Statistics
 
 # Keys of the section `objective` that serve every loss.
 COMMON_KEYS = ("symmetric", "mask_duplicates", "tile", "widths")
@@ -78,8 +69,8 @@ class Loss:
 
     def with_learned(self, options: Mapping[str, Any], learned: Learned) -> dict[str, Any]:
         """Return the options, with the values of learned scalars in place of fixed ones."""
-        by_option = {option: scalar for option, scalar in self.learned.items() if scalar.name in learned}
-        return {**options, **{option: scalar.to_option(learned[scalar.name]) for option, scalar in by_option.items()}}
+        scalars = {option: scalar for option, scalar in self.learned.items() if scalar.name in learned}
+        return {**options, **{option: scalar.to_option(learned[scalar.name]) for option, scalar in scalars.items()}}
 
 
 class Scores(NamedTuple):
@@ -101,19 +92,20 @@ class PairwiseLoss(Loss):
     def of_anchors(
         self, rules: Rules, options: Mapping[str, Any], learned: Learned, anchors: Anchors, candidates: Candidates
     ) -> tuple[jax.Array, Statistics]:
-        """Return the losses float[b] of anchors, and their statistics; learned: in place of some options."""
+        """Return what `Loss.of_anchors` does."""
 
         def of_tile(some: Anchors) -> tuple[jax.Array, Statistics]:
-            scored = score_tile(rules, some, candidates)
+            scored = tiles.compare(rules, some, candidates)
             positive = jnp.where(scored.is_positive, scored.similarities, 0).sum((1, 2))
             flat = (len(positive), -1)
             is_negative = (scored.is_counted & ~scored.is_positive).reshape(flat)
             scores = Scores(positive, scored.similarities.reshape(flat), is_negative)
             losses = self.function(scores, **self.with_learned(options, learned))
-            correct = (closest_of(scored, candidates)[1] == some.ids).astype(losses.dtype)
-            return losses, jax.lax.stop_gradient(statistics_of(scored)._replace(correct=correct))
+            correct = (scored.closest(candidates)[1] == some.ids).astype(losses.dtype)
+            return losses, jax.lax.stop_gradient(scored.statistics()._replace(correct=correct))
 
-        return join_tiles(jax.lax.map(jax.checkpoint(of_tile), split_tiles(anchors, rules.tile)), len(anchors.z))
+        of_tiles = jax.lax.map(jax.checkpoint(of_tile), tiles.split(anchors, rules.tile))
+        return tiles.join(of_tiles, len(anchors.z))
 
 
 def mean_where(values: jax.Array, used: jax.Array) -> jax.Array:

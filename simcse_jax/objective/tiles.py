@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-HIGHEST = jax.lax.Precision.HIGHEST  # except on CPUs, the default rounds the factors of a product
+HIGHEST = "highest"  # precision; except on CPUs, the default rounds the factors of a product
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,29 @@ class ScoreTile(NamedTuple):
     is_counted: jax.Array  # the slot is not empty, and the candidate is not masked
     masked: jax.Array
 
+    def statistics(self) -> Statistics:
+        """Return the statistics of the tile's anchors; `correct` is 0, as only all tiles together can tell."""
+        cosines = self.cosines[:, 0]
+        negative = (self.is_counted & ~self.is_positive)[:, 0]
+        return Statistics(
+            correct=jnp.zeros_like(cosines[:, 0]),
+            positive_cosine=jnp.where(self.is_positive, self.cosines, 0.0).sum((1, 2)),
+            negative_cosines=jnp.where(negative, cosines, 0.0).sum(1),
+            potential=jnp.where(negative, jnp.exp(4.0 * cosines - 4.0), 0.0).sum(1),
+            negatives=negative.sum(1).astype(cosines.dtype),
+            masked=self.masked.sum((1, 2)).astype(cosines.dtype),
+        )
 
-def score_tile(rules: Rules, anchors: Anchors, candidates: Candidates) -> ScoreTile:
+    def closest(self, candidates: Candidates) -> tuple[jax.Array, jax.Array]:
+        """Return (similarity, id int32) of each anchor's most similar candidate; of equals, the lowest id."""
+        visible = jnp.where(self.is_counted, self.similarities, -jnp.inf)
+        similarity = visible.max((1, 2))
+        above_all = jnp.iinfo(jnp.int32).max
+        ids = jnp.where(visible == similarity[:, None, None], candidates.ids.T[None], above_all)
+        return similarity, ids.min((1, 2))
+
+
+def compare(rules: Rules, anchors: Anchors, candidates: Candidates) -> ScoreTile:
     """Compare every anchor with every candidate."""
     similarities = jnp.einsum("ad,ckd->akc", anchors.z, candidates.z, precision=HIGHEST)
     cosines = jax.lax.stop_gradient(similarities)
@@ -84,45 +105,22 @@ def _lengths(z: jax.Array) -> jax.Array:
     return jnp.linalg.norm(jax.lax.stop_gradient(z), axis=-1)
 
 
-def statistics_of(scored: ScoreTile) -> Statistics:
-    """Return the statistics of a tile's anchors; `correct` is 0, as only all tiles together can tell."""
-    cosines = scored.cosines[:, 0]
-    negative = (scored.is_counted & ~scored.is_positive)[:, 0]
-    return Statistics(
-        correct=jnp.zeros_like(cosines[:, 0]),
-        positive_cosine=jnp.where(scored.is_positive, scored.cosines, 0.0).sum((1, 2)),
-        negative_cosines=jnp.where(negative, cosines, 0.0).sum(1),
-        potential=jnp.where(negative, jnp.exp(4.0 * cosines - 4.0), 0.0).sum(1),
-        negatives=negative.sum(1).astype(cosines.dtype),
-        masked=scored.masked.sum((1, 2)).astype(cosines.dtype),
-    )
-
-
-def closest_of(scored: ScoreTile, candidates: Candidates) -> tuple[jax.Array, jax.Array]:
-    """Return (similarity, id int32) of each anchor's most similar candidate; of equals, the lowest id."""
-    visible = jnp.where(scored.is_counted, scored.similarities, -jnp.inf)
-    similarity = visible.max((1, 2))
-    above_all = jnp.iinfo(jnp.int32).max
-    ids = jnp.where(visible == similarity[:, None, None], candidates.ids.T[None], above_all)
-    return similarity, ids.min((1, 2))
-
-
-def split_tiles(arrays: Any, tile: int) -> Any:
+def split(arrays: Any, tile: int) -> Any:
     """Return each array [n, ...] as [tiles, size, ...] with the fewest tiles of at most `tile`, all of one size.
 
     An n that nothing divides then costs fewer empty slots than there are tiles. Empty slots hold 0, integers -1.
     """
 
-    def split(x: jax.Array) -> jax.Array:
+    def split_one(x: jax.Array) -> jax.Array:
         tiles = -(-len(x) // tile) if tile else 1
         size = -(-len(x) // tiles)
         padding = [(0, tiles * size - len(x))] + [(0, 0)] * (x.ndim - 1)
         empty = 0 if jnp.issubdtype(x.dtype, jnp.floating) else -1
         return jnp.pad(x, padding, constant_values=empty).reshape(tiles, size, *x.shape[1:])
 
-    return jax.tree.map(split, arrays)
+    return jax.tree.map(split_one, arrays)
 
 
-def join_tiles(tiles: Any, count: int) -> Any:
+def join(tiles: Any, count: int) -> Any:
     """Return each array [tiles, size, ...] as [count, ...], without the empty slots."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], tiles)

@@ -9,6 +9,7 @@ from typing import Literal
 from urllib.parse import unquote
 
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.json_file import read_json
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # tried in this order; each may also be sharded, with an index
@@ -144,21 +145,23 @@ def _optional_file(repo: str, filename: str) -> Path | None:
 
 def _fetch_weights(repo: str, filename: str) -> bool:
     """Fetch the weights, one file or the shards that `filename`.index.json names; return whether there are any."""
-    import json
-
     if _optional_file(repo, filename):
         return True
     index = _optional_file(repo, f"{filename}.index.json")
     if index is None:
         return False
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{index} is not an index of weight shards: {error}. Delete it and fetch it again.") from error
-    missing = [shard for shard in shards if hub_file(repo, shard) is None]
+    missing = [shard for shard in shard_names(index) if hub_file(repo, shard) is None]
     if missing:
         raise UserError(f"The model {repo!r} lacks {', '.join(missing)}, which its {index.name} names.")
     return True
+
+
+def shard_names(index: Path) -> list[str]:
+    """Return the files that an index of weight shards names; UserError if it is none."""
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict):
+        raise UserError(f"{index} is no index of weight shards (no weight_map).\nCopy it again from its source.")
+    return sorted({str(name) for name in found.values()})
 
 
 def require_hub() -> None:

@@ -88,7 +88,7 @@ def make_objective(config: ObjectiveConfig, mesh: Mesh) -> Objective | None:
         return None
     loss = LOSSES[config.loss]
     options = {key: getattr(config, key) for key in loss.options}
-    return contrastive.make_objective(
+    return contrastive.make_contrastive(
         loss,
         mesh,
         similarity=config.similarity if loss.takes_dot else "cosine",

@@ -138,7 +138,7 @@ def run_info(run: Run, contents: dict[str, str]) -> dict[str, Any]:
     model = run.config.model
     return {
         "recipe": run.config.flat(),
-        "encoder": run.encoder.architecture.saved(),
+        "encoder": run.encoder.architecture.as_dict(),
         "has_head": run.encoder.has_head,
         "has_mlm_head": run.encoder.has_mlm_head,
         "pooler": model.pooler,

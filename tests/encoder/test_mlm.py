@@ -9,26 +9,25 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from sentence_transformers import SentenceTransformer
 
+from simcse_jax import SimCSE
 from simcse_jax.data.tokenizer import train_wordpiece
 from simcse_jax.encoder.families.table import read_architecture
-from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.mlm import Predictor, mlm_scores, replace_tokens
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.group import MaskedGroup
 from simcse_jax.model_folder.export import export_model
-from simcse_jax.model_folder.pretrained import load_params, to_hugging_face
+from simcse_jax.model_folder.pretrained import load_params
 from tests.packed import pack
-from tests.torch_models import FAMILIES, pad, random_model
+from tests.torch_models import pad, random_model
 
 LENGTHS = (7, 12, 3, 9)
 
 
 def loaded(folder: Path) -> tuple[Encoder, Any]:
     config = read_architecture(folder)
-    encoder = Encoder(config, has_mlm_head=True)
-    params = load_params(folder, config, "none", mlm_head=True)
-    return encoder, params
+    return Encoder(config, has_mlm_head=True), load_params(folder, config, "none", mlm_head=True)
 
 
 def masked_group(rng: np.random.Generator) -> tuple[list[np.ndarray], Any, MaskedGroup, list[tuple[int, int]]]:
@@ -61,57 +60,27 @@ def test_scores_are_those_of_pytorch(family: str, unroll: bool, tmp_path: Path) 
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_round_trip_under_the_names_of_the_masked_language_model(family: str, tmp_path: Path) -> None:
-    model = random_model(family, "ForMaskedLM")
-    model.save_pretrained(tmp_path)
-    encoder, params = loaded(tmp_path)
-    tensors = to_hugging_face(params, encoder.architecture)
-    stored = {name: tensor.numpy() for name, tensor in model.state_dict().items() if "decoder" not in name}
-    stored.pop(next((name for name in stored if name.endswith("position_ids")), ""), None)
-    assert tensors.keys() == stored.keys()
-    for name, tensor in tensors.items():
-        np.testing.assert_array_equal(tensor, stored[name], err_msg=name)
-
-
-def test_an_export_is_a_masked_language_model_and_an_encoder(tmp_path: Path) -> None:
-    random_model("bert", "ForMaskedLM").save_pretrained(tmp_path / "source")
-    encoder, params = loaded(tmp_path / "source")
-    train_wordpiece(["a story of stories"] * 5, 40, tmp_path / "tokenizer")
-    export_model(tmp_path / "out", params, encoder.architecture, tmp_path / "tokenizer", "avg", card={})
-    for kind in (transformers.AutoModelForMaskedLM, transformers.AutoModel):
-        _, report = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
-        missing = [name for name in report["missing_keys"] if "pooler" not in name]
-        assert not missing, report
-    masked = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
-    assert type(masked).__name__ == "BertForMaskedLM"
+def test_an_export_with_both_heads_is_read_by_the_libraries_of_others(tmp_path: Path) -> None:
+    """As a masked language model by transformers, with its head by sentence-transformers; and by us."""
     original = random_model("bert", "ForMaskedLM")
+    original.save_pretrained(tmp_path / "source")
+    encoder, params = loaded(tmp_path / "source")
+    width, rng = encoder.architecture.hidden_size, np.random.default_rng(0)
+    params["head"] = {"kernel": rng.normal(size=(width, width)), "bias": rng.normal(size=width)}
+    params["head"] = jax.tree.map(np.float32, params["head"])
+    train_wordpiece(["a story of stories", "two stories"] * 5, 60, tmp_path / "tokenizer")
+    export_model(tmp_path / "out", params, encoder.architecture, tmp_path / "tokenizer", "cls", card={})
+
+    masked, report = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert (type(masked).__name__, list(report["missing_keys"])) == ("BertForMaskedLM", [])
     ids = torch.arange(5, 20)[None]
     with torch.no_grad():
-        torch.testing.assert_close(masked(input_ids=ids).logits, original(input_ids=ids).logits)
-    again, params_again = loaded(tmp_path / "out")
-    assert again.architecture == encoder.architecture
-    jax.tree.map(np.testing.assert_array_equal, params_again, params)
-
-
-def test_an_export_with_both_heads_encodes_alike_in_sentence_transformers(tmp_path: Path) -> None:
-    from sentence_transformers import SentenceTransformer
-
-    from simcse_jax import SimCSE
-
-    train_wordpiece(["a story of stories", "two stories"] * 5, 60, tmp_path / "tokenizer")
-    encoder = Encoder(read_config_of_small(), has_head=True, has_mlm_head=True)
-    params = jax.jit(lambda: init_params(encoder, 0))()
-    export_model(tmp_path / "out", params, encoder.architecture, tmp_path / "tokenizer", "cls", card={})
+        torch.testing.assert_close(masked.eval()(input_ids=ids).logits, original(input_ids=ids).logits)
     texts = ["a story", "two stories of a story"]
     theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(texts, normalize_embeddings=True)
     np.testing.assert_allclose(SimCSE(str(tmp_path / "out")).encode(texts), theirs, atol=1e-5)
-
-
-def read_config_of_small() -> Any:
-    from simcse_jax.encoder.architecture import Architecture
-
-    return Architecture("bert", 120, 32, 2, 4, 48, max_position_embeddings=40)
+    again = load_params(tmp_path / "out", read_architecture(tmp_path / "out"), "load", mlm_head=True)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
 def test_a_predictor_writes_the_likeliest_other_word(tmp_path: Path) -> None:
@@ -120,9 +89,8 @@ def test_a_predictor_writes_the_likeliest_other_word(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     encoder, params = loaded(tmp_path)
     tokens, group, hidden, at = masked_group(np.random.default_rng(0))
-    special = (
-        np.arange(encoder.architecture.vocab_size) < 60
-    )  # half of them, or the likeliest would hardly be among them
+    # Half of the tokens, or the likeliest would hardly be among them.
+    special = np.arange(encoder.architecture.vocab_size) < 60
     stacked = jax.tree.map(lambda x: jnp.asarray(x)[None], (group, hidden))
     ids = np.asarray(replace_tokens(Predictor(encoder, special), params, *stacked))[0]
     padded, mask = pad(tokens, encoder.architecture.pad_token_id)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from simcse_jax.encoder.architecture import Architecture
-from simcse_jax.encoder.families.roberta import ROBERTA
 from simcse_jax.encoder.model import Encoder, embed
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.group import Group
@@ -110,32 +109,6 @@ def test_empty_slots_and_rows_change_nothing(evaluate: Any, tokens: list[np.ndar
         np.testing.assert_allclose(vectors[pooler][:COUNT], expected[pooler], atol=2e-6)
         assert np.isfinite(vectors[pooler]).all()
     assert not vectors["avg"][COUNT:].any()
-
-
-def test_bfloat16_is_near_float32(evaluate: Any, params: Any, packed: Group) -> None:
-    model = Encoder(CONFIG, has_head=True, dtype=jnp.bfloat16)
-    near = jax.jit(lambda: model.apply({"params": params}, packed, "avg_first_last"))()
-    exact = evaluate(packed)["avg_first_last"]
-    assert near.dtype == jnp.float32  # pooled and handed out in float32
-    error = np.linalg.norm(np.asarray(near) - exact, axis=1) / np.linalg.norm(exact, axis=1)
-    assert 1e-5 < error.max() < 0.05
-
-
-def test_roberta_positions_start_after_the_padding_id(params: Any, tokens: list[np.ndarray]) -> None:
-    config = ROBERTA.complete(dataclasses.replace(CONFIG, family="roberta", pad_token_id=1))
-    assert (CONFIG.position_offset, CONFIG.max_length) == (0, 24)
-    assert (config.position_offset, config.max_length) == (2, 22)
-    group = pack(tokens[1:3], ROW)
-    # The same table moved down by two rows gives BERT's result.
-    embeddings = params["embeddings"]
-    moved = {**params, "embeddings": {**embeddings, "position": np.roll(embeddings["position"], 2, axis=0)}}
-    bert, roberta = jax.jit(
-        lambda: (
-            Encoder(CONFIG).apply({"params": params}, group, "avg"),
-            Encoder(config).apply({"params": moved}, group, "avg"),
-        )
-    )()
-    np.testing.assert_array_equal(np.asarray(bert), np.asarray(roberta))
 
 
 def test_misuse_raises(params: Any, packed: Group) -> None:

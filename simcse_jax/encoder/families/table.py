@@ -44,9 +44,9 @@ def config_json(architecture: Architecture, has_mlm_head: bool = False) -> dict[
     return dict(sorted((common | family.write(architecture)).items()))
 
 
-def architecture_from_saved(saved: Mapping[str, Any]) -> Architecture:
-    """Return the architecture that a run folder stores (`Architecture.saved`)."""
-    architecture = Architecture(**saved)
+def architecture_from_dict(fields: Mapping[str, Any]) -> Architecture:
+    """Return the architecture that a run folder stores (`Architecture.as_dict`)."""
+    architecture = Architecture(**fields)
     return FAMILIES[architecture.family].complete(architecture)
 
 
