@@ -27,7 +27,7 @@ from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.model_folder.pretrained import load_params
-from simcse_jax.model_folder.st_modules import normalizes, read_pooler
+from simcse_jax.model_folder.st_modules import encoder_folder, normalizes, read_pooler, read_prompts
 from simcse_jax.system.devices import start_devices
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
@@ -51,6 +51,7 @@ class _Origin:
     pooler: str  # "" if the model names none, or one that is not among POOLERS
     normalizes: bool
     load: Callable[[str], Any]  # pooler -> parameters
+    prompt: str = ""  # put before each text
     workdir: Path | None = None  # of a run folder
     run: dict[str, Any] | None = None  # its config.json
 
@@ -68,7 +69,7 @@ class EmbeddingModel:
         start_devices()
         self.devices = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
         mesh = Mesh(np.array(jax.local_devices()), ("data",))
-        self._sentences = SentenceEncoder(encoder, origin.tokenizer, mesh, pooler, max_length)
+        self._sentences = SentenceEncoder(encoder, origin.tokenizer, mesh, pooler, max_length, origin.prompt)
 
     @property
     def width(self) -> int:
@@ -108,7 +109,8 @@ class EmbeddingModel:
             del sizes[irrelevant]
         backend = json.loads(self._origin.tokenizer.backend_tokenizer.to_str())
         settings = {key: backend[key] for key in backend if key not in ("truncation", "padding")}
-        digest.update(json.dumps([sizes, settings], sort_keys=True).encode())
+        prompt = [self._origin.prompt] if self._origin.prompt else []
+        digest.update(json.dumps([sizes, settings, *prompt], sort_keys=True).encode())
         for path, array in jax.tree_util.tree_leaves_with_path(self._params):
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(np.ascontiguousarray(array, np.float32).tobytes())
@@ -148,7 +150,7 @@ class EmbeddingModel:
         drawn = jax.jit(functools.partial(init_params, encoder, recipe[SEED]))()
         origin = f"random, seed {recipe[SEED]}"
         if recipe["model.init"] == "pretrained":
-            loaded = load_params(model_folder(recipe["model.name"]), self._origin.sizes, head="none")
+            loaded = load_params(encoder_folder(model_folder(recipe["model.name"])), self._origin.sizes, head="none")
             drawn = loaded | ({"head": drawn["head"]} if info["has_head"] else {})
             origin = f"pretrained, {recipe['model.name']}"
         params = self._select(drawn)
@@ -230,7 +232,8 @@ def _model_folder(name: str, pooler_given: bool) -> _Origin:
         if Path(name).expanduser().exists():
             raise
         raise UserError(f"There is no folder {name} in {Path.cwd()}, and no Hub model can be read:\n{error}") from error
-    sizes = read_architecture(folder)
+    inner = encoder_folder(folder)
+    sizes = read_architecture(inner)
     try:
         own = read_pooler(folder)
     except UserError as error:
@@ -240,8 +243,9 @@ def _model_folder(name: str, pooler_given: bool) -> _Origin:
     return _Origin(
         kind="model folder" if Path(name).expanduser().is_dir() else "Hub model",
         sizes=sizes,
-        tokenizer=load_tokenizer(folder),
+        tokenizer=load_tokenizer(inner),
         pooler=own,
         normalizes=normalizes(folder),
-        load=lambda pooler: load_params(folder, sizes, head="load" if pooler == "cls" else "none"),
+        prompt=read_prompts(folder).text,
+        load=lambda pooler: load_params(inner, sizes, head="load" if pooler == "cls" else "none"),
     )

@@ -50,8 +50,8 @@ class SentenceEncoder:
     model: its dtype is the precision of the computation; float32 products have full precision on every kind of device.
     tokenizer: a Hugging Face fast tokenizer. mesh: groups are spread over all its axes. pooler: one of
     `encoder.pooling.POOLERS`. max_length: the number of tokens at which a text is cut, special tokens included; by
-    default the model's limit, not the length that it was trained with. On several hosts, each calls `encode` with the
-    same arguments and gets the whole result.
+    default the model's limit, not the length that it was trained with. prompt: put before each text. On several hosts,
+    each calls `encode` with the same arguments and gets the whole result.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class SentenceEncoder:
         mesh: jax.sharding.Mesh,
         pooler: str,
         max_length: int | None = None,
+        prompt: str = "",
     ):
         limit = model.architecture.max_length
         if max_length is not None and not 3 <= max_length <= limit:
@@ -72,6 +73,7 @@ class SentenceEncoder:
         # Unrolled: a loop would copy each layer's parameters out of the stack for every group.
         self.model, self.tokenizer, self.mesh, self.pooler = model.clone(unroll=True), tokenizer, mesh, pooler
         self.max_length = limit if max_length is None else max_length
+        self.prompt = prompt
         self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._cache: dict[tuple[str, ...], list[_Call]] = {}
@@ -177,7 +179,7 @@ class SentenceEncoder:
     def _tokens(self, texts: tuple[str, ...]) -> list[np.ndarray]:
         """Return for each text its token ids, int32[n], with special tokens, cut at `max_length`."""
         encoded = self.tokenizer(
-            list(texts),
+            [self.prompt + text for text in texts],
             truncation=True,
             max_length=self.max_length,
             padding=False,

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from simcse_jax import SimCSE
-from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.embedding_model import open_model
+from simcse_jax.model_folder import run_folder
 from simcse_jax.model_folder.export import convert
 from simcse_jax.model_folder.run_folder import export_run
 from simcse_jax.mteb_encoder import MtebEncoder
@@ -79,10 +82,86 @@ def test_no_code_of_a_run_folder_runs(small_run: Path, tmp_path: Path, asked: li
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
     hostile(run / "tokenizer")
-    for way_in in (lambda: SimCSE(run), lambda: load_tokenizer(run / "tokenizer")):
+    for way_in in (lambda: SimCSE(run), lambda: export_run(run, tmp_path / "out")):
         with pytest.raises(UserError, match="auto_map"):
             way_in()
-    export_run(run, tmp_path / "out")  # copies files, of which none is code
-    assert not list(tmp_path.rglob("ran"))
-    assert not list((tmp_path / "out").rglob("*.py"))
     assert not asked
+    assert not list(tmp_path.rglob("ran"))
+
+
+def test_an_export_names_no_code(folder: Path, tmp_path: Path) -> None:
+    """A folder whose own class is not needed opens without it."""
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", None]})
+    convert(str(folder), tmp_path / "out")
+    assert "auto_map" not in (tmp_path / "out" / "tokenizer_config.json").read_text()
+
+
+def write(name: str, content: str | dict[str, Any]) -> Callable[[Path], object]:
+    """Return a change of a folder: a file is written, or keys are merged into its JSON."""
+    if isinstance(content, str):
+        return lambda folder: (folder / name).write_text(content)
+    return lambda folder: edit(folder / name, **content)
+
+
+def without_post_processor(folder: Path) -> None:
+    edit(folder / "tokenizer.json", post_processor=None)
+    edit(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+
+
+def with_weight(value: float) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        tensors["encoder.layer.1.output.dense.weight"][3, 2] = value
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return change
+
+
+DEEP = "[" * 100_000
+# What is wrong with a folder: the change that makes it so, and what the message names.
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "200,000 layers": (write("config.json", {"num_hidden_layers": 200_000}), "num_hidden_layers"),
+    "1,000 layers": (write("config.json", {"num_hidden_layers": 1000}), r"missing \(15968\)"),
+    "10^12 tokens": (write("config.json", {"vocab_size": 10**12}), "vocab_size"),
+    "10^7 tokens": (write("config.json", {"vocab_size": 10**7, "hidden_size": 4 * 10**6}), "10000000"),
+    "deep config": (write("config.json", DEEP), r"config\.json"),
+    "deep modules": (write("modules.json", DEEP), r"modules\.json"),
+    "deep settings of ours": (write("simcse_jax.json", DEEP), r"simcse_jax\.json"),
+    "deep tokenizer": (write("tokenizer_config.json", DEEP), "tokenizer"),
+    "a list for an activation": (write("config.json", {"hidden_act": ["gelu"]}), "hidden_act"),
+    "a list for a model type": (write("config.json", {"model_type": ["bert"]}), "model_type"),
+    "a number for architectures": (write("config.json", {"model_type": None, "architectures": 3}), "architectures"),
+    "a list for a size": (write("config.json", {"hidden_size": [32]}), "hidden_size"),
+    "a list of ours": (write("simcse_jax.json", "[]"), r"simcse_jax\.json"),
+    "a list for our pooler": (write("simcse_jax.json", {"pooler": ["avg"]}), "pooler"),
+    "modules that are texts": (write("modules.json", '["Pooling"]'), r"modules\.json"),
+    "a number for the tokenizer": (write("tokenizer.json", "3"), "tokenizer"),
+    "no post-processor": (without_post_processor, "post_processor"),
+    "NaN": (with_weight(float("nan")), "layers/ffn/down/kernel hold NaN"),
+    "infinity": (with_weight(float("inf")), "hold NaN or infinity"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), BROKEN.values(), ids=BROKEN)
+def test_what_is_broken_is_said(folder: Path, change: Callable[[Path], object], said: str) -> None:
+    change(folder)
+    with pytest.raises(UserError, match=said):
+        SimCSE(folder).encode("a red dog")
+
+
+@pytest.mark.parametrize("content", ["[]", DEEP, '{"pooling_mode": 3}', '{"pooling_mode": [["mean"]]}', '"mean"'])
+def test_pooling_settings_that_are_no_object(folder: Path, content: str) -> None:
+    (folder / "simcse_jax.json").unlink()
+    (folder / "1_Pooling" / "config.json").write_text(content)
+    with pytest.raises(UserError, match="1_Pooling"):
+        open_model(str(folder))
+
+
+def test_a_run_with_nan_is_not_opened(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = run_folder._arrays
+    broken = lambda *given: jax.tree.map(lambda x: x * np.nan, read(*given))  # noqa: E731
+    monkeypatch.setattr(run_folder, "_arrays", broken)
+    with pytest.raises(UserError, match="hold NaN"):
+        SimCSE(small_run).encode("a red dog")
+    with pytest.raises(UserError, match="hold NaN"):
+        export_run(small_run, tmp_path / "out")

@@ -5,9 +5,10 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.json_file import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -16,7 +17,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("sentencepiece.bpe.model",))
 
 # Left open, transformers asks on stdin whether to run a folder's code, and a line of a user's queries may answer.
-_OWN_FILES: dict[str, bool] = {"local_files_only": True, "trust_remote_code": False}
+_OWN_FILES: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":
@@ -49,14 +50,44 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":
             "A folder with only sentencepiece.bpe.model also needs `pip install sentencepiece`."
         ) from error
     if not tokenizer.is_fast:
-        raise UserError(f"The tokenizer in {folder} has no fast version. Give a folder with a tokenizer.json.")
+        raise UserError(
+            f"The tokenizer in {folder}, {type(tokenizer).__name__}, has no fast version: it splits text by a program "
+            "that no tokenizer.json can hold.\nUse a model with a fast tokenizer: XLM-RoBERTa and multilingual BERT "
+            "know most languages."
+        )
     missing = [name for name in ("pad_token", "cls_token", "sep_token") if getattr(tokenizer, name) is None]
     if missing:
         raise UserError(
             f"The tokenizer in {folder} has no {', '.join(missing)}.\n"
             "Add tokenizer_config.json (or config.json with model_type) of the model that it belongs to."
         )
-    return tokenizer
+    if not tokenizer("")["input_ids"]:
+        raise UserError(
+            f"The tokenizer in {folder} puts no {tokenizer.cls_token} and {tokenizer.sep_token} around a text: its "
+            "tokenizer.json has no post_processor.\nCopy tokenizer.json again from the model's source."
+        )
+    return _lower_cased(tokenizer) if lower_cases(folder) else tokenizer
+
+
+def lower_cases(folder: Path) -> bool:
+    """Return do_lower_case of sentence_bert_config.json: whether texts are lower-cased, whatever the tokenizer does."""
+    path = folder / "sentence_bert_config.json"
+    value = read_json(path).get("do_lower_case", False) if path.is_file() else False
+    if not isinstance(value, bool):
+        raise UserError(f"{path}: do_lower_case = {value!r} must be true or false.")
+    return value
+
+
+def _lower_cased(tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedTokenizerFast":
+    """Return a tokenizer that lower-cases first, as sentence-transformers does, of a class that saves this with it."""
+    from tokenizers import normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = tokenizer.backend_tokenizer
+    steps = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else [])]
+    backend.normalizer = normalizers.Sequence(steps)
+    limit = tokenizer.model_max_length
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=limit, **tokenizer.special_tokens_map)
 
 
 def _load(folder: Path) -> "PreTrainedTokenizerFast":
@@ -86,7 +117,7 @@ def _model_type(folder: Path) -> str | None:
     path = folder / "config.json"
     if not path.is_file():
         return None
-    return json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    return read_json(path).get("model_type")
 
 
 def train_wordpiece(sentences: Iterable[str], vocab_size: int, out: str | os.PathLike[str]) -> None:

@@ -1,7 +1,9 @@
 """Write the README.md of an exported model: what it is, how it was made, how good it is, how to use it."""
 
+import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from simcse_jax import __version__
@@ -21,14 +23,20 @@ _POOLERS = {
 
 
 def model_card(
-    name: str, architecture: Architecture, pooler: str, train_pooler: str, has_head: bool, card: Mapping[str, Any]
+    name: str,
+    architecture: Architecture,
+    pooler: str,
+    train_pooler: str,
+    has_head: bool,
+    card: Mapping[str, Any],
+    prompt: str = "",
 ) -> str:
     """Return the text of a model card, with its YAML front matter.
 
     name: the folder in the usage examples. card: any of "recipe" (mapping of keys to values), "defaults" (values of
     keys that need not be shown), "data" (mapping or text), "scores" (mapping of names to numbers, times 100), "step",
     and "source", the name of the model that this one is a copy of, if it was not trained here. Missing entries are left
-    out.
+    out. prompt: what sentence-transformers puts before each text.
     """
     recipe, data, scores = card.get("recipe") or {}, card.get("data") or {}, card.get("scores") or {}
     only_mlm = recipe.get("objective.loss") == "none"
@@ -47,7 +55,7 @@ def model_card(
         f"# {name}\n\n{_masked(name, recipe) if only_mlm else _origin(card.get('source'))} A sentence becomes a vector "
         f"of {architecture.hidden_size} numbers; compare vectors by cosine.",
         _table(facts),
-        "## Use\n\n" + _usage(name, architecture, pooler),
+        "## Use\n\n" + _usage(name, architecture, pooler, prompt),
     ]
     if scores:
         at = f" (step {card['step']})" if "step" in card else ""
@@ -66,8 +74,8 @@ def model_card(
 def _origin(source: str | None) -> str:
     if source is None:
         by = "trained with [SimCSE](https://arxiv.org/abs/2104.08821) by"
-    else:  # nor is a local path shown here
-        by = f"of {f'`{source}`' if _HUB_NAME.fullmatch(source) else 'a model trained elsewhere'}, written by"
+    else:
+        by = f"of {f'`{source}`' if _is_hub_name(source) else 'a model trained elsewhere'}, written by"
     return f"Sentence embeddings {by} simcse_jax {__version__}."
 
 
@@ -90,14 +98,23 @@ def _front_matter(recipe: Mapping[str, Any], task: str) -> str:
     tags = "\n".join(f"- {tag}" for tag in (*_TAGS, task))
     text = f"---\nlibrary_name: sentence-transformers\npipeline_tag: sentence-similarity\ntags:\n{tags}\n"
     base = str(recipe.get("model.name") or "")
-    # The Hub refuses a base_model that is not a Hub name, and a local path must not be published.
-    if _HUB_NAME.fullmatch(base) and recipe.get("model.init", "pretrained") == "pretrained":
+    if _is_hub_name(base) and recipe.get("model.init", "pretrained") == "pretrained":
         text += f"base_model: {base}\n"
     return text + "---"
 
 
-def _usage(name: str, architecture: Architecture, pooler: str) -> str:
-    sentences = 'sentences = ["A man plays the guitar.", "Someone is making music."]'
+def _is_hub_name(name: str) -> bool:
+    """Return whether a model's name is one of the Hub; a local path must not be published, and the Hub refuses it."""
+    return bool(_HUB_NAME.fullmatch(name)) and not Path(name).exists()
+
+
+def example(prompt: str) -> str:
+    """Return a line of Python that makes `sentences`, each with the prompt before it."""
+    texts = [prompt + text for text in ("A man plays the guitar.", "Someone is making music.")]
+    return f"sentences = {json.dumps(texts, ensure_ascii=False)}"
+
+
+def _usage(name: str, architecture: Architecture, pooler: str, prompt: str) -> str:
     averaged = AVERAGED_LAYERS.get(pooler, ())
     if averaged:
         layers = " + ".join(f"states[{layer}]" for layer in averaged)
@@ -113,7 +130,7 @@ def _usage(name: str, architecture: Architecture, pooler: str) -> str:
 ```python
 from sentence_transformers import SentenceTransformer
 
-{sentences}
+{example("")}
 model = SentenceTransformer("{name}")
 embeddings = model.encode(sentences)
 ```
@@ -124,7 +141,7 @@ With transformers:
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-{sentences}
+{example(prompt)}
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModel.from_pretrained("{name}")
 batch = tokenizer(sentences, padding=True, truncation=True, max_length={architecture.max_length}, return_tensors="pt")

@@ -3,6 +3,7 @@
 No PyTorch is needed to write it.
 """
 
+import itertools
 import os
 import shutil
 from collections.abc import Mapping
@@ -12,25 +13,34 @@ from typing import Any
 import numpy as np
 
 from simcse_jax import __version__
+from simcse_jax.data.tokenizer import TOKENIZER_FILES, load_tokenizer, lower_cases
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.families.table import config_json, read_architecture
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.model_folder.card import model_card
 from simcse_jax.model_folder.onnx_export import write_onnx
 from simcse_jax.model_folder.pretrained import load_params, to_hugging_face
-from simcse_jax.model_folder.st_modules import OURS, read_pooler, write_modules
+from simcse_jax.model_folder.st_modules import (
+    NO_PROMPTS,
+    OURS,
+    Prompts,
+    encoder_folder,
+    read_pooler,
+    read_prompts,
+    write_modules,
+)
 from simcse_jax.model_folder.weight_files import SAFETENSORS, write_weights
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
 from simcse_jax.system.json_file import read_json, write_json
 from simcse_jax.system.whole_file import writing
 
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model")
+_TOKENIZER = "tokenizer.json"
 _TOKENIZER_SETTINGS = "tokenizer_config.json"
-_TOKENIZER_FILES = (*_VOCABULARIES, "special_tokens_map.json", "added_tokens.json")
+_TOKENIZER_FILES = (*itertools.chain(*TOKENIZER_FILES), "special_tokens_map.json", "added_tokens.json")
 
 
-def convert(name: str, out: str | Path, pooler: str | None = None, **forms: bool) -> None:
+def convert(name: str, out: str | Path, pooler: str | None = None, **forms: Any) -> None:
     """Write any model as an exported folder.
 
     name: a Hugging Face folder (SimCSE's published ones too), an exported folder or a Hub name. out, forms: as in
@@ -42,14 +52,15 @@ def convert(name: str, out: str | Path, pooler: str | None = None, **forms: bool
     if (Path(name).expanduser() / "checkpoints").is_dir():
         raise UserError(f"--model={name} is a run folder. Export it with --workdir={name}.")
     folder = model_folder(name)
-    architecture = read_architecture(folder)
+    inner, prompts = encoder_folder(folder), read_prompts(folder)
+    architecture = read_architecture(inner)
     if not pooler:
         try:
             pooler = read_pooler(folder)
         except UserError as error:
             raise UserError(f"{error}\nGive it as --pooler=NAME.") from error
-    params = load_params(folder, architecture, head="load" if pooler == "cls" else "none")
-    export_model(Path(out), params, architecture, folder, pooler, card={"source": name}, **forms)
+    params = load_params(inner, architecture, head="load" if pooler == "cls" else "none")
+    export_model(Path(out), params, architecture, inner, pooler, card={"source": name}, prompts=prompts, **forms)
 
 
 def export_model(
@@ -60,6 +71,7 @@ def export_model(
     pooler: str,
     card: Mapping[str, Any],
     train_pooler: str = "",
+    prompts: Prompts = NO_PROMPTS,
     *,
     half: bool = False,
     onnx: bool = False,
@@ -68,7 +80,8 @@ def export_model(
     """Write a model folder, whole or not at all.
 
     out: a new or empty folder, or an earlier export, which is replaced (files that others put there stay).
-    params: the encoder's, on host or device; a head is written even if `pooler` does not use it.
+    params: the encoder's, on host or device; a head is written even if `pooler` does not use it. tokenizer_folder:
+    do_lower_case of its sentence_bert_config.json is kept. prompts: those of the model.
     card: see `model_card`. train_pooler: the pooler in training (default: "cls" if there is a head, else `pooler`).
     half: store the weights as float16; config.json still says to compute in float32. UserError if one is too large.
     onnx, int8: add model.onnx, and its quantised form; see `write_onnx`.
@@ -83,15 +96,15 @@ def export_model(
 
     with writing(out):
         partial.mkdir(parents=True)
-        _copy_tokenizer(Path(tokenizer_folder), partial, architecture.max_length)
+        _copy_tokenizer(tokenizer_folder, partial, architecture.max_length)
         tensors = to_hugging_face(params, architecture)
         write_json(partial / "config.json", config_json(architecture, "mlm" in params))
         write_weights(partial / SAFETENSORS, _halved(tensors) if half else tensors)
-        write_modules(partial, pooler, architecture, params.get("head"))
-        text = model_card(out.name, architecture, pooler, train_pooler, "head" in params, card)
+        write_modules(partial, pooler, architecture, params.get("head"), prompts, lower_cases(tokenizer_folder))
+        text = model_card(out.name, architecture, pooler, train_pooler, "head" in params, card, prompts.text)
         (partial / "README.md").write_text(text, encoding="utf-8")
         if onnx:
-            write_onnx(partial, pooler, out.name, int8)
+            write_onnx(partial, pooler, out.name, prompts.text, int8)
         written = sorted([*(path.name for path in partial.iterdir()), OURS])
         ours = {"pooler": pooler, "train_pooler": train_pooler, "version": __version__, "files": written}
         write_json(partial / OURS, ours)
@@ -141,20 +154,24 @@ def _keep_foreign(out: Path, partial: Path, previous: set[str]) -> None:
 
 
 def _copy_tokenizer(source: Path, target: Path, max_length: int) -> None:
-    """Copy the tokenizer's files, and set its length limit to the model's."""
-    found = [name for name in _TOKENIZER_FILES if (source / name).is_file()]
-    if not set(found) & set(_VOCABULARIES):
-        raise UserError(f"{source} holds no tokenizer: none of {', '.join(_VOCABULARIES)} is there.")
-    for name in found:
-        shutil.copyfile(source / name, target / name)
+    """Copy the tokenizer's files, add a missing tokenizer.json, and set its length limit to the model's."""
+    tokenizer = load_tokenizer(source)
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
     path = source / _TOKENIZER_SETTINGS
     settings = read_json(path) if path.is_file() else {}
+    if lower_cases(source):  # in tokenizer.json, which other classes do not read whole
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if lower_cases(source) or not (target / _TOKENIZER).exists():
+        tokenizer.backend_tokenizer.save(str(target / _TOKENIZER))
     write_json(target / _TOKENIZER_SETTINGS, _readable_by_all(settings) | {"model_max_length": max_length})
 
 
 def _readable_by_all(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return tokenizer settings with keys that transformers 4 and 5 share, without those on how it was loaded."""
-    shared = {key: settings[key] for key in settings if key not in ("is_local", "local_files_only", "name_or_path")}
+    """Return tokenizer settings with keys that transformers 4 and 5 share, without how it was loaded and whose code."""
+    dropped = ("is_local", "local_files_only", "name_or_path", "auto_map")
+    shared = {key: settings[key] for key in settings if key not in dropped}
     if shared.get("tokenizer_class") == "TokenizersBackend":  # transformers 5's name
         shared["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(shared.get("extra_special_tokens"), list):  # transformers 4 takes a mapping under this name

@@ -1,4 +1,4 @@
-"""Add model.onnx and model_int8.onnx to an exported folder (the extra [onnx]).
+"""Add onnx/model.onnx and onnx/model_int8.onnx to an exported folder (the extra [onnx]).
 
 To run them takes ONNX Runtime and the folder's tokenizer.json, and neither JAX nor PyTorch nor transformers.
 """
@@ -14,6 +14,7 @@ import jax
 
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.encoder.families.table import read_architecture
+from simcse_jax.model_folder.card import example
 from simcse_jax.model_folder.onnx_graph import encoder_graph
 from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.system.errors import UserError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import onnx
     from transformers import PreTrainedTokenizerFast
 
-MODEL, MODEL_INT8 = "model.onnx", "model_int8.onnx"
+FOLDER, MODEL, MODEL_INT8 = "onnx", "model.onnx", "model_int8.onnx"  # transformers.js and others look for these
 TOKENIZER = "tokenizer.json"
 _FILE_LIMIT = 2_000_000_000  # bytes of weights; one protobuf message may have 2**31, the nodes included
 
@@ -38,14 +39,14 @@ def require_onnx() -> None:
             ) from None
 
 
-def write_onnx(folder: Path, pooler: str, name: str, int8: bool = False) -> None:
-    """Add model.onnx to a folder that `export_model` makes, and to its README.md how to use it.
+def write_onnx(folder: Path, pooler: str, name: str, prompt: str = "", int8: bool = False) -> None:
+    """Add onnx/model.onnx to a folder that `export_model` makes, and to its README.md how to use it.
 
-    The model is that of `encoder_graph`. name: the folder in the usage example. int8: also write model_int8.onnx, with
+    The model is that of `encoder_graph`. name, prompt: of the usage example. int8: also write model_int8.onnx, with
     products and tables in 8 bits (ONNX Runtime's dynamic quantisation). It has a quarter of the size, and
     all-MiniLM-L6-v2 then scores 82.02 instead of 82.03 on STS-B test and 86.55 instead of 86.72 on dev (Spearman x 100,
-    see benchmarks/onnx_quality.py). A missing tokenizer.json is added. Raises UserError without the extra [onnx], and
-    if the model is too large for one file.
+    see benchmarks/onnx_quality.py). Raises UserError without the extra [onnx], and if the model is too large for one
+    file.
     """
     require_onnx()
     architecture = read_architecture(folder)
@@ -57,13 +58,15 @@ def write_onnx(folder: Path, pooler: str, name: str, int8: bool = False) -> None
             "Leave --onnx out, and use the folder with sentence-transformers; or train a smaller model."
         )
     model, tokenizer = encoder_graph(params, architecture, pooler), load_tokenizer(folder)
-    if not (folder / TOKENIZER).is_file():
-        tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
-    (folder / MODEL).write_bytes(model.SerializeToString())
+    inner = folder / FOLDER
+    inner.mkdir()
+    (inner / MODEL).write_bytes(model.SerializeToString())
     if int8:
-        _quantise(model, folder / MODEL_INT8)
+        _quantise(model, inner / MODEL_INT8)
+    for path in inner.iterdir():  # where they lay at first
+        (folder / path.name).symlink_to(f"{FOLDER}/{path.name}")
     with (folder / "README.md").open("a", encoding="utf-8") as file:
-        file.write(f"\n{_usage(name, architecture.max_length, tokenizer)}")
+        file.write(f"\n{_usage(name, prompt, architecture.max_length, tokenizer)}")
 
 
 def _quantise(model: onnx.ModelProto, path: Path) -> None:
@@ -81,7 +84,7 @@ def _quantise(model: onnx.ModelProto, path: Path) -> None:
     quantize_dynamic(marked, path, weight_type=QuantType.QUInt8, per_channel=True)
 
 
-def _usage(name: str, max_length: int, tokenizer: PreTrainedTokenizerFast) -> str:
+def _usage(name: str, prompt: str, max_length: int, tokenizer: PreTrainedTokenizerFast) -> str:
     return f"""## Use with ONNX Runtime
 
 With `pip install onnxruntime tokenizers`:
@@ -91,7 +94,7 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-sentences = ["A man plays the guitar.", "Someone is making music."]
+{example(prompt)}
 tokenizer = Tokenizer.from_file("{name}/{TOKENIZER}")
 tokenizer.enable_truncation({max_length})
 tokenizer.enable_padding(pad_id={tokenizer.pad_token_id}, pad_token="{tokenizer.pad_token}")
@@ -100,7 +103,7 @@ inputs = {{
     "input_ids": np.array([text.ids for text in texts]),
     "attention_mask": np.array([text.attention_mask for text in texts]),
 }}
-session = onnxruntime.InferenceSession("{name}/{MODEL}")
+session = onnxruntime.InferenceSession("{name}/{FOLDER}/{MODEL}")
 embeddings = session.run(["sentence_embedding"], inputs)[0]  # of length 1
 ```
 """

@@ -55,7 +55,19 @@ def load_params(
     params, places = made(lambda shape: np.empty(shape, np.float32))
     for name, place in places:
         place[...] = stored[name]
+    require_finite(params, folder)
     return params
+
+
+def require_finite(params: Params, folder: str | Path) -> None:
+    """Raise UserError if a parameter holds NaN or infinity: every embedding would."""
+    for path, array in jax.tree_util.tree_leaves_with_path(params):
+        if not np.isfinite(array).all():
+            raise UserError(
+                f"{folder}: the weights {jax.tree_util.keystr(path, simple=True, separator='/')} hold NaN or infinity, "
+                "so the training that made them has failed.\nTake an earlier checkpoint, or train again with a lower "
+                "learning rate."
+            )
 
 
 def to_hugging_face(params: Mapping[str, Any], architecture: Architecture) -> Tensors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from simcse_jax.encoder.families.table import architecture_from_dict
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.model_folder.export import export_model
+from simcse_jax.model_folder.pretrained import require_finite
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.json_file import read_json
 from simcse_jax.system.whole_file import require_files
@@ -51,8 +51,8 @@ def complete_steps(folder: Path) -> list[int]:
 
 
 def require_intact(step: Path) -> None:
-    """Raise ValueError when a file of this checkpoint is missing or damaged, OSError when it cannot be read."""
-    require_files(step, json.loads((step / FILE_LIST).read_text(encoding="utf-8")))
+    """Raise ValueError or UserError when a file of this checkpoint is missing or damaged, OSError when unreadable."""
+    require_files(step, read_json(step / FILE_LIST, way_out="Restore it from a copy, or train again."))
 
 
 def read_state(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
@@ -98,10 +98,11 @@ def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
         raise UserError(f"{newest} is damaged: {error}.\nRestore it from a copy, or train again.") from error
     encoder = Encoder(config, dtype, dtype, has_head=info["has_head"], has_mlm_head=info["has_mlm_head"])
     params = _arrays(newest / "params", parameter_shapes(encoder))
+    require_finite(params, newest)
     return params, info | {"scores": _json(newest / "scores"), "step": max(steps)}
 
 
-def export_run(workdir: str | Path, out: str | Path, **forms: bool) -> None:
+def export_run(workdir: str | Path, out: str | Path, **forms: Any) -> None:
     """Write the best checkpoint of a run folder as a model folder; UserError if there is no run or no checkpoint.
 
     out, forms: as in `export_model`.

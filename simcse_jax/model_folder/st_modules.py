@@ -6,7 +6,7 @@ Module names and keys are those of sentence-transformers 2 and 3; later releases
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,13 +18,37 @@ from simcse_jax.system.errors import UserError
 from simcse_jax.system.json_file import read_json, write_json
 
 OURS = "simcse_jax.json"
+_ADAPTER = "adapter_config.json"
+_SETTINGS = "config_sentence_transformers.json"
 _TYPES = "sentence_transformers.models."
 # SimCSE's published folders say how they pool by their name alone.
 _PUBLISHED = re.compile(r"(?<![a-z])(?P<un>un)?sup[-_]simcse", re.IGNORECASE)
 _POOLING_KEYS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
 
-def write_modules(folder: Path, pooler: str, architecture: Architecture, head: Mapping[str, Any] | None) -> None:
+class Prompts(NamedTuple):
+    """Hold what is put before texts: `prompts` and `default_prompt_name` of config_sentence_transformers.json."""
+
+    by_name: dict[str, str]
+    default: str | None
+
+    @property
+    def text(self) -> str:
+        """Return what comes before each text that is encoded."""
+        return self.by_name[self.default] if self.default else ""
+
+
+NO_PROMPTS = Prompts({}, None)
+
+
+def write_modules(
+    folder: Path,
+    pooler: str,
+    architecture: Architecture,
+    head: Mapping[str, Any] | None,
+    prompts: Prompts = NO_PROMPTS,
+    do_lower_case: bool = False,
+) -> None:
     """Write modules.json, the modules after the Transformer, and the settings beside them.
 
     head: the parameters of the head, which "cls" needs. The length limit is the model's, not that of the training.
@@ -41,7 +65,7 @@ def write_modules(folder: Path, pooler: str, architecture: Architecture, head: M
             write_weights(path / SAFETENSORS, weights)
         listed.append({"idx": place, "name": str(place), "path": path.name, "type": _TYPES + kind})
 
-    transformer: dict[str, Any] = {"max_seq_length": architecture.max_length, "do_lower_case": False}
+    transformer: dict[str, Any] = {"max_seq_length": architecture.max_length, "do_lower_case": do_lower_case}
     if len(averaged) > 1:
         transformer["config_args"] = {"output_hidden_states": True}
         module("WeightedLayerPooling", *_layer_average(averaged, architecture))
@@ -59,8 +83,13 @@ def write_modules(folder: Path, pooler: str, architecture: Architecture, head: M
         )
     write_json(folder / "modules.json", listed)
     write_json(folder / "sentence_bert_config.json", transformer)
-    ours = {"__version__": {"simcse_jax": __version__}, "prompts": {}, "default_prompt_name": None}
-    write_json(folder / "config_sentence_transformers.json", ours | {"similarity_fn_name": "cosine"})
+    settings = {
+        "__version__": {"simcse_jax": __version__},
+        "prompts": prompts.by_name,
+        "default_prompt_name": prompts.default,
+        "similarity_fn_name": "cosine",
+    }
+    write_json(folder / _SETTINGS, settings)
 
 
 def _layer_average(
@@ -112,12 +141,56 @@ def read_pooler(folder: str | Path) -> str:
         raise UserError(f"{folder}/modules.json asks for {', '.join(kind for kind, _ in modules)}.\n{ways_out}")
     settings = read_json(folder / pooling[0] / "config.json")
     mode = settings.get("pooling_mode")  # one key since release 5, one for each mode before
-    modes = {mode} if isinstance(mode, str) else set(map(str, mode or ()))
+    modes = set(map(str, mode)) if isinstance(mode, list) else {str(mode)} if mode else set()
     modes |= {key.split("_")[0] for key in _POOLING_KEYS if settings.get(f"pooling_mode_{key}") is True}
     poolers = {"cls": "cls_before_pooler", "mean": "avg"}
     if len(modes) != 1 or not modes <= poolers.keys():
         raise UserError(f"{folder / pooling[0]} pools by {', '.join(sorted(modes)) or 'nothing'}.\n{ways_out}")
     return poolers[modes.pop()]
+
+
+def read_prompts(folder: Path) -> Prompts:
+    """Return a model folder's prompts; UserError where they are no texts, or are left out of the pooling."""
+    path = folder / _SETTINGS
+    settings = read_json(path) if path.is_file() else {}
+    prompts = Prompts(settings.get("prompts") or {}, settings.get("default_prompt_name"))
+    if not isinstance(prompts.by_name, dict) or not all(
+        isinstance(text, str | None) for text in prompts.by_name.values()
+    ):
+        raise UserError(f"{path}: prompts = {prompts.by_name!r} must be an object of texts.")
+    if prompts.default is not None and not isinstance(prompts.by_name.get(str(prompts.default)), str):
+        raise UserError(
+            f"{path}: default_prompt_name = {prompts.default!r} is not among prompts ({', '.join(prompts.by_name)}).\n"
+            "Name one of these, or set it to null: then no prompt is put before texts."
+        )
+    for kind, place in _modules(folder):
+        pooling = folder / place / "config.json"
+        if kind == "Pooling" and prompts.text and read_json(pooling).get("include_prompt") is False:
+            raise UserError(
+                f"{pooling}: include_prompt = false leaves the tokens of the prompt {prompts.text!r} out of the mean, "
+                f"which is not supported.\nSet default_prompt_name of {path.name} to null in a copy of the folder, to "
+                "encode texts without the prompt; or use the model with sentence-transformers."
+            )
+    return prompts
+
+
+def encoder_folder(folder: Path) -> Path:
+    """Return where the encoder itself is: `folder`, or that of the Transformer module, 0_Transformer in old releases.
+
+    Raises UserError where an adapter lies beside it.
+    """
+    inner = next((folder / path for kind, path in _modules(folder) if kind == "Transformer"), folder)
+    if (inner / _ADAPTER).is_file():
+        base = read_json(inner / _ADAPTER).get("base_model_name_or_path")
+        raise UserError(
+            f"{inner / _ADAPTER}: adapters (this is one of {base!r}) are not supported.\n"
+            "Merge it into the model's weights once, where PEFT is installed (pip install peft torch):\n"
+            "  from peft import AutoPeftModelForFeatureExtraction as Adapted; from transformers import AutoTokenizer\n"
+            f"  Adapted.from_pretrained({str(inner)!r}).merge_and_unload().save_pretrained('MERGED')\n"
+            f"  AutoTokenizer.from_pretrained({str(inner)!r}).save_pretrained('MERGED')\n"
+            "and give MERGED with the pooler (--pooler=NAME), or copy modules.json and 1_Pooling there."
+        )
+    return inner
 
 
 def normalizes(folder: str | Path) -> bool:

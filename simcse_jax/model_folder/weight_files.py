@@ -52,7 +52,10 @@ def write_weights(path: Path, tensors: Mapping[str, Any]) -> None:
     """Write a safetensors file that transformers takes for PyTorch's."""
     from safetensors.numpy import save_file
 
+    path.touch()
+    mode = path.stat().st_mode  # as the umask says; safetensors makes a file that only its owner reads
     save_file(dict(tensors), path, metadata={"format": "pt"})  # transformers refuses a file without the format
+    path.chmod(mode)
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

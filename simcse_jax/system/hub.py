@@ -26,6 +26,7 @@ OPTIONAL_FILES = (
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "simcse_jax.json",
+    "adapter_config.json",
 )
 _REPO_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DATASET_PREFIX = "hf://datasets/"

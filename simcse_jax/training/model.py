@@ -22,6 +22,7 @@ from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.model_folder.pretrained import load_params
+from simcse_jax.model_folder.st_modules import encoder_folder
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
 from simcse_jax.training.feeding import split_list
@@ -35,7 +36,7 @@ BERT_BASE = Architecture("bert", 30522, 768, 12, 12, 3072)
 
 def local_model(model: ModelConfig) -> Path | None:
     """Return the local folder of model.name, fetched from the Hub if need be; None where no model is named."""
-    return model_folder(model.name, weights=model.init == "pretrained") if model.name else None
+    return encoder_folder(model_folder(model.name, weights=model.init == "pretrained")) if model.name else None
 
 
 def write_tokenizer(config: Config, folder: Path | None, to: Path) -> None:
@@ -48,7 +49,7 @@ def write_tokenizer(config: Config, folder: Path | None, to: Path) -> None:
         texts = read_sentences(split_list(config.data.files), TOKENIZER_SENTENCES, split_list(config.data.columns))
         train_wordpiece(texts, model.vocab_size, to)
         return
-    source = model_folder(model.tokenizer, weights=False) if model.tokenizer else folder
+    source = encoder_folder(model_folder(model.tokenizer, weights=False)) if model.tokenizer else folder
     assert source is not None  # `resolve` refuses a recipe with neither
     load_tokenizer(source).save_pretrained(to)
 
@@ -124,7 +125,7 @@ def load_predictor(
     if config.data.positive != "mask" or config.objective.loss == "none":
         return None, lambda: None
     named = config.data.mask_model
-    source = model_folder(named) if named else folder
+    source = encoder_folder(model_folder(named)) if named else folder
     assert source is not None  # `resolve` refuses a recipe with neither
     if named and load_tokenizer(source).get_vocab() != tokenizer.get_vocab():
         raise UserError(

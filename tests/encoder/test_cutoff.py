@@ -35,26 +35,20 @@ def zeroed(kind: str, rate: float, row_length: int = 64, **packing: Any) -> list
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.4])
-def test_tokens_are_cut_whole(rate: float) -> None:
-    views = zeroed("token", rate)
+@pytest.mark.parametrize("kind", ["token", "feature"])
+def test_tokens_are_cut_whole_and_features_of_all_tokens_of_a_sentence(kind: str, rate: float) -> None:
+    views = zeroed(kind, rate)
     for sentence in views[0]:
-        assert (sentence.all(1) | ~sentence.any(1)).all()
-    one, two = (np.concatenate(view)[:, 0] for view in views)
-    spread = np.sqrt(rate * (1 - rate) / len(one))
-    assert abs(one.mean() - rate) < 4 * spread
-    assert abs((one & two).mean() - rate**2) < 4 * spread  # views are independent
-
-
-@pytest.mark.parametrize("rate", [0.1, 0.4])
-def test_features_are_cut_of_all_tokens_of_a_sentence(rate: float) -> None:
-    views = zeroed("feature", rate)
-    for sentence in views[0]:
-        assert (sentence == sentence[:1]).all()
-    one, two = (np.stack([sentence[0] for sentence in view]) for view in views)
+        alike = sentence.T if kind == "token" else sentence
+        assert (alike == alike[:1]).all()
+    if kind == "token":
+        one, two = (np.concatenate(view)[:, 0] for view in views)
+    else:
+        one, two = (np.stack([sentence[0] for sentence in view]) for view in views)
+        assert np.abs(one.mean(0) - rate).max() < 5 * np.sqrt(rate * (1 - rate) / len(one))  # no feature is favoured
     spread = np.sqrt(rate * (1 - rate) / one.size)
     assert abs(one.mean() - rate) < 4 * spread
-    assert abs((one & two).mean() - rate**2) < 4 * spread
-    assert np.abs(one.mean(0) - rate).max() < 5 * np.sqrt(rate * (1 - rate) / len(one))  # no feature is favoured
+    assert abs((one & two).mean() - rate**2) < 4 * spread  # views are independent
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.4])

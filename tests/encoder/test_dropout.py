@@ -53,13 +53,10 @@ def _check(products: np.ndarray, what: object) -> None:
     assert abs(sigmas) < SIGMAS, f"{what}: {sigmas:.1f} sigma"
 
 
-def test_kept_share(masks: dict) -> None:
+def test_kept_share_of_independent_sites_layers_views_and_steps(masks: dict) -> None:
     for name, mask in masks.items():
         _check(mask, name)
     _check(np.stack(list(masks.values())), "all")
-
-
-def test_sites_layers_views_and_steps_are_independent(masks: dict) -> None:
     for (a, first), (b, second) in itertools.combinations(masks.items(), 2):
         _check(first * second, (a, b))
 

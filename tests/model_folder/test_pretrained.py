@@ -215,7 +215,7 @@ CONFIG_ERRORS = {
     "decoder": ({"is_decoder": True}, "is_decoder = True"),
     "cross attention": ({"add_cross_attention": True}, "add_cross_attention = True"),
     "missing keys": ({"hidden_size": None, "vocab_size": None}, "lacks vocab_size, hidden_size"),
-    "text for a number": ({"hidden_size": "32"}, "hidden_size = '32' must be a whole number of at least 1"),
+    "text for a number": ({"hidden_size": "32"}, "hidden_size = '32' must be a whole number from 1"),
     "heads": ({"num_attention_heads": 5}, "hidden_size = 32 does not divide over num_attention_heads = 5"),
     "epsilon": ({"layer_norm_eps": "small"}, r"layer_norm_eps = 'small' must be a number in \[0, 1\)"),
     "no room": ({"model_type": "roberta", "pad_token_id": 39}, "leaves no position after the first 40"),

@@ -12,6 +12,9 @@ from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.json_file import read_json
 
+# Far above any model, and low enough that no array's size overflows.
+LARGEST_SIZE, LARGEST = 10_000_000, {"num_hidden_layers": 1000}
+
 
 @dataclasses.dataclass(frozen=True)
 class WeightNames:
@@ -70,12 +73,12 @@ class ConfigFile:
         return {key: self.size(key, default=1, least=1) for key in keys}
 
     def size(self, key: str, default: int, least: int = 0) -> int:
-        """Return a whole number of at least `least`; `default` if the key is missing or null."""
-        value = self.content.get(key)
+        """Return a whole number from `least` to the largest that models have; `default` for a missing key or null."""
+        value, largest = self.content.get(key), LARGEST.get(key, LARGEST_SIZE)
         if value is None:
             return default
-        if type(value) is not int or value < least:
-            raise UserError(f"{self.path}: {key} = {value!r} must be a whole number of at least {least}.")
+        if type(value) is not int or not least <= value <= largest:
+            raise UserError(f"{self.path}: {key} = {value!r} must be a whole number from {least} to {largest}.")
         return value
 
     def fraction(self, key: str, default: float) -> float:
@@ -88,7 +91,7 @@ class ConfigFile:
     def activation(self, key: str, default: str) -> str:
         """Return the name of an activation that we have."""
         value = self.content.get(key, default)
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             raise UserError(f"{self.path}: {key} = {value!r} is unknown.\nKnown: {', '.join(ACTIVATIONS)}.")
         return value
 

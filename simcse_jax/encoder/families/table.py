@@ -56,10 +56,10 @@ def _family_of(file: ConfigFile) -> Family:
     kind, classes = file.content.get("model_type"), file.content.get("architectures")
     if kind is None and classes is None:
         raise UserError(f'{file.path} has no model_type.\n{supported}\nIf it is a BERT, add "model_type": "bert".')
-    if kind in by_type:
+    if isinstance(kind, str) and kind in by_type:
         return by_type[kind]
     if kind is None:  # files of the first releases name the class only
-        names = [str(name) for name in classes or []]
+        names = [str(name) for name in classes] if isinstance(classes, list) else []
         found = [family for family in FAMILIES.values() if any(_is_class_of(family, name) for name in names)]
         if len(found) == 1:
             return found[0]

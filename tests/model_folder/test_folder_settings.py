@@ -1,0 +1,125 @@
+"""Settings of a folder that change vectors: applied as sentence-transformers does, kept by an export, or refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers
+from sentence_transformers import SentenceTransformer
+
+from simcse_jax import SimCSE
+from simcse_jax.data.tokenizer import load_tokenizer
+from simcse_jax.embedding_model import open_model
+from simcse_jax.model_folder.export import convert
+from simcse_jax.system.errors import UserError
+from tests.model_folder.test_onnx_export import onnx_vectors
+from tests.small_models import FROM_FOLDER, prepare_small
+
+TEXTS = ["A RED Dog sleeps", "two Children play in the park", "", "the [SEP] Music", "MUSIC " * 9]
+PROMPT = "A Man: "
+
+
+def edit(folder: Path, name: str, **keys: Any) -> None:
+    path = folder / name
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | keys))
+
+
+def cased(folder: Path) -> None:
+    backend = json.loads((folder / "tokenizer.json").read_text())
+    backend["normalizer"]["lowercase"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(backend))
+    edit(folder, "tokenizer_config.json", do_lower_case=False)
+
+
+def lower_case(folder: Path) -> None:
+    cased(folder)
+    edit(folder, "sentence_bert_config.json", do_lower_case=True)
+
+
+def prompt(folder: Path) -> None:
+    prompts = {"query": PROMPT, "document": "text: "}
+    edit(folder, "config_sentence_transformers.json", prompts=prompts, default_prompt_name="query")
+
+
+def old_layout(folder: Path) -> None:
+    inner = folder / "0_Transformer"
+    inner.mkdir()
+    for path in [*folder.iterdir()]:
+        if path.is_file() and path.name not in ("modules.json", "config_sentence_transformers.json", "README.md"):
+            path.rename(inner / path.name)
+    (inner / "simcse_jax.json").unlink()
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = inner.name
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+
+
+def all_of_them(folder: Path) -> None:
+    lower_case(folder)
+    prompt(folder)
+    old_layout(folder)
+
+
+@pytest.fixture
+def folder(small_model: Path, tmp_path: Path) -> Path:
+    shutil.copytree(small_model, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def by_sentence_transformers(folder: Path) -> np.ndarray:
+    return SentenceTransformer(str(folder), device="cpu").encode(TEXTS, normalize_embeddings=True)
+
+
+@pytest.mark.parametrize("change", [lower_case, prompt, old_layout, all_of_them])
+def test_vectors_are_those_of_sentence_transformers(folder: Path, tmp_path: Path, change: Callable) -> None:
+    before = SimCSE(folder).encode(TEXTS)
+    cased(folder)
+    without = SimCSE(folder).encode(TEXTS)
+    assert np.abs(without - before).max() > 0.01
+    change(folder)
+    theirs, model = by_sentence_transformers(folder), SimCSE(folder)
+    assert (np.sum(model.encode(TEXTS) * theirs, axis=1) > 0.99999).all()
+    if change is not old_layout:
+        assert np.abs(theirs - without).max() > 0.01
+
+    # All of an export's readers: ours, sentence-transformers, and tokenizer.json with ONNX alone.
+    out = tmp_path / "out"
+    convert(str(folder), out, onnx=True)
+    given = [PROMPT + text if change in (prompt, all_of_them) else text for text in TEXTS]
+    for vectors in (SimCSE(out).encode(TEXTS), by_sentence_transformers(out), onnx_vectors(out, given, 64)):
+        np.testing.assert_allclose(vectors, theirs, rtol=0, atol=2e-5)
+    ids = transformers.AutoTokenizer.from_pretrained(out)(given, truncation=True, max_length=64)["input_ids"]
+    assert [len(row) for row in ids] == list(open_model(str(out)).count_tokens(TEXTS))
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert (f'"{PROMPT}A man plays' in card) == (given != TEXTS)
+
+
+def test_a_run_keeps_the_lower_case_of_its_model(folder: Path, tmp_path: Path) -> None:
+    lower_case(folder)
+    prepare_small(tmp_path / "run", tmp_path / "cache", **FROM_FOLDER | {"model__name": str(folder)})
+    kept = load_tokenizer(tmp_path / "run" / "tokenizer")
+    assert kept(TEXTS)["input_ids"] == load_tokenizer(folder)(TEXTS)["input_ids"]
+
+
+REFUSED: dict[str, tuple[str, Any, str]] = {
+    "no such prompt": ("config_sentence_transformers.json", {"default_prompt_name": "passage"}, "default_prompt_name"),
+    "a prompt that is a list": ("config_sentence_transformers.json", {"prompts": {"query": ["a"]}}, "prompts"),
+    "prompts that are a list": ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts"),
+    "a prompt left out of the mean": ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt"),
+    "a text for true": ("sentence_bert_config.json", {"do_lower_case": "yes"}, "do_lower_case"),
+    "an adapter": ("adapter_config.json", {"peft_type": "LORA"}, "adapter_config.json"),
+}
+
+
+@pytest.mark.parametrize(("name", "keys", "said"), REFUSED.values(), ids=REFUSED)
+def test_what_is_refused(folder: Path, tmp_path: Path, name: str, keys: dict[str, Any], said: str) -> None:
+    prompt(folder)
+    edit(folder, name, **keys)
+    for way_in in (lambda: open_model(str(folder)), lambda: convert(str(folder), tmp_path / "out")):
+        with pytest.raises(UserError, match=said):
+            way_in()
