@@ -11,7 +11,7 @@ from jax.sharding import SingleDeviceSharding
 from benchmarks import roofline
 from benchmarks.chips import CHIPS
 from benchmarks.compiled_step import ENCODERS
-from benchmarks.hlo_costs import Part, group_of, memory_space, padded_bytes, parts
+from benchmarks.hlo_costs import Part, memory_space, padded_bytes, parts
 from benchmarks.scaling_model import UNSUPERVISED, Model, encoder_flops, loss_flops
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.training.hlo import Array, Collective
@@ -77,22 +77,6 @@ def test_bytes_and_flops_by_hand() -> None:
     assert set(found) == {"f", "next", "lt", "go", "gone"}
     everywhere = {part.name: part for part in parts(TEXT, chip_memory=False)}
     assert everywhere["gone"].hbm == 64 * 128 * 4
-
-
-@pytest.mark.parametrize(
-    ("op_name", "group"),
-    [
-        ("jit(train_step)/jvp()/shard_map/vmap(vmap(Encoder))/Encoder._run/while/body/layers/ffn/up/dot", "ffn"),
-        ("jit(train_step)/transpose(jvp())/vmap(Encoder)/Encoder._run/layers/attention/norm/mul", "norm"),
-        ("jit(train_step)/jvp()/vmap(Encoder)/Encoder._run/layers/attention/dropout/xor", "dropout"),
-        ("jit(train_step)/jvp()/vmap(Encoder)/Encoder._run/while/body/dynamic_slice", "stacks"),
-        ("jit(train_step)/jvp()/shard_map/while/body/closed_call/ad,ckd->akc/dot_general", "loss"),
-        ("jit(train_step)/mul", "optimizer"),
-        ("jit(train_step)/jit(_threefry_fold_in)/step_key/add", "other"),
-    ],
-)
-def test_parts_of_the_step_by_name(op_name: str, group: str) -> None:
-    assert group_of(op_name) == group
 
 
 def products(x: jax.Array, w: jax.Array) -> Any:

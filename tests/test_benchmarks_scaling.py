@@ -24,7 +24,6 @@ from benchmarks.scaling_model import (
     gradients_sent,
     loss_flops,
     step,
-    updated,
 )
 from simcse_jax.config.schema import OptimizerConfig
 from simcse_jax.encoder.init import parameter_shapes
@@ -87,24 +86,6 @@ def test_links_of_a_torus() -> None:
     assert fast_links(CHIPS["h100"], 8) == (450e9, 7)
 
 
-def test_parameters_that_are_split() -> None:
-    """All matrices and tables of BERT-base over 8 chips; fewer the smaller the parts; over 256 none."""
-    vectors = 12 * (3 * 768 + 3072 + 6 * 768) + 3 * 768
-    kernels, tables = BASE.split(8)
-    assert (kernels, tables) == (BASE.matrices + 768**2, (30522 + 512 + 2) * 768)
-    assert kernels + tables == BASE.parameters - vectors
-    assert [sum(BASE.split(n)) for n in (1, 256, 4096)] == [0, 0, 0]
-    assert BASE.split(16) == (12 * (3 * 768**2 + 2 * 768 * 3072), 0)
-    plain, half = (
-        gradients_sent(CHIPS["v5e"], 8, BASE, dataclasses.replace(UNSUPERVISED, kernel_bytes=size), ASSUMED).inner
-        for size in (4, 2)
-    )
-    assert plain - half == 2 * kernels * 7 / 8
-    chunked = dataclasses.replace(UNSUPERVISED, kernel_bytes=2, chunks=4)
-    assert gradients_sent(CHIPS["v5e"], 8, BASE, chunked, ASSUMED).inner == plain
-    assert updated(CHIPS["v5e"], 8, BASE, UNSUPERVISED) == vectors + (BASE.parameters - vectors) / 8
-
-
 @pytest.mark.parametrize("name", ["bert-base", "bert-large"])
 @pytest.mark.parametrize("chips", [8, 16, 256])
 def test_what_is_split_is_what_the_mesh_splits(name: str, chips: int) -> None:
@@ -116,20 +97,6 @@ def test_what_is_split_is_what_the_mesh_splits(name: str, chips: int) -> None:
     ):
         sizes[path[-1].key == "kernel"] += x.size * ("data" in spec)
     assert MODELS[name].split(chips) == (sizes[True], sizes[False])
-
-
-def test_where_communication_binds() -> None:
-    steps = scaling.Setting("", UNSUPERVISED, per_chip=64).steps(CHIPS["h100"], BASE, ASSUMED)
-    start = scaling.binding_from(steps)
-    assert start is not None
-    assert all((s.communication > s.compute) == (s.chips >= start) for s in steps)
-    assert scaling.binding_from(steps[:1]) is None
-    needed = scaling.examples_needed(CHIPS["h100"], 8, BASE, UNSUPERVISED, ASSUMED)
-    assert needed is not None
-    shares = [step(CHIPS["h100"], 8, b, BASE, UNSUPERVISED, ASSUMED).share for b in (needed - 8, needed)]
-    assert shares[0] > 0.2 >= shares[1]
-    nothing_sent = dataclasses.replace(ASSUMED, link_share=1e-6)
-    assert scaling.examples_needed(CHIPS["h100"], 8, BASE, UNSUPERVISED, nothing_sent) is None
 
 
 def test_the_command_prints_the_tables_that_are_kept(tmp_path: Path) -> None:
