@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import errno
 import faulthandler
 import io
 import os
@@ -39,8 +40,8 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None, inter
     sys.unraisablehook = _unraisable
 
     def leave() -> NoReturn:
-        with suppress(OSError):  # whoever read it may have been interrupted too
-            print(f"\ninterrupted; {interrupted}", file=sys.stderr, flush=True)
+        with suppress(OSError, RuntimeError):  # its reader is gone too; it came within another print
+            os.write(2, f"\ninterrupted; {interrupted}\n".encode())
             sys.stdout.flush()
         # A normal exit would end the interpreter while native threads may still compile in it.
         os._exit(130)
@@ -59,7 +60,10 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None, inter
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # hides messages of libraries; --verbosity=0 shows them
         try:
-            return _finish(main() or 0)
+            with _full_disk_is_a_user_error():
+                status = main() or 0
+                sys.stdout.flush()  # at the exit nobody would handle its errors
+            return _finish(status)
         except UserError as error:
             print(f"\nerror: {error}", file=sys.stderr, flush=True)
             if _one_of_several() and not error.everywhere:
@@ -67,7 +71,7 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None, inter
                 os._exit(USER_ERROR_STATUS)  # as below
             return _finish(USER_ERROR_STATUS)
         except BrokenPipeError:  # whatever read our output, such as `head`, has ended
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             return _finish(128 + signal.SIGPIPE)
         except KeyboardInterrupt:
             leave()
@@ -96,6 +100,26 @@ def _prepare_streams() -> None:
     )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def _full_disk_is_a_user_error() -> Iterator[None]:
+    """Turn the error of a disk that is full, wherever it is met, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
+        raise UserError(f"{error}.\nFree some space, then give the same command again.") from error
+
+
+def _drop_output() -> None:
+    """Print to nowhere from now on, also what is not written yet."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_import(frame: FrameType | None) -> bool:

@@ -1,6 +1,7 @@
 """What every command does with its streams: closed ones, and encodings that lack a letter."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,16 @@ cli.run(main)
 def run(redirected: str = "", **environment: str) -> "subprocess.CompletedProcess[bytes]":
     line = f"{sys.executable} -c '{COMMAND.replace(chr(39), chr(34))}' {redirected}"
     return subprocess.run(["bash", "-c", line], cwd=ROOT, env=os.environ | environment, capture_output=True)
+
+
+def test_a_full_disk_and_a_reader_that_ends() -> None:
+    done = run("> /dev/full")
+    assert (done.returncode, b"Traceback" in done.stderr) == (2, False)
+    assert b"No space left" in done.stderr
+    for buffered in ("", "1"):
+        done = run("| true; exit ${PIPESTATUS[0]}", PYTHONUNBUFFERED=buffered)
+        assert done.returncode == 128 + signal.SIGPIPE
+        assert b"Error" not in done.stderr
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])

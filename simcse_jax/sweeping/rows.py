@@ -54,6 +54,8 @@ def choose_rows(recipe: str, grids: Sequence[str], named: Sequence[str]) -> dict
         raise UserError(f"Two rows are called {repeated[0]!r}.\nGive every row its own settings, or its own label.")
     for label, overrides in rows:
         refuse_seed(overrides, f"row {label!r}")
+        if not label.isprintable():  # as bytes are that are no UTF-8
+            raise UserError(f"The row {label!r} has letters that cannot be written.\nGive it another label.")
     return dict(rows)
 
 

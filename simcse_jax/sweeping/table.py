@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ _EQUAL = 1e-6
 
 
 def run_metrics(job: Job) -> Metrics:
-    """Return all metrics of a finished run, by name: of its evaluations in training, and of its judging once done."""
+    """Return all finite metrics of a finished run: of its evaluations in training, and of its judging once done."""
     if not job.trained:
         return {}
     judged = {}
@@ -44,7 +45,8 @@ def run_metrics(job: Job) -> Metrics:
                 f"{job.scores} is not what `evaluate` wrote ({error!r:.200}).\nDelete {job.commands[1].mark}, and the "
                 "same command judges that run again."
             ) from error
-    return judged | _training_metrics(read_metrics(job.run))
+    found = judged | _training_metrics(read_metrics(job.run))
+    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
 
 def possible_metrics(judging: Judging) -> tuple[str, ...]:

@@ -12,12 +12,14 @@ def cache_folder(kind: str, chosen: str | os.PathLike[str] | None = None) -> Pat
     Makes the folder if there is none. Users may delete everything in it at any time. Raises UserError when it cannot
     be made or written.
     """
-    root = Path(chosen or os.environ.get("SIMCSE_CACHE") or Path("~/.cache/simcse_jax")).expanduser() / kind
+    root = Path(chosen or os.environ.get("SIMCSE_CACHE") or "~/.cache/simcse_jax") / kind
     try:
+        root = root.expanduser()
         root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home folder, as in containers
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"The cache folder {root} cannot be made: {error.strerror}.\nSet SIMCSE_CACHE to another folder."
+            f"The cache folder {root} cannot be made: {reason}\nSet SIMCSE_CACHE to another folder."
         ) from error
     if not os.access(root, os.W_OK):
         raise UserError(f"The cache folder {root} is not writable. Set SIMCSE_CACHE to a folder that you can write.")

@@ -111,6 +111,7 @@ def test_a_recipe_names_its_own_rows_and_judging(recipe: str) -> None:
         (["model.dropout=0.1,0.1"], [], "Two rows are called 'dropout=0.1'"),
         ([], ["a:", "a: model.dropout=0.2"], "Two rows are called 'a'"),
         ([], ["a"], "no label with a colon"),
+        ([], ["caf\udce9:"], "cannot be written"),
         ([], [": model.dropout=0.2"], "no label with a colon"),
         ([], ["a: dropout"], "'dropout' is no key=value"),
         ([], ["a: data.files='x"], "No closing quotation"),

@@ -157,7 +157,7 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     scores = {
         "scores": {"STS12": {"all": 70.0, "mean": 1.0}, "MR": {"accuracy": 80.0}},
         "average": {"sts": 75.0},
-        "geometry": {"alignment": 0.2, "uniformity": -2.0, "singular_values": [1.0]},
+        "geometry": {"alignment": 0.2, "uniformity": -2.0, "isotropy": math.nan, "singular_values": [1.0]},
         "protocol": {"tasks": {"STS12": {"headline": "all"}, "MR": {"headline": "accuracy"}}},
     }
     job.scores.write_text(json.dumps(scores))

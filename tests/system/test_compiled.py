@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from simcse_jax.system import compiled
+from simcse_jax.system.cache import cache_folder
 from simcse_jax.system.compiled import TUNED, is_reloadable
+from simcse_jax.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -52,8 +54,10 @@ def test_a_second_start_takes_what_the_first_one_compiled(tmp_path: Path) -> Non
 @needs_kept_programs
 def test_what_a_killed_process_left_is_removed_and_damage_is_compiled_anew(tmp_path: Path) -> None:
     first, _, folder, _ = start(tmp_path)
-    for program in Path(folder).glob("*-cache"):
-        program.write_bytes(program.read_bytes()[:40])
+    for number, program in enumerate(Path(folder).glob("*-cache")):
+        content = bytearray(program.read_bytes())
+        content[len(content) // 2] ^= 16
+        program.write_bytes(content[: 40 if number else None])
     damaged, hits, _, errors = start(tmp_path)
     assert (damaged, hits) == (first, 0)
     assert "Error reading persistent compilation cache entry" in errors
@@ -79,3 +83,9 @@ def test_the_settings_of_jax_go_first_and_a_cache_that_cannot_be_written_is_none
     assert start(tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"))[2] == str(tmp_path / "own")
     (tmp_path / "file").write_text("")
     assert start(tmp_path / "file")[2] == "None"
+
+
+@pytest.mark.parametrize("chosen", ["~no-such-user/cache", "/dev/null/cache"])
+def test_a_cache_that_cannot_be_made_says_what_to_set(chosen: str) -> None:
+    with pytest.raises(UserError, match="SIMCSE_CACHE"):
+        cache_folder("compiled", chosen)
