@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import glob
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from simcse_jax import cli
 from simcse_jax.system.errors import UserError
-
-if TYPE_CHECKING:
-    from simcse_jax.embedding_model import EmbeddingModel
 
 _MODEL = flags.DEFINE_multi_string(
     "model",
@@ -51,9 +47,10 @@ def main() -> int:
     """Evaluate as the flags say; return 1 when a task failed."""
     from rich.console import Console
 
+    from simcse_jax.embedding_model import EmbeddingModel, open_model
     from simcse_jax.evaluation.graded_pairs import load_graded_pairs
-    from simcse_jax.evaluation.judge import GEOMETRY, Exam, choose_tasks, passed
     from simcse_jax.evaluation.senteval import senteval_folder
+    from simcse_jax.evaluation.suite import GEOMETRY, TaskSuite, choose_tasks
     from simcse_jax.evaluation.terminal import print_results
     from simcse_jax.judging import judge_models, require_writable, write_results
     from simcse_jax.system.compiled import keep_compiled
@@ -64,26 +61,23 @@ def main() -> int:
     own_only = bool(_PAIRS.value) and not _DATA.value
     tasks = choose_tasks(_TASKS.value or (GEOMETRY if own_only else f"sts,{GEOMETRY}"), _SPLIT.value)
     keep_compiled()
-    models = iter([_opened(given) for given in names])
+
+    def opened(given: str) -> EmbeddingModel:
+        name, pooler = name_and_pooler(given)
+        model = open_model(name, pooler or _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value)
+        model.name = given
+        return model
+
+    models = iter([opened(given) for given in names])  # no reference stays here, so that each can be released
     for source in _PAIRS.value:
         load_graded_pairs(source)  # so that a wrong file is an error now, not after other tasks
     folder = None if own_only and set(tasks) <= {GEOMETRY} else senteval_folder(_DATA.value)
-    exam = Exam(tasks, folder, _SPLIT.value, tuple(_PAIRS.value), _FAST.value, progress=True)
-    results = judge_models(models, exam, say=lambda line: print(line, flush=True))
+    suite = TaskSuite(tasks, folder, _SPLIT.value, tuple(_PAIRS.value), _FAST.value, progress=True)
+    results = judge_models(models, suite, say=lambda line: print(line, flush=True))
     print_results(results, Console(highlight=False, soft_wrap=True))
     for path in write_results(results, out):
         print(f"written: {path}")
-    return 0 if passed(results.verdicts) else 1
-
-
-def _opened(given: str) -> EmbeddingModel:
-    """Open the model that one value of --model names."""
-    from simcse_jax.embedding_model import open_model
-
-    name, pooler = name_and_pooler(given)
-    model = open_model(name, pooler or _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value)
-    model.name = given
-    return model
+    return 1 if any(model.failures for model in results.models) else 0
 
 
 def name_and_pooler(given: str) -> tuple[str, str]:

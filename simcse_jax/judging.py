@@ -1,10 +1,10 @@
-"""Judge models: run each through an exam, compare them, and write the results."""
+"""Judge models: run each through a suite of tasks, compare them, and write the results."""
 
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,22 @@ import numpy as np
 from simcse_jax import __version__
 from simcse_jax.embedding_model import EmbeddingModel, open_model
 from simcse_jax.evaluation.compare import compare, group_runs
-from simcse_jax.evaluation.judge import GEOMETRY, Exam, Subject, judge
 from simcse_jax.evaluation.report.page import write_report
-from simcse_jax.evaluation.results import OWN, Results
+from simcse_jax.evaluation.results import ModelResult, Results, Score, Space
 from simcse_jax.evaluation.scores_json import write_scores
+from simcse_jax.evaluation.suite import GEOMETRY, TaskSuite
+from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import progress_bar
 from simcse_jax.system.whole_file import writing
 from simcse_jax.training.metrics import read_metrics
 
+Say = Callable[[str], None]
 
-def judge_models(models: Iterable[EmbeddingModel], exam: Exam, say: Callable[[str], None] = lambda _: None) -> Results:
+
+def judge_models(models: Iterable[EmbeddingModel], suite: TaskSuite, say: Say = lambda _: None) -> Results:
     """Return the results of these models. Each is released once it is judged, so that one at a time is in memory.
 
-    say: called with lines on the progress. What goes wrong is a failure of one task of one model; see `judge`.
+    say: called with lines on the progress. What goes wrong is a failure of one task of one model, and the others go on.
     """
     waiting = list(models)
     del models
@@ -33,18 +36,20 @@ def judge_models(models: Iterable[EmbeddingModel], exam: Exam, say: Callable[[st
         if model.pooler != model.own_pooler:
             own = f"it was made for {model.own_pooler}" if model.own_pooler else "its folder names no known pooler"
             say(f"NOTE: {model.name} is judged with the pooler {model.pooler}, as asked; {own}.")
-    verdicts, shown = [], set()
+    judged, shown = [], set()
     while waiting:
         model = waiting.pop(0)  # no other reference keeps its weights
         say(f"judging {model.name} ({model.pooler}) ...")
-        first = model.workdir not in shown  # a run that is judged with two poolers has its curves once
-        shown.add(model.workdir)
-        verdicts.append(judge(_subject(model, exam.progress, first), exam, say))
-    entries = group_runs(verdicts)
-    differences, best = compare(entries, exam.averages)
+        result = _judge(model, suite, say)
+        if model.workdir and model.workdir not in shown:  # a run that is judged with two poolers has its curves once
+            result.curves = read_metrics(model.workdir)
+            shown.add(model.workdir)
+        judged.append(result)
+    entries = group_runs(judged)
+    differences, best = compare(entries, suite.averages)
     return Results(
         entries=entries,
-        averages=exam.averages,
+        averages=suite.averages,
         differences=differences,
         best=best,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -52,20 +57,51 @@ def judge_models(models: Iterable[EmbeddingModel], exam: Exam, say: Callable[[st
     )
 
 
-def _subject(model: EmbeddingModel, progress: bool, with_curves: bool) -> Subject:
+def _judge(model: EmbeddingModel, suite: TaskSuite, say: Say) -> ModelResult:
+    """Run one model through the suite."""
+    result = ModelResult(model.name, {"model": model.name}, asked_pooler=model.pooler != model.own_pooler)
+    try:
+        result.protocol |= protocol(model)
+        result.recipe = model.recipe
+    except Exception as error:  # noqa: BLE001 (weights that do not load fail every task)
+        result.failures |= dict.fromkeys((*suite.pairs, *suite.tasks), _reason(error))
+        return result
+
     def encode(texts: Sequence[str]) -> np.ndarray:
-        with progress_bar(len(texts), progress) as bar:
+        with progress_bar(len(texts), suite.progress) as bar:
             # As pooled: cosines do not depend on the length, and SentEval's classifiers take vectors as they are.
             return model.encode(texts, bar.update, normalize=False)
 
-    return Subject(
-        name=model.name,
-        encode=encode,
-        protocol=partial(protocol, model),
-        before=model.before_training,
-        curves=read_metrics(model.workdir) if model.workdir and with_curves else [],
-        recipe=model.recipe,
-    )
+    def space_before() -> Space | None:
+        before = model.before_training()
+        return suite.measure_space(before[0], weights=before[1]) if before else None
+
+    def attempt(task: str, find: Callable[[], Score | Space | None]) -> Any:
+        started = time.monotonic()
+        try:
+            found = find()
+        except Exception as error:  # noqa: BLE001 (one task, say out of memory, must not lose hours of others)
+            result.failures[task] = _reason(error)
+            found, outcome = None, "failed"
+        else:
+            outcome = f"{found.value:.2f}" if isinstance(found, Score) else "measured" if found else ""
+        if outcome:
+            say(f"  {task}: {outcome} ({time.monotonic() - started:.0f} s)")
+        return found
+
+    for task in suite.scored:
+        if score := attempt(task, lambda task=task: suite.score(encode, task)):
+            result.scores[task] = score
+    if GEOMETRY in suite.tasks:
+        result.space = attempt(GEOMETRY, lambda: suite.measure_space(encode))
+        if result.space:
+            result.space_before = attempt(f"{GEOMETRY} before training", space_before)
+    return result
+
+
+def _reason(error: Exception) -> str:
+    """Return a UserError's message, or type and message of another error."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def protocol(model: EmbeddingModel) -> dict[str, Any]:
@@ -77,7 +113,7 @@ def protocol(model: EmbeddingModel) -> dict[str, Any]:
         "kind": model.kind,
         "fingerprint": model.fingerprint,
         "pooler": model.pooler,
-        "pooler from": f"asked for; the model's own: {own}" if asked else OWN,
+        "pooler from": f"asked for; the model's own: {own}" if asked else "the model",
         "precision": model.dtype,
         "truncation": f"{model.max_length} tokens",
         "devices": model.devices,
@@ -96,14 +132,14 @@ def report_run(workdir: Path, data: str) -> str:
     data: the run's eval.data, whose pairs its best model is judged on; "" shows the curves alone. A task that fails
     is listed in the report.
     """
-    exam = Exam((GEOMETRY,), pairs=(data,)) if data else Exam(())
-    results = judge_models([open_model(str(workdir))], exam)
+    suite = TaskSuite((GEOMETRY,), pairs=(data,)) if data else TaskSuite(())
+    results = judge_models([open_model(str(workdir))], suite)
     write_report(results, workdir)
-    [verdict] = results.verdicts
-    parts = ["training curves"] if verdict.curves else []
-    parts += [f"score on {data}"] if verdict.scores else []
-    parts += ["geometry"] if verdict.space else []
-    parts += [f"why {', '.join(verdict.failures)} failed"] if verdict.failures else []
+    [result] = results.models
+    parts = ["training curves"] if result.curves else []
+    parts += [f"score on {data}"] if result.scores else []
+    parts += ["geometry"] if result.space else []
+    parts += [f"why {', '.join(result.failures)} failed"] if result.failures else []
     return ", ".join(parts)
 
 

@@ -6,37 +6,30 @@ from typing import Any
 import numpy as np
 
 from simcse_jax.evaluation.compare import compare
-from simcse_jax.evaluation.results import Entry, Results, Score, Space, Verdict
+from simcse_jax.evaluation.results import Entry, ModelResult, Results, Score, Space
 from simcse_jax.evaluation.sts import correlations
 
 STS = ("STS12", "STSBenchmark")
 TRANSFER = ("MR", "CR")
-WIDTH = 48
 
 
 def space(mean: float, decay: float, seed: int = 0) -> Space:
-    """Return the space of random vectors with a common direction and a falling spectrum."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(300, WIDTH)) * np.arange(1, WIDTH + 1) ** -decay
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    x += mean * rng.normal(size=WIDTH) / np.sqrt(WIDTH)
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    values = np.linalg.svd(x, compute_uv=False)
-    shares = values / values.sum()
-    cosines = (x @ x.T)[~np.eye(len(x), dtype=bool)]
+    """Return a space of 48 directions: `mean` moves all sentences to one side, `decay` makes the spectrum steep."""
+    values = np.arange(1, 49) ** -decay
     return Space(
         alignment=0.25 / (1 + mean),
-        uniformity=float(np.log(np.exp(4 * cosines - 4).mean())),
-        mean_cosine=float(cosines.mean()),
-        effective_rank=float(np.exp(-(shares * np.log(shares)).sum())),
-        isotropy=float(np.exp(-2 * abs(cosines.mean()))),
-        top_share=float(values[0] ** 2 / np.sum(values**2)),
-        singular_values=values / values[0],
+        uniformity=-3 / (1 + mean) - 0.01 * seed,
+        mean_cosine=mean / (1 + mean),
+        effective_rank=48 / (1 + decay),
+        isotropy=float(np.exp(-2 * mean / (1 + mean))),
+        top_share=float(1 / np.sum(values**2)),
+        singular_values=values,
         protocol={
             "source": "STSBenchmark",
             "data": "ab" * 16,
             "scale": [0.0, 5.0],
             "close pairs": 61,
+            "close above": 4.0,
             "sentences": 300,
         },
     )
@@ -85,14 +78,14 @@ def protocol(name: str, seed: int) -> dict[str, Any]:
     }
 
 
-def verdict(name: str, noise: float, seed: int, trained: bool = False, recipe: str = "", fails: str = "") -> Verdict:
+def model(name: str, noise: float, seed: int, trained: bool = False, recipe: str = "", fails: str = "") -> ModelResult:
     scores = {task: sts_score(task, noise, seed) for task in STS}
     scores |= {task: accuracy(task, 0.95 - noise / 3, seed) for task in TRANSFER}
     failures = {}
     if fails:
         del scores[fails]
         failures[fails] = "the file MR/rt-polarity.pos does not exist.\nThe folder given as --data lacks it."
-    return Verdict(
+    return ModelResult(
         name,
         protocol(name, seed),
         scores,
@@ -113,12 +106,12 @@ def results(*entries: Entry, **averages: tuple[str, ...]) -> Results:
 @functools.cache
 def usual() -> Results:
     """Return a plain model, a run, five seeds of another, and a model that fails a task. Shared: change copies only."""
-    seeds = tuple(verdict(f"runs/unsup-seed{seed}", 0.3, seed, trained=True, recipe="unsup") for seed in range(5))
+    seeds = tuple(model(f"runs/unsup-seed{seed}", 0.3, seed, trained=True, recipe="unsup") for seed in range(5))
     return results(
-        Entry("bert-base-uncased", (verdict("bert-base-uncased", 1.2, 11),)),
-        Entry("runs/sup", (verdict("runs/sup", 0.15, 12, trained=True, recipe="sup"),)),
+        Entry("bert-base-uncased", (model("bert-base-uncased", 1.2, 11),)),
+        Entry("runs/sup", (model("runs/sup", 0.15, 12, trained=True, recipe="sup"),)),
         Entry("runs/unsup-seed*", seeds),
-        Entry("glove", (verdict("glove", 0.9, 13, fails="MR"),)),
+        Entry("glove", (model("glove", 0.9, 13, fails="MR"),)),
     )
 
 
@@ -129,5 +122,5 @@ def crowd() -> Results:
     for seed in range(12):
         kind = "sup" if seed % 2 else "unsup"
         name = f"/data/somebody/experiments/{kind}-simcse-bert-base-uncased-batch512-temperature0.05/run{seed}/model"
-        entries.append(Entry(name, (verdict(name, 0.3 + seed / 50, seed, trained=seed > 7, recipe=name),)))
+        entries.append(Entry(name, (model(name, 0.3 + seed / 50, seed, trained=seed > 7, recipe=name),)))
     return results(*entries)

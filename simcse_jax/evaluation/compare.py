@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from simcse_jax.evaluation.results import Difference, Entry, Score, Verdict
+from simcse_jax.evaluation.results import Difference, Entry, ModelResult, Score, shared_start
 
 RESAMPLES = 1000
 INTERVAL = (2.5, 97.5)  # percentiles
@@ -17,18 +17,18 @@ _BLOCK = 2_000_000  # numbers ranked at a time, which bounds memory
 Draws = dict[str, np.ndarray]  # by task: float64[resamples], the score on each draw of examples
 
 
-def group_runs(verdicts: Sequence[Verdict]) -> tuple[Entry, ...]:
+def group_runs(models: Sequence[ModelResult]) -> tuple[Entry, ...]:
     """Return one entry for each model, in order of appearance; runs that differ only in the seed share one.
 
     A run that is given twice (the same weights) counts once. No two entries have the same name.
     """
-    entries: dict[Any, list[Verdict]] = {}
-    for place, verdict in enumerate(verdicts):
-        members = entries.setdefault(verdict.recipe or place, [])
-        weights = verdict.protocol.get("fingerprint")
+    entries: dict[Any, list[ModelResult]] = {}
+    for place, model in enumerate(models):
+        members = entries.setdefault(model.recipe or place, [])
+        weights = model.protocol.get("fingerprint")
         if weights is None or weights not in [member.protocol.get("fingerprint") for member in members]:
-            members.append(verdict)
-    names = [_name([verdict.name for verdict in members]) for members in entries.values()]
+            members.append(model)
+    names = [_name([model.name for model in members]) for members in entries.values()]
     unique = [
         f"{name} ({names[:n].count(name) + 1})" if names.count(name) > 1 else name for n, name in enumerate(names)
     ]
@@ -39,19 +39,13 @@ def _name(names: Sequence[str]) -> str:
     """Return the one name, or what several have in common with a star for the rest."""
     if len(names) == 1:
         return names[0]
-    start = _shared_start(names)
-    end = _shared_start([name[len(start) :][::-1] for name in names])[::-1]
-    _, slash, folders = end.partition("/")  # seed0 and seed10 share no ending
+    start = names[0][: shared_start(names)]
+    ends = [name[len(start) :][::-1] for name in names]
+    _, slash, folders = ends[0][: shared_start(ends)][::-1].partition("/")  # seed0 and seed10 share no ending
     return f"{start}*{slash}{folders}"
 
 
-def _shared_start(names: Sequence[str]) -> str:
-    low, high = min(names), max(names)
-    differ = (place for place, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
-    return low[: next(differ, min(len(low), len(high)))]
-
-
-def summarize(values: Sequence[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, float]:
     """Return "mean", "sd" (of a sample, n - 1; 0 for one value), "min", "max" and "runs", the number of values."""
     array = np.asarray(values, np.float64)
     return {
@@ -63,23 +57,8 @@ def summarize(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def average(verdict: Verdict, tasks: Iterable[str]) -> float | None:
-    """Return the mean of the headline values of these tasks, or None where one is missing."""
-    scores = [verdict.scores.get(task) for task in tasks]
-    if not scores or any(score is None for score in scores):
-        return None
-    return float(np.mean([score.value for score in scores if score is not None]))
-
-
-def averages_of(entry: Entry, tasks: Iterable[str]) -> list[float]:
-    """Return the average over these tasks of each of the entry's runs that has all of them."""
-    wanted = tuple(tasks)
-    found = [average(verdict, wanted) for verdict in entry.verdicts]
-    return [value for value in found if value is not None]
-
-
 def compare(
-    entries: Sequence[Entry], averages: dict[str, tuple[str, ...]], resamples: int = RESAMPLES, seed: int = SEED
+    entries: Sequence[Entry], averages: dict[str, tuple[str, ...]], resamples: int = RESAMPLES
 ) -> tuple[tuple[Difference, ...], dict[str, str]]:
     """Return the difference of every other entry from the first, and by task the entry that is above all others.
 
@@ -90,7 +69,7 @@ def compare(
     """
     if len(entries) < 2:
         return (), {}
-    draws = [_resample(entry, resamples, seed) for entry in entries]
+    draws = [_resample(entry, resamples) for entry in entries]
     pairs = list(zip(entries, draws, strict=True))
     found = tuple(row for other in pairs[1:] for row in _differences(pairs[0], other, averages))
     columns = {task: (task,) for own in draws for task in own} | averages
@@ -130,7 +109,7 @@ def _differences(
 
 def _data(entry: Entry, task: str) -> set[Any]:
     """Return the hashes of the task's examples, one where all runs had the same."""
-    return {verdict.scores[task].protocol.get("data") for verdict in entry.verdicts}
+    return {model.scores[task].protocol.get("data") for model in entry.models}
 
 
 def _mean(entry: Entry, tasks: Sequence[str]) -> float:
@@ -138,41 +117,31 @@ def _mean(entry: Entry, tasks: Sequence[str]) -> float:
     return float(np.mean([np.mean(entry.values(task)) for task in tasks]))
 
 
-def _resample(entry: Entry, resamples: int, seed: int) -> Draws:
+def _resample(entry: Entry, resamples: int) -> Draws:
     """Return the mean over the entry's runs of the score on each draw of examples, for tasks that every run has.
 
-    The draws depend on the seed, the task and its number of examples alone, so those of two entries are paired.
+    The draws depend on the task and its number of examples alone, so those of two entries are paired.
     """
-    tasks = [task for task in entry.verdicts[0].scores if all(task in v.scores for v in entry.verdicts)]
-    samples = {}
-    for task in tasks:
-        scores = [verdict.scores[task] for verdict in entry.verdicts]
-        each = [_bootstrap(score, resamples, seed) for score in scores]
-        if all(values is not None for values in each):
-            samples[task] = np.mean([values for values in each if values is not None], axis=0)
-    return samples
+    each = [
+        {task: draws for task, score in model.scores.items() if (draws := _bootstrap(score, resamples)) is not None}
+        for model in entry.models
+    ]
+    tasks = [task for task in each[0] if all(task in own for own in each)]
+    return {task: np.mean([own[task] for own in each], axis=0) for task in tasks}
 
 
-def _bootstrap(score: Score, resamples: int, seed: int) -> np.ndarray | None:
+def _bootstrap(score: Score, resamples: int) -> np.ndarray | None:
     """Return float64[resamples], the score times 100 of examples drawn with replacement; None without the examples."""
-    rng = np.random.default_rng([seed, *score.task.encode()])
-    if score.correct is not None:
-        count = len(score.correct)
-        picks = (rng.integers(0, count, (size, count)) for size in _blocks(resamples, count))
-        return 100 * np.concatenate([score.correct[pick].mean(axis=1) for pick in picks])
-    if score.gold is None or score.cosines is None:
+    correct, gold, cosines = score.correct, score.gold, score.cosines
+    if correct is not None:
+        count, value = len(correct), lambda picks: correct[picks].mean(axis=1)
+    elif gold is not None and cosines is not None:
+        count, value = len(gold), lambda picks: _spearman(cosines[picks], gold[picks])
+    else:
         return None
-    count, parts = len(score.gold), []
-    for size in _blocks(resamples, count):
-        picks = rng.integers(0, count, (size, count))
-        parts.append(_spearman(score.cosines[picks], score.gold[picks]))
-    return 100 * np.concatenate(parts)
-
-
-def _blocks(resamples: int, count: int) -> list[int]:
-    """Return how many draws of `count` examples to make at a time."""
-    size = max(1, _BLOCK // count)
-    return [min(size, resamples - start) for start in range(0, resamples, size)]
+    rng, size = np.random.default_rng([SEED, *score.task.encode()]), max(1, _BLOCK // count)
+    sizes = [min(size, resamples - start) for start in range(0, resamples, size)]
+    return 100 * np.concatenate([value(rng.integers(0, count, (size, count))) for size in sizes])
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,24 +20,41 @@ CLASS_FILES: dict[str, tuple[str, str]] = {
     "SUBJ": ("SUBJ/subj.objective", "SUBJ/subj.subjective"),
     "MPQA": ("MPQA/mpqa.pos", "MPQA/mpqa.neg"),
 }
-# The file of each split.
-SPLIT_FILES: dict[str, dict[str, str]] = {
-    "SST2": {
-        "train": "SST/binary/sentiment-train",
-        "dev": "SST/binary/sentiment-dev",
-        "test": "SST/binary/sentiment-test",
-    },
-    "TREC": {"train": "TREC/train_5500.label", "test": "TREC/TREC_10.label"},
-    "MRPC": {"train": "MRPC/msr_paraphrase_train.txt", "test": "MRPC/msr_paraphrase_test.txt"},
+
+
+@dataclasses.dataclass(frozen=True)
+class _Format:
+    """Describe the files of a task with splits."""
+
+    files: dict[str, str]  # by split
+    line: str  # a regular expression of a whole line, with the groups `label`, `first` and for pairs `second`
+    needed: str  # what a line must hold, in words
+    classes: tuple[str, ...] = ("0", "1")
+    encoding: str = "utf-8"
+    header: str = ""  # how the first line begins, where it is none of the examples
+
+
+FORMATS = {
+    "SST2": _Format(
+        {split: f"SST/binary/sentiment-{split}" for split in ("train", "dev", "test")},
+        r"(?P<first>[^\t]*\S[^\t]*)\t *(?P<label>[01]) *",
+        "a sentence, a tab and the label 0 or 1",
+    ),
+    "TREC": _Format(
+        {"train": "TREC/train_5500.label", "test": "TREC/TREC_10.label"},
+        r"\s*(?P<label>ABBR|DESC|ENTY|HUM|LOC|NUM):[^ ]+ (?P<first>.*\S.*)",
+        "COARSE:fine, a space and a question, COARSE being one of ABBR, DESC, ENTY, HUM, LOC, NUM",
+        ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"),
+        encoding="latin-1",
+    ),
+    "MRPC": _Format(
+        {split: f"MRPC/msr_paraphrase_{split}.txt" for split in ("train", "test")},
+        r"(?P<label>[01])\t[^\t]*\t[^\t]*\t(?P<first>[^\t]*\S[^\t]*)\t(?P<second>[^\t]*\S[^\t]*)",
+        "5 columns separated by tabs: the label 0 or 1, two ids and two sentences",
+        header="Quality",
+    ),
 }
-TASKS = (*CLASS_FILES, *SPLIT_FILES)
-
-BINARY = ("0", "1")
-TREC_CLASSES = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
-MRPC_COLUMNS = 5
-MRPC_HEAD = "Quality"
-
-Row = tuple[tuple[str, ...], int]  # the text or the two texts, and the label
+TASKS = (*CLASS_FILES, *FORMATS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,83 +89,43 @@ def load_labelled(folder: Path, task: str) -> dict[str, Labelled]:
     number) or an empty class.
     """
     if task in CLASS_FILES:
-        return {"": _of_classes(folder, CLASS_FILES[task])}
-    found = {}
-    for split, name in SPLIT_FILES[task].items():
-        path = folder / name
-        rows, classes = READERS[task](path), TREC_CLASSES if task == "TREC" else BINARY
-        if not rows:
-            raise UserError(f"{path} has no example. Download it again.")
-        texts = tuple(list(column) for column in zip(*(texts for texts, _ in rows), strict=True))
-        found[split] = Labelled(texts, np.array([label for _, label in rows], np.int64), classes)
-        missing = [name for name, count in found[split].counts.items() if not count]
-        if missing and split == "train":  # a class may be missing from dev or test
-            raise UserError(f"{path} has no example of the class {', '.join(missing)}. Download it again.")
+        parts = [_single_spaced(read_lines(folder / name, "latin-1")) for name in CLASS_FILES[task]]
+        first, second = (Path(name).name for name in CLASS_FILES[task])
+        labels = np.repeat(np.array([1, 0], np.int64), [len(part) for part in parts])
+        found = {"": Labelled((parts[0] + parts[1],), labels, (second, first))}
+    else:
+        found = {split: _read_split(folder / name, FORMATS[task]) for split, name in FORMATS[task].files.items()}
+    for split, part in found.items():
+        missing = [name for name, count in part.counts.items() if not count]
+        if missing and split in ("", "train"):  # a class may be missing from dev or test
+            places = CLASS_FILES.get(task) or (FORMATS[task].files[split],)
+            raise UserError(
+                f"{', '.join(str(folder / name) for name in places)}: no example of the class {', '.join(missing)}. "
+                "Download it again."
+            )
     return found
 
 
-def _of_classes(folder: Path, names: tuple[str, str]) -> Labelled:
-    """Read two files with a text on each line: first label 1, then label 0."""
-    parts = []
-    for name in names:
-        texts = [_single_spaced(line) for line in read_lines(folder / name, "latin-1")]
-        if not texts:
-            raise UserError(f"{folder / name} has no example. Download it again.")
-        parts.append(texts)
-    labels = np.repeat(np.array([1, 0], np.int64), [len(part) for part in parts])
-    first, second = (Path(name).name for name in names)
-    return Labelled((parts[0] + parts[1],), labels, (second, first))
+def _read_split(path: Path, form: _Format) -> Labelled:
+    """Read a file with an example on each line."""
+    examples = []
+    for number, line in enumerate(read_lines(path, form.encoding), 1):
+        is_header = bool(form.header) and number == 1
+        found = re.match(form.header, line) if is_header else re.fullmatch(form.line, line)
+        if found is None:
+            needed = f"a header that begins with {form.header}" if is_header else form.needed
+            raise UserError(
+                f"{path}, line {number}: it must hold {needed}; got {line!r:.100}. Download the file again."
+            )
+        if not is_header:
+            examples.append(found.groupdict())
+    if not examples:
+        raise UserError(f"{path} has no example. Download it again.")
+    labels = np.array([form.classes.index(example["label"]) for example in examples], np.int64)
+    sides = [side for side in ("first", "second") if side in examples[0]]
+    return Labelled(tuple(_single_spaced(e[side] for e in examples) for side in sides), labels, form.classes)
 
 
-def _read_sst(path: Path) -> list[Row]:
-    """Read lines of a sentence, a tab, and 0 or 1."""
-    rows: list[Row] = []
-    for number, line in enumerate(read_lines(path), 1):
-        cells = line.split("\t")
-        if len(cells) != 2 or not cells[0].strip() or cells[1].strip() not in BINARY:
-            raise _malformed(path, number, line, "a sentence, a tab and the label 0 or 1 are needed")
-        rows.append(((_single_spaced(cells[0]),), int(cells[1])))
-    return rows
-
-
-def _read_trec(path: Path) -> list[Row]:
-    """Read lines such as `NUM:dist How far is it ?`, whose class is before the colon."""
-    rows: list[Row] = []
-    for number, line in enumerate(read_lines(path, "latin-1"), 1):
-        label, _, question = line.strip().partition(" ")
-        coarse, _, fine = label.partition(":")
-        if coarse not in TREC_CLASSES or not fine or not question.strip():
-            needed = f"COARSE:fine and a question are needed, COARSE being one of {', '.join(TREC_CLASSES)}"
-            raise _malformed(path, number, line, needed)
-        rows.append(((_single_spaced(question),), TREC_CLASSES.index(coarse)))
-    return rows
-
-
-def _read_mrpc(path: Path) -> list[Row]:
-    """Read a header, then lines of label, two ids and two sentences, separated by tabs; quotes are text."""
-    rows: list[Row] = []
-    for number, line in enumerate(read_lines(path), 1):
-        cells = line.split("\t")
-        if len(cells) != MRPC_COLUMNS:
-            needed = f"{MRPC_COLUMNS} columns separated by tabs are needed, not {len(cells)}"
-            raise _malformed(path, number, line, needed)
-        if number == 1:
-            if cells[0] != MRPC_HEAD:
-                raise _malformed(path, number, line, f"the header is needed, which begins with {MRPC_HEAD}")
-            continue
-        if cells[0] not in BINARY or not all(cell.strip() for cell in cells[3:]):
-            raise _malformed(path, number, line, "a label 0 or 1, two ids and two sentences are needed")
-        rows.append(((_single_spaced(cells[3]), _single_spaced(cells[4])), int(cells[0])))
-    return rows
-
-
-READERS: dict[str, Callable[[Path], Sequence[Row]]] = {"SST2": _read_sst, "TREC": _read_trec, "MRPC": _read_mrpc}
-
-
-def _single_spaced(text: str) -> str:
-    """Return the words separated by one space: SentEval gives lists of words, which its users join."""
-    return " ".join(text.split())
-
-
-def _malformed(path: Path, number: int, line: str, needed: str) -> UserError:
-    return UserError(f"{path}, line {number}: {needed}; got {line!r:.100}. Download the file again.")
+def _single_spaced(texts: Iterable[str]) -> list[str]:
+    """Return the words of each text separated by one space: SentEval gives lists of words, which its users join."""
+    return [" ".join(text.split()) for text in texts]

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-OWN = "the model"  # the value of a verdict's protocol under "pooler from" when the pooler is the model's own
 Encode = Callable[[list[str]], np.ndarray]  # texts to float[N, D]
 SHORT_TASKS = {"STSBenchmark": "STS-B", "SICKRelatedness": "SICK-R"}
 LONGEST = 36  # characters of a model's name that fit in a table
-METRICS = ("alignment", "uniformity", "mean_cosine", "effective_rank", "isotropy", "top_share")  # of a Space
+SPACE_METRICS = ("alignment", "uniformity", "mean_cosine", "effective_rank", "isotropy", "top_share")  # of a Space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +49,11 @@ class Space:
 
     def metrics(self) -> dict[str, float]:
         """Return the single numbers, by name."""
-        return {name: float(getattr(self, name)) for name in METRICS}
+        return {name: float(getattr(self, name)) for name in SPACE_METRICS}
 
 
 @dataclasses.dataclass
-class Verdict:
+class ModelResult:
     """Hold everything found about one model."""
 
     name: str
@@ -65,6 +64,13 @@ class Verdict:
     space_before: Space | None = None  # the same model before its training, where known
     curves: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # the lines of a run's metrics.jsonl
     recipe: str = ""  # equal for runs that differ only in the seed; "" for a model that is not a run
+    asked_pooler: bool = False  # the pooler was asked for, and is not the model's own
+
+    def average(self, tasks: Sequence[str]) -> float | None:
+        """Return the mean of the headline values of these tasks, or None where one is missing."""
+        if not tasks or any(task not in self.scores for task in tasks):
+            return None
+        return float(np.mean([self.scores[task].value for task in tasks]))
 
     @property
     def is_untrained(self) -> bool:
@@ -72,21 +78,27 @@ class Verdict:
         before, after = self.space_before, self.space
         return before is not None and after is not None and before.metrics() == after.metrics()
 
+    @property
+    def trained_from(self) -> Space | None:
+        """The space before training, where training changed it."""
+        return None if self.is_untrained else self.space_before
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """Hold what one row of a table shows: one model, or several runs of one recipe."""
 
     name: str
-    verdicts: tuple[Verdict, ...]
+    models: tuple[ModelResult, ...]
 
-    def values(self, task: str) -> list[float]:
-        """Return the headline values of a task, of the runs that have one."""
-        return [verdict.scores[task].value for verdict in self.verdicts if task in verdict.scores]
+    def values(self, *tasks: str) -> list[float]:
+        """Return the headline value of a task, or its mean over several, for each run that has all of them."""
+        values = (model.average(tasks) for model in self.models)
+        return [value for value in values if value is not None]
 
     def failed(self, task: str) -> bool:
         """Return whether the task failed for any of the runs."""
-        return any(task in verdict.failures for verdict in self.verdicts)
+        return any(task in model.failures for model in self.models)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,13 +130,13 @@ class Results:
     best: dict[str, str] = dataclasses.field(default_factory=dict)  # by task or average: the entry above all others
 
     @property
-    def verdicts(self) -> tuple[Verdict, ...]:
-        return tuple(verdict for entry in self.entries for verdict in entry.verdicts)
+    def models(self) -> tuple[ModelResult, ...]:
+        return tuple(model for entry in self.entries for model in entry.models)
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Every task that some model has a score for or failed at; the tasks of an average in its order."""
-        found = dict.fromkeys(task for v in self.verdicts for task in (*v.scores, *v.failures))
+        found = dict.fromkeys(task for v in self.models for task in (*v.scores, *v.failures))
         averaged = [task for tasks in self.averages.values() for task in tasks if task in found]
         return tuple(dict.fromkeys([*(task for task in found if task not in averaged), *averaged]))
 
@@ -142,14 +154,20 @@ def short_names(names: Sequence[str], limit: int) -> list[str]:
     """Return the names without the folders that all of them share, shortened, and numbered where two look the same."""
     parts = [name.split("/") for name in names]
     fewest = min(map(len, parts), default=0) - 1 if len(names) > 1 else 0  # each keeps a part
-    start = next((k for k in range(fewest) if len({own[k] for own in parts}) > 1), fewest)
+    start = min(shared_start(parts), fewest)
     start = 0 if start == 1 and not parts[0][0] else start  # the root alone is no folder to leave out
-    end = next((k for k in range(fewest - start) if len({own[-1 - k] for own in parts}) > 1), fewest - start)
+    end = min(shared_start([own[::-1] for own in parts]), fewest - start)
     distinct = ["/".join(own[start : len(own) - end]) for own in parts]
     short = [shorten(name, limit) for name in distinct]
     if len(set(short)) < len(short):
         short = [f"{shorten(name, limit - 5)} ({number})" for number, name in enumerate(distinct, 1)]
     return short
+
+
+def shared_start(sequences: Sequence[Sequence[str]]) -> int:
+    """Return how many of the first items are the same in all the sequences."""
+    columns = enumerate(zip(*sequences, strict=False))
+    return next((n for n, items in columns if len(set(items)) > 1), min(map(len, sequences), default=0))
 
 
 def shorten(name: str, limit: int) -> str:

@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,6 +62,8 @@ def evaluate_transfer(encode: Encode, folder: Path, task: str, fast: bool = Fals
     file or, where all examples are tested, of the two files. Raises UserError for an unusable file, for fewer examples
     of a class than folds, and for vectors that are not finite.
     """
+    from sklearn.metrics import f1_score
+
     splits = load_labelled(folder, task)
     folds = FAST_FOLDS if fast else FOLDS
     labels = np.concatenate([split.labels for split in splits.values()])
@@ -86,7 +87,7 @@ def evaluate_transfer(encode: Encode, folder: Path, task: str, fast: bool = Fals
     tested = np.sort(np.concatenate([trial.test for trial in trials]))
     values = {"accuracy": float(np.mean(accuracy)), "dev_accuracy": float(np.mean(dev))}
     if task == "MRPC":
-        values["f1"] = 100 * _f1(labels[tested], predicted[tested])
+        values["f1"] = 100 * float(f1_score(labels[tested], predicted[tested]))
     protocol = _protocol(task, splits, folds) | {
         "examples": len(tested),
         "chosen L2": chosen,
@@ -117,13 +118,6 @@ def _protocol(task: str, splits: dict[str, Labelled], folds: int) -> dict[str, A
         "seed": SEED,
         "data": digest.hexdigest(),
     }
-
-
-def _f1(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Return the F1 score of label 1, or 0 when label 1 neither occurs nor was predicted."""
-    both = int(np.sum((labels == 1) & (predicted == 1)))
-    either = int(np.sum(labels == 1) + np.sum(predicted == 1))
-    return 2 * both / either if either else 0.0
 
 
 def _plan(task: str, splits: dict[str, Labelled], folds: int) -> tuple[list[np.ndarray], list[_Trial]]:
@@ -194,26 +188,25 @@ def _fit_all(
 
     One thread fits each set from zero, so that the number of threads has no effect.
     """
-    from joblib import cpu_count
+    from joblib import Parallel, cpu_count, delayed
     from scipy.linalg import LinAlgWarning
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
     classes = len(np.unique(labels))
-    pool = ThreadPoolExecutor(min(cpu_count(), len(fits), _MOST_WORKERS))
-    with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
+    pool = Parallel(min(cpu_count(), _MOST_WORKERS), backend="threading", return_as="generator")
+    paths: list[Any] = []
+    with (
+        warnings.catch_warnings(),
+        threadpool_limits(1, user_api="blas"),
+        progress_bar(len(fits), progress, what=task, unit="fits") as bar,
+    ):
         # A solver that fails warns and another takes over; the gradient shows whether that one converged.
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.simplefilter("ignore", LinAlgWarning)
-        try:
-            futures = [pool.submit(_fit_path, features, labels, rows, classes) for rows in fits]
-            with progress_bar(len(fits), progress, what=task, unit="fits") as bar:
-                for future in as_completed(futures):
-                    future.result()
-                    bar.update(1)
-        finally:
-            pool.shutdown(cancel_futures=True)
-    paths = [future.result() for future in futures]
+        for path in pool(delayed(_fit_path)(features, labels, rows, classes) for rows in fits):
+            paths.append(path)
+            bar.update(1)
     return [classifiers for classifiers, _ in paths], sum(unconverged for _, unconverged in paths)
 
 

@@ -16,8 +16,8 @@ from simcse_jax.config.recipe import read_recipe
 from simcse_jax.config.resolve import resolve
 from simcse_jax.config.schema import DURATIONS, LAYOUT_KEYS, defaults
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
-from simcse_jax.evaluation.judge import GEOMETRY, choose_tasks
 from simcse_jax.evaluation.senteval import senteval_folder
+from simcse_jax.evaluation.suite import GEOMETRY, choose_tasks
 from simcse_jax.sweeping.rows import SEED, Overrides
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.whole_file import write_whole_text, writing

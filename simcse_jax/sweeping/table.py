@@ -11,8 +11,8 @@ import numpy as np
 from scipy import stats
 
 from simcse_jax.evaluation import transfer
-from simcse_jax.evaluation.compare import summarize
-from simcse_jax.evaluation.judge import GEOMETRY, choose_tasks
+from simcse_jax.evaluation.compare import spread
+from simcse_jax.evaluation.suite import GEOMETRY, choose_tasks
 from simcse_jax.sweeping.jobs import Job
 from simcse_jax.sweeping.plan import Judging, Row, SweepPlan
 from simcse_jax.system.errors import UserError
@@ -136,7 +136,7 @@ def make_table(plan: SweepPlan, found: Mapping[tuple[str, int], Metrics], measur
             row=row,
             runs=runs,
             missing=tuple(seed for seed in row.seeds if seed not in runs),
-            metrics={name: summarize([m[name] for m in runs.values() if name in m]) for name in known},
+            metrics={name: spread([m[name] for m in runs.values() if name in m]) for name in known},
             best=None if best is None else (best, values[best]),
             difference=_difference(values, reference) if rows else None,
         )

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from simcse_jax.evaluation.compare import average, compare, group_runs, summarize
-from simcse_jax.evaluation.results import Entry, Score, Verdict
+from simcse_jax.evaluation.compare import compare, group_runs, spread
+from simcse_jax.evaluation.results import Entry, ModelResult, Score
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:
@@ -19,8 +19,8 @@ def _similarity(task: str, cosines: np.ndarray, gold: np.ndarray) -> Score:
     return Score(task, "spearman", {"spearman": value}, {}, gold=gold, cosines=cosines)
 
 
-def _verdict(name: str, *scores: Score, recipe: str = "") -> Verdict:
-    return Verdict(name, {}, {score.task: score for score in scores}, recipe=recipe)
+def _model(name: str, *scores: Score, recipe: str = "") -> ModelResult:
+    return ModelResult(name, {}, {score.task: score for score in scores}, recipe=recipe)
 
 
 def _noisy(gold: np.ndarray, noise: float, seed: int) -> np.ndarray:
@@ -31,52 +31,48 @@ GOLD = np.random.default_rng(0).uniform(0, 5, 400).round(1)
 
 
 def test_runs_of_one_recipe_share_an_entry() -> None:
-    verdicts = [
-        _verdict("runs/a-seed0", recipe="a"),
-        _verdict("other"),
-        _verdict("runs/a-seed10", recipe="a"),
-        _verdict("runs/b", recipe="b"),
-        _verdict("another"),
+    models = [
+        _model("runs/a-seed0", recipe="a"),
+        _model("other"),
+        _model("runs/a-seed10", recipe="a"),
+        _model("runs/b", recipe="b"),
+        _model("another"),
     ]
-    entries = group_runs(verdicts)
+    entries = group_runs(models)
     assert [entry.name for entry in entries] == ["runs/a-seed*", "other", "runs/b", "another"]
-    assert [len(entry.verdicts) for entry in entries] == [2, 1, 1, 1]
-    crossed = [_verdict(f"x{n}", recipe="ab"[n % 2]) for n in range(4)]
+    assert [len(entry.models) for entry in entries] == [2, 1, 1, 1]
+    crossed = [_model(f"x{n}", recipe="ab"[n % 2]) for n in range(4)]
     assert [entry.name for entry in group_runs(crossed)] == ["x* (1)", "x* (2)"]
-    twice = [Verdict(name, {"fingerprint": "f"}, recipe="a") for name in ("runs/a", "./runs/a")]
-    assert [len(entry.verdicts) for entry in group_runs(twice)] == [1]
-    assert group_runs([_verdict("x/1/end", recipe="r"), _verdict("x/2/end", recipe="r")])[0].name == "x/*/end"
+    twice = [ModelResult(name, {"fingerprint": "f"}, recipe="a") for name in ("runs/a", "./runs/a")]
+    assert [len(entry.models) for entry in group_runs(twice)] == [1]
+    assert group_runs([_model("x/1/end", recipe="r"), _model("x/2/end", recipe="r")])[0].name == "x/*/end"
 
 
-def test_summarize() -> None:
-    assert summarize([1.0, 2.0, 6.0]) == {"mean": 3.0, "sd": pytest.approx(7**0.5), "min": 1.0, "max": 6.0, "runs": 3}
-    assert summarize([4.0])["sd"] == 0
+def test_spread() -> None:
+    assert spread([1.0, 2.0, 6.0]) == {"mean": 3.0, "sd": pytest.approx(7**0.5), "min": 1.0, "max": 6.0, "runs": 3}
+    assert spread([4.0])["sd"] == 0
 
 
 def test_average_is_over_all_tasks_or_none() -> None:
-    verdict = _verdict("m", _similarity("A", GOLD, GOLD), _similarity("B", -GOLD, GOLD))
-    assert average(verdict, ("A", "B")) == pytest.approx(0)
-    assert average(verdict, ("A", "C")) is None
-    assert average(verdict, ()) is None
+    model = _model("m", _similarity("A", GOLD, GOLD), _similarity("B", -GOLD, GOLD))
+    assert model.average(("A", "B")) == pytest.approx(0)
+    assert model.average(("A", "C")) is None
+    assert model.average(()) is None
 
 
-def _entries(*verdicts: Verdict) -> tuple[Entry, ...]:
-    return tuple(Entry(verdict.name, (verdict,)) for verdict in verdicts)
-
-
-def test_difference_of_a_model_from_itself_is_nothing() -> None:
-    score = _similarity("A", _noisy(GOLD, 2, 1), GOLD)
-    [found], _ = compare(_entries(_verdict("x", score), _verdict("y", score)), {})
-    assert (found.base, found.other, found.points, found.low, found.high) == ("x", "y", 0, 0, 0)
+def _entries(*models: ModelResult) -> tuple[Entry, ...]:
+    return tuple(Entry(model.name, (model,)) for model in models)
 
 
 def test_difference_and_its_interval() -> None:
     """Against a direct bootstrap with scipy, and with signs the right way round."""
     better, worse = _noisy(GOLD, 1, 1), _noisy(GOLD, 2, 2)
     base, other = _similarity("A", worse, GOLD), _similarity("A", better, GOLD)
-    [found], _ = compare(_entries(_verdict("worse", base), _verdict("better", other)), {})
+    [found], _ = compare(_entries(_model("worse", base), _model("better", other)), {})
     assert found.points == pytest.approx(other.value - base.value)
     assert 0 < found.low < found.points < found.high
+    [itself], _ = compare(_entries(_model("x", base), _model("y", base)), {})
+    assert (itself.base, itself.other, itself.points, itself.low, itself.high) == ("x", "y", 0, 0, 0)
 
     def statistic(x: np.ndarray, y: np.ndarray, gold: np.ndarray) -> float:
         return 100 * (_spearman(x, gold) - _spearman(y, gold))
@@ -96,7 +92,7 @@ def test_intervals_of_equals_hold_zero_at_their_rate() -> None:
     for trial in range(trials):
         gold = np.random.default_rng(trial).normal(size=150)
         scores = [_similarity("A", _noisy(gold, 1, 1000 + 2 * trial + side), gold) for side in (0, 1)]
-        [found], _ = compare(_entries(_verdict("x", scores[0]), _verdict("y", scores[1])), {}, resamples=300)
+        [found], _ = compare(_entries(_model("x", scores[0]), _model("y", scores[1])), {}, resamples=300)
         held += found.low <= 0 <= found.high
     assert 0.86 * trials <= held <= trials
 
@@ -105,7 +101,7 @@ def test_accuracies_are_compared_example_by_example() -> None:
     right = np.random.default_rng(0).random(500) < 0.8
     fewer = right & (np.random.default_rng(1).random(500) < 0.95)
     scores = [Score("MR", "accuracy", {"accuracy": 100 * c.mean()}, {}, correct=c) for c in (fewer, right)]
-    [found], _ = compare(_entries(_verdict("fewer", scores[0]), _verdict("right", scores[1])), {})
+    [found], _ = compare(_entries(_model("fewer", scores[0]), _model("right", scores[1])), {})
     lost = (right & ~fewer).mean()
     assert found.points == pytest.approx(100 * lost)
     error = 100 * np.sqrt(lost * (1 - lost) / 500)  # of a paired difference that is 0 or 1 for each example
@@ -117,30 +113,30 @@ def test_best_is_above_every_other() -> None:
     """Not only above the first; nothing where two are too near, nor where one was scored on other examples."""
     scores = {name: _similarity("A", _noisy(GOLD, noise, seed), GOLD)
               for seed, (name, noise) in enumerate((("weak", 3), ("good", 1), ("near", 1.02)))}  # fmt: skip
-    found = {name: _verdict(name, score) for name, score in scores.items()}
+    found = {name: _model(name, score) for name, score in scores.items()}
     assert compare(_entries(found["weak"], found["good"]), {"sts": ("A",)})[1] == {"A": "good", "sts": "good"}
     assert compare(_entries(found["good"], found["weak"]), {})[1] == {"A": "good"}
     assert compare(_entries(found["weak"], found["good"], found["near"]), {})[1] == {}
     other = dataclasses.replace(scores["weak"], protocol={"data": "other"})
-    assert compare(_entries(found["good"], _verdict("weak", other)), {})[1] == {}
+    assert compare(_entries(found["good"], _model("weak", other)), {})[1] == {}
     bare = Score("A", "spearman", {"spearman": 1.0}, {})
-    assert compare(_entries(found["weak"], found["good"], _verdict("bare", bare)), {})[1] == {}
-    assert compare(_entries(found["weak"], found["good"], _verdict("none")), {})[1] == {"A": "good"}
+    assert compare(_entries(found["weak"], found["good"], _model("bare", bare)), {})[1] == {}
+    assert compare(_entries(found["weak"], found["good"], _model("none")), {})[1] == {"A": "good"}
 
 
 def test_averages_and_runs() -> None:
     """Of an average: the mean of its tasks; of several runs: their mean. A task that one lacks is left out."""
     ours = [
-        _verdict(f"r{n}", _similarity("A", _noisy(GOLD, 1, n), GOLD), _similarity("B", _noisy(GOLD, 2, n + 9), GOLD))
+        _model(f"r{n}", _similarity("A", _noisy(GOLD, 1, n), GOLD), _similarity("B", _noisy(GOLD, 2, n + 9), GOLD))
         for n in range(2)
     ]
-    base = _verdict("b", _similarity("A", _noisy(GOLD, 2, 5), GOLD), _similarity("B", _noisy(GOLD, 2, 6), GOLD))
+    base = _model("b", _similarity("A", _noisy(GOLD, 2, 5), GOLD), _similarity("B", _noisy(GOLD, 2, 6), GOLD))
     base.scores["C"] = _similarity("C", GOLD, GOLD)
     found, _ = compare((Entry("b", (base,)), Entry("r*", tuple(ours))), {"sts": ("A", "B"), "more": ("A", "C")})
     by_task = {difference.task: difference for difference in found}
     assert set(by_task) == {"A", "B", "sts"}
     for task in "AB":
-        mean = np.mean([verdict.scores[task].value for verdict in ours])
+        mean = np.mean([model.scores[task].value for model in ours])
         assert by_task[task].points == pytest.approx(mean - base.scores[task].value)
     assert by_task["sts"].points == pytest.approx((by_task["A"].points + by_task["B"].points) / 2)
     widths = {task: difference.high - difference.low for task, difference in by_task.items()}

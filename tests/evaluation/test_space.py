@@ -37,7 +37,7 @@ def test_close_pairs_align_and_every_sentence_counts_once() -> None:
     assert space.top_share == pytest.approx(values[0] ** 2 / 5, rel=1e-5)
     assert 1 < space.effective_rank < 5
     assert np.exp(-2) < space.isotropy < 1
-    assert all(type(figure) is float for figure in space.metrics().values())
+    assert all(type(metric) is float for metric in space.metrics().values())
     expected = {"source": "some pairs", "pairs": 4, "close pairs": 2, "close above": 4.0, "sentences": 5}
     assert space.protocol.items() >= expected.items()
     assert space.protocol["data"] == PAIRS.fingerprint

@@ -11,26 +11,26 @@ from simcse_jax.evaluation.report.tables import Cell, Table, entry_row, format_m
 from simcse_jax.evaluation.results import Entry, Results, Space
 
 
-class Metric(NamedTuple):
+class Reading(NamedTuple):
     """Say how a metric of a Space is shown and read."""
 
     digits: int
-    reading: str
+    words: str
     factor: float = 1
     unit: str = ""
 
 
-METRICS = {
-    "alignment": Metric(3, "mean squared distance between the embeddings of close pairs. Lower is better; 0: equal."),
-    "uniformity": Metric(
+READINGS = {
+    "alignment": Reading(3, "mean squared distance between the embeddings of close pairs. Lower is better; 0: equal."),
+    "uniformity": Reading(
         3, "how evenly sentences are spread on the sphere. Lower is better; random directions: about \u22124."
     ),
-    "mean_cosine": Metric(3, "of two different sentences. Near 1, all sentences look alike; near 0, they do not."),
-    "effective_rank": Metric(
+    "mean_cosine": Reading(3, "of two different sentences. Near 1, all sentences look alike; near 0, they do not."),
+    "effective_rank": Reading(
         1, "how many directions the sentences use, from 1 up to the width. Higher: a flatter spectrum."
     ),
-    "isotropy": Metric(3, "1 if no direction stands out, 0.135 if all sentences have the same embedding."),
-    "top_share": Metric(
+    "isotropy": Reading(3, "1 if no direction stands out, 0.135 if all sentences have the same embedding."),
+    "top_share": Reading(
         1,
         "square of the largest singular value as a share of the sum of squares. Lower: a flatter spectrum; "
         "100\u00a0%: one direction.",
@@ -47,27 +47,25 @@ def geometry_table(results: Results) -> Table | None:
         before, after = entry_spaces(entry)
         for spaces, when in ((before, "before training"), (after, "after training" if before else "")):
             if spaces:
-                cells = [Cell(_cell(name, spaces)) for name in METRICS]
+                cells = [Cell(_cell(name, spaces)) for name in READINGS]
                 note = f"mean of {len(spaces)} runs" if len(spaces) > 1 else ""
                 rows.append(entry_row(results, place, cells, ", ".join(filter(None, (when, note)))))
     if not rows:
         return None
-    return Table("Geometry", (Cell("Model"), *(Cell(name.replace("_", " ")) for name in METRICS)), tuple(rows))
+    return Table("Geometry", (Cell("Model"), *(Cell(name.replace("_", " ")) for name in READINGS)), tuple(rows))
 
 
 def describe_pairs(results: Results) -> str:
     """Return a sentence on the pairs that all of these spaces were measured on, or that they do not compare."""
-    spaces = [space for v in results.verdicts for space in (v.space_before, v.space) if space]
-    protocols = [space.protocol for space in spaces]
-    if any(protocol.get(key) != protocols[0].get(key) for protocol in protocols for key in ("source", "data", "scale")):
-        return "These models were measured on different pairs, so their numbers do not compare; see the protocol below."
-    known = protocols[0] if protocols else {}
-    if not known.keys() >= {"source", "sentences", "close pairs"}:
+    protocols = [space.protocol for v in results.models for space in (v.space_before, v.space) if space]
+    if not protocols:
         return ""
-    above = f" (gold score above {known['close above']:g})" if "close above" in known else ""
+    known = protocols[0]
+    if any(protocol[key] != known[key] for protocol in protocols for key in ("source", "data", "scale")):
+        return "These models were measured on different pairs, so their numbers do not compare; see the protocol below."
     return (
         f"Measured on the {known['sentences']:,} sentences of {known['source']}; {known['close pairs']:,} of its pairs "
-        f"are close{above}."
+        f"are close (gold score above {known['close above']:g})."
     )
 
 
@@ -76,13 +74,13 @@ def entry_spaces(entry: Entry) -> tuple[list[Space], list[Space]]:
 
     Runs whose best weights are those before training count as models without training.
     """
-    both = [(v.space_before, v.space) for v in entry.verdicts if v.space_before and v.space and not v.is_untrained]
-    after = [verdict.space for verdict in entry.verdicts if verdict.space]
+    both = [(model.trained_from, model.space) for model in entry.models if model.trained_from and model.space]
+    after = [model.space for model in entry.models if model.space]
     return ([before for before, _ in both], [space for _, space in both]) if both else ([], after)
 
 
 def _cell(name: str, spaces: Sequence[Space]) -> str:
-    how = METRICS[name]
+    how = READINGS[name]
     return format_mean([how.factor * space.metrics()[name] for space in spaces], how.digits) + how.unit
 
 
@@ -91,10 +89,10 @@ def change_sentences(results: Results) -> list[tuple[int, str]]:
     found = []
     for place, entry in enumerate(results.entries):
         before, after = entry_spaces(entry)
-        untrained = sum(verdict.is_untrained for verdict in entry.verdicts)
+        untrained = sum(model.is_untrained for model in entry.models)
         words = [describe_changes(before, after)] if before else []
         if untrained:
-            which = "" if len(entry.verdicts) == 1 else f" in {untrained} of {len(entry.verdicts)} runs"
+            which = "" if len(entry.models) == 1 else f" in {untrained} of {len(entry.models)} runs"
             words.append(f"Training changed nothing{which}: no step was better on dev, so the start is kept.")
         if words:
             found.append((place, " ".join(words)))
@@ -106,24 +104,20 @@ def describe_changes(before: Sequence[Space], after: Sequence[Space]) -> str:
 
     def means(name: str) -> tuple[float, float]:
         # Rounded as in the table, so that the words claim no more than its numbers.
-        how = METRICS[name]
+        how = READINGS[name]
         first, second = (how.factor * float(np.mean([s.metrics()[name] for s in spaces])) for spaces in (before, after))
         return round(first, how.digits), round(second, how.digits)
 
     def course(name: str) -> str:
-        how = METRICS[name]
-        return " to ".join(format_number(value, how.digits) + how.unit for value in means(name))
+        return " to ".join(format_number(value, READINGS[name].digits) + READINGS[name].unit for value in means(name))
 
     (rank, rank_after), (share, share_after) = means("effective_rank"), means("top_share")
-    if rank_after > rank and share_after < share:
-        verdict = "The spectrum got flatter"
-    elif rank_after < rank and share_after > share:
-        verdict = "The spectrum got steeper"
-    elif rank_after == rank and share_after == share:
-        verdict = "The spectrum stayed the same"
-    else:
-        verdict = "The spectrum got neither flatter nor steeper as a whole"
-    words = [f"{verdict}: effective rank {course('effective_rank')}, top share {course('top_share')}."]
+    # Flatter: more directions, and less in the largest.
+    signs = np.sign(rank_after - rank), np.sign(share - share_after)
+    change = {(1, 1): "got flatter", (-1, -1): "got steeper", (0, 0): "stayed the same"}.get(
+        signs, "got neither flatter nor steeper as a whole"
+    )
+    words = [f"The spectrum {change}: effective rank {course('effective_rank')}, top share {course('top_share')}."]
     for name in ("alignment", "uniformity"):
         first, second = means(name)
         how = "got better" if second < first else "got worse" if second > first else "stayed the same"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 import os
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from simcse_jax.evaluation.report import drawing, geometry, pair_pictures, pictures, protocols, tables
-from simcse_jax.evaluation.results import OWN, Results
+from simcse_jax.evaluation.results import Results
 from simcse_jax.system.whole_file import writing
 
 REPORT = "report.html"
@@ -22,21 +21,15 @@ _CSS_PIXELS = 96  # an inch
 _GLYPHS = {"o": "\u25cf", "s": "\u25a0", "^": "\u25b2", "D": "\u25c6", "v": "\u25bc"}  # the markers of the pictures
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """Hold a drawn picture and its texts."""
 
-    name: str
     png: bytes
+    source: str  # the picture as a data URI
     width: int  # on the page, in CSS pixels
     height: int
     caption: str
     alt: str
-
-    @property
-    def source(self) -> str:
-        """The picture as a data URI."""
-        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
 def write_report(results: Results, out: Path, scores_file: bool = False) -> Path:
@@ -45,7 +38,7 @@ def write_report(results: Results, out: Path, scores_file: bool = False) -> Path
     Pictures of an earlier report that these results have no data for are removed. scores_file: the folder holds the
     same results as scores.json, which the report then mentions. Raises UserError when `out` cannot be written.
     """
-    drawn = {name: _picture(name, results) for name in PICTURES}
+    drawn = {name: _picture(kind, results) for name, kind in PICTURES.items()}
     files = {f"{name}.png": picture.png for name, picture in drawn.items() if picture}
     files[REPORT] = render(results, drawn, scores_file).encode("utf-8")
     had_report = (out / REPORT).exists()
@@ -81,17 +74,13 @@ def render(results: Results, drawn: dict[str, Picture | None], scores_file: bool
         title="Evaluation report" if results.tasks or geometry.describe_pairs(results) else "Training report",
         summary=_summary(results),
         scores_file=scores_file,
-        asked=[
-            (v.name, v.protocol["pooler"], v.protocol["pooler from"])
-            for v in results.verdicts
-            if v.protocol.get("pooler from", OWN) != OWN
-        ],
-        failures=[(task, v.name, reason) for v in results.verdicts for task, reason in v.failures.items()],
+        asked=[(v.name, v.protocol["pooler"], v.protocol["pooler from"]) for v in results.models if v.asked_pooler],
+        failures=[(task, v.name, reason) for v in results.models for task, reason in v.failures.items()],
         scores=tables.score_tables(results),
         spreads=tables.spread_tables(results),
         differences=tables.difference_tables(results),
         geometry=geometry.geometry_table(results),
-        reading={name.replace("_", " "): how.reading for name, how in geometry.METRICS.items()},
+        reading={name.replace("_", " "): how.words for name, how in geometry.READINGS.items()},
         measured=geometry.describe_pairs(results),
         changes=geometry.change_sentences(results),
         models=protocols.model_table(results),
@@ -112,11 +101,11 @@ def _sign(place: int) -> tuple[str, str]:
 
 def _summary(results: Results) -> str:
     """Return what was judged on what, in one sentence."""
-    models, entries = len(results.verdicts), len(results.entries)
+    models, entries = len(results.models), len(results.entries)
     tasks = sum(any(entry.values(task) for entry in results.entries) for task in results.tasks)
     parts = [f"scores on {_count(tasks, 'task')}"] if tasks else []
-    parts += ["geometry"] if any(verdict.space for verdict in results.verdicts) else []
-    parts += ["training curves"] if any(verdict.curves for verdict in results.verdicts) else []
+    parts += ["geometry"] if any(model.space for model in results.models) else []
+    parts += ["training curves"] if any(model.curves for model in results.models) else []
     rows = f" in {_count(entries, 'row')}, runs of one recipe together" if entries < models else ""
     return f"{_count(models, 'model')}{rows}: {', '.join(parts) or 'no result'}."
 
@@ -125,19 +114,19 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _picture(name: str, results: Results) -> Picture | None:
-    kind = PICTURES[name]
-    figure, caption = kind.draw(results), kind.caption
+def _picture(kind: _Kind, results: Results) -> Picture | None:
+    figure, caption, names = kind.draw(results), kind.caption, results.names()
     if figure is None:
         return None
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=figure.dpi, metadata={"Software": None})
-    width, height = (round(inches * _CSS_PIXELS) for inches in figure.get_size_inches())
-    names = results.names()
-    absent = pair_pictures.omitted_entries(results) if kind.side_by_side else []
+    absent = pair_pictures.make_panels(results)[pair_pictures.PANELS :] if kind.side_by_side else []
     if absent:
-        caption += f" Not shown, to save room: {', '.join(names[place] for place in absent)}."
-    return Picture(name, png.getvalue(), width, height, caption, f"{kind.title}: {', '.join(names)}.")
+        caption += f" Not shown, to save room: {', '.join(names[panel.place] for panel in absent)}."
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=figure.dpi, metadata={"Software": None})
+    png = file.getvalue()
+    source = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    width, height = (round(inches * _CSS_PIXELS) for inches in figure.get_size_inches())
+    return Picture(png, source, width, height, caption, f"{kind.title}: {', '.join(names)}.")
 
 
 class _Kind(NamedTuple):

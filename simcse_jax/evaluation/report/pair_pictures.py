@@ -32,35 +32,27 @@ class Panel(NamedTuple):
     cosines: np.ndarray  # float64[n]
 
 
-def default_task(results: Results) -> str | None:
-    """Return STS-B, or else the first task for which some model has gold scores and cosines; None without any."""
-    tasks = [t for t in results.tasks if _panels(results, t)]
-    return PREFERRED_TASK if PREFERRED_TASK in tasks else next(iter(tasks), None)
+def make_panels(results: Results) -> list[Panel]:
+    """Return a panel for each entry with cosines of STS-B, or else of the first task that has any.
+
+    Of several runs, the first is shown.
+    """
+    tasks = dict.fromkeys((PREFERRED_TASK, *results.tasks))
+    return next((panels for task in tasks if (panels := _panels(results, task))), [])
 
 
 def _panels(results: Results, task: str) -> list[Panel]:
-    """Return a panel for each entry with gold scores and cosines; of several runs, for the first."""
     long, short = (drawing.label_names([entry.name for entry in results.entries], limit) for limit in (30, 17))
     panels = []
     for place, entry in enumerate(results.entries):
-        for number, verdict in enumerate(entry.verdicts):
-            score = verdict.scores.get(task)
-            if score and score.gold is not None and score.cosines is not None and len(score.gold):
-                which = f", run {number + 1} of {len(entry.verdicts)}"
-                name = short[place] + which if len(entry.verdicts) > 1 else long[place]
+        for number, model in enumerate(entry.models):
+            score = model.scores.get(task)
+            if score and score.gold is not None and score.cosines is not None:
+                which = f", run {number + 1} of {len(entry.models)}"
+                name = short[place] + which if len(entry.models) > 1 else long[place]
                 panels.append(Panel(place, name, score, score.gold, score.cosines))
                 break
     return panels
-
-
-def omitted_entries(results: Results, task: str | None = None) -> list[int]:
-    """Return the places of the entries for which pictures of models side by side have no room."""
-    task = task or default_task(results)
-    return [panel.place for panel in _panels(results, task)[PANELS:]] if task else []
-
-
-def _task_name(task: str | None) -> str:
-    return drawing.replace_missing_glyphs(shorten(task or "", 40))
 
 
 def _grid(panels: Sequence[Panel], title: str, note: str, bottom: float) -> tuple[Figure, list[Axes]]:
@@ -71,7 +63,8 @@ def _grid(panels: Sequence[Panel], title: str, note: str, bottom: float) -> tupl
     figure = drawing.new_figure(0.6 + bottom + 3.0 * rows + 0.8 * (rows == 1))
     if len(panels) > shown:
         note += f" Not shown, to save room: {len(panels) - shown} more."
-    drawing.write_title(figure, title, note)
+    task = drawing.replace_missing_glyphs(shorten(panels[0].score.task, 40))
+    drawing.write_title(figure, f"{title}, {task}", note)
     drawing.set_margins(figure, top=1.0, bottom=bottom)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     figure.subplots_adjust(wspace=0.08, hspace=0.28)
@@ -87,15 +80,14 @@ def _grid(panels: Sequence[Panel], title: str, note: str, bottom: float) -> tupl
     return figure, list(grid.flat[:shown])
 
 
-def cosines_by_band(results: Results, task: str | None = None) -> Figure | None:
+def cosines_by_band(results: Results) -> Figure | None:
     """Draw the distribution of cosines in each fifth of the gold scale, models side by side."""
-    task = task or default_task(results)
-    panels = _panels(results, task) if task else []
+    panels = make_panels(results)
     if not panels:
         return None
     figure, grid = _grid(
         panels,
-        f"Cosine by gold score, {_task_name(task)}",
+        "Cosine by gold score",
         "Shape: all pairs of a fifth of the scale. Bar: their middle half. Dot: median.",
         bottom=0.75,
     )
@@ -140,16 +132,15 @@ def _violin(axes: Axes, x: int, values: np.ndarray, hue: str) -> None:
     axes.plot(x, quartiles[1], "o", markersize=5, markerfacecolor="white", markeredgecolor=hue)
 
 
-def predicted_against_gold(results: Results, task: str | None = None) -> Figure | None:
+def predicted_against_gold(results: Results) -> Figure | None:
     """Draw the cosine of every pair against its gold score, models side by side, with the medians of fifths."""
-    task = task or default_task(results)
-    panels = _panels(results, task) if task else []
+    panels = make_panels(results)
     if not panels:
         return None
     pairs = len(panels[0].gold)
     figure, grid = _grid(
         panels,
-        f"Cosine against gold score, {_task_name(task)}",
+        "Cosine against gold score",
         f"{pairs:,} pairs, one dot each. Line: median cosine of each fifth of the scale.",
         bottom=0.6,
     )

@@ -20,10 +20,10 @@ NOISE = 1e-6  # of the largest singular value; below it, there is only float32 r
 def alignment_uniformity(results: Results) -> Figure | None:
     """Draw every model as a point in the plane of Wang & Isola, with an arrow from the point before training."""
     known = [
-        (place, verdict.space, None if verdict.is_untrained else verdict.space_before)
+        (place, model.space, model.trained_from)
         for place, entry in enumerate(results.entries)
-        for verdict in entry.verdicts
-        if verdict.space
+        for model in entry.models
+        if model.space
     ]
     if not known:
         return None
@@ -66,10 +66,10 @@ def _place(space: Space) -> tuple[float, float]:
 
 def spectrum(results: Results) -> Figure | None:
     """Draw singular values against their index on log scales; those before training are dashed."""
-    known = [(place, entry) for place, entry in enumerate(results.entries) if any(v.space for v in entry.verdicts)]
+    known = [(place, entry) for place, entry in enumerate(results.entries) if any(v.space for v in entry.models)]
     if not known:
         return None
-    before = any(v.space_before and not v.is_untrained for _, entry in known for v in entry.verdicts)
+    before = any(model.trained_from for model in results.models)
     names = drawing.label_names([entry.name for entry in results.entries])
     figure = drawing.new_figure(max(5.4, 0.2 * len(known) + 2))
     drawing.write_title(
@@ -84,13 +84,13 @@ def spectrum(results: Results) -> Figure | None:
     axes.set_yscale("log")
     ends, lowest = [], _lowest(results)
     for place, entry in known:
-        style: Any = {"color": colour(place), "linewidth": 1.8 if len(entry.verdicts) == 1 else 1.0}
+        style: Any = {"color": colour(place), "linewidth": 1.8 if len(entry.models) == 1 else 1.0}
         last = None
-        for verdict in entry.verdicts:
-            if verdict.space_before and not verdict.is_untrained:
-                axes.plot(*_visible(verdict.space_before, lowest), linestyle=(0, (4, 2)), alpha=0.6, **style)
-            if verdict.space:
-                index, values = last = _visible(verdict.space, lowest)
+        for model in entry.models:
+            if model.trained_from:
+                axes.plot(*_visible(model.trained_from, lowest), linestyle=(0, (4, 2)), alpha=0.6, **style)
+            if model.space:
+                index, values = last = _visible(model.space, lowest)
                 axes.plot(index, values, **style)
         assert last is not None  # `known` are the entries that have a space
         ends.append(End(float(last[0][-1]), float(last[1][-1]), names[place], colour(place), marker(place)))
@@ -112,7 +112,7 @@ def _plain_ticks(axis: Axis) -> None:
 
 def _lowest(results: Results) -> float:
     """Return the lowest value to show. The last 3 % do not count: layer norm leaves almost nothing in one direction."""
-    spaces = [space for v in results.verdicts for space in (v.space_before, v.space) if space]
+    spaces = [space for v in results.models for space in (v.space_before, v.space) if space]
     ends = [values[len(values) - 1 - len(values) // 33] for values in (space.singular_values for space in spaces)]
     return max(0.7 * min(ends), NOISE)
 
@@ -168,9 +168,9 @@ def _curves(results: Results, key: str) -> dict[int, list[np.ndarray]]:
     """Return, by the entry's place, float64[n, 2] of step and value for each of its runs that has any."""
     found: dict[int, list[np.ndarray]] = {}
     for place, entry in enumerate(results.entries):
-        for verdict in entry.verdicts:
+        for model in entry.models:
             # A value that JSON cannot write, such as NaN, is None.
-            points = [(line["step"], line[key]) for line in verdict.curves if line.get(key) is not None]
+            points = [(line["step"], line[key]) for line in model.curves if line.get(key) is not None]
             if points:
                 found.setdefault(place, []).append(np.array(points, np.float64))
     return found

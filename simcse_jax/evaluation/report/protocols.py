@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from simcse_jax.evaluation.report.tables import NOTHING, Cell, Row, Table, format_number
-from simcse_jax.evaluation.results import Results, Verdict, fit_names, shorten
+from simcse_jax.evaluation.results import Results, fit_names, shorten
 
 _FINGERPRINT = 12  # digits that a table shows
 _FEW = 3  # models or tasks that stand beside each other, with their properties as rows
@@ -14,37 +15,30 @@ _FEW = 3  # models or tasks that stand beside each other, with their properties 
 
 def model_table(results: Results) -> Table:
     """Return the table of how each model's vectors were made, and of which weights."""
-    protocols = [
-        {key: value for key, value in verdict.protocol.items() if (key, value) != ("model", verdict.name)}
-        for verdict in results.verdicts
-    ]
-    for protocol in protocols:
-        if "fingerprint" in protocol:  # scores.json has all of it
-            protocol["fingerprint"] = str(protocol["fingerprint"])[:_FINGERPRINT]
-    places = [place for place, entry in enumerate(results.entries) for _ in entry.verdicts]
-    heads = [(verdict.name, place, "") for verdict, place in zip(results.verdicts, places, strict=True)]
-    return _key_table("Models", "Model", heads, protocols)
+    heads, values = [], []
+    for place, entry in enumerate(results.entries):
+        for model in entry.models:
+            heads.append((model.name, place, ""))
+            values.append(
+                {key: value for key, value in model.protocol.items() if (key, value) != ("model", model.name)}
+            )
+            if "fingerprint" in values[-1]:  # scores.json has all of it
+                values[-1]["fingerprint"] = str(values[-1]["fingerprint"])[:_FINGERPRINT]
+    return _key_table("Models", "Model", heads, values)
 
 
 def task_table(results: Results) -> Table:
     """Return the table of each task's split, pairs, aggregation and data; two rows where models had different ones."""
-    found: dict[str, list[tuple[dict[str, Any], list[str]]]] = {}
-    for verdict in results.verdicts:
-        for task, protocol in _protocols(verdict):
-            same = [names for known, names in found.setdefault(task, []) if known == protocol]
-            if same:
-                same[0].append(verdict.name)
-            else:
-                found[task].append((protocol, [verdict.name]))
-    rows = [(task, protocol, names) for task, kinds in found.items() for protocol, names in kinds]
-    heads = [(task, None, ", ".join(names) if len(found[task]) > 1 else "") for task, _, names in rows]
-    return _key_table("Tasks", "Task", heads, [protocol for _, protocol, _ in rows])
-
-
-def _protocols(verdict: Verdict) -> Iterable[tuple[str, dict[str, Any]]]:
-    yield from ((task, score.protocol) for task, score in verdict.scores.items())
-    if verdict.space:
-        yield "geometry", verdict.space.protocol
+    heads, values = [], []
+    for task in dict.fromkeys((*results.tasks, "geometry")):
+        names: dict[str, list[str]] = {}  # of models, by their protocol
+        for model in results.models:
+            found = model.space if task == "geometry" else model.scores.get(task)
+            if found:
+                names.setdefault(json.dumps(found.protocol), []).append(model.name)
+        heads += [(task, None, ", ".join(own) if len(names) > 1 else "") for own in names.values()]
+        values += map(json.loads, names)
+    return _key_table("Tasks", "Task", heads, values)
 
 
 def _key_table(
@@ -77,7 +71,7 @@ def value_tables(results: Results) -> list[Table]:
     """Return, for each task, the table of all its values by model; the values of subsets follow."""
     tables = []
     for task in results.tasks:
-        scored = [(verdict.name, verdict.scores[task]) for verdict in results.verdicts if task in verdict.scores]
+        scored = [(model.name, model.scores[task]) for model in results.models if task in model.scores]
         found = [
             score.values | {f"{part}: {key}": own[key] for part, own in score.subsets.items() for key in own}
             for _, score in scored

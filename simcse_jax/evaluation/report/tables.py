@@ -1,20 +1,19 @@
-"""Build the report's tables of scores, of their spread over runs and of differences, as plain text for the template."""
+"""Build tables of scores, of their spread over runs and of differences, as plain text for the page and the terminal."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
-from simcse_jax.evaluation.compare import averages_of, summarize
-from simcse_jax.evaluation.results import Difference, Entry, Results, task_name
+from simcse_jax.evaluation.compare import spread
+from simcse_jax.evaluation.results import Entry, Results, task_name
 
 TITLES = {"sts": "Semantic textual similarity", "transfer": "Transfer"}  # by the name of the average
 NOTHING = "\u2013"
 WIDE = 6  # columns; on a narrow screen, a table with more of them becomes a list
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """Hold the content of one cell."""
 
     text: str
@@ -22,8 +21,7 @@ class Cell:
     kind: str = ""  # "best", "failed", "higher", "lower": its colour or weight; the text says the same
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """Hold a row head and its cells."""
 
     head: str
@@ -33,8 +31,7 @@ class Row:
     whole: str = ""  # the head before it was shortened
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Hold a table; `columns` begins with the column of the row heads."""
 
     caption: str
@@ -48,23 +45,11 @@ class Table:
         return len(self.columns) > (3 if self.prose else WIDE)
 
 
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """Describe a column: a task, or the average over several."""
+class Column(NamedTuple):
+    """Name a task, or an average, and the tasks that its values are means over."""
 
-    task: str
-    over: tuple[str, ...] = ()
-
-    def values(self, entry: Entry) -> list[float]:
-        """Return one value for each run that has it; an average needs all of its tasks."""
-        return averages_of(entry, self.over) if self.over else entry.values(self.task)
-
-    def head(self, results: Results) -> Cell:
-        """Return the name, and below it the name of the values."""
-        if self.over:
-            return Cell(f"Average of {len(self.over)}")
-        scores = (verdict.scores.get(self.task) for verdict in results.verdicts)
-        return Cell(task_name(self.task), ", ".join(dict.fromkeys(score.headline for score in scores if score)))
+    name: str
+    tasks: tuple[str, ...]
 
 
 def format_number(value: float, digits: int = 2, sign: bool = False) -> str:
@@ -74,7 +59,7 @@ def format_number(value: float, digits: int = 2, sign: bool = False) -> str:
 
 def format_mean(values: Sequence[float], digits: int) -> str:
     """Return the mean as text, and for several values their standard deviation."""
-    numbers = summarize(values)
+    numbers = spread(values)
     sd = f" ±\u00a0{format_number(numbers['sd'], digits)}" if len(values) > 1 else ""
     return format_number(numbers["mean"], digits) + sd
 
@@ -84,89 +69,86 @@ def entry_row(results: Results, place: int, cells: Iterable[Cell], note: str = "
     return Row(results.names()[place], tuple(cells), place, note, results.entries[place].name)
 
 
-def task_groups(results: Results) -> list[tuple[str, list[Column]]]:
-    """Return (title, columns) for the tasks of each average, and for the other tasks; those that have a score."""
-    scored = [task for task in results.tasks if any(entry.values(task) for entry in results.entries)]
-    groups, left = [], dict.fromkeys(scored)
-    for name, tasks in results.averages.items():
-        columns = [Column(task) for task in tasks if task in scored]
-        if columns:
-            groups.append((TITLES.get(name, name), [*columns, Column(name, tuple(tasks))]))
-            for task in tasks:
-                left.pop(task, None)
-    if left:
-        groups.append(("Other tasks" if groups else "Scores", [Column(task) for task in left]))
-    return groups
-
-
 def score_tables(results: Results) -> list[Table]:
     """Return tables of entries by tasks; a value that is clearly above all others of its column is bold."""
-    tables = []
-    for title, columns in task_groups(results):
-        rows = [
-            entry_row(results, place, [_score_cell(results, entry, column) for column in columns], _runs(entry))
-            for place, entry in enumerate(results.entries)
-        ]
-        tables.append(Table(title, _head(results, columns), tuple(rows)))
-    return tables
 
+    def cell(entry: Entry, column: Column) -> Cell | None:
+        values, runs = entry.values(*column.tasks), len(entry.models)
+        if not values:
+            return Cell("failed", kind="failed") if entry.failed(column.name) else None
+        few = f"{len(values)} of {runs} runs" if len(values) < runs else ""
+        return Cell(format_mean(values, 2), few, "best" if results.best.get(column.name) == entry.name else "")
 
-def _head(results: Results, columns: Iterable[Column]) -> tuple[Cell, ...]:
-    return (Cell("Model"), *(column.head(results) for column in columns))
-
-
-def _runs(entry: Entry) -> str:
-    return f"{len(entry.verdicts)} runs" if len(entry.verdicts) > 1 else ""
-
-
-def _score_cell(results: Results, entry: Entry, column: Column) -> Cell:
-    values, runs = column.values(entry), len(entry.verdicts)
-    if not values:
-        return Cell("failed", kind="failed") if not column.over and entry.failed(column.task) else Cell(NOTHING)
-    few = f"{len(values)} of {runs} runs" if len(values) < runs else ""
-    return Cell(format_mean(values, 2), few, "best" if results.best.get(column.task) == entry.name else "")
+    return _tables(results, cell)
 
 
 def spread_tables(results: Results) -> list[Table]:
     """Return tables of the lowest and the highest value and the number of runs, for entries of several runs."""
-    several = [(place, entry) for place, entry in enumerate(results.entries) if len(entry.verdicts) > 1]
-    tables = []
-    for title, columns in task_groups(results) if several else []:
-        rows = [
-            entry_row(results, place, [_spread_cell(column.values(entry)) for column in columns])
-            for place, entry in several
-        ]
-        tables.append(Table(f"{title}: lowest to highest run", _head(results, columns), tuple(rows)))
-    return tables
 
+    def cell(entry: Entry, column: Column) -> Cell | None:
+        values = entry.values(*column.tasks)
+        if len(entry.models) < 2 or not values:
+            return None
+        return Cell(f"{format_number(min(values))} to {format_number(max(values))}", f"{len(values)} runs")
 
-def _spread_cell(values: Sequence[float]) -> Cell:
-    if not values:
-        return Cell(NOTHING)
-    numbers = summarize(values)
-    return Cell(f"{format_number(numbers['min'])} to {format_number(numbers['max'])}", f"{len(values)} runs")
+    return _tables(results, cell, ": lowest to highest run", with_runs=False)
 
 
 def difference_tables(results: Results) -> list[Table]:
     """Return tables of points from the first entry, with their interval and, in words, whether it excludes 0."""
     known = {(difference.other, difference.task): difference for difference in results.differences}
+
+    def cell(entry: Entry, column: Column) -> Cell | None:
+        found = known.get((entry.name, column.name))
+        if found is None:
+            return None
+        low, high = (format_number(end, sign=True) for end in (found.low, found.high))
+        kind = "" if found.direction == "unclear" else found.direction
+        return Cell(format_number(found.points, sign=True), f"{low} to {high}: {found.direction}", kind)
+
+    return _tables(results, cell)
+
+
+def _tables(
+    results: Results, cell: Callable[[Entry, Column], Cell | None], caption: str = "", with_runs: bool = True
+) -> list[Table]:
+    """Return a table for each group of tasks, without the rows and columns that have no cell at all.
+
+    caption: what follows the group's title. with_runs: rows of several runs have their number.
+    """
     tables = []
-    for title, columns in task_groups(results) if known else []:
-        columns = [column for column in columns if any(task == column.task for _, task in known)]
+    for title, columns in _task_groups(results):
+        found = [[cell(entry, column) for column in columns] for entry in results.entries]
+        kept = [number for number in range(len(columns)) if any(row[number] for row in found)]
         rows = []
-        for place, entry in enumerate(results.entries[1:], 1):
-            found = [known.get((entry.name, column.task)) for column in columns]
-            if any(found):
-                cells = [_difference_cell(difference) for difference in found]
-                rows.append(entry_row(results, place, cells, _runs(entry)))
+        for place, cells in enumerate(found):
+            if any(cells):
+                runs = len(results.entries[place].models)
+                note = f"{runs} runs" if with_runs and runs > 1 else ""
+                rows.append(entry_row(results, place, (cells[number] or Cell(NOTHING) for number in kept), note))
         if rows:
-            tables.append(Table(title, _head(results, columns), tuple(rows)))
+            heads = (Cell("Model"), *(_head(columns[number], results) for number in kept))
+            tables.append(Table(title + caption, heads, tuple(rows)))
     return tables
 
 
-def _difference_cell(difference: Difference | None) -> Cell:
-    if difference is None:
-        return Cell(NOTHING)
-    interval = f"{format_number(difference.low, sign=True)} to {format_number(difference.high, sign=True)}"
-    kind = "" if difference.direction == "unclear" else difference.direction
-    return Cell(format_number(difference.points, sign=True), f"{interval}: {difference.direction}", kind)
+def _task_groups(results: Results) -> list[tuple[str, list[Column]]]:
+    """Return (title, columns) for the tasks of each average, and for the other tasks; those that have a score."""
+    left = [Column(task, (task,)) for task in results.tasks if any(entry.values(task) for entry in results.entries)]
+    groups = []
+    for name, tasks in results.averages.items():
+        columns = [column for column in left if column.name in tasks]
+        left = [column for column in left if column.name not in tasks]
+        if columns:
+            groups.append((TITLES.get(name, name), [*columns, Column(name, tasks)]))
+    if left:
+        groups.append(("Other tasks" if groups else "Scores", left))
+    return groups
+
+
+def _head(column: Column, results: Results) -> Cell:
+    """Return the name of a task, and below it the name of its values; or how many tasks an average is over."""
+    if column.name in results.averages:
+        return Cell(f"Average of {len(column.tasks)}")
+    scores = (model.scores.get(column.name) for model in results.models)
+    return Cell(task_name(column.name), ", ".join(dict.fromkeys(score.headline for score in scores if score)))
