@@ -5,38 +5,41 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import itertools
 import math
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from simcse_jax.data import demo
 from simcse_jax.data.readers import csv_records, decode_lines
+from simcse_jax.evaluation.senteval import unpacked
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import DATASET_PREFIX, dataset_file
 
-STSB_DEV = "STSBenchmark/sts-dev.csv"  # the dev pairs in SentEval's folder and archive
+# The file of STS-B's dev pairs, and where it is in folders with SentEval's layout.
+STSB_DEV = "sts-dev.csv"
+STSB_FOLDERS = ("", "STSBenchmark", *(f"{above}STS/STSBenchmark" for above in ("", "downstream/", "data/downstream/")))
 SUFFIXES = (".tsv", ".csv", ".txt")
 
-# SentEval's own files: genre, file, year, number, score, sentence, sentence, optionally licence and source.
-SENTEVAL_COLUMNS = (4, 5, 6)
-SENTEVAL_WIDTH = 7
+# The names of columns in headers, in lower case: ours, and those of sentence-transformers, SICK, QQP and MRPC.
+NAMES = {
+    "score": (
+        *("score", "similarity_score", "relatedness_score", "similarity", "label", "gold"),
+        *("is_duplicate", "quality"),
+    ),
+    "sentence1": ("sentence1", "sentence_1", "sentence_a", "sent0", "text1", "text_a", "question1", "#1 string"),
+    "sentence2": ("sentence2", "sentence_2", "sentence_b", "sent1", "text2", "text_b", "question2", "#2 string"),
+}
+SPLIT = "split"
+# By the number of columns: where score and sentences may be if no header says so. 7 to 9: SentEval's STS-B, which has
+# genre, file, year, number, score, sentence, sentence, and in some lines licence and source.
+PLACES = {3: ((0, 1, 2), (2, 0, 1))} | dict.fromkeys((7, 8, 9), ((4, 5, 6),))
+COUNTING = 4  # rows from which numbers that grow by 1 are line numbers, not scores
 
-# Header names of each column, in lower case; among them those of SICK, GLUE and sentence-transformers.
-SCORE_NAMES = ("score", "similarity_score", "relatedness_score", "label", "gold")
-FIRST_NAMES = ("sentence1", "sentence_1", "sentence_a", "sent0")
-SECOND_NAMES = ("sentence2", "sentence_2", "sentence_b", "sent1")
+SOURCES = "a file of score, sentence, sentence; a folder with sts-dev.csv; hf://datasets/OWNER/NAME/FILE; demo:dev"
 
-FORMAT = "Each line needs a score and two sentences, or the header must name the columns score, sentence1, sentence2."
-
-SOURCES = (
-    "a .tsv or .csv of score, sentence, sentence; a folder with sts-dev.csv; hf://datasets/OWNER/NAME/FILE; demo:dev"
-)
-
-Row = tuple[int, list[str]]  # line number in the file, from 1, and cells
+Table = list[tuple[int, list[str]]]  # the line number in the file and the cells of each row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,24 +63,28 @@ class GradedPairs:
 def load_graded_pairs(source: str) -> GradedPairs:
     """Return the pairs at `source`; UserError unless there are two or more, with finite scores that differ.
 
-    source: a .tsv or .csv of score, sentence, sentence, with or without a header (which may name the columns in any
-    order); one of SentEval's sts-*.csv; a folder or .tar in SentEval's layout (its STS-B dev pairs);
-    `hf://datasets/OWNER/NAME[@REVISION]/FILE`; `demo:dev` or `demo:test`. A .csv is quoted as in Python's csv module;
-    tab-separated files have no quoting. Cells such as `None` and `NA` are text.
+    source: a file whose header names the columns (as in NAMES, or as given by options), or of three columns: score,
+    sentence, sentence, or sentence, sentence, score; one of SentEval's sts-*.csv; a folder or .tar in SentEval's layout
+    (its STS-B dev pairs); `hf://datasets/OWNER/NAME[@REVISION]/FILE`; `demo:dev` or `demo:test`. Options follow a
+    file's name: `FILE:score=COLUMN,sentence1=COLUMN,sentence2=COLUMN,split=VALUE`, with columns by name or number from
+    1; only the rows of that split are read. Cells such as `None` and `NA` are text.
     """
     if source.startswith("demo:"):
         return _demo_pairs(source)
-    path = dataset_file(source) if source.startswith(DATASET_PREFIX) else Path(source).expanduser()
+    place, options = _options(source)
+    path = dataset_file(place) if place.startswith(DATASET_PREFIX) else Path(place).expanduser()
+    if path.suffix == ".tar" and path.is_file():
+        path = unpacked(path) / "SentEval"
     if path.is_dir():
-        path = _stsb_dev(path)
+        places = [path / folder / STSB_DEV for folder in STSB_FOLDERS]
+        path = next((file for file in places if file.is_file()), path)
+        if path.is_dir():
+            raise UserError(f"{source} has no STS-B dev pairs (looked for {STSB_FOLDERS[1]}/{STSB_DEV}).")
     if not path.exists():
         raise UserError(f"The graded pairs {source!r} do not exist (relative to {Path.cwd()}).\nGive {SOURCES}.")
-    suffix = path.suffix.lower()
-    if suffix == ".tar":
-        return _parse(source, _stsb_dev_in_archive(path), ".csv", Path(STSB_DEV))
-    if suffix not in SUFFIXES:
-        raise UserError(f"The graded pairs {source!r} end in {suffix!r}; known: {', '.join(SUFFIXES)}, .tar.")
-    return _parse(source, path.read_bytes(), suffix, path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"The graded pairs {source!r} end in {path.suffix!r}; known: {', '.join(SUFFIXES)}, .tar.")
+    return _to_pairs(source, place, list(_rows(source, path)), options)
 
 
 def _demo_pairs(source: str) -> GradedPairs:
@@ -88,55 +95,23 @@ def _demo_pairs(source: str) -> GradedPairs:
     return GradedPairs(source, np.array(gold, np.float64), list(first), list(second))
 
 
-def _stsb_dev(folder: Path) -> Path:
-    """Find STS-B's dev file in its own folder or in any folder above it in SentEval's layout."""
-    for place in ("sts-dev.csv", STSB_DEV, f"STS/{STSB_DEV}", f"downstream/STS/{STSB_DEV}"):
-        if (folder / place).is_file():
-            return folder / place
-    raise UserError(f"The folder {folder} has no STS-B dev pairs (looked for sts-dev.csv and {STSB_DEV}).")
+def _options(source: str) -> tuple[str, dict[str, str]]:
+    """Split a source into the place and its options."""
+    place, _, words = source.rpartition(":")
+    if not place or "=" not in words or "/" in words or Path(source).expanduser().exists():
+        return source, {}
+    options = dict(word.partition("=")[::2] for word in words.split(","))
+    known = (*NAMES, SPLIT)
+    for key, value in options.items():
+        if key not in known or not value:
+            raise UserError(f"{source}: {key}={value} is no option; known: {', '.join(f'{k}=...' for k in known)}.")
+    return place, options
 
 
-def _stsb_dev_in_archive(path: Path) -> bytes:
-    """Read STS-B's dev file from an archive with SentEval's layout, at any level."""
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if member.isfile() and f"/{member.name}".endswith(f"/{STSB_DEV}"):
-                    content = archive.extractfile(member)
-                    assert content is not None  # isfile() above
-                    return content.read()
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{path} is not a readable tar archive: {error}. Download it again.") from error
-    raise UserError(f"The archive {path} has no member {STSB_DEV}; it should have SentEval's layout.")
-
-
-def _parse(name: str, content: bytes, suffix: str, path: Path) -> GradedPairs:
-    text = "".join(decode_lines(io.BytesIO(content), name, path))
-    rows = _rows(name, text, suffix)
-    head = next(rows, None)
-    if head is None:
-        raise UserError(f"{name} is empty. {FORMAT}")
-    columns, is_header = _columns(name, head)
-    gold, first, second = [], [], []
-    for line, cells in rows if is_header else itertools.chain([head], rows):
-        if len(cells) <= max(columns):
-            raise UserError(f"{name}, line {line}: {len(cells)} columns, at least {max(columns) + 1} needed. {FORMAT}")
-        score, *sentences = (cells[column] for column in columns)
-        gold.append(parse_score(name, line, score))
-        if not all(sentence.strip() for sentence in sentences):
-            raise UserError(f"{name}, line {line}: a sentence is blank. Write it, or remove the line.")
-        first.append(sentences[0])
-        second.append(sentences[1])
-    if len(gold) < 2:
-        raise UserError(f"{name} has {len(gold)} pair(s); a correlation needs at least 2, and hundreds to be reliable.")
-    if min(gold) == max(gold):
-        raise UserError(f"{name}: all {len(gold)} scores are {gold[0]:g}; a correlation needs scores that differ.")
-    return GradedPairs(name, np.array(gold, np.float64), first, second)
-
-
-def _rows(name: str, text: str, suffix: str) -> Iterator[Row]:
+def _rows(name: str, path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows that are not blank. Only a .csv has quoting, unless it is tab-separated as SentEval's are."""
-    if suffix != ".csv" or text.lstrip("\r\n").partition("\n")[0].count("\t") >= 2:
+    text = "".join(decode_lines(io.BytesIO(path.read_bytes()), name, path))
+    if path.suffix.lower() != ".csv" or text.lstrip("\r\n").partition("\n")[0].count("\t") >= 2:
         # Not splitlines(), which also splits at characters that sentences of real sets contain (U+2028, U+0085).
         for line, raw in enumerate(text.split("\n"), 1):
             if raw.strip():
@@ -147,29 +122,77 @@ def _rows(name: str, text: str, suffix: str) -> Iterator[Row]:
             yield line, cells
 
 
-def _columns(name: str, head: Row) -> tuple[tuple[int, ...], bool]:
-    """Return the columns of score, first and second sentence, and whether the first row is a header."""
-    line, cells = head
-    if _is_number(cells[0]):
-        return (0, 1, 2), False
-    if len(cells) >= SENTEVAL_WIDTH and _is_number(cells[SENTEVAL_COLUMNS[0]]):
-        return SENTEVAL_COLUMNS, False
-    names = [cell.strip().lower() for cell in cells]
-    found = [_first_of(wanted, names) for wanted in (SCORE_NAMES, FIRST_NAMES, SECOND_NAMES)]
-    if any(column is not None for column in found[1:]):
-        missing = [
-            name for name, column in zip(("score", "sentence1", "sentence2"), found, strict=True) if column is None
-        ]
-        if missing:
-            raise UserError(f"{name}, line {line}: the header {', '.join(cells)} lacks {', '.join(missing)}. {FORMAT}")
-        return tuple(column for column in found if column is not None), True
-    if not names[0]:  # such as the index column of pandas, whose numbers would be read as scores
-        raise UserError(f"{name}, line {line}: the first column has no name and no score. {FORMAT}")
-    return (0, 1, 2), True
+def _to_pairs(source: str, place: str, table: Table, options: dict[str, str]) -> GradedPairs:
+    """Return the pairs of a table. place: the source without its options, for messages."""
+    if not table:
+        raise UserError(f"{source} is empty. Give {SOURCES}.")
+    columns = _find_columns(place, table, options)
+    if not _is_number(table[0][1][columns["score"]]):
+        table = _rows_of_split(place, table[0][1], table[1:], options)
+    gold, first, second = [], [], []
+    for line, cells in table:
+        if len(cells) <= max(columns.values()):
+            raise UserError(f"{place}, line {line}: {len(cells)} columns, at least {max(columns.values()) + 1} needed.")
+        gold.append(parse_score(place, line, cells[columns["score"]]))
+        first.append(cells[columns["sentence1"]])
+        second.append(cells[columns["sentence2"]])
+        if not (first[-1].strip() and second[-1].strip()):
+            raise UserError(f"{place}, line {line}: a sentence is blank. Write it, or remove the line.")
+    if len(gold) < 2:
+        raise UserError(f"{source}: {len(gold)} pair(s); a correlation needs at least 2, and hundreds to be reliable.")
+    if min(gold) == max(gold):
+        raise UserError(f"{source}: all {len(gold)} scores are {gold[0]:g}; a correlation needs scores that differ.")
+    for role, texts in (("sentence1", first), ("sentence2", second)):
+        if all(map(_is_number, texts)):
+            raise UserError(f"{source}: every {role} is a number, such as {texts[0]}. {_advice(place)}")
+    if "score" not in options and len(gold) >= COUNTING and set(np.diff(gold)) == {1}:
+        raise UserError(f"{source}: the scores {gold[0]:g}, {gold[1]:g}, ... are line numbers. {_advice(place)}")
+    return GradedPairs(source, np.array(gold, np.float64), first, second)
 
 
-def _first_of(wanted: Sequence[str], names: list[str]) -> int | None:
-    return next((names.index(name) for name in wanted if name in names), None)
+def _find_columns(place: str, table: Table, options: dict[str, str]) -> dict[str, int]:
+    """Return the columns of "score", "sentence1" and "sentence2"; UserError where they would have to be guessed."""
+    line, head = table[0]
+    names = [cell.strip().lower() for cell in head]
+    listed = ", ".join(f"{number} {cell!r:.40}" for number, cell in enumerate(head, 1))
+    found = {}
+    for role, known in NAMES.items():
+        given = options.get(role, "").lower()
+        column = next((names.index(name) for name in ([given] if given else known) if name in names), None)
+        if column is None and given.isdigit() and 1 <= int(given) <= len(head):
+            column = int(given) - 1
+        if column is not None:
+            found[role] = column
+        elif given:
+            raise UserError(f"{place}, line {line}: there is no column {given!r}; the columns: {listed}.")
+    if len(found) == len(NAMES):
+        return found
+    for columns in PLACES.get(len(head), ()):
+        whole = [cells for _, cells in table if len(cells) > max(columns)]
+        examples = whole[1:] or whole  # the first may be a header
+        mostly_numbers = [2 * sum(_is_number(cells[c]) for cells in examples) >= len(examples) for c in columns]
+        if mostly_numbers == [True, False, False] and not set(options) & set(NAMES):
+            return dict(zip(NAMES, columns, strict=True))
+    missing = ", ".join(role for role in NAMES if role not in found)
+    raise UserError(
+        f"{place}, line {line}: which columns are {missing}? Neither a header nor three columns with one of numbers "
+        f"say so.\nThe columns: {listed}. {_advice(place)}"
+    )
+
+
+def _advice(place: str) -> str:
+    return f"Name the columns, by name or number: {place}:score=COLUMN,sentence1=COLUMN,sentence2=COLUMN."
+
+
+def _rows_of_split(place: str, head: list[str], rows: Table, options: dict[str, str]) -> Table:
+    """Return the rows of the split that the options name; UserError where the file has several and none is named."""
+    names, wanted = [cell.strip().lower() for cell in head], options.get(SPLIT)
+    column = names.index(SPLIT) if SPLIT in names else len(names)
+    found = list(dict.fromkeys(cells[column] for _, cells in rows if column < len(cells)))
+    if wanted not in found and (wanted or len(found) > 1):
+        choice = f"Choose one: {place}:{SPLIT}={found[0]}" if found else "It has no column split"
+        raise UserError(f"{place} has rows of the splits {', '.join(found) or 'none'}. {choice}.")
+    return [(line, cells) for line, cells in rows if not wanted or column >= len(cells) or cells[column] == wanted]
 
 
 def _is_number(cell: str) -> bool:
@@ -183,7 +206,7 @@ def _is_number(cell: str) -> bool:
 def parse_score(name: str, line: int, cell: str) -> float:
     """Return the score in a cell; UserError with file and line when it is not a finite number."""
     if not _is_number(cell):
-        raise UserError(f"{name}, line {line}: the score {cell!r:.60} is not a number. {FORMAT}")
+        raise UserError(f"{name}, line {line}: the score {cell!r:.60} is not a number.")
     if not math.isfinite(float(cell)):
         raise UserError(f"{name}, line {line}: the score is {cell.strip()}; it must be finite, e.g. 3.5.")
     return float(cell)

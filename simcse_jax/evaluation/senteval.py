@@ -30,7 +30,7 @@ def senteval_folder(source: str = "") -> Path:
     source = source or HUB_ARCHIVE
     path = _fetched(source) if source.startswith(DATASET_PREFIX) else Path(source).expanduser()
     if path.is_file():
-        path = _unpacked(path)
+        path = unpacked(path)
     if not path.is_dir():
         raise UserError(
             f"--data={source}: there is no such folder (relative to {Path.cwd()}).\n"
@@ -77,7 +77,7 @@ def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
-def _unpacked(archive: Path) -> Path:
+def unpacked(archive: Path) -> Path:
     """Return the folder of the cache with the archive's content, and unpack it there the first time."""
     digest = hashlib.blake2b(digest_size=16)
     with archive.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Test graded pairs: each format is read right, each mistake is named with its file and line."""
+"""Test graded pairs: each format is read right, no column is guessed, each mistake is named with its file and line."""
 
 import io
 import tarfile
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simcse_jax.evaluation.graded_pairs import GradedPairs, load_graded_pairs
+from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.system.errors import UserError
 
 SENTEVAL = (
@@ -15,9 +15,11 @@ SENTEVAL = (
     "main-news\theadlines\t2015\t0002\t1.25\t\"Open quote stays.\tNone\tlicence\tsource\n"
     "main-news\theadlines\t2015\t0003\t0\tLine\u2028separator\x85kept\tNA\n"
 )  # fmt: skip
-SENTEVAL_GOLD = [5.0, 1.25, 0.0]
-SENTEVAL_FIRST = ['A "plane" takes off.', '"Open quote stays.', "Line\u2028separator\x85kept"]
-SENTEVAL_SECOND = ["An air plane, off.", "None", "NA"]
+SENTEVAL_PAIRS = (
+    [5.0, 1.25, 0.0],
+    ['A "plane" takes off.', '"Open quote stays.', "Line\u2028separator\x85kept"],
+    ["An air plane, off.", "None", "NA"],
+)
 
 
 def _written(folder: Path, name: str, content: str | bytes) -> str:
@@ -27,38 +29,43 @@ def _written(folder: Path, name: str, content: str | bytes) -> str:
     return str(path)
 
 
-def _check_senteval(pairs: GradedPairs) -> None:
+def _read(source: str) -> tuple[list[float], list[str], list[str]]:
+    pairs = load_graded_pairs(source)
     assert pairs.gold.dtype == np.float64
-    assert pairs.gold.tolist() == SENTEVAL_GOLD
-    assert pairs.first == SENTEVAL_FIRST
-    assert pairs.second == SENTEVAL_SECOND
+    return pairs.gold.tolist(), pairs.first, pairs.second
+
+
+PLAIN = '1\ta b\tc\n2.5\t"d\tNone\n'
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("plain.tsv", "1\ta b\tc\n2.5\t\"d\tNone\n"),
-        ("blank-lines.tsv", "\n1\ta b\tc\n\n2.5\t\"d\tNone\n\n"),
-        ("windows.tsv", "\ufeff1\ta b\tc\r\n2.5\t\"d\tNone\r\n"),
+        ("plain.tsv", PLAIN),
+        ("blank_lines.tsv", "\n1\ta b\tc\n \t \n2.5\t\"d\tNone\n\n"),
+        ("windows.tsv", "\ufeff" + PLAIN.replace("\n", "\r\n")),
+        ("plain.txt", PLAIN),
         ("plain.csv", '1,a b,c\n2.5,"""d",None\n'),
-        ("tabs.csv", "1\ta b\tc\n2.5\t\"d\tNone\n"),
-        ("any-header.tsv", "gold standard\tone\tother\n1\ta b\tc\n2.5\t\"d\tNone\n"),
-        ("named.csv", 'sentence1,split,score,sentence2\na b,x,1,c\n"""d",x,2.5,None\n'),
-        ("named.tsv", "Sentence2\tSentence1\tScore\nc\ta b\t1\nNone\t\"d\t2.5\n"),
-        ("indexed.csv", ',sentence1,sentence2,label\n0,a b,c,1\n1,"""d",None,2.5\n'),
+        ("last.csv", 'a b,c,1\n"""d",None,2.5\n'),
+        ("unknown_header.csv", 'gold standard,one,two\n1,a b,c\n2.5,"""d",None\n'),
+        ("named.tsv", "sentence2\tindex\tScore\tsentence1\nc\t7\t1\ta b\nNone\t8\t2.5\t\"d\n"),
+        ("sick.txt", "pair_ID\tsentence_A\tsentence_B\trelatedness_score\n1\ta b\tc\t1\n2\t\"d\tNone\t2.5\n"),
+        ("qqp.tsv", "id\tquestion1\tquestion2\tis_duplicate\n0\ta b\tc\t1\n1\t\"d\tNone\t2.5\n"),
+        ("mrpc.txt", "\ufeffQuality\t#1 ID\t#1 String\t#2 String\r\n1\t7\ta b\tc\r\n2.5\t7\t\"d\tNone\r\n"),
+        ("one_split.csv", 'split,score,sentence1,sentence2\ndev,1,a b,c\ndev,2.5,"""d",None\n'),
+        ("x.csv:split=dev", 'split,score,sentence1,sentence2\ndev,1,a b,c\ntest,3,x,y\ndev,2.5,"""d",None\n'),
+        ("x.csv:score=S,sentence1=u,sentence2=v", 'n,u,v,S\n1,a b,c,1\n2,"""d",None,2.5\n'),
+        ("x.tsv:score=4,sentence1=2,sentence2=3", "1\ta b\tc\t1\n2\t\"d\tNone\t2.5\n"),
     ],
 )  # fmt: skip
 def test_formats(tmp_path: Path, name: str, content: str) -> None:
-    pairs = load_graded_pairs(_written(tmp_path, name, content))
-    assert pairs.gold.tolist() == [1, 2.5]
-    assert (pairs.first, pairs.second) == (["a b", '"d'], ["c", "None"])
+    _written(tmp_path, name.partition(":")[0], content)
+    assert _read(f"{tmp_path}/{name}") == ([1, 2.5], ["a b", '"d'], ["c", "None"])
 
 
 def test_csv_cells_hold_commas_quotes_tabs_and_lines(tmp_path: Path) -> None:
     content = 'score,sentence1,sentence2\r\n1,"a, ""b""","c\nd"\r\n-2e1,"e\tf",null\r\n'
-    pairs = load_graded_pairs(_written(tmp_path, "a.csv", content))
-    assert (pairs.first, pairs.second) == (['a, "b"', "e\tf"], ["c\nd", "null"])
-    assert pairs.gold.tolist() == [1, -20]
+    assert _read(_written(tmp_path, "a.csv", content)) == ([1, -20], ['a, "b"', "e\tf"], ["c\nd", "null"])
 
 
 @pytest.mark.parametrize(
@@ -66,11 +73,11 @@ def test_csv_cells_hold_commas_quotes_tabs_and_lines(tmp_path: Path) -> None:
 )
 def test_senteval_folder(tmp_path: Path, place: str) -> None:
     path = _written(tmp_path / "data", place, SENTEVAL)
-    _check_senteval(load_graded_pairs(path))
-    _check_senteval(load_graded_pairs(str(tmp_path / "data")))
+    assert _read(path) == _read(str(tmp_path / "data")) == SENTEVAL_PAIRS
 
 
 def test_senteval_archive_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMCSE_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "senteval.tar"
     with tarfile.open(path, "w") as archive:
         for name, text in (("STS/STSBenchmark/readme.txt", "no"), ("STS/STSBenchmark/sts-dev.csv", SENTEVAL)):
@@ -84,8 +91,7 @@ def test_senteval_archive_from_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
         return path if filename == "senteval.tar" else None
 
     monkeypatch.setattr("simcse_jax.system.hub.hub_file", hub_file)
-    _check_senteval(load_graded_pairs(str(path)))
-    _check_senteval(load_graded_pairs("hf://datasets/princeton-nlp/datasets-for-simcse/senteval.tar"))
+    assert _read(str(path)) == _read("hf://datasets/princeton-nlp/datasets-for-simcse/senteval.tar") == SENTEVAL_PAIRS
     with pytest.raises(UserError, match=r"(?s)o/n.*a/b\.tsv"):
         load_graded_pairs("hf://datasets/o/n@v1/a/b.tsv")
     with pytest.raises(UserError, match="hf://datasets/OWNER/NAME/FILE"):
@@ -111,14 +117,23 @@ def test_demo_pairs() -> None:
         ("a.tsv", "1\ta\tb\n2\tc\n", "line 2: .*2 columns"),
         ("a.csv", "1,a,b\n2,c\n", "line 2: .*2 columns"),
         ("a.tsv", SENTEVAL + "main-news\tx\ty\tz\t3\tcut\n", "line 4: .*6 columns"),
-        ("a.tsv", "1\ta\tb\nhigh\tc\td\n", "line 2: .*'high'"),
-        ("a.tsv", "1\ta\tb\n\n\tc\td\n", "line 3: .*''"),
+        ("a.tsv", "1\ta\tb\n2\tx\ty\nhigh\tc\td\n", "line 3: .*'high'"),
+        ("a.tsv", "1\ta\tb\n2\tx\ty\n\n\tc\td\n", "line 4: .*''"),
         ("a.tsv", "1\ta\tb\nNaN\tc\td\n", "line 2: .*NaN"),
         ("a.csv", 'score,a,b\n1,"c\nc",d\nx,e,f\n', "line 4: .*'x'"),
         ("a.csv", '1,a,b\n2,"c,d\n3,e,f\n', r"(?s)line 2: .*quote"),
         ("a.tsv", "1\ta\tb\n2\t \td\n", "line 2: .*blank"),
-        ("a.csv", "score,sentence1,text\n1,a,b\n", "line 1: .*sentence2"),
-        ("a.csv", ",gold standard,x,y\n0,5,a,b\n", "line 1: .*first column"),
+        ("a.csv", ",gold standard,x,y\n0,5,a,b\n", "(?s)line 1: .*score.*2 'gold standard'"),
+        ("a.tsv", "1\ta\tb\t5\n2\tc\td\t0\n", "(?s)line 1: .*1 '1', 2 'a', 3 'b', 4 '5'"),  # a number before each line
+        ("a.tsv", "0\t1\t2\ta\tb\t1\n1\t3\t4\tc\td\t0\n", "(?s)line 1: .*6 '1'"),  # QQP without its header
+        ("a.csv", "1,a,3\n2,b,4\n", "line 1: "),  # which of the numbers is the score?
+        ("a.csv", "a,b,c\nd,e,f\n", "line 1: "),
+        ("a.csv", "score,sentence1,sentence2\n5,7,a\n3,8,b\n", "sentence1.* 7"),
+        ("a.csv", "n,u,v\n" + "".join(f"{n},a{n},b{n}\n" for n in range(9)), "line numbers"),
+        ("a.csv", "split,score,sentence1,sentence2\ndev,1,a,b\ntest,2,c,d\n", "dev, test.*a.csv:split=dev"),
+        ("a.csv:split=all", "split,score,sentence1,sentence2\ndev,1,a,b\ndev,2,c,d\n", "dev.*a.csv:split=dev"),
+        ("a.csv:score=like", "score,sentence1,sentence2\n1,a,b\n2,c,d\n", "'like'"),
+        ("a.csv:gold=score", "score,sentence1,sentence2\n1,a,b\n2,c,d\n", "gold=score"),
         ("a.tsv", "score\tsentence1\tsentence2\n1\ta\tb\n", "at least 2"),
         ("a.tsv", "3\ta\tb\n3.0\tc\td\n", "all 2 scores"),
         ("a.tsv", "1\ta\tb\n2\tcaf\u00e9\td\n".encode("latin1"), "line 2: .*UTF-8"),
@@ -127,10 +142,11 @@ def test_demo_pairs() -> None:
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
-    source = _written(tmp_path, name, content)
+    file = name.partition(":")[0]
+    _written(tmp_path, file, content)
     with pytest.raises(UserError, match=message) as raised:
-        load_graded_pairs(source)
-    assert name in str(raised.value)
+        load_graded_pairs(f"{tmp_path}/{name}")
+    assert file in str(raised.value)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
@@ -138,18 +154,14 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         load_graded_pairs(str(tmp_path / "nowhere.tsv"))
     with pytest.raises(UserError, match=r"sts-dev\.csv"):
         load_graded_pairs(str(tmp_path))
-    with tarfile.open(tmp_path / "empty.tar", "w"):
-        pass
-    with pytest.raises(UserError, match=r"empty\.tar"):
-        load_graded_pairs(str(tmp_path / "empty.tar"))
 
 
 @pytest.mark.slow
 def test_real_stsb_is_read_whole(real_data: Path) -> None:
     folder = real_data / "senteval" / "downstream" / "STS" / "STSBenchmark"
     for split, count in (("dev", 1500), ("test", 1379), ("train", 5749)):
-        pairs = load_graded_pairs(str(folder / f"sts-{split}.csv"))
-        assert len(pairs.gold) == len(pairs.first) == len(pairs.second) == count
-        assert 0 <= pairs.gold.min() < pairs.gold.max() <= 5
+        gold, first, second = _read(str(folder / f"sts-{split}.csv"))
+        assert len(gold) == len(first) == len(second) == count
+        assert 0 <= min(gold) < max(gold) <= 5
     for above in (folder, real_data / "senteval"):
         assert len(load_graded_pairs(str(above)).gold) == 1500
