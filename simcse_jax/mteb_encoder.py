@@ -63,11 +63,11 @@ class MtebEncoder:
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
         """Return float32[N, M], the cosine of each row of one with each row of the other."""
-        return _unit(embeddings1) @ _unit(embeddings2).T
+        return np.clip(_unit(embeddings1) @ _unit(embeddings2).T, -1, 1)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
         """Return float32[N], the cosine of each row with the same row of the other."""
-        return np.sum(_unit(embeddings1) * _unit(embeddings2), axis=-1)
+        return np.clip(np.sum(_unit(embeddings1) * _unit(embeddings2), axis=-1), -1, 1)
 
     @property
     def mteb_model_meta(self) -> ModelMeta:

@@ -79,6 +79,8 @@ def test_similarities_are_cosines(encoder: MtebEncoder) -> None:
     expected = (a / np.linalg.norm(a, axis=1)[:, None]) @ (b / np.linalg.norm(b, axis=1)[:, None]).T
     np.testing.assert_allclose(encoder.similarity(a, b), expected, atol=1e-6)
     np.testing.assert_allclose(encoder.similarity_pairwise(a, b), np.diag(expected), atol=1e-6)
+    many = rng.normal(size=(200, 7))
+    assert max(encoder.similarity(many, many).max(), encoder.similarity_pairwise(many, many).max()) <= 1
 
 
 def test_batches_keep_their_order(encoder: MtebEncoder) -> None:

@@ -114,8 +114,9 @@ class Difference:
 
     @property
     def direction(self) -> str:
-        """The words "higher" or "lower" where the interval excludes 0, else "unclear"."""
-        return "higher" if self.low > 0 else "lower" if self.high < 0 else "unclear"
+        """The words "higher" or "lower" where the interval, as tables show it, excludes 0, else "unclear"."""
+        low, high = round(self.low, 2), round(self.high, 2)  # less is rounding: of a run and its export, for example
+        return "higher" if low > 0 else "lower" if high < 0 else "unclear"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,7 @@ def measure_space(encode: Encode, pairs: GradedPairs, scale: tuple[float, float]
     return Space(
         alignment=float(geometry.alignment(units[first], units[second])),
         uniformity=float(geometry.uniformity(units)),
-        mean_cosine=float(geometry.mean_cosine(units)),
+        mean_cosine=float(np.clip(geometry.mean_cosine(units), -1, 1)),
         effective_rank=float(geometry.effective_rank(values)),
         isotropy=float(geometry.isotropy(units)),
         top_share=float(geometry.top_share(values)),

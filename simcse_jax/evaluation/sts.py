@@ -38,6 +38,9 @@ SPLIT_FILES: dict[str, dict[str, str]] = {
     },
 }
 STSB_SCALE = (0.0, 5.0)
+# Angles, in radians, that differ by no more in all of a task's pairs differ by the rounding of float32 alone.
+SAME_ANGLE = 1e-5
+CONSTANT = "the model gives all pairs the same cosine, up to rounding: scored 0"
 TASKS = (*YEARS, *SPLIT_FILES)
 
 
@@ -96,12 +99,15 @@ def evaluate_sts(encode: Encode, subsets: dict[str, GradedPairs], task: str, spl
     together = joined(task, list(subsets.values()))
     cosines = pair_cosines(encode, together)
     whole = correlations(cosines, together.gold)
+    note = {}
+    if _are_equal(cosines):
+        note["note"], cosines = CONSTANT, np.full_like(cosines, cosines[0])  # so that the bootstrap orders no rounding
     protocol: dict[str, Any] = {
         "split": split,
         "pairs": len(together.gold),
         "aggregation": "Spearman x 100 of cosine and gold",
         "data": together.fingerprint,
-    }
+    } | note
     evidence: dict[str, Any] = {"gold": together.gold, "cosines": cosines}
     if len(subsets) == 1:
         return Score(task, "spearman", whole, protocol, **evidence)
@@ -132,15 +138,20 @@ def evaluate_pairs(encode: Encode, pairs: GradedPairs) -> dict[str, float]:
 
 
 def pair_cosines(encode: Encode, pairs: GradedPairs) -> np.ndarray:
-    """Return the cosine of each pair, float64[n]; UserError for a vector that is not finite or zero."""
+    """Return the cosine of each pair, float64[n] in [-1, 1]; UserError for a vector that is not finite or zero."""
     texts = pairs.first + pairs.second
     unit = normalize(check_vectors(np.asarray(encode(texts)), texts, pairs.name))
-    return np.sum(unit[: len(pairs.first)] * unit[len(pairs.first) :], axis=1)
+    return np.clip(np.sum(unit[: len(pairs.first)] * unit[len(pairs.first) :], axis=1), -1, 1)
+
+
+def _are_equal(cosines: np.ndarray) -> bool:
+    """Return whether the cosines differ by rounding alone. Near 1 and -1, angles show smaller differences."""
+    return bool(np.ptp(np.arccos(cosines)) <= SAME_ANGLE)
 
 
 def correlations(cosines: np.ndarray, gold: np.ndarray) -> dict[str, float]:
     """Return "spearman" and "pearson", times 100. Ties share their mean rank; both are 0 where all values are equal."""
-    if np.ptp(cosines) == 0 or np.ptp(gold) == 0:
+    if _are_equal(cosines) or np.ptp(gold) == 0:
         return {"spearman": 0.0, "pearson": 0.0}
     from scipy import stats  # here, because its import takes a second of every start of training
 

@@ -26,6 +26,9 @@ def print_results(results: Results, console: Console) -> None:
     for line in _protocols(results):
         console.print(Text(line))
     for model in results.models:
+        for task, score in model.scores.items():
+            if "note" in score.protocol:
+                console.print(Text(f"NOTE: {task}, {model.name}: {score.protocol['note']}", style="bold"))
         for task, reason in model.failures.items():
             console.print(Text(f"{task} failed for {model.name}: {reason}", style="bold red"))
 

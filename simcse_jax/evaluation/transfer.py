@@ -39,6 +39,7 @@ _DEV_DIGITS = 2  # SentEval rounds dev accuracies (times 100) to these before it
 # matters; below that of L-BFGS, no prediction changed any more. A fit above the last has not converged.
 _NEWTON_TOLERANCE, _LBFGS_TOLERANCE, _CONVERGED = 1e-6, 1e-7, 1e-5
 _ITERATIONS = 5000
+_ROUNDING = 1e-6  # of float32, relative to the largest feature
 _MOST_WORKERS = 16  # each holds two copies of its rows of the features
 
 
@@ -94,6 +95,8 @@ def evaluate_transfer(encode: Encode, folder: Path, task: str, fast: bool = Fals
         "unconverged fits": unconverged,
         "fast": fast,
     }
+    if not features.any():
+        protocol["note"] = "the model gives all texts the same vector, up to rounding: the largest class is predicted"
     return Score(task, "accuracy", values, protocol, correct=predicted[tested] == labels[tested])
 
 
@@ -169,7 +172,10 @@ def _features(encode: Encode, task: str, splits: dict[str, Labelled]) -> np.ndar
     parts = iter(np.split(vectors, np.cumsum([len(column) for column in columns])[:-1]))
     features = np.concatenate([_side_by_side([next(parts) for _ in split.texts]) for split in splits.values()])
     # A shift of all features only moves the bias, which has no decay; centred, L-BFGS needs far fewer steps.
-    features -= features.mean(axis=0)
+    mean = features.mean(axis=0)
+    features -= mean
+    # Of features that are constant only rounding is left, which a classifier could use.
+    features[:, np.abs(features).max(axis=0) <= _ROUNDING * np.abs(mean).max()] = 0
     return features
 
 

@@ -212,6 +212,8 @@ class _Loop:
             data = self.run.config.eval.data or self.run.config.mlm.validation
             self.checkpoints.save_best(step, params, {"data": data, **scores})
         self.display.score(step, measure.words, measure.shown(score), best)
+        if scores.get("spearman") == scores.get("pearson") == 0:  # as `correlations` says of equal cosines
+            self.display.say("warning: the model gives all dev pairs the same cosine, up to rounding: it has collapsed")
         if falling(progress.history):
             self.display.say(
                 f"warning: {measure.words} got worse {FALLING_EVALUATIONS} times in a row while the loss fell: the "

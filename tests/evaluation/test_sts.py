@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,10 +63,25 @@ def test_scores_by_hand() -> None:
     assert evaluate_pairs(_encoder(vectors * lengths, other), other)["spearman"] == pytest.approx(scores["spearman"])
 
 
-def test_collapsed_vectors_score_nothing() -> None:
-    pairs = _pairs([0, 1, 2])
-    scores = evaluate_pairs(_encoder(np.ones((6, 4)), pairs), pairs)
-    assert scores == {"spearman": 0.0, "pearson": 0.0, "pairs": 3}
+@pytest.mark.parametrize("vectors", [np.full(6, 3.0), np.arange(1.0, 601).reshape(100, 6) * 1e-9 + 1, "line", "cone"])
+def test_constant_models_score_0_and_are_named(vectors: Any) -> None:
+    """Equal vectors and equal angles, up to the rounding of float32, which must order nothing."""
+    rng = np.random.default_rng(0)
+    pairs = _pairs(list(range(50)))
+    axis = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    if isinstance(vectors, str):  # all vectors on one line, or all pairs at 60 degrees
+        other = axis[0] * (vectors == "line") + (axis[0] / 2 + axis[1] * 0.75**0.5) * (vectors == "cone")
+        vectors = np.repeat([axis[0], other], 50, axis=0) * rng.uniform(1, 2, (100, 1))
+    vectors = np.broadcast_to(vectors, (100, 6)) * (1 + 1e-7 * rng.normal(size=(100, 6)))
+    encode = _encoder(vectors.astype(np.float32), pairs)
+    assert evaluate_pairs(encode, pairs) == {"spearman": 0.0, "pearson": 0.0, "pairs": 50}
+    score = evaluate_sts(encode, {"": pairs}, "mine")
+    assert "same cosine" in score.protocol["note"]
+    assert score.cosines is not None
+    assert np.ptp(score.cosines) == 0
+    assert -1 <= score.cosines.min() <= score.cosines.max() <= 1
+    few = vectors + 1e-4 * rng.normal(size=vectors.shape)  # more than rounding
+    assert evaluate_pairs(_encoder(few, pairs), pairs)["spearman"] != 0
 
 
 def test_broken_vectors_are_an_error() -> None:

@@ -184,12 +184,15 @@ def test_number_of_workers_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_collapsed_and_outsized_vectors_are_scored(tmp_path: Path) -> None:
-    """Equal vectors give the larger class; vectors of any size are fitted without a warning."""
+    """Vectors that are equal up to rounding give the larger class, and this is said; those of any size are fitted."""
     splits = made_task("MR", (30, 20))
     write_task(tmp_path, "MR", splits)
     vectors = _vectors(splits, signal=0.5)
-    score = evaluate_transfer(lambda texts: np.ones((len(texts), 4), np.float32), tmp_path, "MR", fast=True)
-    assert score.value == pytest.approx(60)
+    for scale in (1, 1e7):
+        rounding = {text: np.float32(scale * (1 + 1e-8 * vector)) for text, vector in vectors.items()}
+        score = evaluate_transfer(_encoder(rounding), tmp_path, "MR", fast=True)
+        assert score.value == pytest.approx(60)
+        assert "same vector" in score.protocol["note"]
     for scale in (1e-6, 1e6):
         scaled = {text: np.float32(scale) * vector for text, vector in vectors.items()}
         assert evaluate_transfer(_encoder(scaled), tmp_path, "MR", fast=True).value > 50

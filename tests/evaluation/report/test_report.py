@@ -144,7 +144,7 @@ def test_differences_are_judged_in_words() -> None:
         Difference("MR", "a", "b", 1.5, 0.25, 2.75),
         Difference("CR", "a", "b", -1.5, -2.75, -0.25),
         Difference("STS12", "a", "b", 0.5, -0.75, 1.25),
-        Difference("sts", "a", "b", 0.0, 0.0, 0.0),
+        Difference("sts", "a", "b", 0.002, 0.001, 0.003),  # rounding
     )
     entries = (Entry("a", (model("a", 0.3, 0),)), Entry("b", (model("b", 0.3, 1),)))
     page = without_pictures(dataclasses.replace(results(*entries), differences=differences))
