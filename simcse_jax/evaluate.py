@@ -27,7 +27,10 @@ _TASKS = flags.DEFINE_string(
     "and without --data: geometry, of the first pairs.",
 )
 _PAIRS = flags.DEFINE_multi_string(
-    "pairs", [], "Your own graded pairs as another task: a .tsv or .csv of score, sentence, sentence; or demo:test."
+    "pairs",
+    [],
+    "Your own graded pairs as another task: a file of score, sentence, sentence; FILE:score=COLUMN,sentence1=COLUMN,"
+    "sentence2=COLUMN,split=VALUE where its header does not say which is which; or demo:test.",
 )
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "dev", "train"], "Split of STS-B and SICK-R.")
 _POOLER = flags.DEFINE_string(
