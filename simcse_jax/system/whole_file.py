@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -70,12 +71,13 @@ def locked(path: Path, busy: str, way_out: str, name: str) -> Iterator[Lock]:
         os.close(handle)
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+def write_whole(path: Path, write: Callable[[Path], Any], mark: str = "") -> None:
     """Call `write` with a temporary path beside `path`, then rename that file to `path`.
 
-    Raises what `write` raises, and then leaves nothing behind.
+    mark: part of its name, where several processes may write `path` at a time. Raises what `write` raises, and then
+    leaves nothing behind; a kill leaves the temporary file, which the next call overwrites if it has the same mark.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}{mark}.partial")
     try:
         write(partial)
         to_disk(partial)
@@ -86,8 +88,8 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_whole_text(path: Path, text: str) -> None:
-    """Write a text as UTF-8, whole or not at all."""
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    """Write a text as UTF-8, whole or not at all; of several that write at a time, the last one counts."""
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"), f".{secrets.token_hex(4)}")
 
 
 def names_to_disk(folder: Path) -> None:
