@@ -196,9 +196,7 @@ def _mine(model: SimCSE) -> None:
             "a larger --corpus gives better negatives",
             file=sys.stderr,
         )
-    found = hard_negatives(
-        pairs, anchors, positives, index.nearest, index.text, _ranks(), _MARGIN.value, _CEILING.value
-    )
+    found = hard_negatives(pairs, anchors, positives, index, _ranks(), _MARGIN.value, _CEILING.value)
     count = write_negatives(_MINE.value, found)
     print(f"written: {_MINE.value} ({count:,} triplets of {len(pairs):,} pairs)")
 

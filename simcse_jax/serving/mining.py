@@ -1,31 +1,28 @@
 """Find paraphrases among sentences, and hard negatives for training pairs, and write a training file with them.
 
-Both searches call a `Nearest` function, such as `SentenceIndex.nearest`. Vectors have length 1, so that inner products
-are cosines.
+Vectors have length 1, so that inner products are cosines.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import errno
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from simcse_jax.data.sources import RowCounts, choose_columns, open_tables, read_rows
-from simcse_jax.serving.index.exact import ExactSearch
-from simcse_jax.serving.index.rows import Vectors
+from simcse_jax.serving.index.sentence_index import SentenceIndex
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.whole_file import write_whole, writing
 
 if TYPE_CHECKING:
     from simcse_jax.data.readers import TextTable
 
-# (float32[Q, D], k) -> (float32[Q, k] scores, descending; int64[Q, k] ids, -1 where fewer were found)
-Nearest = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
-
 QUERIES = 1024  # searched at once
+MOST = 100  # paraphrases of a sentence
 COLUMNS = ("sent0", "sent1", "hard_neg")  # of a training file
 
 
@@ -47,96 +44,83 @@ class Triplet(NamedTuple):
     negative_score: float
 
 
-def paraphrases(
-    sentences: Sequence[str],
-    vectors: np.ndarray,
-    threshold: float = 0.85,
-    top_k: int = 100,
-    nearest: Nearest | None = None,
-) -> list[Pair]:
+def paraphrases(sentences: Sequence[str], vectors: np.ndarray, threshold: float = 0.85) -> list[Pair]:
     """Return each pair of sentences with a cosine of at least `threshold` once, the most similar first.
 
-    vectors: float32[N, D] of length 1. Equal texts count as one sentence, at the first place. top_k: a pair counts if
-    one is among the `top_k` nearest of the other, so there are at most N x top_k pairs; pairs are left out only where
-    many sentences are alike. nearest: searches these sentences, under their places; by default all pairs are compared,
-    block by block, in memory that does not grow with N x N. Raises UserError if threshold or top_k is out of range.
+    vectors: float32[N, D] of length 1. Equal texts count as one sentence, at the first place. A pair counts if one is
+    among the `MOST` nearest of the other; so pairs are left out only where many sentences are alike, and memory does
+    not grow with N x N. Raises UserError if the threshold is no cosine, or the vectors are not of length 1.
     """
     require_cosine("threshold", threshold, 0.85)
-    _require_positive("top_k", top_k, 100)
-    _require_unit(vectors, len(sentences))
+    if not len(sentences):
+        return []
     first_place: dict[str, int] = {}
-    places = np.fromiter(
-        (first_place.setdefault(text, n) for n, text in enumerate(sentences)), np.int64, len(sentences)
-    )
+    for place, text in enumerate(sentences):
+        first_place.setdefault(text, place)
     kept = np.fromiter(first_place.values(), np.int64, len(first_place))
-    sentence_of = places  # maps what `nearest` finds to the first place of that text
-    if nearest is None:
-        # Repeated texts are left out: they would fill each other's nearest.
-        nearest, sentence_of = _exact_nearest(vectors[kept]), kept
-    keys, found = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+    index = SentenceIndex(vectors.shape[1], "")
+    index.add(list(first_place), vectors[kept])
+    found: dict[tuple[int, int], float] = {}
     for start in range(0, len(kept), QUERIES):
-        asked = kept[start : start + QUERIES]
-        scores, ids = nearest(vectors[asked], min(top_k + 1, len(sentences)))  # each sentence also finds itself
-        rows, columns = np.nonzero((ids >= 0) & (scores >= threshold))
-        mine, theirs = asked[rows], sentence_of[ids[rows, columns]]
-        other = mine != theirs
-        low, high = np.minimum(mine, theirs)[other], np.maximum(mine, theirs)[other]
-        keys.append(low * len(sentences) + high)
-        found.append(scores[rows, columns][other])
-    key, at = np.unique(np.concatenate(keys), return_index=True)
-    score = np.concatenate(found)[at]
-    order = np.lexsort((key, -score))
-    first, second = np.divmod(key[order], max(len(sentences), 1))
-    return [Pair(*pair) for pair in zip(first.tolist(), second.tolist(), score[order].tolist(), strict=True)]
+        scores, ids = index.nearest(vectors[kept[start : start + QUERIES]], MOST + 1)  # each also finds itself
+        rows, columns = np.nonzero(scores >= threshold)
+        mine, theirs = kept[start + rows], kept[ids[rows, columns]]
+        for a, b, score in zip(mine.tolist(), theirs.tolist(), scores[rows, columns].tolist(), strict=True):
+            if a != b:
+                found.setdefault((min(a, b), max(a, b)), score)
+    return sorted((Pair(*places, score) for places, score in found.items()), key=lambda pair: (-pair.score, pair[:2]))
 
 
 def hard_negatives(
     pairs: Sequence[tuple[str, str]],
     anchors: np.ndarray,
     positives: np.ndarray,
-    nearest: Nearest,
-    text: Callable[[int], str],
+    index: SentenceIndex,
     ranks: tuple[int, int] = (1, 100),
     margin: float = 0.05,
     ceiling: float = 0.9,
 ) -> Iterator[Triplet]:
     """Yield a triplet for each pair that has a hard negative, in order; the other pairs are left out.
 
-    pairs: (anchor, positive) texts. anchors, positives: their vectors, float32[N, D] of length 1. nearest, text: of
-    the index of the corpus. Candidates are the texts of the corpus except the anchor's own and all its positives in
-    `pairs`; each text counts once, ranked by its cosine with the anchor. The negative is the first candidate with a
-    rank from ranks[0] to ranks[1] (1 = the most similar) whose cosine is at most that of the positive minus `margin`,
-    and at most `ceiling`: what is closer is often an unlabelled positive. Raises UserError on the first triplet if a
-    setting is out of range.
+    pairs: (anchor, positive) texts. anchors, positives: their vectors, float32[N, D] of length 1. index: of the corpus.
+    Candidates are the texts of the corpus except the anchor's own and all its positives in `pairs`; each text counts
+    once, ranked by its cosine with the anchor. The negative is the first candidate with a rank from ranks[0] to
+    ranks[1] (1 = the most similar) whose cosine is at most that of the positive minus `margin`, and at most `ceiling`:
+    what is closer is often an unlabelled positive. Raises UserError on the first triplet if a setting is out of range.
     """
     require_window(ranks)
     low, high = ranks
     if not 0 <= margin <= 2:
         raise UserError(f"margin is {margin:g}; it must be a difference of cosines, 0 to 2, for example 0.05.")
     require_cosine("ceiling", ceiling, 0.9)
-    _require_unit(anchors, len(pairs))
-    _require_unit(positives, len(pairs))
-    same: dict[str, set[str]] = {}
+    excluded: dict[str, set[str]] = {}
     for anchor, positive in pairs:
-        same.setdefault(anchor, {anchor}).add(positive)
+        excluded.setdefault(anchor, {anchor}).add(positive)
     for start in range(0, len(pairs), QUERIES):
-        block = pairs[start : start + QUERIES]
-        labels = np.einsum("nd,nd->n", anchors[start : start + QUERIES], positives[start : start + QUERIES]).tolist()
-        limits = [min(label - margin, ceiling) for label in labels]
-        chosen: dict[int, _Chosen] = {}
-        waiting, asked = list(range(len(block))), high + max(len(same[anchor]) for anchor, _ in block)
+        some = slice(start, start + QUERIES)
+        block, vectors = pairs[some], anchors[some]
+        labels = np.einsum("nd,nd->n", vectors, positives[some]).tolist()
+        chosen: dict[int, tuple[str, float]] = {}
+        waiting, asked = list(range(len(block))), high + max(len(excluded[anchor]) for anchor, _ in block)
         while waiting:
-            scores, ids = nearest(anchors[start : start + QUERIES][waiting], asked)
-            rows = zip(waiting, scores.tolist(), ids.tolist(), strict=True)
-            for n, row_scores, row_ids in rows:
-                chosen[n] = _first_below(row_scores, row_ids, text, same[block[n][0]], (low, high), limits[n])
-            # In a corpus with repeated texts the window may end further down.
-            waiting = [n for n in waiting if chosen[n] == _NOT_YET] if ids.shape[1] == asked else []
-            asked *= 2
+            scores, ids = index.nearest(vectors[waiting], asked)
+            unfinished = []
+            for n, row_scores, row_ids in zip(waiting, scores.tolist(), ids.tolist(), strict=True):
+                limit = min(labels[n] - margin, ceiling)
+                texts = _distinct(row_scores, row_ids, index, excluded[block[n][0]])
+                for rank, (text, score) in enumerate(texts, 1):
+                    if rank >= low and score <= limit:
+                        chosen[n] = text, score
+                    if rank == high or n in chosen:
+                        break
+                else:
+                    # In a corpus with repeated texts the window may end further down.
+                    if len(row_ids) == asked and row_ids[-1] >= 0:
+                        unfinished.append(n)
+            waiting, asked = unfinished, 2 * asked
         for n, (anchor, positive) in enumerate(block):
-            negative, score = chosen[n]
-            if negative is not None:
-                yield Triplet(anchor, positive, negative, labels[n], score)
+            if n in chosen:
+                yield Triplet(anchor, positive, chosen[n][0], labels[n], chosen[n][1])
 
 
 def require_window(ranks: tuple[int, int]) -> None:
@@ -147,40 +131,18 @@ def require_window(ranks: tuple[int, int]) -> None:
         )
 
 
-_Chosen = tuple[str | None, float]  # a text and its score
-_NONE, _NOT_YET = (None, 0.0), (None, 1.0)  # no text of the window will do; or the window is not complete yet
-
-
-def _first_below(
-    scores: list[float],
-    ids: list[int],
-    text: Callable[[int], str],
-    excluded: set[str],
-    ranks: tuple[int, int],
-    limit: float,
-) -> _Chosen:
-    """Return the first text in the window of ranks with a score of at most `limit`."""
+def _distinct(
+    scores: list[float], ids: list[int], index: SentenceIndex, excluded: set[str]
+) -> Iterator[tuple[str, float]]:
+    """Yield each text of these results once, with its score; not the excluded ones."""
     seen = set(excluded)
-    rank = 0
-    for score, found in zip(scores, ids, strict=True):
-        if found < 0 or rank == ranks[1]:
-            return _NONE
-        candidate = text(found)
-        if candidate in seen:
-            continue
-        seen.add(candidate)
-        rank += 1
-        if rank >= ranks[0] and score <= limit:
-            return candidate, score
-    return _NONE if rank == ranks[1] else _NOT_YET
-
-
-def _exact_nearest(vectors: np.ndarray) -> Nearest:
-    """Return a `Nearest` that searches the rows of float32[N, D] on the accelerator; ids are rows."""
-    held, alive = Vectors(vectors.shape[1], "float32"), np.ones(len(vectors), bool)
-    held.append(vectors)
-    search = ExactSearch(held)
-    return lambda queries, k: search.nearest(queries, alive, min(k, len(alive)))
+    for score, id in zip(scores, ids, strict=True):
+        if id < 0:
+            return
+        text = index.text(id)
+        if text not in seen:
+            seen.add(text)
+            yield text, score
 
 
 def read_pairs(files: Sequence[str], columns: Sequence[str] = ()) -> list[tuple[str, str]]:
@@ -210,8 +172,9 @@ def require_csv(out: Path) -> None:
     """Raise UserError unless the path ends in .csv and its folder exists."""
     if out.suffix.lower() != ".csv":
         raise UserError(f"The file of hard negatives is {out}; it must end in .csv, for example {out.stem}.csv.")
-    if not out.parent.is_dir():
-        raise UserError(f"{out} cannot be written: there is no folder {out.parent}.\nCreate it, or give another path.")
+    with writing(out, "Create it, or give another path."):
+        if not out.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, f"there is no folder {out.parent}")
 
 
 def write_negatives(out: str | Path, triplets: Iterable[Triplet]) -> int:
@@ -249,16 +212,3 @@ def require_cosine(name: str, value: float, example: float) -> None:
     """Raise UserError unless the value is a possible cosine."""
     if not -1 <= value <= 1:
         raise UserError(f"{name} is {value:g}; it must be a cosine, from -1 to 1, for example {example:g}.")
-
-
-def _require_positive(name: str, value: int, example: int) -> None:
-    if value < 1:
-        raise UserError(f"{name} is {value}; it must be at least 1, for example {example}.")
-
-
-def _require_unit(vectors: np.ndarray, count: int) -> None:
-    if vectors.ndim != 2 or len(vectors) != count:
-        raise ValueError(f"{count} texts, but vectors of shape {vectors.shape}; expected ({count}, D).")
-    lengths = np.einsum("nd,nd->n", vectors, vectors)
-    if not np.allclose(lengths, 1, atol=1e-3):
-        raise ValueError("The vectors are not of length 1; encode with normalize=True.")

@@ -6,10 +6,10 @@ Until the file is complete, its finished parts are in the folder OUT.parts besid
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,9 @@ PART = 16384  # texts of a part, and of a row group of the file
 _WHAT = "what.json"
 _LOCK = ".lock"
 _KEY = b"simcse_jax"  # key of the file's metadata: which model made the vectors, from which texts
+_DIGEST = b"blake2b"  # key of a part's metadata
+# Vectors look random, so a dictionary and statistics would only take time and space.
+_LAYOUT: dict[str, Any] = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
 
 Encode = Callable[[list[str]], np.ndarray]
 
@@ -45,51 +48,28 @@ def write_vectors(
     """Write the texts and their vectors, continuing after the parts of a stopped call; return the number of texts.
 
     encode: list[str] -> float32[n, D]. about: what determines the content (model, texts, ...), as JSON; it becomes the
-    file's metadata. started: called once, with the number of texts that are finished already, unless the file exists
-    with the same `about`: then it is complete. Raises UserError if the file, or a folder of parts, has other content.
+    file's metadata. started: called once before texts are encoded, with the number of texts that are finished already;
+    not if the file exists with the same `about`: then it is complete. A part that is damaged, or whose texts have
+    changed since, is written again. Raises UserError if the file, or a folder of parts, has other content.
     """
     if storage not in STORAGES:
         raise UserError(f"--storage={storage} is unknown. Known: {', '.join(STORAGES)}.")
     about = {**about, "storage": storage}
-    folder = _parts_of(out)
+    parts = out.with_name(f"{out.name}.parts")
     # One command at a time: two would remove each other's parts.
     busy = f"Another command is writing {out}. Wait for it, or give another --out."
-    with locked(folder / _LOCK, busy, "Give another --out.", str(out)):
+    with locked(parts / _LOCK, busy, "Give another --out.", str(out)):
         try:
-            return _write_vectors(out, texts, encode, width, about, storage, started)
+            count = complete(out, about)
+            _claim(parts, about)
+            if count is None:
+                count = _write_all(out, parts, texts, encode, _schema(width, storage), about, started)
+            shutil.rmtree(parts)  # also what a command that was killed at its end has left
+            return count
         finally:
-            (folder / _LOCK).unlink(missing_ok=True)
+            (parts / _LOCK).unlink(missing_ok=True)
             with suppress(OSError):  # the folder holds parts
-                folder.rmdir()
-
-
-def _write_vectors(
-    out: Path,
-    texts: Iterable[str],
-    encode: Encode,
-    width: int,
-    about: dict[str, Any],
-    storage: str,
-    started: Callable[[int], None],
-) -> int:
-    done = complete(out, about)
-    parts = _parts(out, about)
-    if done is not None:
-        shutil.rmtree(parts)  # left by a command that was killed at its end
-        return done
-    finished = _finished(parts)
-    count = sum(finished)
-    started(count)
-    rest = itertools.islice(iter(texts), count, None)
-    for number, part in enumerate(in_blocks(rest, PART), len(finished)):
-        _write_part(parts / _name(number), part, encode(part), width, storage)
-        count += len(part)
-    if not count:
-        shutil.rmtree(parts)
-        raise UserError("There is no text to embed: the input has no line, or only empty ones. Check --input.")
-    _join(out, parts, about)
-    shutil.rmtree(parts)
-    return count
+                parts.rmdir()
 
 
 def complete(out: Path, about: dict[str, Any]) -> int | None:
@@ -112,57 +92,98 @@ def complete(out: Path, about: dict[str, Any]) -> int | None:
     return rows
 
 
-def _parts_of(out: Path) -> Path:
-    return out.with_name(f"{out.name}.parts")
-
-
-def _parts(out: Path, about: dict[str, Any]) -> Path:
-    """Return the folder of the parts of this content, made if need be; raises UserError if it holds other parts."""
-    folder = _parts_of(out)
-    what = folder / _WHAT
+def _claim(parts: Path, about: dict[str, Any]) -> None:
+    """Record whose parts this folder holds; raises UserError if they are of another model, or with other settings."""
+    what = parts / _WHAT
     if what.is_file():
         found = json.loads(what.read_text(encoding="utf-8"))
-        if not _same(found, about):
-            raise UserError(
-                f"{folder} was left by a stopped command, and holds {_difference(found, about)}.\n"
-                "Give another --out, or remove that folder."
-            )
-        return folder
+        if not _same(found, about | {"texts": found.get("texts")}):  # the texts themselves are compared later
+            raise _left(parts, _difference(found, about))
     # A killed command may leave a file that was being written.
-    if any(path.name != _LOCK and not path.name.endswith(".partial") for path in folder.iterdir()):
-        raise UserError(f"{folder} holds other files than parts of vectors.\nGive another --out.")
-    _write(what, lambda path: path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8"))
-    return folder
+    elif any(path.name != _LOCK and not path.name.endswith(".partial") for path in parts.iterdir()):
+        raise UserError(f"{parts} holds other files than parts of vectors.\nGive another --out.")
+    else:
+        _write(what, lambda path: path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8"))
 
 
-def _finished(parts: Path) -> list[int]:
-    """Return the numbers of rows of the finished parts; the list ends before a part that a crash has damaged."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    counts = []
-    while (path := parts / _name(len(counts))).is_file():
-        try:
-            counts.append(pq.read_metadata(path).num_rows)
-        except pa.ArrowException:
-            break
-    return counts
-
-
-def _write_part(path: Path, texts: list[str], vectors: np.ndarray, width: int, storage: str) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    flat = pa.array(np.ascontiguousarray(vectors, storage).ravel())
-    table = pa.table(
-        {"text": pa.array(texts, pa.string()), "vector": pa.FixedSizeListArray.from_arrays(flat, width)},
-        schema=_schema(width, storage),
+def _left(parts: Path, content: str) -> UserError:
+    return UserError(
+        f"{parts} was left by a stopped command, and holds {content}.\nGive another --out, or remove that folder."
     )
-    _write(path, lambda partial: pq.write_table(table, partial, **_LAYOUT))
 
 
-# Vectors look random, so a dictionary and statistics would only take time and space.
-_LAYOUT: dict[str, Any] = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
+def _write_all(
+    out: Path,
+    parts: Path,
+    texts: Iterable[str],
+    encode: Encode,
+    schema: pa.Schema,
+    about: dict[str, Any],
+    started: Callable[[int], None],
+) -> int:
+    """Write the parts that are not there yet, and join all into one file, each as a row group."""
+    import pyarrow.parquet as pq
+
+    paths: list[Path] = []
+    count, begun = 0, False
+    for block in in_blocks(texts, PART):
+        paths.append(parts / f"{len(paths):06}.parquet")
+        stored = _read(paths[-1], schema)
+        found = None if stored is None else stored.column("text").to_pylist()
+        if found and found != block and len(paths) == 1:
+            raise _left(parts, f"other texts, which begin with {found[0]!r:.60}")
+        if found != block:
+            if not begun:
+                started(count)
+                begun = True
+            table = _part(block, encode(block), schema)
+            _write(paths[-1], lambda path, table=table: pq.write_table(table, path, **_LAYOUT))
+        count += len(block)
+    if not count:
+        shutil.rmtree(parts)
+        raise UserError("There is no text to embed: the input has no line, or only empty ones. Check --input.")
+    schema = schema.with_metadata({_KEY: json.dumps(about).encode()})
+
+    def join(partial: Path) -> None:
+        with pq.ParquetWriter(partial, schema, **_LAYOUT) as file:
+            for path in paths:
+                table = _read(path, schema)
+                if table is None:
+                    raise UserError(f"{path} has been damaged. Run the same command again: it writes that part anew.")
+                file.write_table(table.replace_schema_metadata(schema.metadata), row_group_size=PART)
+
+    _write(out, join)
+    return count
+
+
+def _part(texts: list[str], vectors: np.ndarray, schema: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+
+    kind = schema.field("vector").type
+    flat = pa.array(np.ascontiguousarray(vectors, kind.value_type.to_pandas_dtype()).ravel())
+    table = pa.table([pa.array(texts, pa.string()), pa.FixedSizeListArray.from_arrays(flat, type=kind)], schema=schema)
+    return table.replace_schema_metadata({_DIGEST: _digest(table)})
+
+
+def _read(path: Path, schema: pa.Schema) -> pa.Table | None:
+    """Return the texts and vectors of a part, None if there is none or it is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+        if not table.schema.equals(schema):
+            return None
+        written = (table.schema.metadata or {}).get(_DIGEST)  # parts of earlier versions have none
+        return table if written is None or written == _digest(table) else None
+    except (pa.ArrowException, OSError, ValueError):
+        return None
+
+
+def _digest(table: pa.Table) -> bytes:
+    vectors = table.column("vector").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    content = json.dumps(table.column("text").to_pylist()).encode() + vectors.tobytes()
+    return hashlib.blake2b(content, digest_size=16).hexdigest().encode()
 
 
 def _schema(width: int, storage: str) -> pa.Schema:
@@ -170,31 +191,6 @@ def _schema(width: int, storage: str) -> pa.Schema:
 
     number = pa.float16() if storage == "float16" else pa.float32()
     return pa.schema([pa.field("text", pa.string()), pa.field("vector", pa.list_(number, width))])
-
-
-def _join(out: Path, parts: Path, about: dict[str, Any]) -> None:
-    """Join the parts into one file, each as a row group."""
-    import pyarrow.parquet as pq
-
-    tables = _tables(parts)
-    first = next(tables)
-    schema = first.schema.with_metadata({_KEY: json.dumps(about).encode()})
-
-    def write(partial: Path) -> None:
-        with pq.ParquetWriter(partial, schema, **_LAYOUT) as file:
-            for table in itertools.chain([first], tables):
-                file.write_table(table.replace_schema_metadata(schema.metadata), row_group_size=PART)
-
-    _write(out, write)
-
-
-def _tables(parts: Path) -> Iterator[pa.Table]:
-    import pyarrow.parquet as pq
-
-    for number in itertools.count():
-        if not (path := parts / _name(number)).is_file():
-            return
-        yield pq.read_table(path)
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
@@ -205,10 +201,6 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
 def _same(found: Any, about: dict[str, Any]) -> bool:
     """Return whether two descriptions agree; a model may have several names."""
     return isinstance(found, dict) and found | {"model": ""} == about | {"model": ""}
-
-
-def _name(number: int) -> str:
-    return f"{number:06}.parquet"
 
 
 def _difference(found: Any, about: dict[str, Any]) -> str:

@@ -152,16 +152,61 @@ def test_what_differs_between_two_models_is_named(found: str, names: str) -> Non
     assert names in fingerprint_difference(found, vector_fingerprint("2931", "cls_before_pooler", 128))
 
 
-def test_parts_of_something_else_are_refused(tmp_path: Path) -> None:
-    out = tmp_path / "vectors.parquet"
+def stopped(out: Path, texts: list[str], parts: int) -> None:
+    """Write so many parts of these texts, and stop."""
+    left = parts
 
-    def breaks(texts: list[str]) -> np.ndarray:
-        raise KeyboardInterrupt
+    def encode_some(block: list[str]) -> np.ndarray:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return encode(block)
 
     with pytest.raises(KeyboardInterrupt):
-        write_vectors(out, TEXTS, breaks, WIDTH, ABOUT)
-    with pytest.raises(UserError, match="texts 't', not 'u'"):
-        write_vectors(out, TEXTS, encode, WIDTH, {**ABOUT, "texts": "u"})
+        write_vectors(out, texts, encode_some, WIDTH, ABOUT)
+
+
+def test_parts_of_other_texts_continue_as_far_as_they_are_the_same(tmp_path: Path) -> None:
+    """As when a line further down was corrected."""
+    out, encoded = tmp_path / "vectors.parquet", []
+
+    def counting(texts: list[str]) -> np.ndarray:
+        encoded.extend(texts)
+        return encode(texts)
+
+    stopped(out, TEXTS, parts=3)
+    with pytest.raises(UserError, match=r"other texts.*sentence 0"):
+        write_vectors(out, ["another", *TEXTS], encode, WIDTH, {**ABOUT, "texts": "u"})
+    corrected = [*TEXTS[:15], "corrected", *TEXTS[16:40]]
+    assert write_vectors(out, corrected, counting, WIDTH, {**ABOUT, "texts": "u"}) == 40
+    assert encoded == [*corrected[10:20], *corrected[30:]]
+    assert pq.read_table(out).column("text").to_pylist() == corrected
+
+
+def test_parts_of_another_model_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "vectors.parquet"
+    stopped(out, TEXTS, parts=0)
+    with pytest.raises(UserError, match="vectors of m that differ"):
+        write_vectors(out, TEXTS, encode, WIDTH, {**ABOUT, "fingerprint": "g"})
+
+
+def test_any_flipped_bit_of_a_part_is_found(tmp_path: Path) -> None:
+    out, part = tmp_path / "vectors.parquet", tmp_path / "vectors.parquet.parts" / "000001.parquet"
+    stopped(out, TEXTS, parts=3)
+    whole = part.read_bytes()
+    schema = vector_file._schema(WIDTH, "float32")
+    for place in np.random.default_rng(0).permutation(len(whole))[:400].tolist():
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        part.write_bytes(damaged)
+        found = vector_file._read(part, schema)
+        if found is not None:  # a bit without a meaning
+            assert found.column("text").to_pylist() == TEXTS[10:20]
+            np.testing.assert_array_equal(found.column("vector").to_pylist(), encode(TEXTS[10:20]))
+    part.write_bytes(whole[:200] + bytes(8) + whole[208:])
+    write_vectors(out, TEXTS, encode, WIDTH, ABOUT)
+    np.testing.assert_array_equal(pq.read_table(out).column("vector").to_pylist(), encode(TEXTS))
 
 
 def test_nothing_to_embed_and_an_unknown_storage(tmp_path: Path) -> None:
