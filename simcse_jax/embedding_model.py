@@ -27,7 +27,14 @@ from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.model_folder.pretrained import load_params
-from simcse_jax.model_folder.st_modules import encoder_folder, normalizes, read_pooler, read_prompts
+from simcse_jax.model_folder.st_modules import (
+    PLAIN,
+    TextSettings,
+    encoder_folder,
+    normalizes,
+    read_pooler,
+    read_text_settings,
+)
 from simcse_jax.system.devices import start_devices
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
@@ -51,7 +58,7 @@ class _Origin:
     pooler: str  # "" if the model names none, or one that is not among POOLERS
     normalizes: bool
     load: Callable[[str], Any]  # pooler -> parameters
-    prompt: str = ""  # put before each text
+    texts: TextSettings = PLAIN
     workdir: Path | None = None  # of a run folder
     run: dict[str, Any] | None = None  # its config.json
 
@@ -69,7 +76,7 @@ class EmbeddingModel:
         start_devices()
         self.devices = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
         mesh = Mesh(np.array(jax.local_devices()), ("data",))
-        self._sentences = SentenceEncoder(encoder, origin.tokenizer, mesh, pooler, max_length, origin.prompt)
+        self._sentences = SentenceEncoder(encoder, origin.tokenizer, mesh, pooler, max_length, origin.texts.prompt)
 
     @property
     def width(self) -> int:
@@ -109,7 +116,7 @@ class EmbeddingModel:
             del sizes[irrelevant]
         backend = json.loads(self._origin.tokenizer.backend_tokenizer.to_str())
         settings = {key: backend[key] for key in backend if key not in ("truncation", "padding")}
-        prompt = [self._origin.prompt] if self._origin.prompt else []
+        prompt = [self._origin.texts.prompt] if self._origin.texts.prompt else []
         digest.update(json.dumps([sizes, settings, *prompt], sort_keys=True).encode())
         for path, array in jax.tree_util.tree_leaves_with_path(self._params):
             digest.update(jax.tree_util.keystr(path).encode())
@@ -186,7 +193,7 @@ def open_model(
 
     name: a run folder (its best checkpoint), an exported or Hugging Face folder, or a Hub name. pooler: None takes the
     model's own. dtype: the precision of the computation, one of DTYPES. max_length: the number of tokens at which texts
-    are cut; None takes the model's limit.
+    are cut; None takes the folder's max_seq_length, or else the model's limit.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype} is unknown. Known: {', '.join(DTYPES)}.")
@@ -194,7 +201,8 @@ def open_model(
         raise UserError(f"pooler={pooler} is unknown. Known: {', '.join(POOLERS)}.")
     path = Path(name).expanduser()
     origin = _run_folder(path, pooler) if is_run_folder(path) else _model_folder(name, bool(pooler))
-    return EmbeddingModel(name, origin, pooler or origin.pooler, dtype, max_length)
+    longest = origin.texts.max_seq_length if max_length is None else max_length
+    return EmbeddingModel(name, origin, pooler or origin.pooler, dtype, longest)
 
 
 def is_run_folder(path: Path) -> bool:
@@ -246,6 +254,6 @@ def _model_folder(name: str, pooler_given: bool) -> _Origin:
         tokenizer=load_tokenizer(inner),
         pooler=own,
         normalizes=normalizes(folder),
-        prompt=read_prompts(folder).text,
+        texts=read_text_settings(folder, sizes.max_length),
         load=lambda pooler: load_params(inner, sizes, head="load" if pooler == "cls" else "none"),
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -149,7 +150,7 @@ def test_the_code_on_the_card_runs(
         assert relative_error(result, ours) < 2e-5
 
 
-def test_card_holds_recipe_data_and_scores(source: Source, tmp_path: Path) -> None:
+def test_card_holds_recipe_data_and_scores(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = (source.export(tmp_path / "out") / "README.md").read_text(encoding="utf-8")
     front = card.split("---\n")[1]
     for line in ("library_name: sentence-transformers", "- sentence-similarity", "base_model: bert-base-uncased"):
@@ -157,9 +158,22 @@ def test_card_holds_recipe_data_and_scores(source: Source, tmp_path: Path) -> No
     for line in ("| dev/spearman | 71.25 |", r"| files | a\|b.txt, c.txt |", "| objective.temperature | 0.07 |"):
         assert line in card
     assert "step 125" in card
-    local = CARD | {"recipe": {"model.name": "/nowhere/model"}}
-    export_model(tmp_path / "local", source.params, source.config, source.tokenizer, "avg", local)
-    assert "base_model" not in (tmp_path / "local" / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for local in ("/nowhere/model", "models/mine"):  # the latter could be a name on the Hub
+        card = CARD | {"recipe": {"model.name": local}, "source": local}
+        export_model(tmp_path / "out", source.params, source.config, source.tokenizer, "avg", card)
+        assert local not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("## Recipe")[0]
+
+
+def test_files_are_readable_as_the_umask_says(source: Source, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        out = source.export(tmp_path / "out", "cls", onnx=True)
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(out): path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file()}
+    assert set(modes.values()) == {0o640}, modes
 
 
 def test_head_is_always_written_and_read_back(source: Source, tmp_path: Path) -> None:

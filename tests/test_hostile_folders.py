@@ -135,7 +135,9 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a list of ours": (write("simcse_jax.json", "[]"), r"simcse_jax\.json"),
     "a list for our pooler": (write("simcse_jax.json", {"pooler": ["avg"]}), "pooler"),
     "modules that are texts": (write("modules.json", '["Pooling"]'), r"modules\.json"),
+    "a module elsewhere": (write("modules.json", '[{"type": "x.Transformer", "path": "../model"}]'), "outside"),
     "a number for the tokenizer": (write("tokenizer.json", "3"), "tokenizer"),
+    "words split by MeCab": (write("tokenizer_config.json", {"tokenizer_class": "BertJapaneseTokenizer"}), "fast"),
     "no post-processor": (without_post_processor, "post_processor"),
     "NaN": (with_weight(float("nan")), "layers/ffn/down/kernel hold NaN"),
     "infinity": (with_weight(float("inf")), "hold NaN or infinity"),
@@ -147,6 +149,13 @@ def test_what_is_broken_is_said(folder: Path, change: Callable[[Path], object], 
     change(folder)
     with pytest.raises(UserError, match=said):
         SimCSE(folder).encode("a red dog")
+
+
+@pytest.mark.parametrize("way_in", [WAYS_IN["export"], WAYS_IN["train"]], ids=["export", "train"])
+def test_sizes_are_compared_before_anything_is_made(folder: Path, way_in: Callable[[Path], object]) -> None:
+    edit(folder / "config.json", vocab_size=10**7, hidden_size=4 * 10**6)
+    with pytest.raises(UserError, match="10000000"):
+        way_in(folder)
 
 
 @pytest.mark.parametrize("content", ["[]", DEEP, '{"pooling_mode": 3}', '{"pooling_mode": [["mean"]]}', '"mean"'])

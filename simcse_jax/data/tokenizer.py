@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+TRANSFORMER_SETTINGS = "sentence_bert_config.json"  # what sentence-transformers adds, whatever the family
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("sentencepiece.bpe.model",))
 
 # Left open, transformers asks on stdin whether to run a folder's code, and a line of a user's queries may answer.
@@ -44,17 +45,15 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":
                 "Use a model whose tokenizer is one of transformers' own, for example BERT's or RoBERTa's."
             ) from error
         reason = (str(error).strip().splitlines() or [""])[0][:300]
+        if isinstance(error, ImportError) and "sentencepiece" not in reason:  # MeCab, Jieba and others
+            raise UserError(_slow(folder)) from error
         raise UserError(
             f"The tokenizer in {folder} does not load: {type(error).__name__}: {reason}\n"
             "Its files may be cut short, or of another model: copy them again from the model's source.\n"
             "A folder with only sentencepiece.bpe.model also needs `pip install sentencepiece`."
         ) from error
     if not tokenizer.is_fast:
-        raise UserError(
-            f"The tokenizer in {folder}, {type(tokenizer).__name__}, has no fast version: it splits text by a program "
-            "that no tokenizer.json can hold.\nUse a model with a fast tokenizer: XLM-RoBERTa and multilingual BERT "
-            "know most languages."
-        )
+        raise UserError(_slow(folder))
     missing = [name for name in ("pad_token", "cls_token", "sep_token") if getattr(tokenizer, name) is None]
     if missing:
         raise UserError(
@@ -69,9 +68,16 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":
     return _lower_cased(tokenizer) if lower_cases(folder) else tokenizer
 
 
+def _slow(folder: Path) -> str:
+    return (
+        f"The tokenizer in {folder} has no fast version: it splits text by a program, and no tokenizer.json can hold "
+        "that.\nUse a model with a fast tokenizer: XLM-RoBERTa and multilingual BERT know most languages."
+    )
+
+
 def lower_cases(folder: Path) -> bool:
     """Return do_lower_case of sentence_bert_config.json: whether texts are lower-cased, whatever the tokenizer does."""
-    path = folder / "sentence_bert_config.json"
+    path = folder / TRANSFORMER_SETTINGS
     value = read_json(path).get("do_lower_case", False) if path.is_file() else False
     if not isinstance(value, bool):
         raise UserError(f"{path}: do_lower_case = {value!r} must be true or false.")

@@ -29,6 +29,7 @@ def model_card(
     train_pooler: str,
     has_head: bool,
     card: Mapping[str, Any],
+    max_length: int,
     prompt: str = "",
 ) -> str:
     """Return the text of a model card, with its YAML front matter.
@@ -36,14 +37,14 @@ def model_card(
     name: the folder in the usage examples. card: any of "recipe" (mapping of keys to values), "defaults" (values of
     keys that need not be shown), "data" (mapping or text), "scores" (mapping of names to numbers, times 100), "step",
     and "source", the name of the model that this one is a copy of, if it was not trained here. Missing entries are left
-    out. prompt: what sentence-transformers puts before each text.
+    out. max_length: tokens at which texts are cut. prompt: what sentence-transformers puts before each text.
     """
     recipe, data, scores = card.get("recipe") or {}, card.get("data") or {}, card.get("scores") or {}
     only_mlm = recipe.get("objective.loss") == "none"
     facts = {
         "architecture": f"{architecture.family}, {architecture.num_hidden_layers} layers, "
         f"width {architecture.hidden_size}",
-        "longest text": f"{architecture.max_length} tokens",
+        "longest text": f"{max_length} tokens",
         "pooler": f"`{pooler}`: {_POOLERS[pooler]}",
         "pooler in training": f"`{train_pooler}`",
         "pooling head": "trained, as `pooler.dense`"
@@ -55,7 +56,7 @@ def model_card(
         f"# {name}\n\n{_masked(name, recipe) if only_mlm else _origin(card.get('source'))} A sentence becomes a vector "
         f"of {architecture.hidden_size} numbers; compare vectors by cosine.",
         _table(facts),
-        "## Use\n\n" + _usage(name, architecture, pooler, prompt),
+        "## Use\n\n" + _usage(name, max_length, pooler, prompt),
     ]
     if scores:
         at = f" (step {card['step']})" if "step" in card else ""
@@ -114,7 +115,7 @@ def example(prompt: str) -> str:
     return f"sentences = {json.dumps(texts, ensure_ascii=False)}"
 
 
-def _usage(name: str, architecture: Architecture, pooler: str, prompt: str) -> str:
+def _usage(name: str, max_length: int, pooler: str, prompt: str) -> str:
     averaged = AVERAGED_LAYERS.get(pooler, ())
     if averaged:
         layers = " + ".join(f"states[{layer}]" for layer in averaged)
@@ -144,7 +145,7 @@ from transformers import AutoModel, AutoTokenizer
 {example(prompt)}
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModel.from_pretrained("{name}")
-batch = tokenizer(sentences, padding=True, truncation=True, max_length={architecture.max_length}, return_tensors="pt")
+batch = tokenizer(sentences, padding=True, truncation=True, max_length={max_length}, return_tensors="pt")
 with torch.no_grad():
 {pooling}
 ```"""

@@ -21,12 +21,12 @@ from simcse_jax.model_folder.card import model_card
 from simcse_jax.model_folder.onnx_export import write_onnx
 from simcse_jax.model_folder.pretrained import load_params, to_hugging_face
 from simcse_jax.model_folder.st_modules import (
-    NO_PROMPTS,
     OURS,
-    Prompts,
+    PLAIN,
+    TextSettings,
     encoder_folder,
     read_pooler,
-    read_prompts,
+    read_text_settings,
     write_modules,
 )
 from simcse_jax.model_folder.weight_files import SAFETENSORS, write_weights
@@ -52,15 +52,16 @@ def convert(name: str, out: str | Path, pooler: str | None = None, **forms: Any)
     if (Path(name).expanduser() / "checkpoints").is_dir():
         raise UserError(f"--model={name} is a run folder. Export it with --workdir={name}.")
     folder = model_folder(name)
-    inner, prompts = encoder_folder(folder), read_prompts(folder)
+    inner = encoder_folder(folder)
     architecture = read_architecture(inner)
+    texts = read_text_settings(folder, architecture.max_length)
     if not pooler:
         try:
             pooler = read_pooler(folder)
         except UserError as error:
             raise UserError(f"{error}\nGive it as --pooler=NAME.") from error
     params = load_params(inner, architecture, head="load" if pooler == "cls" else "none")
-    export_model(Path(out), params, architecture, inner, pooler, card={"source": name}, prompts=prompts, **forms)
+    export_model(Path(out), params, architecture, inner, pooler, card={"source": name}, texts=texts, **forms)
 
 
 def export_model(
@@ -71,8 +72,8 @@ def export_model(
     pooler: str,
     card: Mapping[str, Any],
     train_pooler: str = "",
-    prompts: Prompts = NO_PROMPTS,
     *,
+    texts: TextSettings = PLAIN,
     half: bool = False,
     onnx: bool = False,
     int8: bool = False,
@@ -81,7 +82,7 @@ def export_model(
 
     out: a new or empty folder, or an earlier export, which is replaced (files that others put there stay).
     params: the encoder's, on host or device; a head is written even if `pooler` does not use it. tokenizer_folder:
-    do_lower_case of its sentence_bert_config.json is kept. prompts: those of the model.
+    do_lower_case of its sentence_bert_config.json is kept. texts: the model's other settings, which are kept too.
     card: see `model_card`. train_pooler: the pooler in training (default: "cls" if there is a head, else `pooler`).
     half: store the weights as float16; config.json still says to compute in float32. UserError if one is too large.
     onnx, int8: add model.onnx, and its quantised form; see `write_onnx`.
@@ -92,19 +93,21 @@ def export_model(
     partial, old = (out.parent / f".{out.name}.{kind}" for kind in ("partial", "old"))
     _recover(out, partial, old)
     previous = _replaceable(out)
+    longest = texts.max_seq_length or architecture.max_length
+    texts = texts._replace(max_seq_length=longest)
     train_pooler = train_pooler or ("cls" if "head" in params else pooler)
 
     with writing(out):
         partial.mkdir(parents=True)
-        _copy_tokenizer(tokenizer_folder, partial, architecture.max_length)
+        _copy_tokenizer(tokenizer_folder, partial, longest)
         tensors = to_hugging_face(params, architecture)
         write_json(partial / "config.json", config_json(architecture, "mlm" in params))
         write_weights(partial / SAFETENSORS, _halved(tensors) if half else tensors)
-        write_modules(partial, pooler, architecture, params.get("head"), prompts, lower_cases(tokenizer_folder))
-        text = model_card(out.name, architecture, pooler, train_pooler, "head" in params, card, prompts.text)
+        write_modules(partial, pooler, architecture, params.get("head"), texts, lower_cases(tokenizer_folder))
+        text = model_card(out.name, architecture, pooler, train_pooler, "head" in params, card, longest, texts.prompt)
         (partial / "README.md").write_text(text, encoding="utf-8")
         if onnx:
-            write_onnx(partial, pooler, out.name, prompts.text, int8)
+            write_onnx(partial, pooler, out.name, texts, int8)
         written = sorted([*(path.name for path in partial.iterdir()), OURS])
         ours = {"pooler": pooler, "train_pooler": train_pooler, "version": __version__, "files": written}
         write_json(partial / OURS, ours)

@@ -17,6 +17,7 @@ from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.model_folder.card import example
 from simcse_jax.model_folder.onnx_graph import encoder_graph
 from simcse_jax.model_folder.pretrained import load_params
+from simcse_jax.model_folder.st_modules import TextSettings
 from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ def require_onnx() -> None:
             ) from None
 
 
-def write_onnx(folder: Path, pooler: str, name: str, prompt: str = "", int8: bool = False) -> None:
+def write_onnx(folder: Path, pooler: str, name: str, texts: TextSettings, int8: bool = False) -> None:
     """Add onnx/model.onnx to a folder that `export_model` makes, and to its README.md how to use it.
 
-    The model is that of `encoder_graph`. name, prompt: of the usage example. int8: also write model_int8.onnx, with
+    The model is that of `encoder_graph`. name, texts: of the usage example. int8: also write model_int8.onnx, with
     products and tables in 8 bits (ONNX Runtime's dynamic quantisation). It has a quarter of the size, and
     all-MiniLM-L6-v2 then scores 82.02 instead of 82.03 on STS-B test and 86.55 instead of 86.72 on dev (Spearman x 100,
     see benchmarks/onnx_quality.py). Raises UserError without the extra [onnx], and if the model is too large for one
@@ -66,7 +67,7 @@ def write_onnx(folder: Path, pooler: str, name: str, prompt: str = "", int8: boo
     for path in inner.iterdir():  # where they lay at first
         (folder / path.name).symlink_to(f"{FOLDER}/{path.name}")
     with (folder / "README.md").open("a", encoding="utf-8") as file:
-        file.write(f"\n{_usage(name, prompt, architecture.max_length, tokenizer)}")
+        file.write(f"\n{_usage(name, texts, tokenizer)}")
 
 
 def _quantise(model: onnx.ModelProto, path: Path) -> None:
@@ -84,7 +85,7 @@ def _quantise(model: onnx.ModelProto, path: Path) -> None:
     quantize_dynamic(marked, path, weight_type=QuantType.QUInt8, per_channel=True)
 
 
-def _usage(name: str, prompt: str, max_length: int, tokenizer: PreTrainedTokenizerFast) -> str:
+def _usage(name: str, texts: TextSettings, tokenizer: PreTrainedTokenizerFast) -> str:
     return f"""## Use with ONNX Runtime
 
 With `pip install onnxruntime tokenizers`:
@@ -94,9 +95,9 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-{example(prompt)}
+{example(texts.prompt)}
 tokenizer = Tokenizer.from_file("{name}/{TOKENIZER}")
-tokenizer.enable_truncation({max_length})
+tokenizer.enable_truncation({texts.max_seq_length})
 tokenizer.enable_padding(pad_id={tokenizer.pad_token_id}, pad_token="{tokenizer.pad_token}")
 texts = tokenizer.encode_batch(sentences)
 inputs = {{

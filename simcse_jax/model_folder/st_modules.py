@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simcse_jax import __version__
+from simcse_jax.data.tokenizer import TRANSFORMER_SETTINGS
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS, POOLERS
 from simcse_jax.model_folder.weight_files import SAFETENSORS, write_weights
@@ -26,19 +27,20 @@ _PUBLISHED = re.compile(r"(?<![a-z])(?P<un>un)?sup[-_]simcse", re.IGNORECASE)
 _POOLING_KEYS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
 
-class Prompts(NamedTuple):
-    """Hold what is put before texts: `prompts` and `default_prompt_name` of config_sentence_transformers.json."""
+class TextSettings(NamedTuple):
+    """Hold what a folder says of texts, by the keys of sentence-transformers; see also `lower_cases`."""
 
-    by_name: dict[str, str]
-    default: str | None
+    max_seq_length: int | None = None  # tokens at which texts are cut; None: the model's limit
+    prompts: Mapping[str, str] = {}
+    default_prompt_name: str | None = None
 
     @property
-    def text(self) -> str:
-        """Return what comes before each text that is encoded."""
-        return self.by_name[self.default] if self.default else ""
+    def prompt(self) -> str:
+        """Return what comes before each text."""
+        return self.prompts[self.default_prompt_name] if self.default_prompt_name else ""
 
 
-NO_PROMPTS = Prompts({}, None)
+PLAIN = TextSettings()
 
 
 def write_modules(
@@ -46,12 +48,12 @@ def write_modules(
     pooler: str,
     architecture: Architecture,
     head: Mapping[str, Any] | None,
-    prompts: Prompts = NO_PROMPTS,
-    do_lower_case: bool = False,
+    texts: TextSettings,
+    do_lower_case: bool,
 ) -> None:
     """Write modules.json, the modules after the Transformer, and the settings beside them.
 
-    head: the parameters of the head, which "cls" needs. The length limit is the model's, not that of the training.
+    head: the parameters of the head, which "cls" needs.
     """
     width, averaged = architecture.hidden_size, AVERAGED_LAYERS.get(pooler, ())
     listed = [{"idx": 0, "name": "0", "path": "", "type": f"{_TYPES}Transformer"}]
@@ -65,7 +67,7 @@ def write_modules(
             write_weights(path / SAFETENSORS, weights)
         listed.append({"idx": place, "name": str(place), "path": path.name, "type": _TYPES + kind})
 
-    transformer: dict[str, Any] = {"max_seq_length": architecture.max_length, "do_lower_case": do_lower_case}
+    transformer: dict[str, Any] = {"max_seq_length": texts.max_seq_length, "do_lower_case": do_lower_case}
     if len(averaged) > 1:
         transformer["config_args"] = {"output_hidden_states": True}
         module("WeightedLayerPooling", *_layer_average(averaged, architecture))
@@ -82,11 +84,11 @@ def write_modules(
             {"linear.weight": np.ascontiguousarray(kernel.T), "linear.bias": bias},
         )
     write_json(folder / "modules.json", listed)
-    write_json(folder / "sentence_bert_config.json", transformer)
+    write_json(folder / TRANSFORMER_SETTINGS, transformer)
     settings = {
         "__version__": {"simcse_jax": __version__},
-        "prompts": prompts.by_name,
-        "default_prompt_name": prompts.default,
+        "prompts": texts.prompts,
+        "default_prompt_name": texts.default_prompt_name,
         "similarity_fn_name": "cosine",
     }
     write_json(folder / _SETTINGS, settings)
@@ -149,29 +151,44 @@ def read_pooler(folder: str | Path) -> str:
     return poolers[modes.pop()]
 
 
-def read_prompts(folder: Path) -> Prompts:
-    """Return a model folder's prompts; UserError where they are no texts, or are left out of the pooling."""
-    path = folder / _SETTINGS
+def read_text_settings(folder: Path, limit: int) -> TextSettings:
+    """Return what a model folder says of texts; UserError where a setting is malformed, or not supported.
+
+    limit: the most tokens that the model takes.
+    """
+    path, of_encoder = folder / _SETTINGS, encoder_folder(folder) / TRANSFORMER_SETTINGS
     settings = read_json(path) if path.is_file() else {}
-    prompts = Prompts(settings.get("prompts") or {}, settings.get("default_prompt_name"))
-    if not isinstance(prompts.by_name, dict) or not all(
-        isinstance(text, str | None) for text in prompts.by_name.values()
-    ):
-        raise UserError(f"{path}: prompts = {prompts.by_name!r} must be an object of texts.")
-    if prompts.default is not None and not isinstance(prompts.by_name.get(str(prompts.default)), str):
+    of_transformer = read_json(of_encoder) if of_encoder.is_file() else {}
+    length = of_transformer.get("max_seq_length")
+    for key in ("config_args", "config_kwargs"):
+        changes = of_transformer.get(key) or {}
+        if not isinstance(changes, dict) or changes.keys() - {"output_hidden_states"}:
+            raise UserError(
+                f"{of_encoder}: {key} = {changes!r} changes config.json, which is not supported.\n"
+                "In a copy of the folder, write these keys into config.json itself."
+            )
+    if length is not None and (type(length) is not int or length < 3):
+        raise UserError(f"{of_encoder}: max_seq_length = {length!r} must be a whole number of at least 3, or null.")
+    found = TextSettings(
+        length and min(length, limit), settings.get("prompts") or {}, settings.get("default_prompt_name")
+    )
+    prompts, default = found.prompts, found.default_prompt_name
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise UserError(f"{path}: prompts = {prompts!r} must be an object of texts.")
+    if default is not None and not isinstance(prompts.get(str(default)), str):
         raise UserError(
-            f"{path}: default_prompt_name = {prompts.default!r} is not among prompts ({', '.join(prompts.by_name)}).\n"
+            f"{path}: default_prompt_name = {default!r} is not among prompts ({', '.join(prompts)}).\n"
             "Name one of these, or set it to null: then no prompt is put before texts."
         )
     for kind, place in _modules(folder):
         pooling = folder / place / "config.json"
-        if kind == "Pooling" and prompts.text and read_json(pooling).get("include_prompt") is False:
+        if kind == "Pooling" and found.prompt and read_json(pooling).get("include_prompt") is False:
             raise UserError(
-                f"{pooling}: include_prompt = false leaves the tokens of the prompt {prompts.text!r} out of the mean, "
+                f"{pooling}: include_prompt = false leaves the tokens of the prompt {found.prompt!r} out of the mean, "
                 f"which is not supported.\nSet default_prompt_name of {path.name} to null in a copy of the folder, to "
                 "encode texts without the prompt; or use the model with sentence-transformers."
             )
-    return prompts
+    return found
 
 
 def encoder_folder(folder: Path) -> Path:
@@ -204,7 +221,13 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
     modules = read_json(path, list) if path.is_file() else []
     if not all(isinstance(module, dict) for module in modules):
         raise UserError(f"{path} is no list of objects.\nCopy it again from the model's source.")
-    return [(str(module.get("type", "")).split(".")[-1], str(module.get("path", ""))) for module in modules]
+    found = [(str(module.get("type", "")).split(".")[-1], str(module.get("path", ""))) for module in modules]
+    outside = [place for _, place in found if Path(place).is_absolute() or ".." in Path(place).parts]
+    if outside:
+        raise UserError(
+            f"{path} names {outside[0]}, which is outside the folder.\nCopy it again from the model's source."
+        )
+    return found
 
 
 def _model_name(folder: Path) -> str:

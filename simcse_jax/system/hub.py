@@ -162,7 +162,11 @@ def shard_names(index: Path) -> list[str]:
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict):
         raise UserError(f"{index} is no index of weight shards (no weight_map).\nCopy it again from its source.")
-    return sorted({str(name) for name in found.values()})
+    names = sorted({str(name) for name in found.values()})
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise UserError(f"{index} names {outside[0]}, which is not beside it.\nCopy it again from the model's source.")
+    return names
 
 
 def require_hub() -> None:

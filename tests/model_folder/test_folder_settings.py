@@ -46,6 +46,10 @@ def prompt(folder: Path) -> None:
     edit(folder, "config_sentence_transformers.json", prompts=prompts, default_prompt_name="query")
 
 
+def short(folder: Path) -> None:
+    edit(folder, "sentence_bert_config.json", max_seq_length=5)
+
+
 def old_layout(folder: Path) -> None:
     inner = folder / "0_Transformer"
     inner.mkdir()
@@ -62,6 +66,7 @@ def old_layout(folder: Path) -> None:
 def all_of_them(folder: Path) -> None:
     lower_case(folder)
     prompt(folder)
+    short(folder)
     old_layout(folder)
 
 
@@ -75,7 +80,7 @@ def by_sentence_transformers(folder: Path) -> np.ndarray:
     return SentenceTransformer(str(folder), device="cpu").encode(TEXTS, normalize_embeddings=True)
 
 
-@pytest.mark.parametrize("change", [lower_case, prompt, old_layout, all_of_them])
+@pytest.mark.parametrize("change", [lower_case, prompt, short, old_layout, all_of_them])
 def test_vectors_are_those_of_sentence_transformers(folder: Path, tmp_path: Path, change: Callable) -> None:
     before = SimCSE(folder).encode(TEXTS)
     cased(folder)
@@ -90,13 +95,16 @@ def test_vectors_are_those_of_sentence_transformers(folder: Path, tmp_path: Path
     # All of an export's readers: ours, sentence-transformers, and tokenizer.json with ONNX alone.
     out = tmp_path / "out"
     convert(str(folder), out, onnx=True)
+    longest = 5 if change in (short, all_of_them) else 64
     given = [PROMPT + text if change in (prompt, all_of_them) else text for text in TEXTS]
-    for vectors in (SimCSE(out).encode(TEXTS), by_sentence_transformers(out), onnx_vectors(out, given, 64)):
+    for vectors in (SimCSE(out).encode(TEXTS), by_sentence_transformers(out), onnx_vectors(out, given, longest)):
         np.testing.assert_allclose(vectors, theirs, rtol=0, atol=2e-5)
-    ids = transformers.AutoTokenizer.from_pretrained(out)(given, truncation=True, max_length=64)["input_ids"]
+    ids = transformers.AutoTokenizer.from_pretrained(out)(given, truncation=True)["input_ids"]
     assert [len(row) for row in ids] == list(open_model(str(out)).count_tokens(TEXTS))
+    assert max(map(len, ids)) <= longest
     card = (out / "README.md").read_text(encoding="utf-8")
     assert (f'"{PROMPT}A man plays' in card) == (given != TEXTS)
+    assert f"max_length={longest}, return" in card
 
 
 def test_a_run_keeps_the_lower_case_of_its_model(folder: Path, tmp_path: Path) -> None:
@@ -111,6 +119,8 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "a prompt that is a list": ("config_sentence_transformers.json", {"prompts": {"query": ["a"]}}, "prompts"),
     "prompts that are a list": ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts"),
     "a prompt left out of the mean": ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt"),
+    "a length that is a text": ("sentence_bert_config.json", {"max_seq_length": "5"}, "max_seq_length"),
+    "a change of the config": ("sentence_bert_config.json", {"config_args": {"hidden_act": "relu"}}, "config_args"),
     "a text for true": ("sentence_bert_config.json", {"do_lower_case": "yes"}, "do_lower_case"),
     "an adapter": ("adapter_config.json", {"peft_type": "LORA"}, "adapter_config.json"),
 }
