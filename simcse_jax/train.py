@@ -6,6 +6,7 @@ The same command resumes an interrupted run. Several processes can train one run
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,14 +16,17 @@ from absl import flags
 from ml_collections import config_flags
 
 from simcse_jax import cli
-from simcse_jax.config.recipe import default_workdir, require_recipe
+from simcse_jax.config.recipe import default_workdir, require_keys, require_recipe
 from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
     from simcse_jax.training.loop import Outcome
     from simcse_jax.training.run import Run
 
-with cli.wrong_flags_fail():  # the default recipe is read here, with the keys that the command line gives
+with cli.wrong_flags_fail():
+    given = (argument.removeprefix("--config.") for argument in sys.argv if argument.startswith("--config."))
+    require_keys(argument.partition("=")[0] for argument in given)
+    # The default recipe is read here, with the keys that the command line gives.
     _CONFIG = config_flags.DEFINE_config_file(
         "config",
         "configs/unsup.py",

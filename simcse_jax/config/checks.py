@@ -6,6 +6,7 @@ from typing import Any
 
 from simcse_jax.config.compare import idle_keys, idle_message
 from simcse_jax.config.schema import KEYS, NO_LOSS, Config
+from simcse_jax.data.positives import POSITIVES
 from simcse_jax.system.errors import UserError
 
 
@@ -54,12 +55,14 @@ def _check_data(config: Config) -> None:
                 "compared.\nUse --config.data.positive=dropout"
             )
         return
-    if data.positive in ("crop", "mask"):
+    predicted = POSITIVES[data.positive].predicted
+    if data.positive == "crop" or predicted:
         require(data.rate > 0, "data.rate", data.rate, f"above 0 with data.positive = {data.positive!r}")
-    if data.positive == "mask" and model.init == "random" and not data.mask_model:
+    if predicted and model.init == "random" and not data.mask_model:
         raise UserError(
-            "data.positive = 'mask' lets the pretrained model predict tokens, and random weights predict nothing.\n"
-            "Start from a pretrained model, or name one with the same tokenizer: --config.data.mask_model=DIR."
+            f"data.positive = {data.positive!r} lets the pretrained model predict tokens, and random weights predict "
+            "nothing.\nStart from a pretrained model, or name one with the same tokenizer: "
+            "--config.data.mask_model=DIR."
         )
 
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 Value = TypeVar("Value")
-_DECLARED = "key"  # the name of a declaration in a dataclass field's metadata
-_UNSET = object()
 
 
 class When(NamedTuple):
@@ -23,23 +21,25 @@ class When(NamedTuple):
     values: tuple[Any, ...] | Callable[[str], Iterable[Any]] | None = None
 
 
-class Key(NamedTuple):
-    """Hold the declaration of one key. `key` documents the fields that a declaration gives."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Key:
+    """Hold the declaration of one key."""
 
-    name: str  # in full: "objective.temperature"
-    type: type
     default: Any
-    meaning: str
-    at_least: float | None
-    above: float | None
-    below: float | None
-    also: tuple[Any, ...]
-    one_of: tuple[Any, ...] | Callable[[], Iterable[Any]]
-    effective: tuple[When, ...]
-    layout: bool
-    resumable: bool
-    local: bool
-    example: Any
+    meaning: str  # its text in --help-config
+    # The range of a number, floats finite, and allowed values outside the range.
+    at_least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    also: tuple[Any, ...] = ()
+    one_of: tuple[Any, ...] | Callable[[], Iterable[Any]] = ()  # the allowed values, or a function that returns them
+    effective: When | tuple[When, ...] = ()  # other keys that must all have one of some values, or it has no effect
+    layout: bool = False  # it changes speed and memory, and no result
+    resumable: bool = False  # it changes no step of the training, so a run may resume with another value, as of layout
+    local: bool = False  # a path, which the hosts of one run may each have another of
+    example: Any  # a value that works, for messages; the default where none is declared
+    name: str = ""  # in full: "objective.temperature"
+    type: type = str
 
     @property
     def choices(self) -> tuple[Any, ...]:
@@ -50,8 +50,7 @@ class Key(NamedTuple):
     def limit(self) -> str:
         """The allowed values in words, "at least 0 and below 1" for example; "" where every value is allowed."""
         if self.choices:
-            named = [f"{choice}" if choice != "" else "empty" for choice in self.choices]
-            return f"one of {', '.join(named)}"
+            return f"one of {', '.join(f'{choice}' if choice != '' else 'empty' for choice in self.choices)}"
         bounds = [
             f"{words} {bound:g}"
             for words, bound in (("at least", self.at_least), ("above", self.above), ("below", self.below))
@@ -76,49 +75,15 @@ class Key(NamedTuple):
 
     def effects(self) -> list[tuple[str, tuple[Any, ...] | None]]:
         """Return (other key, its values with which this one has an effect; None = any but "", 0 and False)."""
-        return [(other, tuple(values(self.name)) if callable(values) else values) for other, values in self.effective]
+        conditions = (self.effective,) if isinstance(self.effective, When) else self.effective
+        return [(other, tuple(values(self.name)) if callable(values) else values) for other, values in conditions]
 
 
-def key(
-    default: Value,
-    meaning: str,
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    also: tuple[Value, ...] = (),
-    one_of: tuple[Value, ...] | Callable[[], Iterable[Value]] = (),
-    effective: When | tuple[When, ...] = (),
-    layout: bool = False,
-    resumable: bool = False,
-    local: bool = False,
-    example: Any = _UNSET,
-) -> Value:
-    """Return the dataclass field that declares a key. Its type is the field's annotation.
-
-    meaning: its text in --help-config.
-    at_least, above, below: the range of a number, floats finite; also: allowed values outside the range.
-    one_of: the allowed values, or a function that returns them.
-    effective: other keys that must all have one of some values, or this key has no effect.
-    layout: it changes speed and memory, and no result.
-    resumable: it changes no step of the training, so a run may resume with another value; layout keys may too.
-    local: a path, which the hosts of one run may each have another of.
-    example: a value that works, for messages; the default where left out.
-    """
-    declared = {
-        "meaning": " ".join(meaning.split()),
-        "at_least": at_least,
-        "above": above,
-        "below": below,
-        "also": also,
-        "one_of": one_of,
-        "effective": (effective,) if isinstance(effective, When) else effective,
-        "layout": layout,
-        "resumable": resumable or layout,
-        "local": local,
-        "example": default if example is _UNSET else example,
-    }
-    field: Any = dataclasses.field(default=default, metadata={_DECLARED: declared})
+def key(default: Value, meaning: str, **declared: Any) -> Value:
+    """Return the dataclass field that declares a key. Its type is the field's annotation; declared: fields of `Key`."""
+    declared.setdefault("example", default)
+    made = Key(default=default, meaning=" ".join(meaning.split()), **declared)
+    field: Any = dataclasses.field(default=default, metadata={"key": made})
     return field
 
 
@@ -126,6 +91,6 @@ def section_keys(name: str, section: Any) -> list[Key]:
     """Return the keys that a dataclass declares, in order; name: the section's."""
     types = get_type_hints(section)
     return [
-        Key(f"{name}.{field.name}", types[field.name], field.default, **field.metadata[_DECLARED])
+        dataclasses.replace(field.metadata["key"], name=f"{name}.{field.name}", type=types[field.name])
         for field in dataclasses.fields(section)
     ]

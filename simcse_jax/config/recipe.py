@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from simcse_jax.config.schema import KEYS
 from simcse_jax.system.errors import UserError, wrong_flags
 
 
@@ -20,11 +22,29 @@ def require_recipe(recipe: str) -> None:
     path = Path(recipe.partition(":")[0])
     if not path.is_file():
         found = (*Path("configs").glob("*.py"), *Path("configs/ablations").glob("*.py"))
-        known = ", ".join(str(path) for path in sorted(found) if path.stem not in ("__init__", "base", "start"))
+        known = [str(path) for path in sorted(found) if path.stem not in ("__init__", "base", "start")]
+        close = difflib.get_close_matches(str(path), known, n=1)
+        here = ", ".join(known) or "none; run from a clone of the repository, or give the path of a recipe"
         raise UserError(
             f"--config={recipe}: there is no file {path} (looked for from {Path.cwd()}).\n"
-            f"Recipes here: {known or 'none; run from a clone of the repository, or give the path of a recipe'}."
+            + (
+                f"Did you mean --config={recipe.replace(str(path), close[0], 1)}?"
+                if close
+                else f"Recipes here: {here}."
+            )
         )
+
+
+def require_keys(names: Iterable[str]) -> None:
+    """Raise UserError for the full name of a key that there is not."""
+    for name in names:
+        if name not in KEYS:
+            close = difflib.get_close_matches(name, KEYS, n=1)
+            raise UserError(
+                f"--config.{name}: there is no such key."
+                + (f" Did you mean --config.{close[0]}?" if close else "")
+                + "\n`python -m simcse_jax.train --help-config` prints every key."
+            )
 
 
 def recipe_name(recipe: str) -> str:
@@ -48,6 +68,7 @@ def read_recipe(recipe: str, overrides: Mapping[str, str]) -> tuple[Any, set[str
 
     Raises UserError where the recipe, a key or a value is wrong.
     """
+    require_keys(overrides)
     values = flags.FlagValues()
     line = ["", *override_flags(overrides)]
     with wrong_flags():

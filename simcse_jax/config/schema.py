@@ -159,7 +159,7 @@ class DataConfig:
     columns: str = key(
         "",
         """Comma-separated column names: sentence[,positive[,hard negative ...]]. "": sent0, sent1, hard_neg* where the
-        header has them, else all columns.""",
+        header has them, else the columns of text without ids, labels and scores (docs/data.md).""",
     )
     positive: str = key(
         "dropout",
@@ -433,7 +433,7 @@ SECTIONS: dict[str, Any] = {name: kind for name, kind in get_type_hints(Config).
 KEYS: dict[str, Key] = {made.name: made for name, kind in SECTIONS.items() for made in section_keys(name, kind)}
 _PLACES = {name: name.split(".") for name in KEYS}
 LAYOUT_KEYS = frozenset(made.name for made in KEYS.values() if made.layout)
-RESUMABLE_KEYS = frozenset(made.name for made in KEYS.values() if made.resumable)
+RESUMABLE_KEYS = frozenset(made.name for made in KEYS.values() if made.layout or made.resumable)
 LOCAL_KEYS = frozenset(made.name for made in KEYS.values() if made.local)
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Literal
 
 from simcse_jax.data.demo_grammar import Voice, realise
-from simcse_jax.data.demo_scenes import DETAILS, TOPICS, Scene, contradict, draw, draw_scene, generalise, grade, without
+from simcse_jax.data.demo_scenes import DETAILS, TOPICS, Scene, contradict, draw, draw_scene, generalise, grade
 from simcse_jax.system.errors import UserError
 
 SENTENCES = 30_000
@@ -24,26 +24,14 @@ LABELS = TOPICS  # label i of `labelled` is LABELS[i]
 
 # What a contradiction changes, the weightier parts more often.
 CONTRADICTIONS = ("agent", "action", "object") * 3 + ("swap", "swap", "place", "place", "negated")
-CONTRADICTIONS += ("agent trait", "object trait", "manner", "time")
-CHANGES = ("agent", "action", "object") * 2 + (
-    "place",
-    "agent trait",
-    "object trait",
-    "manner",
-    "swap",
-    "negated",
-    "time",
-)
-CHANGES += ("unsaid", "unsaid", "broader")
-
-
-def sentences(seed: int = 0, count: int = SENTENCES) -> list[str]:
-    """Return `count` different captions, none of them in the graded pairs; made once a process."""
-    return list(_sentences(seed, count))
+CONTRADICTIONS += ("agent_trait", "object_trait", "manner", "time")
+CHANGES = ("agent", "action", "object") * 2 + ("place", "agent_trait", "object_trait", "manner", "swap", "negated")
+CHANGES += ("time", "unsaid", "unsaid", "broader")
 
 
 @cache
-def _sentences(seed: int, count: int) -> tuple[str, ...]:
+def sentences(seed: int = 0, count: int = SENTENCES) -> tuple[str, ...]:
+    """Return `count` different captions, none of them in the graded pairs; made once a process."""
     rng = random.Random(f"demo sentences {seed}")
     seen = set(_held_out(seed))
     found: list[str] = []
@@ -55,17 +43,13 @@ def _sentences(seed: int, count: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def triplets(seed: int = 0, count: int = TRIPLETS) -> list[tuple[str, str, str]]:
+@cache
+def triplets(seed: int = 0, count: int = TRIPLETS) -> tuple[tuple[str, str, str], ...]:
     """Return `count` different (premise, entailment, contradiction), no sentence of which is in the graded pairs.
 
     An entailment says the premise's scene, or one that it implies, in words of its own; a contradiction changes one
     thing and mostly keeps the premise's words. Made once a process.
     """
-    return list(_triplets(seed, count))
-
-
-@cache
-def _triplets(seed: int, count: int) -> tuple[tuple[str, str, str], ...]:
     rng = random.Random(f"demo triplets {seed}")
     graded, seen = _held_out(seed), set()
     found: list[tuple[str, str, str]] = []
@@ -89,22 +73,18 @@ def _triplets(seed: int, count: int) -> tuple[tuple[str, str, str], ...]:
     return tuple(found)
 
 
+@cache
 def graded_pairs(
     seed: int = 0, split: Literal["dev", "test"] = "dev", count: int = GRADED
-) -> list[tuple[float, str, str]]:
+) -> tuple[tuple[float, str, str], ...]:
     """Return `count` different (gold, sentence, sentence); gold is 0 to 5 in steps of 0.2, by `demo_scenes.grade`.
 
-    Equally many pairs of each fifth of the range. dev and test share no sentence.
+    Equally many pairs of each fifth of the range. dev and test share no sentence. Made once a process.
     """
     if split not in ("dev", "test"):
         raise UserError(f"demo: no split {split!r} of graded pairs; use 'dev' or 'test'.")
-    return list(_graded(seed, split, count))
-
-
-@cache
-def _graded(seed: int, split: str, count: int) -> tuple[tuple[float, str, str], ...]:
     # The test split keeps clear of a dev split of the same size, or of the default one if that is larger.
-    dev = () if split == "dev" else _graded(seed, "dev", max(count, GRADED))
+    dev = () if split == "dev" else graded_pairs(seed, "dev", max(count, GRADED))
     taken = {text for _, *texts in dev for text in texts}
     rng = random.Random(f"demo graded {split} {seed}")
     found: list[tuple[float, str, str]] = []
@@ -162,7 +142,7 @@ def _changed(rng: random.Random, scene: Scene, changes: int) -> Scene:
     for _ in range(changes):
         change = draw(rng, CHANGES)
         if change == "unsaid":
-            scene = without(scene, draw(rng, DETAILS))
+            scene = scene._replace(**{draw(rng, DETAILS): None})
         elif change == "broader":
             scene = generalise(rng, scene, share=0.3)
         else:

@@ -11,7 +11,7 @@ from functools import cache
 from typing import TypeVar
 
 from simcse_jax.data.demo_lexicon import lexicon
-from simcse_jax.data.demo_scenes import Entity, Scene, draw
+from simcse_jax.data.demo_scenes import Participant, Scene, draw
 
 Choice = TypeVar("Choice")
 
@@ -86,7 +86,7 @@ def inflect(phrase: str, form: str) -> str:
     return f"{word} {rest}".rstrip()
 
 
-def noun_phrase(entity: Entity, role: str, voice: Voice) -> str:
+def noun_phrase(entity: Participant, role: str, voice: Voice) -> str:
     """Return the entity with determiner, number and trait, such as `two boys in red shirts`."""
     world = lexicon()
     noun = world.nouns[entity.noun]
@@ -144,7 +144,7 @@ def _details(scene: Scene, voice: Voice, attach: bool) -> tuple[str, str, str]:
     )
 
 
-def _is_many(entity: Entity) -> bool:
+def _is_many(entity: Participant) -> bool:
     return entity.number != "one" and not lexicon().nouns[entity.noun].mass
 
 
@@ -162,7 +162,7 @@ def realise(scene: Scene, voice: Voice) -> str:
     converse = action.converse if scene.object and not scene.manner else ()
     frame = voice.pick("frame", _frames(scene, bool(passive), bool(converse)))
 
-    subject, target = scene.agent, scene.object
+    subject, target = scene.doer, scene.target
     if frame == "converse" and target is not None:
         subject, target, active = target, subject, list(converse)
     doer = noun_phrase(subject, "agent", voice)

@@ -37,33 +37,38 @@ class Positive:
     """Describe a way to make positives.
 
     make: (source, *, OPTIONS) -> Examples; its keyword-only parameters are the keys of the recipe's section `data` that
-    it reads. views: how often each text is encoded; 2 where a text, or the copy that a model makes of it on the device,
-    is its own positive. several_columns: whether it takes pairs or triplets, and not single sentences. more_keys: keys
-    that only other rooms read.
+    have an effect. views: how often each text is encoded; 2 where a text, or the copy that a model makes of it on the
+    device, is its own positive. several_columns: whether it takes pairs or triplets, and not single sentences.
+    predicted: whether a masked language model makes the copies, on the device.
     """
 
     make: Callable[..., Examples]
     views: int = 1
     several_columns: bool = False
-    more_keys: tuple[str, ...] = ()
+    predicted: bool = False
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys of the section `data` that have an effect only with some positives, this one among them."""
         parameters = inspect.signature(self.make).parameters.values()
-        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) + self.more_keys
+        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
     def make_examples(self, source: Source, options: Mapping[str, Any]) -> Examples:
         """Return the examples of a corpus. Raises UserError when it does not suit.
 
         options: the keys of the section `data`, by name.
         """
-        keys = (key for key in self.keys if key not in self.more_keys)
-        return self.make(source, **{key: options[key] for key in keys})
+        return self.make(source, **{key: options[key] for key in self.keys})
 
 
 def as_columns(source: Source) -> Examples:
     """Return the rows of the files as examples."""
+    return ColumnExamples(source.corpus)
+
+
+def predicted_copy(source: Source, *, rate: float, mask_model: str) -> Examples:
+    """Return the rows of the files; `training` masks a share `rate` of their tokens for the mask model to predict."""
+    del rate, mask_model
     return ColumnExamples(source.corpus)
 
 
@@ -100,7 +105,7 @@ POSITIVES: dict[str, Positive] = {
     "synonym": changed_copy(synonym),
     "repetition": changed_copy(repetition),
     # The text with tokens replaced by what a masked language model predicts, on the device (table 1).
-    "mask": Positive(as_columns, views=2, more_keys=("rate", "mask_model")),
+    "mask": Positive(predicted_copy, views=2, predicted=True),
 }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from simcse_jax.config.schema import Config, ModelConfig
 from simcse_jax.data.corpus import read_sentences
+from simcse_jax.data.positives import POSITIVES
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.data.vocabulary import id_count, vocabulary_of
 from simcse_jax.encoder.architecture import Architecture
@@ -117,12 +118,12 @@ def unrolls(model: ModelConfig, platform: str) -> bool:
 def load_predictor(
     config: Config, encoder: Encoder, folder: Path | None, tokenizer: Any, resumes: bool = False
 ) -> tuple[Predictor | None, Callable[[], Any]]:
-    """Return the masked language model of data.positive = "mask", None with other positives, and a loader.
+    """Return the masked language model that makes positives, None with other positives, and a loader.
 
     The loader returns the model's parameters, and is called at most once. The model computes as the run's encoder
     does. folder: that of model.name. UserError where the model has no head, or another tokenizer than the run.
     """
-    if config.data.positive != "mask" or config.objective.loss == "none":
+    if not POSITIVES[config.data.positive].predicted or config.objective.loss == "none":
         return None, lambda: None
     named = config.data.mask_model
     source = encoder_folder(model_folder(named)) if named else folder

@@ -16,20 +16,6 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("_
 GIVEN = {"data.files": "text.txt", "eval.data": "dev.csv"}
 
 
-def test_there_is_one_for_each_table_of_the_paper() -> None:
-    assert NAMES == [
-        "augmentation",
-        "batch_size",
-        "dropout",
-        "hard_negative_weight",
-        "labelled_data",
-        "mlm",
-        "next_sentence",
-        "pooling",
-        "temperature",
-    ]
-
-
 @pytest.mark.parametrize(
     ("name", "variant"),
     [

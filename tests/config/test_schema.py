@@ -1,5 +1,6 @@
 """What the schema says of each key holds: defaults, types, limits, and what the help prints."""
 
+import dataclasses
 import math
 import re
 import subprocess
@@ -100,7 +101,7 @@ def test_the_help_prints_every_key_with_default_range_and_meaning() -> None:
 
 def test_a_declaration_of_several_limits_reads_as_one() -> None:
     declared: Any = keys.key(3, "Meaning.", at_least=2, below=9, also=(-1,), effective=When("a.b"))
-    made = Key("c.d", int, 3, **declared.metadata["key"])
+    made = dataclasses.replace(declared.metadata["key"], name="c.d", type=int)
     assert made.limit == "at least 2 and below 9, or -1"
     assert [value for value in range(-2, 11) if made.allows(value)] == [-1, *range(2, 9)]
     assert made.effects() == [("a.b", None)]
@@ -116,10 +117,11 @@ def test_docs_name_no_key_that_is_none() -> None:
 def test_the_help_is_a_flag_and_a_wrong_key_without_a_recipe_points_to_it() -> None:
     """The default recipe is read before the flags are."""
     train = f"{sys.executable} -m simcse_jax.train"
-    script = f"{train} --help-config | head -n 1; {train} --config.objective.nothing=3"
+    script = f"{train} --help-config | head -n 1; {train} --config.objectiv.margin=3"
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.startswith("Keys of a recipe")
     assert done.returncode == 2
-    assert "nothing" in done.stderr
+    assert "--config.objectiv.margin: " in done.stderr
+    assert "Did you mean --config.objective.margin?" in done.stderr
     assert "--help-config" in done.stderr
     assert "Traceback" not in done.stderr

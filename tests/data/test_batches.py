@@ -48,42 +48,27 @@ def test_each_epoch_is_a_permutation_of_its_own() -> None:
 
 @pytest.mark.parametrize("columns", [1, 3])
 @pytest.mark.parametrize("one_per_row", [False, True])
-def test_every_token_is_where_it_belongs(columns: int, one_per_row: bool) -> None:
-    made = batches(columns, one_per_row=one_per_row)
-    batch, rows = made(4), made.example_ids(4)
-    groups = batch.inputs.groups
-    for e, row in enumerate(rows):
-        for v in range(columns):
-            slot = v * GROUP + e % GROUP
-            begin, length = groups.first_tokens[e // GROUP, slot], groups.lengths[e // GROUP, slot]
-            assert length == Table(columns).lengths[row, v]
-            part = [field[e // GROUP].ravel()[begin : begin + length] for field in groups[:4]]
-            np.testing.assert_array_equal(part[0], 1000 * v + row + 1)
-            assert len(set(part[1])) == 1
-            np.testing.assert_array_equal(part[2], np.arange(length))
-            np.testing.assert_array_equal(part[3], v * BATCH + e)
-    assert (groups.segments > 0).sum() == Table(columns).lengths[rows].sum()
-
-
-@pytest.mark.parametrize("one_per_row", [False, True])
-def test_anchors_apart_are_in_rows_of_their_own(one_per_row: bool) -> None:
-    made, together = batches(3, one_per_row=one_per_row, separate_anchors=True), batches(3, one_per_row=one_per_row)
-    batch, rows = made(4), made.example_ids(4)
-    assert batch.inputs.non_anchors is not None
-    assert made.examples.texts == 3
-    for columns, part in (((0,), batch.inputs.groups), ((1, 2), batch.inputs.non_anchors)):
+@pytest.mark.parametrize("apart", [False, True])
+def test_every_token_is_where_it_belongs(columns: int, one_per_row: bool, apart: bool) -> None:
+    """With anchors apart, they are in rows of their own."""
+    apart = apart and columns > 1
+    made = batches(columns, one_per_row=one_per_row, separate_anchors=apart)
+    batch, rows, lengths = made(4), made.example_ids(4), Table(columns).lengths
+    parts = [((0,), batch.inputs.groups), ((1, 2), batch.inputs.non_anchors)]
+    for places, part in parts if apart else [(range(columns), batch.inputs.groups)]:
+        assert part is not None
         for e, row in enumerate(rows):
-            for at, v in enumerate(columns):
+            for at, v in enumerate(places):
                 slot = at * GROUP + e % GROUP
                 begin, length = part.first_tokens[e // GROUP, slot], part.lengths[e // GROUP, slot]
-                assert length == Table(3).lengths[row, v]
+                assert length == lengths[row, v]
                 ids, segments, positions, sentences = (x[e // GROUP].ravel()[begin : begin + length] for x in part[:4])
                 np.testing.assert_array_equal(ids, 1000 * v + row + 1)
                 assert len(set(segments)) == 1
                 np.testing.assert_array_equal(positions, np.arange(length))
                 np.testing.assert_array_equal(sentences, v * BATCH + e)
-        assert (part.segments > 0).sum() == Table(3).lengths[rows][:, columns].sum()
-    np.testing.assert_array_equal(batch.text_ids, together(4).text_ids)
+        assert (part.segments > 0).sum() == lengths[rows][:, places].sum()
+    np.testing.assert_array_equal(batch.text_ids, batches(columns, one_per_row=one_per_row)(4).text_ids)
 
 
 def test_shapes_of_texts_apart_are_a_handful_and_enough() -> None:

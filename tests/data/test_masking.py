@@ -80,6 +80,14 @@ def by_token(groups: Group, masked: MaskedGroup) -> dict[tuple[int, int], tuple[
     return found
 
 
+def hidden_of(groups: Group, masked: MaskedGroup) -> np.ndarray:
+    """Return bool[G, R * T]: the tokens to predict."""
+    hidden = np.zeros((len(groups.ids), groups.ids[0].size), bool)
+    for g, places in enumerate(masked.places):
+        hidden[g, places[masked.labels[g] >= 0]] = True
+    return hidden
+
+
 @pytest.mark.parametrize("rate", [0.15, 0.4])
 @pytest.mark.parametrize("whole_word", [False, True])
 def test_so_many_are_hidden_four_fifths_of_them_by_the_mask(rate: float, whole_word: bool) -> None:
@@ -124,10 +132,7 @@ def test_nothing_else_changes_and_the_contrastive_inputs_hold_no_mask() -> None:
         np.testing.assert_array_equal(ours, theirs)
     assert not (batch.groups.ids == MASK).any()
     assert (batch.masked.ids == MASK).any()
-    hidden = np.zeros(batch.groups.ids.shape, bool).reshape(len(batch.groups.ids), -1)
-    for g, places in enumerate(batch.masked.places):
-        hidden[g, places[batch.masked.labels[g] >= 0]] = True
-    kept = ~hidden.reshape(batch.groups.ids.shape)
+    kept = ~hidden_of(batch.groups, batch.masked).reshape(batch.groups.ids.shape)
     np.testing.assert_array_equal(batch.masked.ids[kept], batch.groups.ids[kept])
 
 
@@ -188,9 +193,7 @@ def test_a_long_word_is_chosen_as_often_as_a_short_one() -> None:
     for step in range(3):
         batch = batches(step).inputs
         assert batch.masked
-        hidden = np.zeros(batch.groups.ids.shape, bool).reshape(len(batch.groups.ids), -1)
-        for g, places in enumerate(batch.masked.places):
-            hidden[g, places[batch.masked.labels[g] >= 0]] = True
+        hidden = hidden_of(batch.groups, batch.masked)
         ids = batch.groups.ids.reshape(hidden.shape)
         text = ids >= SPECIAL
         starts = text & (ids < 200)

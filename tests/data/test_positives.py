@@ -1,7 +1,7 @@
 """Positives: what is changed, by how much, by chance of (seed, step) alone, and what does not suit is refused."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -136,21 +136,6 @@ def test_repetition_doubles_tokens_in_place() -> None:
     np.testing.assert_array_equal(changed(change, full)[0], full[0])  # no room
 
 
-@pytest.mark.parametrize("make", [crop, word_deletion, repetition])
-def test_a_change_depends_on_key_and_place_alone(make: Callable[..., Change]) -> None:
-    tokens, change = sentences(200, least=8), make(TOKENS, rate=0.3).apply
-    whole = change(tokens, np.arange(200), KEY)
-    part = change(tokens[50:60], np.arange(50, 60), KEY)
-    for one, two in zip(whole[50:60], part, strict=True):
-        np.testing.assert_array_equal(one, two)
-
-    def differ(other: list[np.ndarray]) -> int:
-        return sum(not np.array_equal(one, two) for one, two in zip(whole, other, strict=True))
-
-    assert differ(change(tokens, np.arange(200), KEY + np.uint32(1))) > 100
-    assert differ(change(tokens, np.arange(200) + 1, KEY)) > 100
-
-
 TEXTS = [
     "a big dog runs in the large park",
     "the small child sleeps",
@@ -205,42 +190,28 @@ def test_a_replacement_too_long_for_the_row_is_passed_over(tokenizer: Any, tmp_p
         assert (len(new) > len(ids)) == grows
 
 
-def test_capitals_and_the_start_of_a_text_have_synonyms_of_their_own(real_data: Path) -> None:
-    """RoBERTa's tokens tell a word after a space from one at the start, and Big from big."""
-    from transformers import RobertaTokenizerFast
-
-    folder = real_data / "vocab" / "roberta"
-    roberta = RobertaTokenizerFast.from_pretrained(folder)
-    replacements = load_replacements(SHIPPED, roberta)
-    assert len(replacements) > 1000
-    change = replace_words(Tokens(roberta, vocabulary_of(roberta), 32), 0.0, replacements)
-    texts = ["Big", "big", "It was big"]
-    made = {text: set() for text in texts}
-    for key in range(20):
-        tokens = [np.array(roberta(text)["input_ids"], np.int32) for text in texts]
-        for text, new in zip(texts, change.apply(tokens, np.arange(3), KEY + np.uint32(key)), strict=True):
-            made[text].add(roberta.decode(new, skip_special_tokens=True))
-    assert made == {
-        "Big": {"Large", "Huge"},
-        "big": {"large", "huge"},
-        "It was big": {"It was large", "It was huge"},
-    }
-
-
-def test_the_word_before_a_mark_has_synonyms_too(real_data: Path) -> None:
-    """RoBERTa's tokens do not tell punctuation from a word's further pieces."""
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        ("Big", {"Large", "Huge"}),
+        ("big", {"large", "huge"}),
+        ("It was big", {"It was large", "It was huge"}),
+        ("It was big.", {"It was large.", "It was huge."}),
+        ("(big)", {"(large)", "(huge)"}),
+    ],
+)
+def test_synonyms_of_a_byte_level_tokenizer(text: str, made: set[str], real_data: Path) -> None:
+    """RoBERTa's tokens tell a word after a space from one at the start, and do not tell marks from pieces of words."""
     from transformers import RobertaTokenizerFast
 
     roberta = RobertaTokenizerFast.from_pretrained(real_data / "vocab" / "roberta")
-    given = Tokens(roberta, vocabulary_of(roberta), 32)
-    change = replace_words(given, 0.0, load_replacements(SHIPPED, roberta))
-    for text in ("It was big.", "It was big!", "(big)"):
-        tokens = [np.array(roberta(text)["input_ids"], np.int32)]
-        made = {
-            str(roberta.decode(change.apply(tokens, np.arange(1), KEY + np.uint32(n))[0], skip_special_tokens=True))
-            for n in range(30)
-        }
-        assert made == {text.replace("big", "large"), text.replace("big", "huge")}
+    replacements = load_replacements(SHIPPED, roberta)
+    assert len(replacements) > 1000
+    change = replace_words(Tokens(roberta, vocabulary_of(roberta), 32), 0.0, replacements)
+    tokens = [np.array(roberta(text)["input_ids"], np.int32)]
+    keys = [KEY + np.uint32(n) for n in range(30)]
+    found = [roberta.decode(change.apply(tokens, np.arange(1), key)[0], skip_special_tokens=True) for key in keys]
+    assert set(found) == made
 
 
 @pytest.mark.parametrize(
@@ -248,16 +219,13 @@ def test_the_word_before_a_mark_has_synonyms_too(real_data: Path) -> None:
     [
         ("big, large\nsmall\n", r"line 2: 'small' names one word.\nWrite: big, large, huge"),
         ("# nothing\n", "holds no synonym that the model's tokenizer knows"),
+        (None, r"cannot be read(.|\n)*leave it out"),
     ],
 )
-def test_a_file_of_no_synonyms_is_refused(text: str, message: str, tokenizer: Any, tmp_path: Path) -> None:
+def test_a_file_of_no_synonyms_is_refused(text: str | None, message: str, tokenizer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "none.txt" if text is None else synonyms(tmp_path, text)
     with pytest.raises(UserError, match=message):
-        load_replacements(synonyms(tmp_path, text), tokenizer)
-
-
-def test_a_missing_file_of_synonyms_is_refused(tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot be read(.|\n)*leave it out"):
-        load_replacements(tmp_path / "none.txt", tokenizer)
+        load_replacements(path, tokenizer)
 
 
 def examples_of(kind: str, data: Corpus, tokenizer: Any, seed: int = 0, **options: Any) -> Examples:
@@ -363,10 +331,10 @@ def test_a_part_of_a_batch_is_that_of_the_whole(kind: str, tokenizer: Any, tmp_p
     text = "\n\n".join("\n".join(TEXTS[n : n + 5]) for n in range(0, 100, 5))
     data, vocabulary = corpus(tmp_path, tokenizer, text), vocabulary_of(tokenizer)
 
-    def made(step: int, groups: list[int] | None = None, size: int = 16) -> Any:
+    def made(step: int, groups: list[int] | None = None, size: int = 16, one_per_row: bool = False) -> Any:
         examples = examples_of(kind, data, tokenizer, window=3)
         hiding = Masking(vocabulary, 0.3, whole_word=False, seed=0, all_masked=True) if kind == "mask" else None
-        return Batches(examples, Layout(64, size, 32), 0, replacing=hiding)(step, groups)
+        return Batches(examples, Layout(64, size, 32, one_per_row), 0, replacing=hiding)(step, groups)
 
     def arrays(batch: Any) -> list[Any]:
         return jax.tree.leaves((batch.inputs.groups, batch.inputs.replacement))
@@ -385,7 +353,10 @@ def test_a_part_of_a_batch_is_that_of_the_whole(kind: str, tokenizer: Any, tmp_p
         fields = [np.asarray(field)[batch.inputs.groups.segments > 0] for field in batch.inputs.groups[:4]]
         return {(int(s), int(p)): int(i) for i, _, p, s in zip(*fields, strict=True)}
 
-    assert texts(whole) == texts(made(1, size=64))
+    assert texts(whole) == texts(made(1, size=64)) == texts(made(1, one_per_row=True))
+    if kind != "next_sentence":  # a copy is no negative of another copy of the same text
+        np.testing.assert_array_equal(*whole.text_ids)
+        assert len(np.unique(whole.text_ids)) == 5
     assert texts(whole) != texts(made(0))
 
 
@@ -395,22 +366,6 @@ def test_files_are_documents_too(tokenizer: Any, tmp_path: Path) -> None:
     data = load_corpus([str(tmp_path / "*.txt")], tokenizer, 32, cache_dir=tmp_path / "cache")
     examples = examples_of("next_sentence", data, tokenizer)
     assert len(examples) == 4
-
-
-def test_copies_do_not_depend_on_the_packing_and_are_the_same_text(tokenizer: Any, tmp_path: Path) -> None:
-    data = corpus(tmp_path, tokenizer, "\n".join(TEXTS))
-    examples = examples_of("word_deletion", data, tokenizer)
-
-    def texts(layout: Layout) -> dict[tuple[int, int], int]:
-        groups = Batches(examples, layout, 0)(3).inputs.groups
-        fields = [np.asarray(field)[groups.segments > 0] for field in groups[:4]]
-        return {(int(s), int(p)): int(i) for i, _, p, s in zip(*fields, strict=True)}
-
-    assert texts(Layout(64, 16, 32)) == texts(Layout(64, 64, 32, one_per_row=True))
-    # A copy is no negative of another copy of the same text.
-    text_ids = Batches(examples, Layout(64, 16, 32), 0)(3).text_ids
-    np.testing.assert_array_equal(text_ids[0], text_ids[1])
-    assert len(np.unique(text_ids)) == 5
 
 
 def test_a_positive_from_outside_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
