@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 Array = Any
 
 
+NO_TEXT = -(2**31)  # the text id of a hard negative that its example lacks
+
+
 class Group(NamedTuple):
     """Hold the token arrays of one group; several groups are stacked on leading axes.
 

@@ -19,7 +19,7 @@ import numpy as np
 from simcse_jax.data import packing
 from simcse_jax.data.examples import Drawn, Examples
 from simcse_jax.data.masking import Masking
-from simcse_jax.group import Array, Group, MaskedGroup
+from simcse_jax.group import NO_TEXT, Array, Group, MaskedGroup
 from simcse_jax.system.errors import UserError
 
 # Batches from whose lengths the shapes of a run are chosen.
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     """Hold one global batch, or the groups of it that this process feeds."""
 
     inputs: EncoderInputs
-    # int32[K + 1, B], on every device: equal id = equal text; rows: anchors, positives, hard negatives
+    # int32[K + 1, B], on every device: equal id = equal text, NO_TEXT = none; rows: anchors, positives, hard negatives
     text_ids: Array
 
     @property
@@ -165,9 +165,10 @@ class Batches:
     def _text_ids(self, drawn: Drawn) -> np.ndarray:
         hashes = drawn.hashes.T
         if self.global_text_ids:
-            ids = hashes.astype(np.uint32).view(np.int32)
+            ids = np.maximum(hashes.astype(np.uint32).view(np.int32), NO_TEXT + 1)
         else:
             ids = np.unique(hashes, return_inverse=True)[1].reshape(hashes.shape).astype(np.int32)
+        ids = np.where(drawn.lengths.T == 0, np.int32(NO_TEXT), ids)
         return np.concatenate([ids, ids]) if len(ids) == 1 else ids
 
     def _choose_row_counts(self) -> tuple[Rows, ...]:

@@ -18,14 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simcse_jax.data.readers import TextTable
-from simcse_jax.data.sources import RowCounts, choose_columns, open_tables, read_rows
-from simcse_jax.data.tokenise import CACHE_FORMAT, build, column
+from simcse_jax.data.rows import RowCounts, choose_columns, read_rows
+from simcse_jax.data.sources import open_tables
+from simcse_jax.data.tables import TextTable, listed
+from simcse_jax.data.tokenise import CACHE_FORMAT, Tokeniser, build, column, open_tokens
 from simcse_jax.system.cache import cache_folder
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.whole_file import checksum, writing
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+MOST_UNKNOWN = 0.05  # share of unknown tokens above which a run warns
 
 
 @dataclass(frozen=True)
@@ -44,22 +48,36 @@ class CorpusReport:
     truncated_share: float  # of all texts
     mean_length: float
     histogram: tuple[tuple[int, int], ...]  # (longest length in this bin, texts); the last bin reaches the longest text
+    other_splits: int  # rows left out as they are of another split
+    missing: int  # hard negatives that rows lack
+    unknown_share: float  # tokens that stand for what the vocabulary lacks, of all tokens of text
     from_cache: bool = False
 
     def lines(self) -> list[str]:
         """Return printable lines: the counts, then a bar of the histogram a line."""
         kind = {1: "sentences", 2: "pairs"}.get(len(self.columns), "pairs with hard negatives")
         names = ", ".join(self.files[:3]) + (f" and {len(self.files) - 3} more" if len(self.files) > 3 else "")
-        ignored = f"; ignored: {', '.join(self.ignored_columns)}" if self.ignored_columns else ""
+        ignored = f"; ignored: {listed(self.ignored_columns)}" if self.ignored_columns else ""
         cached = " (tokenised earlier, from the cache)" if self.from_cache else ""
         documents = f" in {self.documents:,} documents" if self.documents > 1 else ""
+        counts = [f"dropped for an empty cell: {self.empties:,}", f"exact duplicates, kept: {self.duplicates:,}"]
+        if self.other_splits:
+            counts.append(f"left out, of other splits: {self.other_splits:,}")
+        if self.missing:
+            counts.append(f"missing hard negatives: {self.missing:,}")
         out = [
             f"data: {self.examples:,} {kind}{documents} from {names}{cached}",
-            f"  columns used: {', '.join(self.columns)}{ignored}",
-            f"  dropped for an empty cell: {self.empties:,}; exact duplicates, kept: {self.duplicates:,}",
+            f"  columns used: {listed(self.columns)} (as the file names them){ignored}",
+            f"  {'; '.join(counts)}",
             f"  tokens a text: mean {self.mean_length:.1f}; longer than {self.max_length} and truncated: "
-            f"{self.truncated:,} ({self.truncated_share:.1%})",
+            f"{self.truncated:,} ({self.truncated_share:.1%}){self._other_lengths()}",
+            f"  tokens that the vocabulary lacks ([UNK]): {self.unknown_share:.1%}",
         ]
+        if self.unknown_share > MOST_UNKNOWN:
+            out.append(
+                f"  warning: above {MOST_UNKNOWN:.0%} of the text is unknown to this tokenizer, and lost. Use a model "
+                "of the text's language (--config.model.name), or train a tokenizer (--config.model.tokenizer=train)"
+            )
         total = max(1, sum(count for _, count in self.histogram))
         most = max((count for _, count in self.histogram), default=1)
         low = 1
@@ -68,6 +86,13 @@ class CorpusReport:
             out.append(f"  {low:>6}-{high:<6} {count:>11,} {count / total:>6.1%} {bar}")
             low = high + 1
         return out
+
+    def _other_lengths(self) -> str:
+        """Return what other values of data.max_length would cut; "" where nothing is cut."""
+        edges, texts = np.array(self.histogram).T
+        longer = texts.sum() - texts.cumsum()
+        above = [(edge, count) for edge, count in zip(edges, longer, strict=True) if edge > self.max_length and count]
+        return "".join(f"; than {edge}: {count / texts.sum():.1%}" for edge, count in above[:3])
 
 
 class Corpus:
@@ -123,14 +148,16 @@ def load_corpus(
     max_length: int,
     columns: Sequence[str] = (),
     cache_dir: str | os.PathLike[str] | None = None,
+    split: str = "train",
 ) -> Corpus:
     """Return the corpus in `files`, tokenised the first time and read from the cache later.
 
-    files: see `sources.open_tables`. columns: see `sources.choose_columns`. cache_dir: $SIMCSE_CACHE, else
-    ~/.cache/simcse_jax. Several processes may call this at once: one tokenises, the others wait for it.
+    files: see `sources.open_tables`. columns: see `rows.choose_columns`. cache_dir: $SIMCSE_CACHE, else
+    ~/.cache/simcse_jax. split: see `rows.read_rows`. Several processes may call this at once: one tokenises, the
+    others wait for it.
     """
-    backend = _untruncated(tokenizer)
-    special = backend.num_special_tokens_to_add(False)
+    tokeniser = Tokeniser(_untruncated(tokenizer), max_length, tokenizer.unk_token_id)
+    special = tokeniser.special
     if max_length <= special:
         raise UserError(
             f"data.max_length={max_length} leaves no room for text beside the {special} special tokens. "
@@ -138,7 +165,7 @@ def load_corpus(
         )
     tables = open_tables(files)
     chosen = choose_columns(tables, columns)
-    key = _cache_key(tables, chosen, backend, max_length)
+    key = _cache_key(tables, chosen, tokeniser, split)
     root = cache_folder("corpora", cache_dir)
     from filelock import FileLock
 
@@ -150,24 +177,22 @@ def load_corpus(
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed: we hold its lock
         shutil.rmtree(root / key, ignore_errors=True)  # damaged, or it would have opened
         try:
-            partial.mkdir()
-            build(partial, tables, chosen, backend, max_length)
-            os.replace(partial, root / key)
-        except OSError as error:
-            raise UserError(
-                f"The tokenised data cannot be written to {root}: {error.strerror or error}.\n"
-                "Free some space, or set SIMCSE_CACHE to a folder elsewhere."
-            ) from error
+            with writing(
+                root, "Free some space, or set SIMCSE_CACHE to a folder elsewhere.", f"The tokenised data in {root}"
+            ):
+                partial.mkdir()
+                build(partial, tables, chosen, tokeniser, split)
+                os.replace(partial, root / key)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return _open(root / key, tables, from_cache=False)
 
 
 def read_sentences(files: Sequence[str], limit: int | None = None, columns: Sequence[str] = ()) -> Iterator[str]:
-    """Yield at most `limit` texts of `files`, row by row and column by column; rows with an empty cell are left out."""
+    """Yield at most `limit` texts of the training rows of `files`, row by row and column by column."""
     tables = open_tables(files)
-    rows = read_rows(tables, choose_columns(tables, columns), RowCounts())
-    return itertools.islice((text for _, cells in rows for text in cells), limit)
+    rows = read_rows(tables, choose_columns(tables, columns), RowCounts(), "train")
+    return itertools.islice((text for _, cells in rows for text in cells if text.strip()), limit)
 
 
 def _untruncated(tokenizer: Any) -> Any:
@@ -180,13 +205,14 @@ def _untruncated(tokenizer: Any) -> Any:
     return backend
 
 
-def _cache_key(tables: Sequence[TextTable], chosen: Sequence[tuple[str, ...]], backend: Any, max_length: int) -> str:
+def _cache_key(tables: Sequence[TextTable], chosen: Sequence[tuple[str, ...]], tokeniser: Tokeniser, split: str) -> str:
     """Return a hex digest of everything that decides the token ids."""
     import tokenizers
 
-    parts = [CACHE_FORMAT, tokenizers.__version__, max_length, [table.key() for table in tables], chosen]
+    keys = [table.key() for table in tables]
+    parts = [CACHE_FORMAT, tokenizers.__version__, tokeniser.max_length, keys, chosen, tokeniser.unknown, split]
     digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16)
-    digest.update(backend.to_str().encode())
+    digest.update(tokeniser.backend.to_str().encode())
     return digest.hexdigest()
 
 
@@ -201,16 +227,15 @@ def _open_cached(folder: Path, tables: Sequence[TextTable]) -> Corpus | None:
 
 
 def _open(folder: Path, tables: Sequence[TextTable], from_cache: bool) -> Corpus:
-    """Return the corpus in that folder, with the names that its files have now; ValueError if it was cut short."""
-    from datasets import Dataset
-
+    """Return the corpus in that folder, with the names that its files have now; ValueError if it is damaged."""
     meta = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-    if (folder / "tokens.arrow").stat().st_size != meta["bytes"]:
-        raise ValueError(f"{folder / 'tokens.arrow'} does not have {meta['bytes']} bytes")
+    if checksum(folder / "tokens.arrow") != meta["checksum"]:
+        raise ValueError(f"{folder / 'tokens.arrow'} is not what was written")
     fields = {name: _tuples(value) for name, value in meta["report"].items()}
     report = CorpusReport(**fields, files=tuple(table.name for table in tables), from_cache=from_cache)
-    tokens = Dataset.from_file(str(folder / "tokens.arrow")).data.table
-    return Corpus(tokens, meta["fingerprint"], report, has_documents=meta["has_documents"])
+    return Corpus(
+        open_tokens(folder / "tokens.arrow"), meta["fingerprint"], report, has_documents=meta["has_documents"]
+    )
 
 
 def _tuples(value: Any) -> Any:

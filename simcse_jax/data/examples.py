@@ -19,8 +19,8 @@ from simcse_jax.system.errors import UserError
 class Drawn(NamedTuple):
     """Hold the texts of a batch of B examples."""
 
-    lengths: np.ndarray  # int32[B, V]: the most tokens that each text can have
-    hashes: np.ndarray  # uint64[B, V]: equal for texts that may not be each other's negatives
+    lengths: np.ndarray  # int32[B, V]: the most tokens that each text can have; 0 for a missing hard negative
+    hashes: np.ndarray  # uint64[B, V]: equal for texts that may not be each other's negatives; 0 for a missing one
     token_ids: Callable[[np.ndarray], list[list[np.ndarray]]]  # [n][V] int32 arrays, of the examples at places int[n]
 
 

@@ -62,8 +62,8 @@ def fill(
 ) -> Group:
     """Return the group that holds these sentences.
 
-    tokens: N arrays of token ids; slots: from `fit_groups`; places int[N]: each sentence's place in the global batch;
-    shape: (R, T), R at least `slots.used`; count: slots of the group, at least N (default N).
+    tokens: N arrays of token ids, empty for a missing text; slots: from `fit_groups`; places int[N]: each sentence's
+    place in the global batch; shape: (R, T), R at least `slots.used`; count: slots of the group, default N.
     """
     row_count, row_length = shape
     if count is not None and count < len(tokens):
@@ -72,7 +72,7 @@ def fill(
         raise ValueError(f"{slots.used} rows do not fit in a group of {row_count} rows.")
     lengths = np.fromiter((len(t) for t in tokens), np.int64, len(tokens))
     size = int(lengths.sum())
-    begin = slots.rows * row_length + slots.starts
+    begin = np.where(lengths > 0, slots.rows * row_length + slots.starts, 0)
     position = np.arange(size) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     where = np.repeat(begin, lengths) + position
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simcse_jax.data.changes import Change, Tokens, choose_words, words_of
-from simcse_jax.data.readers import text_lines
+from simcse_jax.data.lines import text_lines
 from simcse_jax.hashing import token_bits
 from simcse_jax.system.errors import UserError
 

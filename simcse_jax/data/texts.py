@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from simcse_jax.data.readers import TextTable
-from simcse_jax.data.sources import RowCounts, choose_columns, open_tables, read_rows
+from simcse_jax.data.rows import ONE_COLUMN, RowCounts, choose_columns, read_rows
+from simcse_jax.data.sources import open_tables
+from simcse_jax.data.tables import TextTable
 from simcse_jax.system.errors import UserError
 
 Item = TypeVar("Item")
@@ -39,7 +40,7 @@ def open_column(files: Sequence[str], column: str = "") -> TextColumn:
     read, or has several columns and none is named.
     """
     tables = open_tables(files)
-    columns = choose_columns(tables, [column] if column else (), "--column")
+    columns = choose_columns(tables, [column] if column else (), ONE_COLUMN)
     several = next((names for names in columns if len(names) > 1), None)
     if several:
         raise UserError(

@@ -1,71 +1,74 @@
 """Tokenise tables of text into an Arrow file of token ids, lengths and hashes, with a report."""
 
-import contextlib
 import hashlib
 import itertools
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from simcse_jax.data.readers import TextTable
-from simcse_jax.data.sources import RowCounts, read_rows
+from simcse_jax.data.rows import RowCounts, read_rows
+from simcse_jax.data.tables import TextTable
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.progress import progress_bar
+from simcse_jax.system.whole_file import checksum
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-CACHE_FORMAT = 1  # raised by every change of what is written below
-_READ_ROWS = 10_000  # rows written at a time
-_TOKENISE_ROWS = 2_000  # rows tokenised at a time: enough for all cores, few enough for long documents
-_PROGRESS_ROWS = 50_000  # from here on it takes long enough for a progress bar
+CACHE_FORMAT = 2  # raised by every change of what is read or written
+FINGERPRINT_FORMAT = 1  # of `_fingerprint`, by which old run folders know their data
+_BLOCK = 2_000  # rows tokenised at a time: enough for all cores, few enough for long documents
 _EDGES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
+class Tokeniser(NamedTuple):
+    """Hold what turns texts into token ids."""
+
+    backend: Any  # a `tokenizers.Tokenizer` that neither truncates nor pads
+    max_length: int
+    unknown: int | None  # the id of the token for what the vocabulary lacks
+
+    @property
+    def special(self) -> int:
+        """The special tokens of a text."""
+        return self.backend.num_special_tokens_to_add(False)
+
+
 def build(
-    folder: Path, tables: Sequence[TextTable], chosen: Sequence[tuple[str, ...]], backend: Any, max_length: int
+    folder: Path, tables: Sequence[TextTable], chosen: Sequence[tuple[str, ...]], tokeniser: Tokeniser, split: str
 ) -> None:
     """Write tokens.arrow and corpus.json into a folder."""
-    from datasets import Dataset
+    import pyarrow as pa
 
-    counts = RowCounts()
-    texts_file = folder / "texts.arrow"
+    counts, path = RowCounts(), folder / "tokens.arrow"
+    rows = read_rows(tables, chosen, counts, split)
     width = len(chosen[0])
-    _write_texts(texts_file, read_rows(tables, chosen, counts), width)
-    if counts.kept == 0:
-        raise _nothing_left(tables)
-    texts = Dataset.from_file(str(texts_file))
-    with _progress_bar(len(texts) >= _PROGRESS_ROWS):
-        texts.with_format("arrow").map(
-            _tokenise_function(backend, max_length, width),
-            batched=True,
-            batch_size=_TOKENISE_ROWS,
-            writer_batch_size=_READ_ROWS,
-            remove_columns=texts.column_names,
-            features=_token_features(width),
-            cache_file_name=str(folder / "tokens.arrow"),
-            load_from_cache_file=False,
-            new_fingerprint=folder.name[:32],  # ours; datasets would pickle and hash the tokenizer
-            desc="tokenising",
+    with (
+        pa.OSFile(str(path), "wb") as file,
+        pa.ipc.new_stream(file, _schema(width)) as writer,
+        progress_bar(None, what="tokenising", unit="rows") as bar,
+    ):
+        while block := list(itertools.islice(rows, _BLOCK)):
+            writer.write_table(_tokenise(block, tokeniser, width))
+            bar.update(len(block))
+    tokens = open_tokens(path)
+    if not tokens.num_rows:
+        names = ", ".join(table.name for table in tables)
+        raise UserError(
+            f"{names}: no row is left: each has a cell that is empty, or in which the tokenizer finds nothing."
         )
-    del texts
-    texts_file.unlink()
-    tokens = Dataset.from_file(str(folder / "tokens.arrow")).data.table
-    if tokens.num_rows == 0:
-        raise _nothing_left(tables)
-    meta = _describe(tokens, tables, chosen, counts, max_length)
-    meta["bytes"] = (folder / "tokens.arrow").stat().st_size
+    meta = _describe(tokens, tables, chosen, counts, tokeniser) | {"checksum": checksum(path)}
     (folder / "corpus.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
-def _nothing_left(tables: Sequence[TextTable]) -> UserError:
-    names = ", ".join(table.name for table in tables)
-    return UserError(
-        f"{names}: no row is left: each has a cell that is empty, or in which the tokenizer finds nothing."
-    )
+def open_tokens(path: Path) -> "pa.Table":
+    """Return the memory-mapped table in a tokens.arrow."""
+    import pyarrow as pa
+
+    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
 
 
 def _describe(
@@ -73,7 +76,7 @@ def _describe(
     tables: Sequence[TextTable],
     chosen: Sequence[tuple[str, ...]],
     counts: RowCounts,
-    max_length: int,
+    tokeniser: Tokeniser,
 ) -> dict[str, Any]:
     """Return the content of corpus.json: the fingerprint and the fields of a CorpusReport."""
     width = len(chosen[0])
@@ -85,6 +88,13 @@ def _describe(
         if name not in names
     )
     lengths = np.concatenate([column(tokens, f"full_{v}") for v in range(width)])
+    missing, lengths = int(np.count_nonzero(lengths == 0)), lengths[lengths > 0]
+    max_length, kept = tokeniser.max_length, np.minimum(lengths, tokeniser.max_length)
+    unknown = sum(
+        int(np.count_nonzero(chunk.flatten().to_numpy() == tokeniser.unknown))
+        for v in range(width)
+        for chunk in tokens.column(f"ids_{v}").chunks
+    )
     hashes = np.stack([column(tokens, f"hash_{v}") for v in range(width)], axis=1)
     too_long = int(np.count_nonzero(lengths > max_length))
     report = {
@@ -92,7 +102,10 @@ def _describe(
         "ignored_columns": tuple(ignored),
         "examples": tokens.num_rows,
         "empties": counts.empties + counts.kept - tokens.num_rows,
-        "duplicates": tokens.num_rows - len(np.unique(_row_hashes(hashes))),
+        "other_splits": counts.other_splits,
+        "missing": missing,
+        "unknown_share": unknown / int((kept - tokeniser.special).sum()),
+        "duplicates": tokens.num_rows - len(np.unique(hashes, axis=0)),
         "documents": counts.documents if is_text else 0,
         "max_length": max_length,
         "truncated": too_long,
@@ -103,54 +116,38 @@ def _describe(
     return {"fingerprint": _fingerprint(tokens, width, is_text), "has_documents": is_text, "report": report}
 
 
-def _write_texts(path: Path, rows: Iterator[tuple[int, tuple[str, ...]]], width: int) -> None:
-    import pyarrow as pa
-    from datasets import Features, Value
-    from datasets.arrow_writer import ArrowWriter
-
-    names = [f"text_{v}" for v in range(width)]
-    features = Features({"document": Value("int32"), **{name: Value("large_string") for name in names}})
-    with ArrowWriter(path=str(path), features=features) as writer:
-        while batch := list(itertools.islice(rows, _READ_ROWS)):
-            columns = zip(*(cells for _, cells in batch), strict=True)
-            arrays = {"document": pa.array([document for document, _ in batch], pa.int32())}
-            arrays |= {name: pa.array(texts, pa.large_string()) for name, texts in zip(names, columns, strict=True)}
-            writer.write_table(pa.table(arrays))
-        writer.finalize()
-
-
-def _token_features(width: int) -> Any:
-    from datasets import Features, List, Value
-
-    per_view = {"ids": List(Value("int32")), "full": Value("int32"), "hash": Value("uint64")}
-    views = {f"{name}_{v}": feature for v in range(width) for name, feature in per_view.items()}
-    return Features({"document": Value("int32"), **views})
-
-
-def _tokenise_function(backend: Any, max_length: int, width: int) -> Callable[["pa.Table"], "pa.Table"]:
-    """Return a function for `Dataset.map`: a table of texts to one of token ids, untruncated lengths and hashes."""
+def _schema(width: int) -> "pa.Schema":
     import pyarrow as pa
 
-    special = backend.num_special_tokens_to_add(False)
+    kinds = {"ids": pa.list_(pa.int32()), "full": pa.int32(), "hash": pa.uint64()}
+    views = {f"{name}_{v}": kind for v in range(width) for name, kind in kinds.items()}
+    return pa.schema({"document": pa.int32(), **views})
 
-    def tokenise(batch: pa.Table) -> pa.Table:
-        arrays: dict[str, pa.Array] = {"document": batch.column("document")}
-        has_tokens = np.ones(batch.num_rows, bool)
-        for v in range(width):
-            texts = batch.column(f"text_{v}").to_pylist()
-            encoded = backend.encode_batch_fast(texts)
-            full = np.fromiter(map(len, encoded), np.int32, len(encoded))
-            flat = np.fromiter(itertools.chain.from_iterable(e.ids for e in encoded), np.int32, int(full.sum()))
-            suffix = _suffix(encoded[int(full.argmax())].special_tokens_mask)
-            ids, offsets = _truncate(flat, full, max_length, suffix)
-            arrays[f"ids_{v}"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids))
-            arrays[f"full_{v}"] = pa.array(full)
-            arrays[f"hash_{v}"] = pa.array(_text_hashes(texts))
-            has_tokens &= full > special  # "\u200b" is no blank, yet a tokenizer may find nothing in it
-        table = pa.table(arrays)
-        return table if has_tokens.all() else table.filter(pa.array(has_tokens))
 
-    return tokenise
+def _tokenise(rows: Sequence[tuple[int, tuple[str, ...]]], tokeniser: Tokeniser, width: int) -> "pa.Table":
+    """Return the token ids, untruncated lengths and hashes of (document, texts) rows.
+
+    Rows whose first or second text has no tokens ("\u200b" is no blank, yet a tokenizer may find nothing in it) are
+    left out; a further text without tokens is missing: no ids, length 0, hash 0.
+    """
+    import pyarrow as pa
+
+    documents, cells = zip(*rows, strict=True)
+    arrays: list[pa.Array] = [pa.array(documents, pa.int32())]
+    is_kept = np.ones(len(rows), bool)
+    for v, texts in enumerate(zip(*cells, strict=True)):
+        encoded = tokeniser.backend.encode_batch_fast(texts)
+        full = np.fromiter(map(len, encoded), np.int32, len(encoded))
+        suffix = _suffix(encoded[int(full.argmax())].special_tokens_mask)
+        has_tokens = full > tokeniser.special
+        full *= has_tokens
+        flat = itertools.chain.from_iterable(e.ids for e, has in zip(encoded, has_tokens, strict=True) if has)
+        ids, offsets = _truncate(np.fromiter(flat, np.int32, int(full.sum())), full, tokeniser.max_length, suffix)
+        hashes = np.where(has_tokens, _text_hashes(texts), np.uint64(0))
+        arrays += [pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids)), pa.array(full), pa.array(hashes)]
+        if v < 2:
+            is_kept &= has_tokens
+    return pa.table(arrays, schema=_schema(width)).filter(pa.array(is_kept))
 
 
 def _suffix(special_tokens_mask: Sequence[int]) -> int:
@@ -178,14 +175,6 @@ def _text_hashes(texts: Sequence[str]) -> np.ndarray:
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
-def _row_hashes(hashes: np.ndarray) -> np.ndarray:
-    """Return uint64[E] from uint64[E, V]; the order of the columns matters."""
-    mixed = np.zeros(len(hashes), np.uint64)
-    for v in range(hashes.shape[1]):
-        mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + hashes[:, v]
-    return mixed
-
-
 def _histogram(lengths: np.ndarray, max_length: int) -> tuple[tuple[int, int], ...]:
     """Return ((longest length of the bin, texts), ...); max_length is an edge, the longest text ends the last bin."""
     longest = int(lengths.max())
@@ -196,7 +185,7 @@ def _histogram(lengths: np.ndarray, max_length: int) -> tuple[tuple[int, int], .
 
 def _fingerprint(tokens: "pa.Table", width: int, has_documents: bool) -> str:
     """Return a hex digest of token ids, lengths, texts and documents, independent of paths and formats."""
-    digest = hashlib.blake2b(f"{CACHE_FORMAT} {width} {tokens.num_rows}".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"{FINGERPRINT_FORMAT} {width} {tokens.num_rows}".encode(), digest_size=16)
     for v in range(width):
         for name in (f"full_{v}", f"hash_{v}"):
             digest.update(column(tokens, name).tobytes())
@@ -210,18 +199,3 @@ def _fingerprint(tokens: "pa.Table", width: int, has_documents: bool) -> str:
 def column(table: "pa.Table", name: str) -> np.ndarray:
     """Return a column of numbers as one array."""
     return table.column(name).to_numpy()
-
-
-@contextlib.contextmanager
-def _progress_bar(is_long: bool) -> Iterator[None]:
-    """Show the progress bars of `datasets` within this context only for long work in a terminal."""
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    hide = not (is_long and sys.stderr.isatty()) and not are_progress_bars_disabled()
-    if hide:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if hide:
-            enable_progress_bars()

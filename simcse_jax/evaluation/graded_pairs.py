@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from simcse_jax.data import demo
-from simcse_jax.data.readers import csv_records, decode_lines
+from simcse_jax.data.lines import decode_lines
+from simcse_jax.data.readers import csv_records
 from simcse_jax.evaluation.senteval import unpacked
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import DATASET_PREFIX, dataset_file

@@ -10,7 +10,7 @@ import tarfile
 from contextlib import suppress
 from pathlib import Path
 
-from simcse_jax.data.readers import decode_lines
+from simcse_jax.data.lines import decode_lines
 from simcse_jax.system.cache import cache_folder
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import DATASET_PREFIX, dataset_file

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from simcse_jax.group import NO_TEXT
 from simcse_jax.objective.loss import Learned, Loss
 from simcse_jax.objective.tiles import Anchors, Candidates, Rules, Statistics
 
@@ -47,9 +48,9 @@ def make_contrastive(
     It takes (anchors, candidates, text_ids, learned, queue), global arrays sharded over every axis of the mesh, and
     returns (loss, metrics). anchors: float[G, n, D]. candidates: float[K, G, n, D]; candidate 0 of an example is its
     positive, the rest its hard negatives, and every anchor is compared with those of all examples. text_ids:
-    int32[K + 1, G * n], replicated; equal id = equal text; row 0 is the anchors', row k + 1 candidate k's. learned:
-    scalars in place of some options, or None. queue: a `Queue` or None; its candidates are negatives of anchors, not of
-    positives.
+    int32[K + 1, G * n], replicated; equal id = equal text, NO_TEXT = a hard negative that is missing; row 0 is the
+    anchors', row k + 1 candidate k's. learned: scalars in place of some options, or None. queue: a `Queue` or None;
+    its candidates are negatives of anchors, not of positives.
 
     similarity: "cosine" or "dot"; options: the loss's own. mask_duplicates: a candidate whose text is that of the
     anchor or of its positive is no negative of this anchor. symmetric: average with the loss of the positives against
@@ -123,8 +124,9 @@ def unit(z: jax.Array) -> jax.Array:
 
 
 def _with_ids(z: jax.Array, text_ids: jax.Array) -> Candidates:
-    """Return the candidates of z [B, K, D] with text ids [K, B]."""
+    """Return the candidates of z [B, K, D] with text ids [K, B]; those without a text are empty."""
     ids = jnp.arange(text_ids.size, dtype=jnp.int32).reshape(text_ids.shape)
+    ids = jnp.where(text_ids == NO_TEXT, -1, ids)
     return Candidates(z, ids.T, text_ids.T)
 
 

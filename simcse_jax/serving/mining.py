@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from simcse_jax.data.sources import RowCounts, choose_columns, open_tables, read_rows
+from simcse_jax.data.rows import RowCounts, choose_columns, read_rows
+from simcse_jax.data.sources import open_tables
 from simcse_jax.serving.index.sentence_index import SentenceIndex
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.whole_file import write_whole, writing
 
 if TYPE_CHECKING:
-    from simcse_jax.data.readers import TextTable
+    from simcse_jax.data.tables import TextTable
 
 QUERIES = 1024  # searched at once
 MOST = 100  # paraphrases of a sentence

@@ -93,7 +93,7 @@ def load_held_out(config: Config, tokenizer: Any) -> HeldOut:
     Text of less than a batch is taken in batches of a power of two, so that the examples left over do not depend on
     the number of devices.
     """
-    corpus = load_texts(config, config.mlm.validation, tokenizer)
+    corpus = load_texts(config, config.mlm.validation, tokenizer, "dev")
     size, devices = 1 << len(corpus).bit_length() - 1, config.mesh.devices
     if len(corpus) < config.train.batch_size:
         if size % devices:

@@ -48,7 +48,7 @@ def batch_shapes(config: Config, mesh: Mesh, columns: int, rows: Rows, row_lengt
         places = of_groups(prediction_slots(rate, sum(rows), row_length, columns * config.group_size, whole_word))
         return MaskedGroup(of_groups(sum(rows), row_length), places, places)
 
-    replaces = config.objective.loss != "none" and config.data.positive == "mask"
+    replaces = config.objective.loss != "none" and POSITIVES[config.data.positive].predicted
     separate = len(rows) > 1
     inputs = EncoderInputs(
         groups=group(rows[0], 1 if separate else columns),
@@ -105,10 +105,10 @@ def load_data(config: Config, tokenizer: Any) -> tuple[Corpus, int, Batches]:
     return corpus, views, Batches(examples, layout, seed, masking, replacing, config.objective.queue > 0)
 
 
-def load_texts(config: Config, files: str, tokenizer: Any) -> Corpus:
-    """Return the tokenised texts of these files, of the columns that the recipe names."""
-    columns = split_list(config.data.columns)
-    return load_corpus(split_list(files), tokenizer, config.data.max_length, columns, config.data.cache_dir or None)
+def load_texts(config: Config, files: str, tokenizer: Any, split: str = "train") -> Corpus:
+    """Return the tokenised texts of these files, of the columns that the recipe names, and of one split."""
+    columns, cache_dir = split_list(config.data.columns), config.data.cache_dir or None
+    return load_corpus(split_list(files), tokenizer, config.data.max_length, columns, cache_dir, split)
 
 
 def has_separate_anchors(config: Config, views: int) -> bool:
@@ -141,10 +141,10 @@ def make_masking(config: Config, tokenizer: Any, seed: int) -> Masking | None:
 
 def _make_replacing(config: Config, tokenizer: Any) -> Masking | None:
     """Return what masks the tokens that a predictor replaces in positives, None without one."""
-    if config.data.positive != "mask":
+    if not POSITIVES[config.data.positive].predicted:
         return None
     vocabulary = vocabulary_of(tokenizer)
-    require_mask_token(vocabulary, "data.positive = 'mask'", "--config.data.positive=dropout")
+    require_mask_token(vocabulary, f"data.positive = {config.data.positive!r}", "--config.data.positive=dropout")
     return Masking(vocabulary, config.data.rate, whole_word=False, seed=config.train.seed, all_masked=True)
 
 
