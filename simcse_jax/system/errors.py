@@ -27,6 +27,15 @@ def short(error: BaseException) -> str:
 
 
 @contextmanager
+def about(key: str, takes: str) -> Iterator[None]:
+    """Add the key, and what it takes, to the text of a UserError raised within."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}\nThis is about --config.{key}, which takes {takes}.") from error
+
+
+@contextmanager
 def wrong_flags() -> Iterator[None]:
     """Turn what absl, ml_collections and a recipe raise for a wrong flag, recipe or key into a UserError."""
     try:

@@ -19,7 +19,7 @@ from simcse_jax.data.masking import Masking, prediction_slots
 from simcse_jax.data.positives import POSITIVES, Source, views_of
 from simcse_jax.data.vocabulary import require_mask_token, vocabulary_of
 from simcse_jax.group import Group, MaskedGroup
-from simcse_jax.system.errors import UserError
+from simcse_jax.system.errors import UserError, about
 from simcse_jax.training.mesh import over_groups, place, replicated
 
 
@@ -91,7 +91,8 @@ def place_batch(batch: Batch, own: list[int], groups: int, mesh: Mesh) -> Batch:
 
 def load_data(config: Config, tokenizer: Any) -> tuple[Corpus, int, Batches]:
     """Return the tokenised data, the number of times that each of its texts is encoded, and its batches."""
-    corpus = load_texts(config, config.data.files, tokenizer)
+    with about("data.files", "files of text"):
+        corpus = load_texts(config, config.data.files, tokenizer)
     seed, views = config.train.seed, 0
     examples: Examples = ColumnExamples(corpus)
     if config.objective.loss != "none":

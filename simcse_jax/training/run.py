@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.hosts.agreement import broadcast, fail_together, is_first, require_equal
-from simcse_jax.system.errors import UserError
+from simcse_jax.system.errors import about
 from simcse_jax.training.dev import Dev, load_held_out, make_dev, make_perplexity
 from simcse_jax.training.feeding import load_data
 from simcse_jax.training.folder import (
@@ -71,9 +70,9 @@ def _assemble(config: Config, workdir: Path) -> Run:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     resumes = json.loads(broadcast(json.dumps(holds_checkpoint(workdir))))
     with fail_together():
-        with _about("eval.data", "a file of graded pairs, or nothing for no evaluation"):
+        with about("eval.data", "a file of graded pairs, or nothing for no evaluation"):
             pairs = load_graded_pairs(config.eval.data) if config.eval.data else None
-        with _about("model.name", "a model folder"):
+        with about("model.name", "a model folder"):
             folder = local_model(config.model)
         if is_first() and not (resumes and (workdir / TOKENIZER).is_dir()):
             write_tokenizer(config, folder, tokenizer_draft(workdir))
@@ -81,10 +80,10 @@ def _assemble(config: Config, workdir: Path) -> Run:
         tokenizer = load_tokenizer(current_tokenizer(workdir))
         encoder = make_encoder(config, folder, id_count(tokenizer), mesh.devices.flat[0].platform)
         initial_params = first_params(config, encoder, folder, resumes)
-        with _about("data.mask_model", "a model folder with a masked-language-model head"):
+        with about("data.mask_model", "a model folder with a masked-language-model head"):
             predictor, predictor_params = load_predictor(config, encoder, folder, tokenizer, resumes)
         corpus, views, batches = load_data(config, tokenizer)
-        with _about("mlm.validation", "files of text, with the columns of data.columns"):
+        with about("mlm.validation", "files of text, with the columns of data.columns"):
             held_out = load_held_out(config, tokenizer) if config.mlm.validation else None
     contents = {
         "data.files": corpus.fingerprint,
@@ -155,12 +154,3 @@ def run_info(run: Run, contents: dict[str, str]) -> dict[str, Any]:
         "synonyms": {"file": run.config.data.synonyms, "fingerprint": contents["data.synonyms"]},
         "total_steps": run.total_steps,
     }
-
-
-@contextmanager
-def _about(key: str, takes: str) -> Iterator[None]:
-    """Add the key, and what it takes, to the text of a UserError raised within."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{error}\nThis is about --config.{key}, which takes {takes}.") from error
