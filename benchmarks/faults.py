@@ -8,7 +8,7 @@ Each run is a small one of its own. It is broken once, in one of these ways in t
     flip        kill -9, then flip one bit in the newest checkpoint
     term        SIGTERM at a random moment
     both        kill -9, then flip one bit in each checkpoint: two starts must be refused; then copies are put back
-    corpus      kill -9, then flip one bit in the cached tokens
+    corpus      kill -9, then flip a few bits in the cached tokens
     torn        kill -9, then cut metrics.jsonl off and add lines that are no metrics
     board       a file stands where TensorBoard's folder should be
     second      the same command is given again while the run trains: it must be refused, and name the first process
@@ -187,7 +187,8 @@ class Breaker:
                 file.write(b'\n[]\nnull\n{"loss": 1}\n{"step": "x"}\n\xff\n' + b"[" * 100_000)
             return "metrics.jsonl"
         if kind == "corpus":
-            return _flip(max((self.folder / f"{name}-cache").rglob("*.arrow"), key=_size), chance)
+            tokens = max((self.folder / f"{name}-cache").rglob("*.arrow"), key=_size)
+            return ", ".join(_flip(tokens, chance) for _ in range(20))
         saved = [path for path in (workdir / "checkpoints" / "last").glob("*") if path.name.isdigit()]
         if kind not in ("truncate", "flip", "both") or not saved:
             return ""

@@ -1,6 +1,7 @@
 """Fetch files of Hugging Face Hub repositories; no other module talks to the network."""
 
 import functools
+import hashlib
 import os
 import re
 import time
@@ -31,6 +32,7 @@ OPTIONAL_FILES = (
 _REPO_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DATASET_PREFIX = "hf://datasets/"
 _DATASET_FILE = re.compile(DATASET_PREFIX + r"(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>.+)")
+_SHA256 = re.compile("[0-9a-f]{64}")
 _RETRY_WAIT_S = 1.0
 _PROBE_EVERY_S = 30
 
@@ -55,12 +57,12 @@ def hub_file(
     if unreachable:
         cached = try_to_load_from_cache(repo, filename, revision=revision, repo_type=kind)
         if isinstance(cached, str):
-            return Path(cached)
+            return _verified(Path(cached))
         if cached is not None:  # the cache records that the repository has no such file
             return None
         raise _NotCached(_no_network(what, filename, unreachable))
     try:
-        return Path(hf_hub_download(repo, filename, repo_type=kind, revision=revision))
+        path = hf_hub_download(repo, filename, repo_type=kind, revision=revision)
     except hub_errors.LocalEntryNotFoundError as error:  # despite its base class it means "could not ask"
         raise _NotCached(_no_network(what, filename, str(error.__cause__ or error))) from error
     except hub_errors.EntryNotFoundError:
@@ -84,6 +86,21 @@ def hub_file(
             f"Fetching {filename} of {what} from {constants.ENDPOINT} failed:\n"
             f"  {type(error).__name__}: {_first_line(error)}\n{_WAY_OUT}"
         ) from error
+    return _verified(Path(path))
+
+
+def _verified(path: Path) -> Path:
+    """Return the path of a cached file; UserError where its content has changed since it came from the Hub.
+
+    The cache names a large file, such as weights, by the SHA-256 of its content, which nothing else reads.
+    """
+    stored = path.resolve()
+    if _SHA256.fullmatch(stored.name):
+        with stored.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != stored.name:
+            raise UserError(f"{path} is damaged: it is not what the Hub sent.\nDelete {stored} to fetch it again.")
+    return path
 
 
 def dataset_file(address: str) -> Path:

@@ -64,6 +64,18 @@ def test_without_network_the_cache_serves(hub_server, away, request, monkeypatch
         hub_file("owner/net", "never-asked.txt")
 
 
+def test_a_cached_file_that_has_changed_is_refused(hub_server, request):
+    hub_server.add("owner/net", "model.safetensors", b"weights")
+    path = hub_file("owner/net", "model.safetensors")
+    assert path is not None
+    path.resolve().write_bytes(b"wfights")
+    for _ in range(2):  # with and without a network
+        with pytest.raises(UserError, match="damaged") as caught:
+            hub_file("owner/net", "model.safetensors")
+        request.getfixturevalue("offline_hub")
+    assert str(path.resolve()) in str(caught.value)
+
+
 def test_model_folder_fetches_what_there_is(hub_server):
     files = {"config.json": "{}", "tokenizer.json": "{}", "modules.json": "[]", "1_Pooling/config.json": "{}"}
     for name, content in files.items():
