@@ -71,6 +71,13 @@ def test_the_wheel_holds_the_library_and_what_it_needs(wheel: zipfile.ZipFile):
         assert requirement.name not in {"torch", "sentence-transformers"}
 
 
+def test_the_package_names_what_it_offers_and_loads_jax_only_for_it():
+    code = "import simcse_jax, sys; assert 'SimCSE' in dir(simcse_jax); assert 'jax' not in sys.modules; "
+    code += "from simcse_jax import SimCSE; assert hasattr(SimCSE, 'encode'); import simcse_jax.nothing"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'simcse_jax.nothing'", done.stderr
+
+
 def test_every_import_of_the_library_is_declared():
     declared = {canonicalize_name(r.name) for r in requirements()} | OPTIONAL | {"jaxlib"}
     owners = packages_distributions()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import shlex
 from collections import Counter
@@ -14,13 +15,14 @@ from simcse_jax.system.errors import UserError
 Overrides = dict[str, str]  # key of the recipe: value, as written after --config.
 DEFAULT_SEEDS = "0..4"
 SEED = "train.seed"
+MOST = 10_000  # seeds of a range, rows of all grids together
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Return the seeds of "0..4" (0 to 4, both included), "0,3,7" or a mixture, in that order."""
     seeds: list[int] = []
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)\s*(?:\.\.\s*(\d+)\s*)?", part)
+        found = re.fullmatch(r"\s*(\d{1,18})\s*(?:\.\.\s*(\d{1,18})\s*)?", part)
         if not found:
             raise UserError(
                 f"--seeds={text}: {part!r} is neither a seed nor a range.\nFor example --seeds=0..4 or --seeds=0,3,7"
@@ -30,6 +32,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             raise UserError(
                 f"--seeds={text}: {part!r} goes down, and holds no seed.\nFor example --seeds={last}..{first}"
             )
+        if last - first >= MOST:
+            raise UserError(f"--seeds={text}: {part!r} are more than {MOST:,} seeds.\nFor example --seeds=0..4")
         seeds.extend(range(first, last + 1))
     repeated = _repeated(seeds)
     if repeated:
@@ -104,6 +108,8 @@ def _parse_grids(grids: Sequence[str]) -> list[tuple[str, Overrides]]:
         values[key] = cells
     if not values:
         return []
+    if (count := math.prod(map(len, values.values()))) > MOST:
+        raise UserError(f"--grid: {count:,} combinations; at most {MOST:,} are taken.\nGive fewer values.")
     last = [key.rpartition(".")[2] for key in values]
     names = [*values] if _repeated(last) else last
     return [

@@ -46,6 +46,8 @@ def test_seeds(text: str, seeds: tuple[int, ...]) -> None:
         ("-1", "'-1'"),
         ("1,,2", "''"),
         ("a", "--seeds=0..4"),
+        ("0..999999999999", "more than 10,000"),
+        ("9" * 5000, "neither a seed nor a range"),
     ],
 )
 def test_wrong_seeds(text: str, says: str) -> None:
@@ -110,6 +112,7 @@ def test_a_recipe_names_its_own_rows_and_judging(recipe: str) -> None:
         (["model.dropout=0.1", "model.dropout=0.2"], [], "in another --grid"),
         (["model.dropout=0.1,0.1"], [], "Two rows are called 'dropout=0.1'"),
         ([], ["a:", "a: model.dropout=0.2"], "Two rows are called 'a'"),
+        ([f"train.{n}={','.join(map(str, range(50)))}" for n in range(9)], [], "combinations"),
         ([], ["a"], "no label with a colon"),
         ([], ["caf\udce9:"], "cannot be written"),
         ([], [": model.dropout=0.2"], "no label with a colon"),
