@@ -129,6 +129,7 @@ WRONG = [
     (["--config=configs/demo.py", "--config.train.seed=2"], ["train.seed = 2", "--seeds=2"]),
     (["--config=configs/small.py", "--config.data.files=x.txt"], ["eval.data", "--judge=sts"]),
     (["--config=configs/nothing.py"], ["configs/nothing.py"]),
+    (["--config=README.md"], ["README.md, line "]),
     (["--grid=model.dropout=0,1"], ["--grid", "--config=FILE"]),
     (["--table"], ["holds no sweep", "--config=FILE"]),
     (["--table", "--judge=sts"], ["--judge", "--table"]),

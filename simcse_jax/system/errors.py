@@ -40,7 +40,7 @@ def wrong_flags() -> Iterator[None]:
     """Turn what absl, ml_collections and a recipe raise for a wrong flag, recipe or key into a UserError."""
     try:
         yield
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
         text = str(error)
         if text[:1] in ("'", '"'):  # ml_collections' unknown keys: a repr, sometimes of a repr
             while text[:1] in ("'", '"') and text[-1:] == text[:1]:
