@@ -59,6 +59,7 @@ class _Origin:
     normalizes: bool
     load: Callable[[str], Any]  # pooler -> parameters
     texts: TextSettings = PLAIN
+    widths: tuple[int, ...] = ()  # of its Matryoshka loss
     workdir: Path | None = None  # of a run folder
     run: dict[str, Any] | None = None  # its config.json
 
@@ -82,6 +83,11 @@ class EmbeddingModel:
     def width(self) -> int:
         """Return the number of features of an embedding."""
         return self._origin.sizes.hidden_size
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Return the widths that embeddings may be shortened to, ascending, the whole width included."""
+        return tuple(sorted({self.width, *self._origin.widths}))
 
     @property
     def max_length(self) -> int:
@@ -140,9 +146,9 @@ class EmbeddingModel:
         """Return the same model with texts cut at `max_length` tokens, or at its own limit if that is lower."""
         return EmbeddingModel(self.name, self._origin, self.pooler, self.dtype, min(max_length, self.max_length))
 
-    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the number of tokens of each text after cutting, special tokens included, as int64[N]."""
-        return self._sentences.count_tokens(texts)
+    def count_tokens(self, texts: Sequence[str], cut: bool = True) -> np.ndarray:
+        """Return the number of tokens of each text, special tokens included, as int64[N]; cut: after cutting."""
+        return self._sentences.count_tokens(texts, cut)
 
     def before_training(self) -> tuple[Callable[[Sequence[str]], np.ndarray], str] | None:
         """Return an `encode` with a run's initial weights, as pooled, and the origin of these weights as text.
@@ -228,6 +234,7 @@ def _run_folder(workdir: Path, pooler: str | None) -> _Origin:
         pooler=info["pooler"],
         normalizes=False,
         load=lambda _: load_best(workdir)[0],
+        widths=tuple(int(width) for width in info["recipe"]["objective.widths"].split(",") if width.strip()),
         workdir=workdir,
         run=info,
     )
@@ -256,4 +263,14 @@ def _model_folder(name: str, pooler_given: bool) -> _Origin:
         normalizes=normalizes(folder),
         texts=read_text_settings(folder, sizes.max_length),
         load=lambda pooler: load_params(inner, sizes, head="load" if pooler == "cls" else "none"),
+        widths=_matryoshka_widths(inner / "config.json", sizes.hidden_size),
     )
+
+
+def _matryoshka_widths(path: Path, width: int) -> tuple[int, ...]:
+    """Return the widths that a config.json says its embeddings may be shortened to, in the key that vLLM reads."""
+    key = "matryoshka_dimensions"
+    found = json.loads(path.read_text(encoding="utf-8")).get(key) or []
+    if not isinstance(found, list) or not all(isinstance(each, int) and 0 < each <= width for each in found):
+        raise UserError(f"{path}: {key} is {found!r:.100}; it must be a list of integers from 1 to {width}.")
+    return tuple(found)

@@ -103,10 +103,10 @@ class SentenceEncoder:
                 progress(sum(int(repeated[sentences].sum()) for sentences in members))
         return vectors if len(index) == len(texts) else vectors[places]
 
-    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the number of tokens of each text, special tokens included, cut at `max_length`, as int64[N]."""
+    def count_tokens(self, texts: Sequence[str], cut: bool = True) -> np.ndarray:
+        """Return the number of tokens of each text, special tokens included, as int64[N]; cut: at `max_length`."""
         texts = _strings(texts)
-        return np.array([len(tokens) for tokens in self._tokens(tuple(texts))] if texts else [], np.int64)
+        return np.array([len(tokens) for tokens in self._tokens(tuple(texts), cut)] if texts else [], np.int64)
 
     def _encode_groups(self, params: Any, groups: Group) -> jax.Array:
         """Return float32[G, N, D] for groups with leading axis [G]; compiled in __init__."""
@@ -176,12 +176,13 @@ class SentenceEncoder:
             members = tuple(np.array([n for row in part for n in row], np.int64) for part in heights)
             yield _Call(jax.tree.map(lambda *x: np.stack(x), *groups), members)
 
-    def _tokens(self, texts: tuple[str, ...]) -> list[np.ndarray]:
-        """Return for each text its token ids, int32[n], with special tokens, cut at `max_length`."""
+    def _tokens(self, texts: tuple[str, ...], cut: bool = True) -> list[np.ndarray]:
+        """Return for each text its token ids, int32[n], with special tokens; cut: at `max_length`."""
         encoded = self.tokenizer(
             [self.prompt + text for text in texts],
-            truncation=True,
-            max_length=self.max_length,
+            truncation=cut,
+            max_length=self.max_length if cut else None,
+            verbose=False,  # else it warns of texts that are longer than the model takes
             padding=False,
             return_attention_mask=False,
             return_token_type_ids=False,

@@ -40,6 +40,16 @@ class SimCSE:
         return self.encoder.width
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """Return the widths that embeddings may be shortened to, ascending: D, and those of a Matryoshka loss."""
+        return self.encoder.widths
+
+    @property
+    def max_length(self) -> int:
+        """Return the number of tokens at which texts are cut, special tokens included."""
+        return self.encoder.max_length
+
+    @property
     def fingerprint(self) -> str:
         """Return a string that is equal for models whose vectors may be compared (weights, pooler, max_length)."""
         return vector_fingerprint(self.encoder.fingerprint, self.encoder.pooler, self.encoder.max_length)
@@ -87,9 +97,9 @@ class SimCSE:
         whole = list(parts()) or [np.zeros((0, self.width), np.float32)]
         return whole[0] if len(whole) == 1 and return_numpy else (np if return_numpy else jnp).concatenate(whole)
 
-    def count_tokens(self, sentences: Sequence[str]) -> np.ndarray:
-        """Return the number of tokens of each sentence after cutting, special tokens included, as int64[N]."""
-        return self.encoder.count_tokens(sentences)
+    def count_tokens(self, sentences: Sequence[str], cut: bool = True) -> np.ndarray:
+        """Return the number of tokens of each sentence, special tokens included, as int64[N]; cut: after cutting."""
+        return self.encoder.count_tokens(sentences, cut)
 
     def similarity(self, queries: Any, keys: Any) -> Any:
         """Return the cosines of N queries and M keys as float32[N, M].
