@@ -1,7 +1,8 @@
 """Put load on the server: `python -m benchmarks.serve_load --model=DIR [--corpus=FILE] --json=out.json`.
 
 Starts `python -m simcse_jax.search --serve` as a separate process. For a minute, 64 clients send it requests, each its
-next one once the last is answered. Prints how long answers took, how many failed, and the server's memory over time.
+next one once the last is answered; `--hang_up=32` of them close the connection before the answer comes, as pages do
+whose reader leaves. Prints how long answers took, how many failed, and the server's memory over time.
 Clients and server share the machine, so the clients' own work is part of every figure.
 """
 
@@ -45,12 +46,15 @@ class Asked(NamedTuple):
     ended: float
 
 
-def measure(command: list[str], texts: list[str], clients: int, seconds: float) -> dict[str, Any]:
-    """Return the results for the server that `command` starts, whose first printed address is the one to ask."""
+def measure(command: list[str], texts: list[str], clients: int, seconds: float, hang_up: int = 0) -> dict[str, Any]:
+    """Return the results for the server that `command` starts, whose first printed address is the one to ask.
+
+    hang_up: how many of the clients do not wait for answers.
+    """
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             host, port = _address(server)
-            asked, memory = asyncio.run(_load(server.pid, host, port, texts, clients, seconds))
+            asked, hung_up, memory = asyncio.run(_load(server.pid, host, port, texts, clients, seconds, hang_up))
         finally:
             server.terminate()
             stopped = server.wait(120)
@@ -58,6 +62,7 @@ def measure(command: list[str], texts: list[str], clients: int, seconds: float) 
         "clients": clients,
         "seconds": seconds,
         "requests_a_second": len(asked) / seconds,
+        "hung_up": hung_up,
         "failures": dict(Counter(f"{one.path} {one.status}" for one in asked if one.status != 200)),
         "routes": {path: _times([one for one in asked if one.path == path]) for path in MIX},
         "all": _times(asked),
@@ -80,7 +85,7 @@ def table(seen: dict[str, Any]) -> list[str]:
         f"{seen['clients']} clients, {seen['seconds']:g} s: {seen['requests_a_second']:,.0f} requests/s",
         head,
         *rows,
-        f"failures: {failed}",
+        f"failures: {failed}; requests whose client hung up: {seen['hung_up']:,}",
         f"server's memory, MiB, from first to last: {' '.join(memory)}",
     ]
 
@@ -104,30 +109,30 @@ def _address(server: subprocess.Popen[str]) -> tuple[str, int]:
 
 
 async def _load(
-    pid: int, host: str, port: int, texts: list[str], clients: int, seconds: float
-) -> tuple[list[Asked], list[tuple[float, int]]]:
-    """Return every request, and (seconds since the start, the server's resident bytes)."""
+    pid: int, host: str, port: int, texts: list[str], clients: int, seconds: float, hang_up: int
+) -> tuple[list[Asked], int, list[tuple[float, int]]]:
+    """Return the answered requests, the number of others, and (seconds from the start, the server's resident bytes)."""
     asked: list[Asked] = []
     memory = [(0.0, process_memory.resident(pid))]
     start = time.monotonic()
     end = start + seconds
-    asking = [asyncio.create_task(_client(host, port, texts, random.Random(n), end, asked)) for n in range(clients)]
+    drawn = [random.Random(n) for n in range(clients)]
+    asking = [asyncio.create_task(_client(host, port, texts, rng, end, asked)) for rng in drawn[hang_up:]]
+    leaving = [asyncio.create_task(_leaving_client(host, port, texts, rng, end)) for rng in drawn[:hang_up]]
     for sample in range(1, SAMPLES + 1):
         await asyncio.sleep(max(0.0, start + seconds * sample / SAMPLES - time.monotonic()))
         memory.append((time.monotonic() - start, process_memory.resident(pid)))
     await asyncio.gather(*asking)
-    return asked, memory
+    return asked, sum(await asyncio.gather(*leaving)), memory
 
 
 async def _client(host: str, port: int, texts: list[str], rng: random.Random, end: float, asked: list[Asked]) -> None:
     reader, writer = await asyncio.open_connection(host, port)
     while time.monotonic() < end:
-        path, body = _request(texts, rng)
-        content = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        path, request = _request(host, texts, rng)
         start = time.monotonic()
         try:
-            writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+            writer.write(request)
             status = await _status(reader)
         except (OSError, asyncio.IncompleteReadError):
             status = 0
@@ -136,6 +141,18 @@ async def _client(host: str, port: int, texts: list[str], rng: random.Random, en
         asked.append(Asked(path, status, now - start, now))
     writer.close()
     await writer.wait_closed()
+
+
+async def _leaving_client(host: str, port: int, texts: list[str], rng: random.Random, end: float) -> int:
+    """Send requests, close each connection within 50 ms, and return their number."""
+    count = 0
+    while time.monotonic() < end:
+        _, writer = await asyncio.open_connection(host, port)
+        writer.write(_request(host, texts, rng)[1])
+        await asyncio.sleep(rng.uniform(0, 0.05))
+        writer.transport.abort()
+        count += 1
+    return count
 
 
 async def _status(reader: asyncio.StreamReader) -> int:
@@ -148,15 +165,19 @@ async def _status(reader: asyncio.StreamReader) -> int:
     return int(head.split()[1])
 
 
-def _request(texts: list[str], rng: random.Random) -> tuple[str, dict[str, Any]]:
+def _request(host: str, texts: list[str], rng: random.Random) -> tuple[str, bytes]:
+    """Return a path and the bytes of a request to it."""
     (path,) = rng.choices(list(MIX), list(MIX.values()))
     several = rng.choices(texts, k=rng.randint(1, 8))
-    return path, {
+    body = {
         "/search": {"query": several[0], "top_k": 10},
         "/encode": {"texts": several},
         "/similarity": {"queries": several, "keys": rng.choices(texts, k=4)},
         "/v1/embeddings": {"input": several, "model": "any", "encoding_format": "base64"},
     }[path]
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    return path, f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
 def define_flags() -> None:
@@ -164,6 +185,7 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "The model to serve: a folder or a Hub name.", required=True)
     flags.DEFINE_string("corpus", "", "The sentences to search and to ask for; by default the demo's.")
     flags.DEFINE_integer("clients", 64, "Clients that ask at once.", lower_bound=1)
+    flags.DEFINE_integer("hang_up", 0, "How many of them close the connection before the answer.", lower_bound=0)
     flags.DEFINE_float("seconds", 60.0, "How long they ask.", lower_bound=1.0)
     flags.DEFINE_string("json", "", "Write what was seen there as well.")
 
@@ -176,7 +198,7 @@ def main() -> None:
             corpus.write_text("\n".join(demo.sentences(count=SENTENCES)) + "\n", encoding="utf-8")
         search = ["-m", "simcse_jax.search", f"--model={FLAGS.model}", f"--corpus={corpus}", "--serve", "--port=0"]
         texts = list(read_sentences([str(corpus)]))
-        seen = measure([sys.executable, *search], texts, FLAGS.clients, FLAGS.seconds)
+        seen = measure([sys.executable, *search], texts, FLAGS.clients, FLAGS.seconds, FLAGS.hang_up)
     print("\n".join(table(seen)))
     if FLAGS.json:
         Path(FLAGS.json).write_text(json.dumps(seen, indent=2) + "\n", encoding="utf-8")
