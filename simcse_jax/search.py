@@ -54,6 +54,12 @@ _ALLOWED = flags.DEFINE_list(
     [],
     "With --serve on 127.0.0.1: further host names that requests may use, as behind a proxy.",
 )
+_PREFIX = flags.DEFINE_string(
+    "path_prefix", "", "With --serve behind a proxy: what all paths begin with, for example /embeddings."
+)
+_ORIGINS = flags.DEFINE_list(
+    "cors_origins", [], "With --serve: web pages that may use the server, as https://app.example; * for all."
+)
 _PORT = flags.DEFINE_integer("port", 8000, "With --serve: the port; 0 for any free one.", 0, 65535)
 
 
@@ -148,6 +154,8 @@ def _settings() -> Settings:
         port=_PORT.value,
         api_key=os.environ.get("SIMCSE_API_KEY"),  # Settings refuses an empty one
         hosts=tuple(_ALLOWED.value),
+        path_prefix=_PREFIX.value,
+        origins=tuple(_ORIGINS.value),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 import pydantic_core
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException as AnyHTTPException
 
@@ -19,11 +22,14 @@ from simcse_jax.serving.web import description as d
 from simcse_jax.serving.web import requests as r
 from simcse_jax.serving.web.batching import BatchedModel, Model
 from simcse_jax.serving.web.guard import Guard, Settings
+from simcse_jax.serving.web.metrics import Metrics
+from simcse_jax.system.vectors import normalize
 
 
 def make_app(model: Model, settings: Settings) -> FastAPI:
     """Return the app; when it stops, it finishes the requests that it has."""
     batched = BatchedModel(model, settings)
+    metrics = Metrics(lambda: batched.encoding.waiting)
 
     @asynccontextmanager
     async def working(_: FastAPI) -> AsyncIterator[None]:
@@ -39,17 +45,28 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
         lifespan=working,
         # For the description only: the guard checks the key.
         dependencies=[Security(HTTPBearer(auto_error=False))] if settings.api_key else [],
+        servers=[{"url": settings.path_prefix}] if settings.path_prefix else None,
     )
-    app.add_middleware(Guard, settings=settings)
-    app.include_router(_get_routes(batched))
+    app.add_middleware(Guard, settings=settings, metrics=metrics)
+    if settings.origins:
+        # The last to be added is the first to see a request: browsers ask what is allowed without the key.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "X-Request-ID"],
+        )
+    app.include_router(_get_routes(batched, metrics))
     app.include_router(_post_routes(batched))
-    d.describe_limits(app, settings, model.width)
+    app.include_router(_openai_routes(batched))
+    d.describe_limits(app, settings, model.widths)
     app.add_exception_handler(RequestValidationError, _wrong_value)
     app.add_exception_handler(AnyHTTPException, _refusal)
     return app
 
 
-def _get_routes(batched: BatchedModel) -> APIRouter:
+def _get_routes(batched: BatchedModel, metrics: Metrics) -> APIRouter:
     router = APIRouter()
     settings, model = batched.settings, batched.model
 
@@ -59,21 +76,35 @@ def _get_routes(batched: BatchedModel) -> APIRouter:
 
     @router.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> Response:
-        return d.docs_page(request.app.openapi(), settings.api_key is not None)
+        address = f"{str(request.base_url).rstrip('/')}{settings.path_prefix}"
+        return d.docs_page(request.app.openapi(), address, settings)
 
     @router.get("/health", response_model=d.Health, summary="State of the server", responses=d.failures(d.OF_ALL))
     async def health() -> Response:
-        """Return what the server serves, and how many texts are waiting."""
+        """Return what the server serves, and how many texts are waiting; 503 if the model does not encode."""
+        await batched.check()
         return _json(
             {
                 "status": "ok",
                 "model": settings.name,
                 "width": model.width,
+                "widths": model.widths,
+                "max_length": model.max_length,
                 "sentences": None if model.index is None else len(model.index),
                 "waiting": batched.encoding.waiting,
                 "needs_key": settings.api_key is not None,
             }
         )
+
+    @router.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        summary="Numbers for Prometheus",
+        responses=d.failures(d.OF_ALL | d.OF_KEYED),
+    )
+    async def numbers() -> Response:
+        """Return requests by route and status, their times, the waiting texts, and the server's memory."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
 
@@ -81,18 +112,18 @@ def _get_routes(batched: BatchedModel) -> APIRouter:
 def _post_routes(batched: BatchedModel) -> APIRouter:
     router = APIRouter(route_class=r.StrictRoute)
     name, width = batched.settings.name, batched.model.width
-    failures = d.failures(d.OF_ALL | d.OF_BODIES)
+    failures = d.failures(d.OF_ALL | d.OF_KEYED | d.OF_BODIES)
 
     @router.post("/encode", response_model=d.Vectors, summary="Vectors of texts", responses=failures)
     async def encode(body: r.EncodeRequest) -> Response:
         """Return a vector of length 1 for each text, in their order; texts beyond the model's limit are cut."""
-        vectors, _ = await batched.vectors(body.texts)
+        vectors, _ = await batched.vectors(body.texts, body.truncate)
         return _json({"vectors": vectors.tolist(), "model": name, "width": width})
 
     @router.post("/similarity", response_model=d.Similarities, summary="Cosines", responses=failures)
     async def similarity(body: r.SimilarityRequest) -> Response:
         """Return cosines, -1 to 1: a row for each query, a column for each key."""
-        vectors, _ = await batched.vectors([*body.queries, *body.keys])
+        vectors, _ = await batched.vectors([*body.queries, *body.keys], body.truncate)
         queries, keys = np.split(vectors, [len(body.queries)])
         return _json({"similarity": np.clip(queries @ keys.T, -1, 1).tolist(), "model": name})
 
@@ -103,22 +134,52 @@ def _post_routes(batched: BatchedModel) -> APIRouter:
     )
     async def search(body: r.SearchRequest) -> Response:
         """Return the hits of `query`, best first, or a list of hits for each of `queries`."""
-        found = await batched.hits(body.texts, body.top_k, body.threshold)
+        texts = body.queries or [body.query or ""]
+        found = await batched.hits(texts, body.top_k or r.TOP_K, body.threshold, body.truncate)
         hits = [[{"text": h.text, "score": float(h.score), "id": int(h.id)} for h in one] for one in found]
-        return _json({"hits": hits if "queries" in body.model_fields_set else hits[0], "model": name})
+        return _json({"hits": hits if body.queries else hits[0], "model": name})
+
+    return router
+
+
+def _openai_routes(batched: BatchedModel) -> APIRouter:
+    router = APIRouter(prefix=r.OPENAI_PREFIX, route_class=r.StrictRoute)
+    name, widths = batched.settings.name, batched.model.widths
+    served = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "simcse_jax"}
+    failures = d.failures(d.OF_ALL | d.OF_KEYED, d.OpenAIFailure)
+
+    @router.get("/models", response_model=d.ServedModels, summary="The model, as a list", responses=failures)
+    async def models() -> Response:
+        """Return the one model of this server."""
+        return _json({"object": "list", "data": [served]})
+
+    @router.get(
+        "/models/{id:path}",
+        response_model=d.ServedModel,
+        summary="The model",
+        responses=failures | d.failures({404: "The server has no such model."}, d.OpenAIFailure),
+    )
+    async def model(id: str) -> Response:
+        """Return the model of this name."""
+        if id != name:
+            raise HTTPException(404, f"This server has no model {id:.80}; it has {name}.")
+        return _json(served)
 
     @router.post(
-        "/v1/embeddings",
+        "/embeddings",
         response_model=d.Embeddings,
         summary="Vectors of texts, in OpenAI's format",
-        responses=d.failures(d.OF_ALL | d.OF_BODIES, d.OpenAIFailure),
+        responses=failures | d.failures(d.OF_BODIES, d.OpenAIFailure),
     )
     async def embeddings(body: r.EmbeddingsRequest) -> Response:
         """Return vectors as OpenAI's API does; set a client's base URL to this server's address followed by /v1."""
-        if body.dimensions not in (None, width):
-            raise HTTPException(422, f"dimensions is {body.dimensions}; this model's vectors have {width}.")
-        vectors, tokens = await batched.vectors(body.input, counted=True)
-        rows = vectors.tolist() if body.encoding_format == "float" else map(_base64, vectors)
+        if body.dimensions not in (None, *widths):
+            known = " or ".join(map(str, widths))
+            raise HTTPException(422, f"dimensions is {body.dimensions}; this model's vectors have {known}.")
+        vectors, tokens = await batched.vectors(body.input, body.truncate, counted=True)
+        if body.dimensions and body.dimensions < batched.model.width:
+            vectors = normalize(vectors[:, : body.dimensions])
+        rows = map(_base64, vectors) if body.encoding_format == "base64" else vectors.tolist()
         return _json(
             {
                 "object": "list",
@@ -146,8 +207,8 @@ async def _wrong_value(request: Request, error: Any) -> Response:
 
 async def _refusal(request: Request, error: Any) -> Response:
     messages = {
-        404: "There is no such page. /docs lists the routes.",
-        405: "This route takes another method. See /docs.",
+        "Not Found": "There is no such page. /docs lists the routes.",
+        "Method Not Allowed": "This route takes another method. See /docs.",
     }
-    message = messages.get(error.status_code) or error.detail
+    message = messages.get(error.detail, str(error.detail))
     return r.failure(request.url.path, error.status_code, message, error.headers)

@@ -16,7 +16,7 @@ import numpy as np
 from fastapi import HTTPException
 
 from simcse_jax.serving.web.guard import Settings
-from simcse_jax.serving.web.requests import check_texts
+from simcse_jax.serving.web.requests import check_texts, name_text
 
 if TYPE_CHECKING:
     from simcse_jax.serving.index.sentence_index import Hit
@@ -64,6 +64,7 @@ class Batcher(Generic[Item, Result]):
         self._thread = ThreadPoolExecutor(1, "batcher")
         self._working: asyncio.Task[None] | None = None
         self._stopping = False
+        self.started_s: float | None = None  # when the current call began, by the loop's clock; None between calls
 
     async def stop(self) -> None:
         """Take no more jobs, and finish those that wait."""
@@ -124,8 +125,10 @@ class Batcher(Generic[Item, Result]):
 
     async def _do(self, pieces: list[_Piece[Item, Result]]) -> None:
         items = [item for _, items in pieces for item in items]
+        loop = asyncio.get_running_loop()
+        self.started_s = loop.time()
         try:
-            results = iter(await asyncio.get_running_loop().run_in_executor(self._thread, self._work, items))
+            results = iter(await loop.run_in_executor(self._thread, self._work, items))
         except Exception as error:
             if len(pieces) > 1:  # one job is to blame; the others must not fail
                 for piece in pieces:
@@ -135,12 +138,15 @@ class Batcher(Generic[Item, Result]):
             if not pieces[0][0].future.done():  # else its client is gone
                 pieces[0][0].future.set_exception(error)
             return
+        finally:
+            self.started_s = None
         for job, part in pieces:
             job.results.extend(itertools.islice(results, len(part)))
             if len(job.results) == job.count and not job.future.done():
                 job.future.set_result(job.results)
 
 
+CHECK_S = 1.0  # how long a model that encoded is taken to work
 LONG = 1000  # characters; in the queue, a text counts once more for each of these
 
 
@@ -150,19 +156,24 @@ class Model(Protocol):
     @property
     def width(self) -> int: ...
     @property
+    def widths(self) -> tuple[int, ...]: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
     def index(self) -> Any: ...
     def encode(self, sentences: list[str]) -> np.ndarray: ...
-    def count_tokens(self, sentences: list[str]) -> Any: ...  # integers, one for each text
+    def count_tokens(self, sentences: list[str], cut: bool = True) -> Any: ...  # integers, one for each text
 
 
 class _Text(NamedTuple):
     text: str
-    counted: bool
+    cut: bool | None  # whether its tokens are counted after cutting; None: they are not counted
 
 
 class _Query(NamedTuple):
     vector: np.ndarray
     top_k: int
+    threshold: float | None
 
 
 class BatchedModel:
@@ -173,19 +184,52 @@ class BatchedModel:
         limits = (settings.max_together, settings.max_waiting, settings.time_limit_s)
         self.encoding = Batcher(self._encode, *limits, size=lambda item: 1 + len(item.text) // LONG)
         self.searching = Batcher(self._search, *limits)
+        self._good_s = float("-inf")  # when vectors were last finite, by the loop's clock
+        self._is_broken = False  # whether others came since
 
     async def stop(self) -> None:
         """Finish what waits; later calls raise HTTPException 503."""
         await self.encoding.stop()
         await self.searching.stop()
 
-    async def vectors(self, texts: list[str], counted: bool = False) -> tuple[np.ndarray, int]:
-        """Return the vectors of these texts, float32[N, D] of length 1; and, if counted, the tokens the model read."""
-        check_texts(texts, self.settings)
-        vectors, counts = zip(*await self.encoding.results([_Text(text, counted) for text in texts]), strict=True)
-        return np.stack(vectors), sum(counts)
+    async def vectors(self, texts: list[str], truncate: bool | None, counted: bool = False) -> tuple[np.ndarray, int]:
+        """Return the vectors of these texts, float32[N, D] of length 1; and, if counted, the tokens the model read.
 
-    async def hits(self, texts: list[str], top_k: int, threshold: float | None) -> list[list[Hit]]:
+        truncate: False refuses texts that would be cut. Raises HTTPException 422 for texts that are refused, and 500
+        for a vector that is not finite.
+        """
+        check_texts(texts, self.settings)
+        cut = False if truncate is False else True if counted else None
+        found, counts = zip(*await self.encoding.results([_Text(text, cut) for text in texts]), strict=True)
+        vectors = np.stack(found)
+        for number in np.flatnonzero(~np.isfinite(vectors).all(axis=1)):
+            self._is_broken = True
+            words = "has a vector that is not finite: the model's weights are broken."
+            log.error("A text of %d characters %s", len(texts[number]), words)
+            raise HTTPException(500, f"{name_text(int(number), texts)} {words}")
+        self._good_s, self._is_broken = asyncio.get_running_loop().time(), False
+        for number, count in enumerate(counts if truncate is False else ()):
+            if count > self.model.max_length:
+                words = f"has {count:,} tokens; the model's limit is {self.model.max_length:,}."
+                raise HTTPException(422, f"{name_text(number, texts)} {words}")
+        return vectors, sum(counts)
+
+    async def check(self) -> None:
+        """Raise HTTPException 503 unless the model encodes; tries it if it is idle and has not just done so."""
+        now, started_s, limit_s = asyncio.get_running_loop().time(), self.encoding.started_s, self.settings.time_limit_s
+        if started_s is not None and now - started_s > limit_s:
+            raise HTTPException(503, f"The model has been busy with one call for more than {limit_s:g} s.")
+        if not self._is_broken and (started_s is not None or now - self._good_s < CHECK_S):
+            return
+        try:
+            await self.vectors(["A man is playing guitar."], truncate=None)
+        except Exception as error:
+            reason = error.detail if isinstance(error, HTTPException) else "The server's log says why."
+            raise HTTPException(503, f"The model does not encode. {reason}") from error
+
+    async def hits(
+        self, texts: list[str], top_k: int, threshold: float | None, truncate: bool | None
+    ) -> list[list[Hit]]:
         """Return the hits of each text, best first; raises HTTPException 409 without an index."""
         if self.model.index is None:
             words = "This server has no sentences to search. Start it with --corpus=FILE, or with a saved index."
@@ -195,23 +239,23 @@ class BatchedModel:
         if len(texts) * top_k > self.settings.max_hits:
             words = f"{len(texts):,} queries with top_k {top_k:,} are up to {len(texts) * top_k:,} hits; the limit is"
             raise HTTPException(422, f"{words} {self.settings.max_hits:,}.")
-        vectors, _ = await self.vectors(texts)
-        found = await self.searching.results([_Query(vector, top_k) for vector in vectors])
-        return [[hit for hit in hits if threshold is None or hit.score >= threshold] for hits in found]
+        vectors, _ = await self.vectors(texts, truncate)
+        return await self.searching.results([_Query(vector, top_k, threshold) for vector in vectors])
 
     def _encode(self, items: list[_Text]) -> list[tuple[np.ndarray, int]]:
-        vectors = self.model.encode([text for text, _ in items])
-        counted = [text for text, counted in items if counted]
-        counts = iter(self.model.count_tokens(counted) if counted else ())
-        return [
-            (vector, int(next(counts)) if counted else 0) for vector, (_, counted) in zip(vectors, items, strict=True)
-        ]
+        vectors = self.model.encode([item.text for item in items])
+        counts = [0] * len(items)
+        for cut in (True, False):
+            places = [n for n, item in enumerate(items) if item.cut is cut]
+            for n, count in zip(places, self.model.count_tokens([items[n].text for n in places], cut), strict=True):
+                counts[n] = int(count)
+        return list(zip(vectors, counts, strict=True))
 
     def _search(self, queries: list[_Query]) -> list[list[Hit]]:
         found: list[list[Hit]] = [[] for _ in queries]
-        for top_k in {query.top_k for query in queries}:  # a query with many hits does not slow down the others
-            places = [n for n, query in enumerate(queries) if query.top_k == top_k]
-            hits = self.model.index.search(np.stack([queries[n].vector for n in places]), top_k)
+        for wanted in {query[1:] for query in queries}:  # a query with many hits does not slow down the others
+            places = [n for n, query in enumerate(queries) if query[1:] == wanted]
+            hits = self.model.index.search(np.stack([queries[n].vector for n in places]), *wanted)
             for n, one in zip(places, hits, strict=True):
                 found[n] = one
         return found

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ _TEXT_FIELDS = {
     "SearchRequest": ("query", "queries"),
     "EmbeddingsRequest": ("input",),
 }
-# The statuses of failures, and their reasons: of all routes, and of those that take a body.
+# The statuses of failures, and their reasons: of all routes, of those that need the key, and that take a body.
 OF_ALL = {
     408: "The request did not arrive within the time limit.",
     413: "The request has too many bytes.",
@@ -35,10 +35,10 @@ OF_ALL = {
     500: "The server failed.",
     503: "Too many requests are waiting; Retry-After says when to try again.",
 }
+OF_KEYED = {401: "The API key is missing or wrong."}
 OF_BODIES = {
     400: "The request is not valid JSON.",
-    401: "The API key is missing or wrong.",
-    415: "The Content-Type is not JSON.",
+    415: "The request is not JSON, or compressed.",
     422: "A value is not valid.",
     504: "There was no answer within the time limit.",
 }
@@ -80,6 +80,8 @@ class Health(BaseModel):
     status: Literal["ok"]
     model: str
     width: int
+    widths: list[int]  # which `dimensions` may be
+    max_length: int  # tokens at which texts are cut
     sentences: int | None  # in the index; null without an index
     waiting: int  # texts that wait for the model; a long text counts as several
     needs_key: bool
@@ -107,6 +109,22 @@ class Embeddings(BaseModel):
     data: list[Embedding]
     model: str
     usage: Usage
+
+
+class ServedModel(BaseModel):
+    """Hold a model in OpenAI's shape."""
+
+    id: str
+    object: Literal["model"]
+    created: int  # when the server started, in seconds since 1970
+    owned_by: str
+
+
+class ServedModels(BaseModel):
+    """Hold a list of models in OpenAI's shape."""
+
+    object: Literal["list"]
+    data: list[ServedModel]
 
 
 class Failure(BaseModel):
@@ -139,14 +157,14 @@ def failures(reasons: dict[int, str], model: type[BaseModel] = Failure) -> dict[
     }
 
 
-def describe_limits(app: FastAPI, settings: Settings, width: int) -> None:
+def describe_limits(app: FastAPI, settings: Settings, widths: Sequence[int]) -> None:
     """Add the server's limits to its OpenAPI description."""
     schemas = app.openapi()["components"]["schemas"]  # FastAPI makes the description once and keeps it
     for name, fields in _TEXT_FIELDS.items():
         for field in fields:
             _limit_texts(schemas[name]["properties"][field], settings)
-    schemas["SearchRequest"]["properties"]["top_k"]["maximum"] = settings.max_top_k
-    schemas["EmbeddingsRequest"]["properties"]["dimensions"]["anyOf"][0]["const"] = width
+    schemas["SearchRequest"]["properties"]["top_k"]["anyOf"][0]["maximum"] = settings.max_top_k
+    schemas["EmbeddingsRequest"]["properties"]["dimensions"]["anyOf"][0]["enum"] = list(widths)
 
 
 def _limit_texts(schema: dict[str, Any], settings: Settings) -> None:
@@ -154,7 +172,7 @@ def _limit_texts(schema: dict[str, Any], settings: Settings) -> None:
         if option["type"] == "array":
             option["maxItems"] = settings.max_texts
             option["items"] = {**option["items"], "maxLength": settings.max_characters}
-        else:
+        elif option["type"] == "string":
             option["maxLength"] = settings.max_characters
 
 
@@ -163,14 +181,14 @@ def search_page() -> Response:
     return _page((FOLDER / "page.html").read_text(encoding="utf-8"))
 
 
-def docs_page(description: dict[str, Any], key_needed: bool) -> Response:
-    """Return the page about the routes, made from their OpenAPI description."""
+def docs_page(description: dict[str, Any], address: str, settings: Settings) -> Response:
+    """Return the page about the routes, made from their OpenAPI description. address: the server's, for examples."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"kind": _kind, "example": _example}
-    page = environment.get_template("docs.html").render(routes=_routes(description), key_needed=key_needed)
-    return _page(page)
+    template = environment.get_template("docs.html")
+    return _page(template.render(routes=_routes(description), address=address, settings=settings))
 
 
 def _page(html: str) -> Response:

@@ -6,12 +6,16 @@ import asyncio
 import dataclasses
 import hmac
 import logging
+import re
+import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import Response
+from fastapi.responses import RedirectResponse
 
+from simcse_jax.serving.web.metrics import GONE, Metrics
 from simcse_jax.serving.web.requests import failure
 from simcse_jax.system.errors import UserError
 
@@ -47,7 +51,9 @@ class Settings:
     port: int = 8000  # 0 = any free port
     api_key: str | None = None  # needed by all requests but those for the pages and /health
     hosts: tuple[str, ...] = ()  # further host names of a server on a loopback address
-    max_texts: int = 1024  # texts in one request, all its lists together
+    path_prefix: str = ""  # of all routes behind a proxy, for example "/embeddings"; the proxy may strip it or not
+    origins: tuple[str, ...] = ()  # of web pages that may use the server ("https://app.example"); "*" for all
+    max_texts: int = 2048  # texts in one request, all its lists together
     max_characters: int = 100_000  # in one text; the model cuts much earlier
     max_body: int = 8 * 2**20  # bytes in a request
     max_top_k: int = 1000  # hits of one query
@@ -56,6 +62,7 @@ class Settings:
     max_together: int = 256  # texts of several clients encoded in one call; more would make everyone wait
     max_requests: int = 1000  # at once; 503 above
     time_limit_s: float = 30.0  # for each of: a request to arrive, its texts to be encoded, and to be searched
+    keep_alive_s: int = 75  # how long a connection may be idle; proxies keep theirs for 60 s
 
     def __post_init__(self) -> None:
         """Check all values."""
@@ -69,6 +76,11 @@ class Settings:
             raise UserError(f"time_limit_s is {self.time_limit_s}; it must be above 0 seconds, for example 30.")
         if not self.host:
             raise UserError("host is empty; give 127.0.0.1 for this machine only, or 0.0.0.0 for everyone.")
+        if not re.fullmatch(r"(/[\w.~-]+)*", self.path_prefix, re.ASCII):
+            raise UserError(f"path_prefix is {self.path_prefix!r}; it must be like /embeddings, with no / at its end.")
+        for origin in self.origins:
+            if not re.fullmatch(r"\*|https?://[^/\s]+", origin):
+                raise UserError(f"The origin {origin!r} must be like https://app.example, without a path; * for all.")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
             # A key that does not fit into a header would refuse everybody; an empty one would admit everybody.
             raise UserError("The API key is empty, or has characters that do not fit into a header. Use ASCII letters.")
@@ -92,11 +104,12 @@ class _Gone(Exception):
 class Guard:
     """Refuse invalid requests, read bodies within limits, and cancel the work when a client hangs up (ASGI middleware).
 
-    All answers get HEADERS, except those that the app has set itself.
+    All answers get HEADERS, except those that the app has set itself, and the request's id: its X-Request-ID, or a new
+    one. The app sees paths without the prefix, and HEAD as GET; uvicorn leaves out the body.
     """
 
-    def __init__(self, app: Any, settings: Settings):
-        self._app, self._settings = app, settings
+    def __init__(self, app: Any, settings: Settings, metrics: Metrics):
+        self._app, self._settings, self._metrics = app, settings, metrics
         self._key = settings.api_key.encode() if settings.api_key else None
         self._active = 0  # requests that are being served
 
@@ -105,10 +118,16 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer = _Answer(send)
+        prefix, path = self._settings.path_prefix, scope["path"]
+        if path.startswith(f"{prefix}/"):
+            path = path.removeprefix(prefix)
+        scope = {**scope, "path": path, "method": "GET" if scope["method"] == "HEAD" else scope["method"]}
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        answer = _Answer(send, _request_id(headers))
+        start = asyncio.get_running_loop().time()
         self._active += 1
         try:
-            taken = self._refused(scope) or await self._body(scope, receive)
+            taken = self._refused(scope, headers) or await self._body(scope, receive)
             if isinstance(taken, Response):
                 await taken(scope, receive, answer.send)
             else:
@@ -116,23 +135,32 @@ class Guard:
         except _Gone:
             return
         except Exception:
-            log.exception("%s %s failed", scope["method"], scope["path"])
-            if not answer.started:
-                words = "The server failed; its log says why."
-                await failure(scope["path"], 500, words)(scope, receive, answer.send)
+            log.exception("%s %s failed (request %s)", scope["method"], path, answer.request_id)
+            if not answer.status:
+                words = f"The server failed; its log says why, at request {answer.request_id}."
+                await failure(path, 500, words)(scope, receive, answer.send)
         finally:
             self._active -= 1
+            route = getattr(scope.get("route"), "path", "none")
+            seconds = asyncio.get_running_loop().time() - start
+            self._metrics.count(route, answer.status if answer.complete else GONE, seconds)
 
-    def _refused(self, scope: Scope) -> Response | None:
+    def _refused(self, scope: Scope, headers: dict[bytes, bytes]) -> Response | None:
         """Return a refusal by the headers or the number of active requests, or None."""
         path = scope["path"]
+        if path and path == self._settings.path_prefix:
+            return RedirectResponse(f"{path}/")  # the page's links are relative
         if self._active > self._settings.max_requests:
             return failure(path, 503, "The server has too many requests at once. Try again in a second.")
-        headers = {name.lower(): value for name, value in scope["headers"]}
+        if b"content-length" in headers and b"transfer-encoding" in headers:
+            # A proxy that goes by the other one would see other requests in the same bytes.
+            words = "A request has either Content-Length or Transfer-Encoding, not both."
+            return failure(path, 400, words, {"Connection": "close"})
         known = self._settings.known_hosts
         host = _host_name(headers.get(b"host", b""))
         if known and host and host not in known:
-            return failure(path, 421, f"This server does not know the host {host:.80}. Use 127.0.0.1 or localhost.")
+            words = f"This server does not know the host {host:.80}. Use localhost, or start it with"
+            return failure(path, 421, f"{words} --allowed_hosts={host:.80}.")
         given = headers.get(b"authorization", b"")
         if path not in OPEN_PATHS and not self._has_key(given):
             missing = "This server needs an API key. Send the header `Authorization: Bearer KEY`."
@@ -142,6 +170,9 @@ class Guard:
         if scope["method"] == "POST" and kind != b"application/json":
             # This also keeps other sites' forms out: a browser asks the server before it sends JSON to another site.
             return failure(path, 415, "Send JSON, with the header `Content-Type: application/json`.")
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            words = "This server takes no compressed requests. Leave out Content-Encoding."
+            return failure(path, 415, words, {"Accept-Encoding": "identity"})
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared[:20]) > 2 * self._settings.max_body:
             return self._too_large(path)
@@ -208,21 +239,28 @@ class Guard:
 
 
 class _Answer:
-    """Send an answer with HEADERS, and record whether it has started and is complete."""
+    """Send an answer with HEADERS and the request's id, and record its status and whether it is complete."""
 
-    def __init__(self, send: Send):
+    def __init__(self, send: Send, request_id: str):
         self._send = send
-        self.started = self.complete = False
+        self.request_id = request_id
+        self.status, self.complete = 0, False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.started = True
+            self.status = message["status"]
             own = {name.lower() for name, _ in message["headers"]}
-            more = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+            more = [(n.lower().encode(), v.encode()) for n, v in {**HEADERS, "X-Request-ID": self.request_id}.items()]
             message = {**message, "headers": [*message["headers"], *((n, v) for n, v in more if n not in own)]}
         elif message["type"] == "http.response.body":
             self.complete = not message.get("more_body", False)
         await self._send(message)
+
+
+def _request_id(headers: dict[bytes, bytes]) -> str:
+    """Return the client's id of its request, if it is harmless in headers and logs; else a new one."""
+    given = headers.get(b"x-request-id", b"")
+    return given.decode() if re.fullmatch(rb"[\w.:/+=-]{1,128}", given) else uuid.uuid4().hex
 
 
 def _host_name(header: bytes) -> str:

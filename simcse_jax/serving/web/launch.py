@@ -29,7 +29,7 @@ def serve(model: Model, settings: Settings) -> None:
         app = make_app(model, settings)
         print("Compiling for common lengths of texts", flush=True)
         warm_up(model)
-        print(_greeting(model, settings, listening.getsockname()[1]), flush=True)
+        print(greeting(model, settings, listening.getsockname()[1]), flush=True)
         uvicorn.Server(uvicorn_config(app, settings)).run(sockets=[listening])
 
 
@@ -45,6 +45,7 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         lifespan="on",
         ws="none",
         backlog=BACKLOG,
+        timeout_keep_alive=settings.keep_alive_s,
         # A last resort that also counts idle connections; its 503 has no message, so the guard refuses much earlier.
         limit_concurrency=2 * settings.max_requests,
         timeout_graceful_shutdown=3 * int(settings.time_limit_s) + 5,  # the longest time of a request
@@ -78,11 +79,15 @@ def _listening(settings: Settings) -> socket.socket:
         ) from error
 
 
-def _greeting(model: Model, settings: Settings, port: int) -> str:
+def greeting(model: Model, settings: Settings, port: int) -> str:
+    """Return what is printed once the server listens: the model, its limit, the address, and whether all may use it."""
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
     index = model.index
     searched = "no index to search" if index is None else f"{len(index):,} sentences to search"
-    lines = [f"{settings.name} ({searched}) on http://{name}:{port}   routes: /docs   stop: Ctrl-C"]
+    lines = [
+        f"{settings.name} ({searched}; texts are cut at {model.max_length} tokens) on "
+        f"http://{name}:{port}{settings.path_prefix}   routes: {settings.path_prefix}/docs   stop: Ctrl-C"
+    ]
     if settings.host not in LOOPBACK and settings.api_key is None:
         lines.append("Everyone who can reach this machine can use the server: SIMCSE_API_KEY sets no key.")
     return "\n".join(lines)
@@ -91,8 +96,8 @@ def _greeting(model: Model, settings: Settings, port: int) -> str:
 class _Limited(H11Protocol):
     """Give a client a limited time for its part (HTTP/1.1).
 
-    The time runs until the head of a request is complete, and while so much of an answer is unread that no more can be
-    sent. Uvicorn itself only limits the pause after an answer. The guard limits bodies.
+    The time runs until the head of a request is complete, and while an answer is unread. Uvicorn itself only limits the
+    pause after an answer. The guard limits bodies.
     """
 
     time_limit_s: float
@@ -132,11 +137,14 @@ class _Limited(H11Protocol):
 
     def _set_clock(self) -> None:
         """Start the clock if the client has to act, or stop it; data that comes meanwhile gives no more time."""
+        unread = self.transport.get_write_buffer_size()
         server_acts = self.cycle is not None and not self.cycle.response_complete
-        if server_acts and not self.flow.write_paused:
+        is_idle = self.timeout_keep_alive_task is not None and not (unread or self.conn.trailing_data[0])
+        is_idle = is_idle and self.conn.their_state is h11.IDLE
+        if (server_acts or is_idle) and not self.flow.write_paused:
             self._stop_clock()
         elif self._clock is None:
-            self._unread = self.transport.get_write_buffer_size()
+            self._unread = unread
             self._clock = self.loop.call_later(self.time_limit_s, self._time_is_up)
 
     def _stop_clock(self) -> None:
@@ -146,7 +154,7 @@ class _Limited(H11Protocol):
 
     def _time_is_up(self) -> None:
         self._clock = None
-        if 0 < self.transport.get_write_buffer_size() < self._unread:
+        if self.transport.get_write_buffer_size() < self._unread:
             self._set_clock()  # the client is slow, but reads
         else:
             self.transport.abort()  # `close` would wait until everything is read

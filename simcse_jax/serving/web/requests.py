@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 if TYPE_CHECKING:
     from simcse_jax.serving.web.guard import Settings
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 # "5" is not a number, and an unknown key is an error.
 STRICT = ConfigDict(strict=True, extra="forbid")
 MOST_KEYS = 100  # of one object; routes know a handful
-OPENAI_PATHS = "/v1/"
+TOP_K = 5  # hits of a query by default
+OPENAI_PREFIX = "/v1"
 RETRY_AFTER_S = "1"
 
 
@@ -30,8 +31,10 @@ def _as_list(value: Any) -> Any:
 
 
 def _no_tokens(value: Any) -> Any:
-    if isinstance(value, list) and value and isinstance(value[0], (int, list)):
-        raise ValueError("lists of token ids are refused, since they belong to another tokenizer; send the text")
+    first = value[0] if isinstance(value, list) and value else None
+    if type(first[0] if isinstance(first, list) and first else first) is int:
+        words = "token ids belong to another tokenizer; send the text (LangChain: check_embedding_ctx_length=False)"
+        raise ValueError(words)
     return _as_list(value)
 
 
@@ -48,18 +51,26 @@ def _text_or_list() -> WithJsonSchema:
 
 
 # The first wrong text ends the check: there may be millions, each with a long message.
-TextList = Annotated[list[str], FailFast(), Field(min_length=1)]
+TextList = Annotated[list[str], Field(min_length=1, fail_fast=True)]
 Texts = Annotated[TextList, BeforeValidator(_as_list), _text_or_list()]  # a single text counts as a list of one
 
 
-class EncodeRequest(BaseModel):
+class _Body(BaseModel):
+    """Hold what all routes take. Null means left out, for every key that may be."""
+
+    truncate: bool | None = Field(
+        default=None, description="false refuses texts beyond the model's limit; they are cut otherwise."
+    )
+
+
+class EncodeRequest(_Body):
     """Hold the texts to encode: one, or a list."""
 
     model_config = STRICT | _example(texts=["A man is playing guitar.", "Someone plays an instrument."])
     texts: Texts
 
 
-class SimilarityRequest(BaseModel):
+class SimilarityRequest(_Body):
     """Hold two lists of texts; each may be a single text."""
 
     model_config = STRICT | _example(queries=["A man is playing guitar."], keys=["Someone plays.", "It rains."])
@@ -68,41 +79,37 @@ class SimilarityRequest(BaseModel):
 
 
 def _one_of_two(schema: dict[str, Any]) -> None:
-    schema["examples"] = [{"query": "someone plays an instrument", "top_k": 5}]
-    schema["oneOf"] = [{"required": ["query"]}, {"required": ["queries"]}]
-    for name in ("query", "queries"):
-        schema["properties"][name].pop("default", None)
+    schema["examples"] = [{"query": "someone plays an instrument", "top_k": TOP_K}]
+    schema["oneOf"] = [
+        {"required": [name], "properties": {name: {"type": kind}, other: {"type": "null"}}}
+        for name, kind, other in (("query", "string", "queries"), ("queries", "array", "query"))
+    ]
 
 
-class SearchRequest(BaseModel):
+class SearchRequest(_Body):
     """Hold what to search for: `query`, one text, or `queries`, a list."""
 
     model_config = STRICT | {"json_schema_extra": _one_of_two}
-    query: str = ""
-    queries: TextList = []
-    top_k: Number = Field(default=5, description="The largest number of hits for a query.")
+    query: str | None = None
+    queries: TextList | None = None
+    top_k: Number | None = Field(default=TOP_K, description="The largest number of hits for a query.")
     threshold: float | None = Field(default=None, ge=-1, le=1, allow_inf_nan=False, description="The lowest score.")
 
     @model_validator(mode="after")
     def _one(self) -> SearchRequest:
-        if len(self.model_fields_set & {"query", "queries"}) != 1:
+        if (self.query is None) == (self.queries is None):
             raise ValueError("give either `query`, one text, or `queries`, a list of texts")
         return self
 
-    @property
-    def texts(self) -> list[str]:
-        """Return the queries as a list."""
-        return self.queries if "queries" in self.model_fields_set else [self.query]
 
-
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(_Body):
     """Hold what OpenAI's clients send; unknown keys are ignored."""
 
     model_config = ConfigDict(strict=True) | _example(input=["A man is playing guitar."], model="simcse")
     input: Annotated[TextList, BeforeValidator(_no_tokens), _text_or_list()]
-    model: str = Field(default="", description="Any name; the server has one model, and the answer names it.")
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Number | None = Field(default=None, description="The width of the model's vectors, if given.")
+    model: str | None = Field(default=None, description="Any name; the server has one model, and the answer names it.")
+    encoding_format: Literal["float", "base64"] | None = "float"
+    dimensions: Number | None = Field(default=None, description="The width of the vectors; see /health for widths.")
 
 
 def check_texts(texts: list[str], settings: Settings) -> None:
@@ -111,9 +118,13 @@ def check_texts(texts: list[str], settings: Settings) -> None:
         raise HTTPException(422, f"{len(texts):,} texts in one request; the limit is {settings.max_texts:,}.")
     for number, text in enumerate(texts):
         if len(text) > settings.max_characters:
-            which = f"Text {number}" if len(texts) > 1 else "The text"
-            words = f"{which} has {len(text):,} characters; the limit is {settings.max_characters:,}."
-            raise HTTPException(422, words)
+            words = f"has {len(text):,} characters; the limit is {settings.max_characters:,}."
+            raise HTTPException(422, f"{name_text(number, texts)} {words}")
+
+
+def name_text(number: int, texts: list[str]) -> str:
+    """Return how a message names one of the texts of a request."""
+    return f"Text {number}" if len(texts) > 1 else "The text"
 
 
 def read_json(body: bytes) -> Any:
@@ -167,7 +178,7 @@ def failure(path: str, status: int, words: str, headers: Mapping[str, str] | Non
     if status == 503:
         headers.setdefault("Retry-After", RETRY_AFTER_S)
     body: dict[str, Any] = {"detail": words}
-    if path.startswith(OPENAI_PATHS):
+    if path.startswith(f"{OPENAI_PREFIX}/"):
         status = 400 if status == 422 else status
         kind = "server_error" if status >= 500 else "invalid_request_error"
         code = {401: "invalid_api_key", 503: "overloaded", 504: "timeout"}.get(status)

@@ -46,17 +46,17 @@ class MadeIndex:
         return len(self.texts)
 
     def search(self, queries: np.ndarray, top_k: int = 5, threshold: float | None = None) -> list[list[Hit]]:
-        assert threshold is None
         self.searched.append(len(queries))
         scores = queries @ self.vectors.T
-        return [[Hit(self.texts[n], row[n], n) for n in np.argsort(-row)[:top_k]] for row in scores]
+        low = -1 if threshold is None else threshold
+        return [[Hit(self.texts[n], row[n], n) for n in np.argsort(-row)[:top_k] if row[n] >= low] for row in scores]
 
 
 class MadeModel:
     """The part of SimCSE that the server uses. gate: closed, it lets nothing be encoded; entered: set by each call."""
 
     def __init__(self, index: MadeIndex | None = None):
-        self.width, self.index = WIDTH, index
+        self.width, self.widths, self.max_length, self.index = WIDTH, (WIDTH // 2, WIDTH), 128, index
         self.calls: list[list[str]] = []
         self.threads: set[int] = set()
         self.gate, self.entered = threading.Event(), threading.Event()
@@ -69,8 +69,9 @@ class MadeModel:
         assert self.gate.wait(30)
         if "poison" in sentences:
             raise RuntimeError("poisoned")
-        return np.stack([hashed(text) for text in sentences])
+        return np.stack([hashed(text) * (np.nan if text == "nan" else 1) for text in sentences])
 
-    def count_tokens(self, sentences: list[str]) -> list[int]:
+    def count_tokens(self, sentences: list[str], cut: bool = True) -> list[int]:
         self.threads.add(threading.get_ident())
-        return [len(text.split()) + 2 for text in sentences]
+        counts = [len(text.split()) + 2 for text in sentences]
+        return [min(count, self.max_length) for count in counts] if cut else counts

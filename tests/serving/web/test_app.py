@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from simcse_jax.serving.web.app import make_app
 from simcse_jax.serving.web.guard import Settings
 from simcse_jax.system.errors import UserError
 from tests.serving.web.made_model import CAPTIONS, WIDTH, MadeIndex, MadeModel, hashed
-from tests.serving.web.servers import served
+from tests.serving.web.servers import answered, served
 from tests.serving.web.test_bad_requests import VALID
 
 SMALL = Settings(name="made", max_body=20_000)
@@ -71,6 +72,8 @@ def test_health(client: httpx.Client) -> None:
         "status": "ok",
         "model": "made",
         "width": WIDTH,
+        "widths": [WIDTH // 2, WIDTH],
+        "max_length": 128,
         "sentences": len(CAPTIONS),
         "waiting": 0,
         "needs_key": False,
@@ -85,6 +88,47 @@ def test_a_server_without_an_index() -> None:
         assert httpx.get(f"{url}/health").json()["sentences"] is None
 
 
+class Broken(MadeModel):
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        return super().encode(["nan"] * len(sentences))
+
+
+def test_a_vector_that_is_not_finite_is_an_error(client: httpx.Client) -> None:
+    for path, body in VALID.items():
+        for encoding in ("float", "base64"):
+            texts = {key: ["a", "nan"] if path == "/encode" else "nan" for key in body} | {"encoding_format": encoding}
+            answer = client.post(path, json=texts if path.startswith("/v1") else {key: texts[key] for key in body})
+            assert answer.status_code == 500, (path, answer.text)
+            assert "not finite" in answer.text
+    assert "Text 1 " in client.post("/encode", json={"texts": ["a", "nan"]}).json()["detail"]
+    with served(Broken()) as url:
+        answer = httpx.get(f"{url}/health")
+        assert answer.status_code == 503
+        assert "not finite" in answer.json()["detail"]
+
+
+def test_health_is_503_when_the_model_hangs_and_not_when_it_is_busy() -> None:
+    model = MadeModel()
+    with served(model, Settings(time_limit_s=0.5)) as url, ThreadPoolExecutor() as threads:
+        model.gate.clear()
+        threads.submit(httpx.post, f"{url}/encode", json={"texts": "a"})
+        assert model.entered.wait(10)
+        assert httpx.get(f"{url}/health").status_code == 200
+        time.sleep(0.6)
+        assert httpx.get(f"{url}/health").status_code == 503
+        model.gate.set()
+    assert model.calls == [["a"]]
+
+
+def test_texts_are_cut_or_refused_on_demand(client: httpx.Client) -> None:
+    for path, body in VALID.items():
+        for truncate, status in ((None, 200), (True, 200), (False, 400 if path.startswith("/v1") else 422)):
+            for words in (126, 127):  # with special tokens, as long as may be, and one more
+                answer = client.post(path, json=dict.fromkeys(body, "a " * words) | {"truncate": truncate})
+                assert answer.status_code == (status if words == 127 else 200), (path, truncate)
+    assert "129 tokens" in client.post("/encode", json={"texts": "a " * 127, "truncate": False}).text
+
+
 # OpenAI's shape -------------------------------------------------------------------------------------------------------
 
 
@@ -92,12 +136,20 @@ def test_the_openai_client() -> None:
     with served(MadeModel(), Settings(name="made", api_key="secret key")) as url:
         with openai.OpenAI(base_url=f"{url}/v1", api_key="secret key", max_retries=0) as asking:
             several: list[dict[str, Any]] = [{}, {"encoding_format": "float"}, {"dimensions": WIDTH}]
+            several += [{"extra_body": dict.fromkeys(["encoding_format", "dimensions", "user", "model", "truncate"])}]
             for options in several:  # base64 is the default
                 answer = asking.embeddings.create(model="any", input=["sun and moon", "sea"], **options)
                 found = np.array([item.embedding for item in answer.data], np.float32)
                 np.testing.assert_array_equal(found, [hashed("sun and moon"), hashed("sea")])
                 assert [item.index for item in answer.data] == [0, 1]
                 assert (answer.model, answer.usage.prompt_tokens, answer.usage.total_tokens) == ("made", 8, 8)
+            short = asking.embeddings.create(model="any", input="sun", dimensions=WIDTH // 2).data[0].embedding
+            half = hashed("sun")[: WIDTH // 2]
+            np.testing.assert_allclose(short, half / np.linalg.norm(half), atol=1e-7)  # of a Matryoshka loss
+            assert [one.id for one in asking.models.list()] == [asking.models.retrieve("made").id] == ["made"]
+            with pytest.raises(openai.NotFoundError, match="no model other"):
+                asking.models.retrieve("other")
+            assert len(asking.embeddings.create(model="any", input=["a"] * 2048).data) == 2048
             with pytest.raises(openai.BadRequestError, match="dimensions") as caught:
                 asking.embeddings.create(model="any", input="sun", dimensions=7)
             assert caught.value.type == "invalid_request_error"
@@ -106,6 +158,13 @@ def test_the_openai_client() -> None:
             pytest.raises(openai.AuthenticationError),
         ):
             asking.embeddings.create(model="any", input="sun")
+
+
+def test_null_means_left_out(client: httpx.Client) -> None:
+    nulls = dict.fromkeys(["queries", "top_k", "threshold", "truncate"])
+    assert client.post("/search", json={"query": "sun"} | nulls).json() == (
+        client.post("/search", json={"query": "sun"}).json()
+    )
 
 
 # What may pass --------------------------------------------------------------------------------------------------------
@@ -133,6 +192,82 @@ def test_every_answer_has_the_headers_and_tells_no_version(client: httpx.Client)
         assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
         assert headers["Referrer-Policy"] == "no-referrer"
         assert "unsafe" not in headers["Content-Security-Policy"]
+
+
+def test_head_is_get_without_the_body(client: httpx.Client) -> None:
+    for path in ("/", "/docs", "/health"):
+        answer, whole = client.head(path), client.get(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["Content-Length"] == whole.headers["Content-Length"]
+
+
+def test_a_connection_may_be_idle_for_longer_than_a_request_may_take() -> None:
+    with served(MadeModel(), Settings(time_limit_s=0.3, keep_alive_s=1)) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as idle:
+            for pause_s in (0, 0.6):
+                time.sleep(pause_s)
+                idle.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert answered(idle) == 200
+            assert idle.recv(1) == b""
+    assert Settings().keep_alive_s > 60  # what proxies keep theirs for
+
+
+def test_request_ids(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    for given, is_kept in (("abc-1", True), ("a b", False), ("x" * 200, False), (None, False)):
+        answer = client.get("/nowhere", headers={"X-Request-ID": given} if given else {})
+        assert (answer.headers["X-Request-ID"] == given) == is_kept
+        assert 0 < len(answer.headers["X-Request-ID"]) <= 128
+    answer = client.post("/encode", json={"texts": "poison"}, headers={"X-Request-ID": "abc-2"})
+    assert (answer.status_code, answer.headers["X-Request-ID"]) == (500, "abc-2")
+    assert "abc-2" in answer.json()["detail"]
+    assert "abc-2" in caplog.text
+
+
+def test_metrics() -> None:
+    with served(MadeModel()) as url:
+        for path in ("/encode", "/encode", "/v1/embeddings", f"/{time.time()}"):
+            httpx.post(f"{url}{path}", json={"texts": "a", "input": "a"} if path.startswith("/v1") else {"texts": "a"})
+        httpx.get(f"{url}/v1/models/other")
+        lines = httpx.get(f"{url}/metrics").raise_for_status().text.splitlines()
+    for line in (
+        'simcse_requests_total{path="/encode",status="200"} 2.0',
+        'simcse_requests_total{path="none",status="404"} 1.0',
+        'simcse_requests_total{path="/v1/embeddings",status="200"} 1.0',
+        'simcse_request_seconds_count{path="/encode"} 2.0',
+        "simcse_waiting_texts 0.0",
+    ):
+        assert line in lines
+
+
+def test_a_prefix_that_the_proxy_strips_or_not() -> None:
+    with served(MadeModel(), Settings(path_prefix="/embed", api_key="key")) as url:
+        for path in ("/health", "/embed/health", "/embed/", "/embed/docs"):
+            assert httpx.get(f"{url}{path}").status_code == 200
+        for path in ("/encode", "/embed/encode", "/embed/embed/health", "/embed/metrics", "/embedhealth"):
+            assert httpx.post(f"{url}{path}", json={"texts": "a"}).status_code == 401
+        key = {"Authorization": "Bearer key"}
+        assert httpx.post(f"{url}/embed/encode", json={"texts": "a"}, headers=key).status_code == 200
+        assert httpx.get(f"{url}/embed").headers["Location"] == "/embed/"
+        assert httpx.get(f"{url}/embed/openapi.json").json()["servers"] == [{"url": "/embed"}]
+        assert f"curl {url}/embed/encode" in httpx.get(f"{url}/embed/docs").text
+        assert not re.search(r"""(href=|fetch\(|ask\()["']?/""", httpx.get(f"{url}/embed/").text)
+
+
+def test_web_pages_of_named_origins_may_use_the_server() -> None:
+    asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    asked |= {"Access-Control-Request-Headers": "authorization,content-type,x-stainless-os"}
+    settings = Settings(api_key="key", origins=("https://app.example",))
+    with served(MadeModel(), settings) as url, httpx.Client(base_url=url) as client:
+        answer = client.options("/encode", headers=asked)
+        assert answer.status_code == 200
+        assert answer.headers["Access-Control-Allow-Origin"] == "https://app.example"
+        assert "x-stainless-os" in answer.headers["Access-Control-Allow-Headers"]
+        for origin, allowed in (("https://app.example", "https://app.example"), ("https://other.example", None)):
+            answer = client.post("/encode", json={"texts": "a"}, headers={"Origin": origin})
+            assert (answer.status_code, answer.headers.get("Access-Control-Allow-Origin")) == (401, allowed)
+    with served(MadeModel()) as url:
+        assert "Access-Control-Allow-Origin" not in httpx.get(f"{url}/health", headers=asked).headers
 
 
 # Limits ---------------------------------------------------------------------------------------------------------------
@@ -260,6 +395,9 @@ def test_every_route_wants_the_key_and_json() -> None:
         ({"max_texts": 0}, "max_texts is 0"),
         ({"time_limit_s": float("nan")}, "time_limit_s is nan"),
         ({"host": ""}, "host"),
+        ({"path_prefix": "/embed/"}, "path_prefix"),
+        ({"path_prefix": "embed"}, "path_prefix"),
+        ({"origins": ("https://app.example/",)}, "https://app.example/"),
         ({"api_key": ""}, "API key"),
         ({"api_key": "secret "}, "API key"),
         ({"api_key": "schlüssel"}, "API key"),

@@ -19,7 +19,14 @@ from tests.serving.web.made_model import MadeIndex, MadeModel
 from tests.serving.web.servers import answered, served
 
 LIMITS = Settings(
-    name="made", max_texts=20, max_characters=500, max_body=20_000, max_top_k=50, max_hits=100, time_limit_s=2
+    name="made",
+    max_texts=20,
+    max_characters=500,
+    max_body=20_000,
+    max_top_k=50,
+    max_hits=100,
+    time_limit_s=2,
+    keep_alive_s=2,
 )
 LONG = "x" * 501
 JSON = {"Content-Type": "application/json"}
@@ -107,14 +114,15 @@ def test_what_is_no_text_and_too_much_text(client: httpx.Client, path: str, fiel
 
 # Values that a field does not take, as JSON.
 WRONG_VALUES = {
-    ("/search", "query"): ["null", "true", "5", '["a"]', "{}", json.dumps(LONG)],
-    ("/search", "queries"): ['"a"', "[]", "null", '["a", null]'],
-    ("/search", "top_k"): ["0", "-3", "51", str(2**31), "1e300", "1e400", "1.5", '"5"', "true", "null", "[5]"],
+    ("/search", "query"): ["true", "5", '["a"]', "{}", json.dumps(LONG)],
+    ("/search", "queries"): ['"a"', "[]", '["a", null]'],
+    ("/search", "top_k"): ["0", "-3", "51", str(2**31), "1e300", "1e400", "1.5", '"5"', "true", "[5]"],
     ("/search", "threshold"): ["1.01", "-2", '"0.5"', "true", "[0.5]", "1e400", "-1e400"],
-    ("/v1/embeddings", "input"): ["[1, 2]", "[[1], [2]]"],
-    ("/v1/embeddings", "encoding_format"): ['"hex"', '"BASE64"', '""', "null", "64", '["float"]'],
+    ("/v1/embeddings", "input"): ["[1, 2]", "[[1], [2]]", "[true]", '[["a"]]', "[[]]"],
+    ("/encode", "truncate"): ['"false"', "0"],
+    ("/v1/embeddings", "encoding_format"): ['"hex"', '"BASE64"', '""', "64", '["float"]'],
     ("/v1/embeddings", "dimensions"): ["5", "33", "0", "-32", "1e400", "31.5", '"32"', "true", "[32]"],
-    ("/v1/embeddings", "model"): ["3", "null", '["m"]'],
+    ("/v1/embeddings", "model"): ["3", '["m"]'],
 }
 
 
@@ -142,6 +150,12 @@ WRONG_BODIES: list[tuple[str, dict[str, Any], str]] = [
     ("/search", {"queries": ["a"] * 5, "top_k": 21}, "100"),
     ("/v1/embeddings", {"model": "m"}, "input"),
 ]
+
+
+def test_only_numbers_are_token_ids(client: httpx.Client) -> None:
+    for value, are_tokens in (([1, 2], True), ([[1], [2]], True), ([True], False), ([["a"]], False), ([[]], False)):
+        message = client.post("/v1/embeddings", json={"input": value}).json()["error"]["message"]
+        assert ("token ids" in message) == are_tokens
 
 
 def test_wrong_bodies(client: httpx.Client) -> None:
@@ -182,7 +196,7 @@ def header(value: bytes, status: int, name: str) -> Raw:
 
 RAW = {
     # Methods and paths; HTTP clients would tidy these up.
-    **{text: line(text, 405) for text in ("GET /encode", "OPTIONS /encode", "get /health", "PROPFIND /")},
+    **{text: line(text, 405) for text in ("GET /encode", "HEAD /encode", "OPTIONS /encode", "get /health")},
     **{
         text[:40]: line(text, 404)
         for text in (
@@ -196,7 +210,8 @@ RAW = {
     "a form with files": header(b"Content-Type: multipart/form-data; boundary=x\r\n", 415, "Content-Type"),
     "nearly JSON": header(b"Content-Type: application/jsonp\r\n", 415, "Content-Type"),
     "two content types": header(_TYPE + b"Content-Type: text/plain\r\n", 415, "Content-Type"),
-    "a foreign name": header(b"Host: evil.example:80\r\n", 421, "evil.example"),
+    "compressed": header(_TYPE + b"Content-Encoding: gzip\r\n", 415, "Content-Encoding"),
+    "a foreign name": header(b"Host: evil.example:80\r\n", 421, "--allowed_hosts=evil.example"),
     "ours as its first part": header(b"Host: localhost.evil.example\r\n", 421, "localhost.evil.example"),
     "ours as its last part": header(b"Host: evil-localhost\r\n", 421, "evil-localhost"),
     "ours as its user": header(b"Host: localhost@evil.example\r\n", 421, "evil.example"),
@@ -212,6 +227,9 @@ RAW = {
     # Bodies and their lengths.
     "two lengths": Raw(_POST + b"Content-Length: 14\r\nContent-Length: 15\r\n\r\n" + _BODY, [400]),
     "a terabyte, announced": Raw(_POST + b"Content-Length: 1000000000000\r\n\r\n", [413], "20,000"),
+    "two kinds of length": Raw(
+        _POST + b"Content-Length: 14\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + _GET + b"\r\n", [400]
+    ),
     "too short a length": Raw(_POST + b"Content-Length: 13\r\n\r\n" + _BODY, [400]),
     "no length": Raw(_POST + _CLOSE + b"\r\n", [422]),
     "half a body, and silence": Raw(_POST + b"Content-Length: 14\r\n\r\n{", [408]),

@@ -10,7 +10,7 @@ import pytest
 
 from simcse_jax.serving.index.exact import QUERIES
 from simcse_jax.serving.web.guard import Settings
-from simcse_jax.serving.web.launch import serve, warm_up
+from simcse_jax.serving.web.launch import greeting, serve, warm_up
 from simcse_jax.system.errors import UserError
 from tests.serving.web.made_model import MadeIndex, MadeModel
 from tests.serving.web.servers import process
@@ -43,6 +43,12 @@ def test_a_port_that_is_taken() -> None:
             serve(MadeModel(), Settings(port=port))
     with pytest.raises(UserError, match=r"nowhere\.invalid"):
         serve(MadeModel(), Settings(host="nowhere.invalid"))
+
+
+def test_the_greeting_says_where_and_the_length_limit() -> None:
+    words = greeting(MadeModel(), Settings(path_prefix="/embed"), 8123)
+    assert "http://127.0.0.1:8123/embed" in words
+    assert "128 tokens" in words
 
 
 def test_the_model_is_warm_before_the_first_client() -> None:
