@@ -79,8 +79,8 @@ def _likely(line: bytes) -> tuple[str, ...]:
     """Return the encodings that a line may have, the likely ones first."""
     if line.startswith((b"\xff\xfe", b"\xfe\xff")):
         return ("utf-16",)
-    if b"\0" in line:
-        return ("utf-16le", "utf-16be") if line.find(b"\0") % 2 else ("utf-16be", "utf-16le")
+    if b"\0" in line:  # cut after the first byte of a newline of two, or after its second
+        return ("utf-16le",) if len(line) % 2 else ("utf-16be",)
     several = ("gb18030", "big5", "shift_jis", "euc-kr")
     # In languages of Latin letters, few bytes are no ASCII; one byte a letter reads as almost anything.
     if sum(byte >= 0x80 for byte in line) < 0.3 * len(line):

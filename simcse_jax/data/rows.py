@@ -10,10 +10,22 @@ from dataclasses import dataclass
 from simcse_jax.data.tables import HEAD, TextTable, is_negative, listed
 from simcse_jax.system.errors import UserError
 
-# Names of columns that hold no text: id, pair_id, qid1, label, gold_label2, score, is_duplicate, split ...
+# Names of columns that hold no text: id, pair_id, qid1, label, gold_label2, score, is_duplicate, split, genre ...
 _NO_TEXT = re.compile(
-    r"(.*[_ -])?(idx?s?|index|no|num|number|labels?|scores?|split|similarity)\d*|[a-z]?ids?\d*|gold.*|is_duplicate",
+    r"(.*[_ -])?(idx?s?|index|no|num|number|labels?|class|category|genre|scores?|split|similarity)\d*"
+    r"|[a-z]?ids?\d*|gold.*|is_duplicate|lang|language|type",
     re.IGNORECASE,
+)
+# Names of a sentence and its positive, in lower case, in tables that hold other text too.
+_PAIRS = (
+    ("sentence1", "sentence2"),
+    ("sentence_a", "sentence_b"),
+    ("anchor", "positive"),
+    ("query", "pos"),
+    ("query", "positive"),
+    ("question1", "question2"),
+    ("question", "answer"),
+    ("premise", "hypothesis"),
 )
 MOST_COLUMNS = 16  # taken without being named
 ONE_COLUMN = "--column"  # the flag of commands that read one column
@@ -55,8 +67,8 @@ def choose_columns(
 def _default_columns(table: TextTable, flag: str) -> tuple[str, ...]:
     """Return sent0, sent1 and hard_neg* where there is a sent0; else the columns of text, hard negatives last.
 
-    Columns of ids, labels, scores and splits are left out, by their names or because they hold nothing but numbers.
-    UserError where the names of three or more do not say what they are.
+    Columns of ids, labels, scores and splits are left out, by their names or because they hold nothing but numbers. Of
+    three or more columns those of a known pair of names are taken; UserError where there is none.
     """
     if "sent0" in table.columns:
         pair = [name for name in ("sent0", "sent1") if name in table.columns]
@@ -65,6 +77,9 @@ def _default_columns(table: TextTable, flag: str) -> tuple[str, ...]:
     if len(names) <= MOST_COLUMNS:
         numeric = _numeric(table, names)
         names = sorted((name for name in names if name not in numeric), key=is_negative)
+    for pair in _PAIRS if sum(not is_negative(name) for name in names) > 2 else ():
+        if set(pair) <= (lower := {name.lower(): name for name in names}).keys():
+            return (*map(lower.__getitem__, pair), *filter(is_negative, names))
     if not names:
         has = (*table.columns, *table.other_columns)
         raise UserError(f"{table.name} has no column of text (only {listed(has)}).\nOr name one: {flag}=NAME")

@@ -60,59 +60,62 @@ def record_table(
     widths: dict[str, int] = {}  # by key: texts of a record, 1, or the longest list; 0 for what is no text
     for column, value in itertools.chain.from_iterable(record.items() for _, record in head):
         widths[column] = max(widths.get(column, 0), len(_texts(value) or ()))
+    negatives = {key for key in widths if is_negative(key)}
     place_of = {  # of each column: its key, and its place in a list of hard negatives
         f"{key}.{place + 1}" if place else key: (key, place)
         for key, width in widths.items()
-        for place in range(width if is_negative(key) else min(width, 1))
+        for place in range(width if key in negatives else min(width, 1))
     }
 
     def rows(columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
         places = [place_of[column] for column in columns]
         most = dict(sorted(places))  # by key: the last place that is read
         for number, record in records(list(most)):
-            where = f"{name}, {unit} {number}"
-            for key, value in record.items():
-                texts = _texts(value)
-                if texts is None and key in most:
-                    raise UserError(f"{where}: {key!r} is {str(value)[:60]!r}, which is not a string.")
-                if texts and len(texts) > widths.get(key, 0) and _is_new(key, most, widths):
-                    known = f"{widths[key]} texts of {key!r} at most" if key in widths else f"no {key!r}"
-                    raise UserError(
-                        f"{where} has {len(texts)} texts of {key!r}, and the first {len(head):,} {unit}s ({unit} "
-                        f"{head[0][0]} and on) have {known}.\nPut this {unit} first, so that its columns are known."
-                    )
+            texts = {key: _texts(value) for key, value in record.items()}
+            for key, found in texts.items():
+                if found is None or len(found) > widths.get(key, 0):
+                    require_known(number, key, found, most)
             options = [
-                (texts[place : place + 1] if is_negative(key) else texts) or [""]
+                (texts.get(key) or [""])[place : place + 1 if key in negatives else None] or [""]
                 for key, place in places
-                for texts in [_texts(record.get(key)) or []]
             ]
             for cells in itertools.product(*options):
-                for text in cells:
-                    _require_characters(text, where)
+                if not all(map(str.isascii, cells)):
+                    _require_characters(cells, f"{name}, {unit} {number}")
                 yield cells
+
+    def require_known(number: int, key: str, texts: list[str] | None, most: dict[str, int]) -> None:
+        """Require that a value which is read is text, and that none is left out because the first records lack it."""
+        where = f"{name}, {unit} {number}"
+        if texts is None and key in most:
+            raise UserError(f"{where}: {key!r} holds something that is not a string.")
+        is_new = key not in widths or (key in negatives and most.get(key) == widths[key] - 1)
+        if texts and len(texts) > widths.get(key, 0) and is_new:
+            known = f"{widths[key]} texts of {key!r} at most" if key in widths else f"no {key!r}"
+            raise UserError(
+                f"{where} has {len(texts)} texts of {key!r}, and the first {len(head):,} {unit}s ({unit} {head[0][0]} "
+                f"and on) have {known}.\nPut this {unit} first, so that its columns are known."
+            )
 
     others = tuple(key for key, width in widths.items() if not width)
     return TextTable(name, tuple(place_of), others, rows, key)
-
-
-def _is_new(key: str, most: dict[str, int], widths: dict[str, int]) -> bool:
-    """Return whether longer texts of a key would be left out: the key is new, or read up to its last known place."""
-    return key not in widths or (is_negative(key) and most.get(key) == widths[key] - 1)
 
 
 def _texts(value: Any) -> list[str] | None:
     """Return the texts of a record's value, a string or a list of strings; None if it is something else."""
     if value is None:
         return []
-    texts = value if isinstance(value, list) else [value]
-    return texts if all(isinstance(text, str) for text in texts) else None
+    if isinstance(value, str):
+        return [value]
+    return value if isinstance(value, list) and all(isinstance(text, str) for text in value) else None
 
 
-def _require_characters(text: str, where: str) -> None:
-    """Require that a text has no half of a surrogate pair, which JSON can write but UTF-8 cannot."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: {text[error.start]!r} is half of a surrogate pair, no character. Remove it."
-        ) from error
+def _require_characters(texts: Iterable[str], where: str) -> None:
+    """Require that texts have no half of a surrogate pair, which JSON can write but UTF-8 cannot."""
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{where}: {text[error.start]!r} is half of a surrogate pair, no character. Remove it."
+            ) from error

@@ -137,6 +137,7 @@ COLUMNS = {
     "id,question,answer\nx7,q,p\n": (("question", "answer"), ("id",)),
     "sentence1,sentence2,label\nq,p,entailment\n": (("sentence1", "sentence2"), ("label",)),
     "n,first,second,how\n1,q,p,0.5\n2,q,p,\n": (("first", "second"), ("n", "how")),
+    "topic,sentence1,sentence2,neg,genre\nx,q,p,n,web\n": (("sentence1", "sentence2", "neg"), ("topic", "genre")),
     "neg,query,pos,neg2\nx,q,p,y\n": (("query", "pos", "neg", "neg2"), ()),
 }
 
@@ -155,7 +156,7 @@ def test_ids_labels_scores_and_numbers_are_no_text(load, tmp_path, content):
 
 
 REFUSED = {
-    "topic,question,answer\nx,q,p\n": r"3 columns of text \(topic, question, answer\)(.|\n)*data.columns=",
+    "topic,first,second\nx,q,p\n": r"3 columns of text \(topic, first, second\)(.|\n)*data.columns=",
     ",".join(f"neg{n}" for n in range(10**5)) + "\n": "100,000 columns of text",
     "label,score\nx,1\n": r"no column of text \(only label, score\)",
 }
