@@ -22,6 +22,7 @@ from simcse_jax.data.rows import RowCounts, choose_columns, read_rows
 from simcse_jax.data.sources import open_tables
 from simcse_jax.data.tables import TextTable, listed
 from simcse_jax.data.tokenise import CACHE_FORMAT, Tokeniser, build, column, open_tokens
+from simcse_jax.data.vocabulary import unknown_id
 from simcse_jax.system.cache import cache_folder
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.whole_file import checksum, writing
@@ -156,7 +157,7 @@ def load_corpus(
     ~/.cache/simcse_jax. split: see `rows.read_rows`. Several processes may call this at once: one tokenises, the
     others wait for it.
     """
-    tokeniser = Tokeniser(_untruncated(tokenizer), max_length, tokenizer.unk_token_id)
+    tokeniser = Tokeniser(_untruncated(tokenizer), max_length, unknown_id(tokenizer))
     special = tokeniser.special
     if max_length <= special:
         raise UserError(

@@ -59,9 +59,9 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     special, continues = np.ones(size, bool), np.zeros(size, bool)
     special[[*tokens.values()]] = False
     special[[*tokenizer.all_special_ids]] = True
-    unknown = tokenizer.unk_token_id
-    if isinstance(unknown, int):  # unless it is another one too
-        special[unknown] = unknown in [getattr(tokenizer, f"{role}_token_id", None) for role in ROLES]
+    unknown = unknown_id(tokenizer)
+    if unknown is not None:
+        special[unknown] = False
     backend: Any = tokenizer.backend_tokenizer
     model = json.loads(backend.to_str())["model"]
     prefix = model.get("continuing_subword_prefix")
@@ -78,8 +78,15 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
         continues,
         mask_id if isinstance(mask_id, int) else None,
         None if prefix else marks,
-        unknown if isinstance(unknown, int) else None,
+        unknown,
     )
+
+
+def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the id of the token for what the vocabulary lacks; None without one, or if it has another role too."""
+    unknown = tokenizer.unk_token_id
+    roles = [getattr(tokenizer, f"{role}_token_id", None) for role in ROLES]
+    return unknown if isinstance(unknown, int) and unknown not in roles else None
 
 
 def _is_mark(text: str) -> bool:
