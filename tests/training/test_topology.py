@@ -41,11 +41,12 @@ VOCABULARY = Vocabulary(np.arange(200) < 5, np.arange(200) > 150, mask_id=4)
 
 
 class RandomExamples:
-    """Examples of random tokens, some of them exact duplicates of others."""
+    """Examples of random tokens, some of them exact duplicates of others; every fifth lacks its hard negatives."""
 
     def __init__(self, columns: int):
         rng = np.random.default_rng(0)
         self.lengths = rng.integers(4, MAX_LENGTH + 1, (EXAMPLES, columns)).astype(np.int32)
+        self.lengths[::5, 2:] = 0
         self.hashes = rng.integers(0, 60, (EXAMPLES, columns)).astype(np.uint64)  # about half collide in a batch
         self.tokens = rng.integers(5, 200, (EXAMPLES, columns, MAX_LENGTH)).astype(np.int32)
 
