@@ -35,6 +35,8 @@ from simcse_jax.training.metrics import duration
 DELETED = {"all": (), "model": ("checkpoints",), "scores": ("checkpoints", "model")}
 LOCK = ".lock"
 WAY_OUT = "Give a folder that you can write with --workdir=DIR."
+# A run saves on the first two; a terminal that closes sends the third to the sweep alone.
+_PASSED_ON = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM}
 _TAIL_LINES = 12  # of a failed command's output
 _TAIL_BYTES = 8192
 
@@ -196,8 +198,8 @@ def run_jobs(
 ) -> tuple[list[Job], int | None]:
     """Run the rest of the jobs, `parallel` at a time; their output goes to a file beside each run folder.
 
-    Returns the jobs that failed, and the signal that stopped the rest, None where every job had its turn. SIGINT and
-    SIGTERM are passed on to the runs, which save; then no further command starts. A job that fails stops no other.
+    Returns the jobs that failed, and the signal that stopped the rest, None where every job had its turn. Signals
+    are passed on to the runs, which save; then no further command starts. A job that fails stops no other.
 
     say: called with lines on what happens. score_of: returns a finished job's score in words.
     """
@@ -296,15 +298,16 @@ class _Runner:
 
     @contextmanager
     def passing_signals_on(self) -> Iterator[None]:
-        """Pass SIGINT and SIGTERM on to the running commands, and start nothing new after one."""
+        """Pass signals on to the running commands, SIGHUP as SIGTERM, and start nothing new after one."""
 
         def pass_on(number: int, _: object) -> None:
             self.signal = number
             with self.changing:
                 for process in self.running:
-                    process.send_signal(number)
+                    process.send_signal(_PASSED_ON[signal.Signals(number)])
 
-        previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = [number for number in _PASSED_ON if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
+        previous = {number: signal.signal(number, pass_on) for number in heard}
         try:
             yield
         finally:

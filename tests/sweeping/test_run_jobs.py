@@ -69,12 +69,14 @@ def test_several_at_a_time(tmp_path: Path) -> None:
     assert queue(tmp_path, jobs, parallel=2)[0] == ([], None)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_goes_to_the_run_once_and_nothing_new_begins(number: signal.Signals, tmp_path: Path) -> None:
-    saves = (
-        f"trap 'printf s >> saved; exit {128 + number}' {number.name}; printf x >> count; while :; do sleep 0.05; done"
-    )
-    ends_well = f"trap 'exit 0' {number.name}; printf x >> count; while :; do sleep 0.05; done"
+@pytest.mark.parametrize(
+    ("number", "passed"), [(signal.SIGINT, "INT"), (signal.SIGTERM, "TERM"), (signal.SIGHUP, "TERM")]
+)
+def test_a_signal_goes_to_the_run_once_and_nothing_new_begins(
+    number: signal.Signals, passed: str, tmp_path: Path
+) -> None:
+    saves = f"trap 'printf s >> saved; exit 9' {passed}; printf x >> count; while :; do sleep 0.05; done"
+    ends_well = f"trap 'exit 0' {passed}; printf x >> count; while :; do sleep 0.05; done"
     jobs = [
         shell_job(tmp_path, 0, saves),
         shell_job(tmp_path, 1, ends_well, "touch second"),
