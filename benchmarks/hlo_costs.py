@@ -19,7 +19,8 @@ import dataclasses
 import math
 import re
 
-from simcse_jax.training.hlo import KINDS, Array, Instruction, Module, bits
+from benchmarks.hlo import Array, Instruction, Module, bits
+from simcse_jax.training.collectives import KINDS
 
 # These move nothing: they name existing arrays, or call a computation that is counted itself.
 _FREE = {

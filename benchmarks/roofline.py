@@ -30,7 +30,7 @@ from benchmarks.hlo_costs import GROUPS, Part, parts
 from benchmarks.scaling import whole_numbers
 from simcse_jax import cli
 from simcse_jax.system.errors import UserError
-from simcse_jax.training.hlo import Collective, collectives
+from simcse_jax.training.collectives import Collective, collectives
 from simcse_jax.training.mesh import make_mesh
 from simcse_jax.training.plan import topology_chips
 

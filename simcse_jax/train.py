@@ -20,6 +20,7 @@ from simcse_jax.config.recipe import default_workdir, require_keys, require_reci
 from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
+    from simcse_jax.config.schema import Config
     from simcse_jax.training.loop import Outcome
     from simcse_jax.training.run import Run
 
@@ -86,13 +87,11 @@ def main() -> int:
     import jax
 
     from simcse_jax.config.resolve import resolve
-    from simcse_jax.hosts.agreement import fail_together, is_first, processes
+    from simcse_jax.hosts.agreement import fail_together, processes
     from simcse_jax.system.compiled import keep_compiled
     from simcse_jax.system.devices import start_devices
     from simcse_jax.system.host_memory import keep_freed_memory
-    from simcse_jax.training.display import describe, summarize, while_doing
-    from simcse_jax.training.loop import train
-    from simcse_jax.training.run import prepare
+    from simcse_jax.training.folder import locked_folder
 
     keep_freed_memory()
     start_devices()
@@ -101,6 +100,18 @@ def main() -> int:
         overridden = config_flags.get_override_values(flags.FLAGS["config"])
         x64 = jax.dtypes.canonicalize_dtype("float64") == "float64"
         config = resolve(_CONFIG.value, overridden, jax.device_count(), x64, processes())
+    with locked_folder(workdir):
+        return _train(config, workdir)
+
+
+def _train(config: Config, workdir: Path) -> int:
+    """Prepare, train, export, report; return the exit status."""
+    from simcse_jax.hosts.agreement import fail_together, is_first
+    from simcse_jax.system.progress import while_doing
+    from simcse_jax.training.display import describe, summarize
+    from simcse_jax.training.loop import train
+    from simcse_jax.training.run import prepare
+
     with while_doing("preparing the run: its model, its data, its tokenizer") if is_first() else nullcontext():
         run = prepare(config, workdir)
     if is_first():
@@ -142,32 +153,27 @@ def _join() -> None:
 
     from simcse_jax.hosts.join import join, table
 
-    cards = join(cluster, _JOIN.value, _HEARTBEAT.value)
+    members = join(cluster, _JOIN.value, _HEARTBEAT.value)
     if cluster.process == 0:
-        Console(soft_wrap=True, highlight=False).print(table(cards))
+        Console(soft_wrap=True, highlight=False).print(table(members))
 
 
 def _finish(run: Run, outcome: Outcome, workdir: Path) -> None:
-    """Export the best model, write the report, and say what to do next."""
+    """Export the best model, write the report, and say what to do next. Without a report the training is done too."""
+    from simcse_jax.judging import report_run
     from simcse_jax.model_folder.run_folder import export_run
-    from simcse_jax.training.display import conclude, while_doing
+    from simcse_jax.system.progress import while_doing
+    from simcse_jax.training.display import conclude
 
     with while_doing("exporting the model"):
         export_run(workdir, workdir / "model")
     with while_doing("writing the report"):
-        _report(workdir, run.config.eval.data)
+        try:
+            content = report_run(workdir, run.config.eval.data)
+            print(f"report: {workdir / 'report.html'} ({content})")
+        except Exception as error:  # noqa: BLE001 (such as no memory left beside the training state)
+            print(f"note: no report was written: {type(error).__name__}: {error}")
     print("\n".join(conclude(run, outcome, workdir)), flush=True)
-
-
-def _report(workdir: Path, data: str) -> None:
-    """Write the run's report. When that fails, the training still counts as done."""
-    from simcse_jax.judging import report_run
-
-    try:
-        content = report_run(workdir, data)
-        print(f"report: {workdir / 'report.html'} ({content})")
-    except Exception as error:  # noqa: BLE001 (such as no memory left beside the training state)
-        print(f"note: no report was written: {type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from jax.sharding import SingleDeviceSharding
 from benchmarks import roofline
 from benchmarks.chips import CHIPS
 from benchmarks.compiled_step import ENCODERS
+from benchmarks.hlo import Array
 from benchmarks.hlo_costs import Part, memory_space, padded_bytes, parts
 from benchmarks.scaling_model import UNSUPERVISED, Model, encoder_flops, loss_flops
 from simcse_jax.encoder.architecture import Architecture
-from simcse_jax.training.hlo import Array, Collective
+from simcse_jax.training.collectives import Collective
 from simcse_jax.training.mesh import make_mesh
 from simcse_jax.training.plan import topology_chips
 
@@ -122,9 +123,9 @@ def test_the_longest_side_binds() -> None:
 def test_a_reduction_is_a_scatter_and_a_gather() -> None:
     """Over two lines of a v5e, 2 and 4 long: two of a chip's four links, 100 GB/s."""
     chip = CHIPS["v5e"]
-    whole = Collective("a", "all-reduce", "f32", ((250_000_000,),), 1_000_000_000, False, 1)
-    part = Collective("b", "reduce-scatter", "f32", ((31_250_000,),), 125_000_000, True, 2)
-    gather = Collective("c", "all-gather", "f32", ((250_000_000,),), 1_000_000_000, False, None)
+    whole = Collective("all-reduce", 1_000_000_000, 1)
+    part = Collective("reduce-scatter", 125_000_000, 2)
+    gather = Collective("all-gather", 1_000_000_000, None)
     sent = [roofline.sent_by(one, chip, (2, 4), 8) for one in (whole, part, gather)]
     assert [one.inner for one in sent] == [pytest.approx(size) for size in (1.75e9, 1.75e9, 0.875e9)]
     assert sent[0].seconds == pytest.approx(1.75e9 / 100e9, rel=1e-3)

@@ -195,15 +195,6 @@ def test_one_that_dies_while_the_others_save_is_a_crash(launch: Launch):
     assert told(done) == ["launch: process 1 (pid N) was killed by SIGKILL", "launch: 0 restarts are used up"]
 
 
-@pytest.mark.parametrize("gpus", ["", "-1"])
-def test_no_visible_gpu_is_none(gpus: str, tmp_path: Path):
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
-    smi.chmod(0o755)
-    commands = dry_run("--", PATH=f"{tmp_path}:{os.environ['PATH']}", CUDA_VISIBLE_DEVICES=gpus)
-    assert [words[1] for words in commands] == ["JAX_PLATFORMS=cpu"] * 2
-
-
 # The second of them fails as it is told to save.
 FAILS = SAVES.replace("sys.exit(128 + number)", "sys.exit(1 if rank == 1 else 128 + number)")
 
@@ -269,21 +260,26 @@ def test_dry_run_prints_each_command_and_keeps_the_xla_flags_of_the_environment(
 
 
 @pytest.mark.parametrize(
-    ("flags", "environment", "dealt"),
+    ("flags", "visible", "dealt"),
     [
-        ((), {"CUDA_VISIBLE_DEVICES": "2,3,5,7"}, ["2,3", "5,7"]),
-        (("--devices_per_process=1",), {"CUDA_VISIBLE_DEVICES": "2,3,5"}, ["2", "3"]),
-        ((), {}, ["0,1", "2,3"]),
+        ((), "2,3,5,7", ["2,3", "5,7"]),
+        (("--devices_per_process=1",), "2,3,5", ["2", "3"]),
+        ((), None, ["0,1", "2,3"]),
+        ((), "", []),
+        ((), "-1", []),
     ],
 )
-def test_gpus_are_dealt_evenly(flags: tuple[str, ...], environment: dict[str, str], dealt: list[str], tmp_path: Path):
+def test_gpus_are_dealt_evenly(flags: tuple[str, ...], visible: str | None, dealt: list[str], tmp_path: Path):
     smi = tmp_path / "nvidia-smi"
     smi.write_text("#!/bin/sh\nprintf '0\\n1\\n2\\n3\\n'\n")
     smi.chmod(0o755)
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     commands = dry_run(*flags, "--", PATH=f"{tmp_path}:{os.environ['PATH']}", **environment)
-    assert [words[1:3] for words in commands] == [
-        ["JAX_PLATFORMS=cuda", f"CUDA_VISIBLE_DEVICES={gpus}"] for gpus in dealt
-    ]
+    if dealt:
+        expected = [["JAX_PLATFORMS=cuda", f"CUDA_VISIBLE_DEVICES={gpus}"] for gpus in dealt]
+        assert [words[1:3] for words in commands] == expected
+    else:
+        assert [words[1] for words in commands] == ["JAX_PLATFORMS=cpu"] * 2
 
 
 @pytest.mark.parametrize(

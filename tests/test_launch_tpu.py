@@ -38,7 +38,9 @@ def test_a_slice_is_requested_with_the_image_of_its_generation(accelerator: str,
 
 def test_an_unknown_generation_and_a_bucket_with_its_scheme_are_refused(tmp_path: Path):
     put_stand_in(tmp_path, "gcloud")
-    assert "ACCELERATOR=v9-8: no image is known" in tpu_pod(tmp_path, "create", ACCELERATOR="v9-8").stderr
+    for action in ("create", "watch"):
+        done = tpu_pod(tmp_path, action, ACCELERATOR="v9-8")
+        assert (done.returncode, "ACCELERATOR=v9-8: no image is known" in done.stderr) == (2, True)
     assert "BUCKET=my-runs" in tpu_pod(tmp_path, "run", BUCKET="gs://my-runs").stderr
     assert "BUCKET is not set" in tpu_pod(tmp_path, "run", BUCKET="").stderr
     assert calls(tmp_path) == []
@@ -84,32 +86,22 @@ def test_fetch_and_delete(tmp_path: Path):
 
 
 # A cloud that goes through a list of (state of the request, what a host says), one further at each question for the
-# state of the request; and what each call was, in short.
+# state of the request.
 CLOUD = """
 story = json.load(open(f"{here}/story.json"))
 asked = sum("queued-resources" in line and '"list"' in line for line in open(f"{here}/calls.jsonl"))
 state, host = story[min(asked, len(story)) - 1]
-if state == "broken":
+if state == "broken" or (host, "create" in arguments) == ("refused", True):
     sys.exit(1)
 if "list" in arguments and state != "none":
     print(state)
 if "describe" in arguments:
     print("READY" if host != "preempted" else "PREEMPTED")
 if "tpu_worker.sh status" in " ".join(arguments):
-    print(f"worker h0 {host}\\nworker h1 running")
+    if host == "silent":
+        sys.exit(255)
+    print(f"worker h0 {host}\\nworker h1 {'done' if host == 'done' else 'running'}")
 """
-
-
-def watched(story: list[tuple[str, str]], folder: Path) -> tuple[int, list[str]]:
-    """Return the exit status of `watch` through that story, and what it did: create, delete, run."""
-    put_stand_in(folder, "gcloud", CLOUD)
-    (folder / "story.json").write_text(json.dumps(story))
-    done = tpu_pod(folder, "watch", TRIES="3")
-    did = []
-    for words in calls(folder):
-        did += [word for word in ("create", "delete") if word in words]
-        did += ["run"] if "tpu_worker.sh run" in " ".join(words) else []
-    return done.returncode, did
 
 
 @pytest.mark.parametrize(
@@ -123,21 +115,24 @@ def watched(story: list[tuple[str, str]], folder: Path) -> tuple[int, list[str]]
             ["delete", "create", "run"],
         ),
         ([("ACTIVE", "preempted"), ("ACTIVE", "mend")], 2, ["delete", "create"]),
+        ([("ACTIVE", "done")], 0, []),
+        ([("ACTIVE", "silent")], 1, []),
         ([("FAILED", ""), ("FAILED", ""), ("FAILED", "")], 1, ["delete", "create"] * 2),
+        ([("none", "refused")], 1, ["create"] * 3),
         # gcloud that does not answer is no reason to make another slice.
         ([("broken", ""), ("broken", ""), ("broken", "")], 1, []),
     ],
 )
 def test_watch_makes_what_is_missing(story: list[tuple[str, str]], status: int, did: list[str], tmp_path: Path):
-    assert watched(story, tmp_path) == (status, did)
-
-
-def test_watch_ends_when_all_hosts_are_done(tmp_path: Path):
-    part = "if 'list' in arguments: print('ACTIVE')\nif 'describe' in arguments: print('READY')\n"
-    part += "if 'ssh' in arguments: print('worker h0 done\\nworker h1 done')"
-    put_stand_in(tmp_path, "gcloud", part)
-    done = tpu_pod(tmp_path, "watch")
-    assert (done.returncode, "the run is complete" in done.stderr) == (0, True)
+    """What `watch` did on its way through that story: create, delete, run."""
+    put_stand_in(tmp_path, "gcloud", CLOUD)
+    (tmp_path / "story.json").write_text(json.dumps(story))
+    assert tpu_pod(tmp_path, "watch", TRIES="3").returncode == status
+    done = []
+    for words in calls(tmp_path):
+        done += [word for word in ("create", "delete") if word in words]
+        done += ["run"] if "tpu_worker.sh run" in " ".join(words) else []
+    assert done == did
 
 
 def test_watch_on_a_slice_that_is_new_installs_and_runs(tmp_path: Path):
@@ -160,18 +155,6 @@ elif "tar -xzf" in command: os.mkdir("{home}/simcse_jax")
     commands = [word for words in calls(tmp_path) for word in words if word.startswith("--command=")]
     order = ["tpu_worker.sh status", "tar -xzf", "tpu_worker.sh install", "tpu_worker.sh run", "tpu_worker.sh status"]
     assert [what in command for what, command in zip(order, commands, strict=True)] == [True] * 5
-
-
-def test_watch_gives_up_where_hosts_cannot_be_asked_or_requests_are_refused(tmp_path: Path):
-    part = "if 'list' in arguments: print('ACTIVE')\nif 'describe' in arguments: print('READY')\n"
-    put_stand_in(tmp_path, "gcloud", part + "if 'ssh' in arguments: sys.exit(255)")
-    done = tpu_pod(tmp_path, "watch", TRIES="3")
-    assert (done.returncode, "could not be asked 3 times" in done.stderr) == (1, True), done.stderr
-    put_stand_in(tmp_path, "gcloud", "if 'create' in arguments: sys.exit(1)")
-    done = tpu_pod(tmp_path, "watch", TRIES="3")
-    assert (done.returncode, "failed 3 times in a row" in done.stderr) == (1, True), done.stderr
-    done = tpu_pod(tmp_path, "watch", ACCELERATOR="v9-8")
-    assert (done.returncode, "no image is known" in done.stderr) == (2, True), done.stderr
 
 
 def worker(folder: Path, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":

@@ -14,42 +14,26 @@ import jax
 import numpy as np
 import pytest
 
-from simcse_jax.config.recipe import read_recipe
-from simcse_jax.config.resolve import resolve
 from simcse_jax.data import demo
 from simcse_jax.model_folder.run_folder import load_best
 from simcse_jax.training.metrics import read_metrics
-from simcse_jax.training.run import prepare
-from tests.small_models import demo_files, states_of
+from tests.small_models import demo_files
 
 ROOT = Path(__file__).parent.parent
 RECIPE = "configs/demo.py:scratch"
-SMALL = {
+STEPS = 12
+# Wide enough for 8 devices to keep parts of kernels; two groups on each of 8 devices, eleven on one.
+WIDE = {
     "data.files": str(demo_files() / "sentences.txt"),
-    "data.packed": "False",  # one shape to compile
     "model.dtype": "float64",
     "model.num_hidden_layers": "1",
     "model.vocab_size": "300",
-    "train.log_every_steps": "1",
-}
-# The smallest run, without evaluation.
-TINY = SMALL | {
-    "model.hidden_size": "16",
-    "model.intermediate_size": "32",
-    "optimizer.warmup_steps": "1",
-    "train.batch_size": "64",
-    "train.steps": "4",
-    "eval.data": "",
-}
-STEPS = 12
-# Wide enough for 8 devices to keep parts of kernels; two groups on each of 8 devices, eleven on one.
-WIDE = SMALL | {
-    "data.packed": "True",
     "model.hidden_size": "64",
     "model.intermediate_size": "128",
     "mlm.weight": "0.1",
     "train.batch_size": "528",
     "train.steps": str(STEPS),
+    "train.log_every_steps": "1",
     "optimizer.warmup_steps": "4",
     "eval.data": str(demo_files() / "dev.tsv"),
     "eval.every_steps": "6",
@@ -71,14 +55,12 @@ class Folder:
         """Start the launcher, with its output in `name.log`."""
         command = [str(ROOT / "launch" / "local.sh"), f"--processes={processes}", f"--devices_per_process={devices}"]
         command += ["--", f"--config={RECIPE}", f"--workdir={self.path / name}", *flags]
-        command += [f"--config.{key}={value}" for key, value in self.keys(keys).items()]
+        command += [f"--config.{key}={value}" for key, value in keys.items()]
+        command += [f"--config.data.cache_dir={self.path / 'cache'}"]
         environment = os.environ | {"JAX_ENABLE_X64": "1", "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
         environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiles in half the time
         with (self.path / f"{name}.log").open("w") as log:
             return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
-
-    def keys(self, keys: Mapping[str, str]) -> dict[str, str]:
-        return {**keys, "data.cache_dir": str(self.path / "cache")}
 
     def log(self, name: str) -> str:
         return (self.path / f"{name}.log").read_text()
@@ -109,32 +91,6 @@ class Folder:
 
 
 @pytest.fixture(scope="module")
-def tiny_runs(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """Make a run of two processes."""
-    folder = Folder(tmp_path_factory.mktemp("tiny"))
-    folder.run("two", 2, 1, TINY)
-    return folder
-
-
-@pytest.mark.slow  # several processes keep no compiled programs
-def test_two_processes_give_the_run_of_one(tiny_runs: Folder) -> None:
-    workdir = tiny_runs.path / "two"
-    with jax.enable_x64(True):
-        recipe = read_recipe(str(ROOT / RECIPE), tiny_runs.keys(TINY | {"mesh.data": "1"}))
-        run = prepare(resolve(*recipe, jax.device_count(), x64=True), tiny_runs.path / "one")
-        states, metrics = states_of(run, 4)
-        params, info = load_best(workdir)
-    assert info["step"] == 4
-    losses = [line["loss"] for line in read_metrics(workdir) if "loss" in line]
-    assert losses == pytest.approx([each["loss"] for each in metrics], rel=1e-9)
-    gaps = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), states[-1].params, params)
-    assert max(jax.tree.leaves(gaps)) < 1e-9
-    assert "2 processes on 1 host, 2 devices" in tiny_runs.log("two")
-    assert tiny_runs.log("two").count("What to do next") == 1  # one process talks
-    assert (workdir / "model" / "model.safetensors").exists()
-
-
-@pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """Return a folder in which the run "one", of one process and one device, is finished."""
     folder = Folder(tmp_path_factory.mktemp("runs"))
@@ -160,6 +116,9 @@ def test_any_number_of_processes_gives_the_run_of_one(
 ) -> None:
     runs.run(name, processes, devices, WIDE | {"mlm.validation": str(runs.path / "held_out.txt")} | keys)
     runs.require_equal(name, "one", STEPS)
+    assert runs.log(name).count("What to do next") == 1  # one process talks
+    if processes > 1:
+        assert f"{processes} processes on 1 host, {processes * devices} devices" in runs.log(name)
 
 
 def pids(log: str) -> list[int]:

@@ -10,7 +10,6 @@ import dataclasses
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from simcse_jax.system.errors import UserError
 
@@ -156,14 +155,3 @@ def _gpus(environment: Mapping[str, str]) -> tuple[int, ...] | None:
         return None
     visible = [gpu for gpu in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     return (0,) if len(visible) == 1 else (int(local),)
-
-
-def as_arguments(cluster: Cluster) -> dict[str, Any]:
-    """Return the arguments of `jax.distributed.initialize` for this cluster."""
-    return {
-        "coordinator_address": cluster.coordinator,
-        "num_processes": cluster.processes,
-        "process_id": cluster.process,
-        "local_device_ids": cluster.gpus,
-        "cluster_detection_method": "deactivate",
-    }

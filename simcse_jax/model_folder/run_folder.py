@@ -39,26 +39,30 @@ def read_run_info(workdir: Path) -> dict[str, Any] | None:
     way_out = (
         "Give another folder with --workdir=DIR. To export a model folder, give it as --model=DIR, without --workdir."
     )
-    info = read_json(path, way_out=way_out)
-    if {"recipe", "encoder", "pooler", "data", "eval"} <= info.keys() and isinstance(info["recipe"], dict):
-        return OLDER | info | {"recipe": defaults() | info["recipe"]}
+    info = OLDER | read_json(path, way_out=way_out)
+    sections = ("recipe", "encoder", "data", "eval", "validation", "synonyms")
+    if "pooler" in info and all(isinstance(info.get(name), dict) for name in sections):
+        return info | {"recipe": defaults() | info["recipe"]}
     raise UserError(f"{path} is not the config.json of a run of simcse_jax.\n{way_out}")
 
 
 def complete_steps(folder: Path) -> list[int]:
     """Return the complete steps of `checkpoints/last` or `checkpoints/best`, ascending."""
-    return sorted(int(path.parent.name) for path in folder.glob(f"*/{FILE_LIST}") if path.parent.name.isdigit())
+    return sorted(int(path.parent.name) for path in folder.glob(f"*/{FILE_LIST}") if path.parent.name.isdecimal())
 
 
 def require_intact(step: Path) -> None:
     """Raise ValueError or UserError when a file of this checkpoint is missing or damaged, OSError when unreadable."""
-    require_files(step, read_json(step / FILE_LIST, way_out="Restore it from a copy, or train again."))
+    files = read_json(step / FILE_LIST, way_out="Restore it from a copy, or train again.")
+    if not files or not all(isinstance(written, dict) for written in files.values()):
+        raise ValueError(f"{FILE_LIST} is no list of files")
+    require_files(step, files)
 
 
 def read_state(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
     """Return (NumPy arrays in the structure of `like`, the saved progress) of one step of `checkpoints/last`.
 
-    Raises when a file is missing or damaged, or an array has another shape.
+    Raises when a file is missing or damaged, or an array has another shape or is not finite.
     """
     require_intact(folder)
     values = _arrays(folder / "state", like)
@@ -67,6 +71,7 @@ def read_state(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
     for (path, shape), found in zip(wanted, jax.tree.leaves(values), strict=True):
         if (found.shape, found.dtype) != (shape.shape, shape.dtype):
             raise ValueError(f"{jax.tree_util.keystr(path)} is {found.dtype}{list(found.shape)}")
+    require_finite(values, folder)
     return values, progress
 
 

@@ -28,8 +28,8 @@ from simcse_jax.sweeping.plan import Judging, Row, SweepPlan
 from simcse_jax.sweeping.rows import SEED
 from simcse_jax.system import whole_file
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.progress import duration
 from simcse_jax.system.whole_file import Lock, writing
-from simcse_jax.training.metrics import duration
 
 # By the value of --keep: folders of a finished run that are deleted.
 DELETED = {"all": (), "model": ("checkpoints",), "scores": ("checkpoints", "model")}

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -29,46 +30,76 @@ def progress_bar(
     """Return a bar on a terminal or in a notebook, lines on standard error elsewhere, or nothing visible.
 
     total: the number of items, None if unknown. shown: False shows nothing. what, unit: the words of the bar
-    and the lines. done: items that were finished before. The time between lines is counted over all bars of the
-    process, so that many short tasks in a row also give a line every `EVERY_S` seconds.
+    and the lines. done: items that were finished before.
     """
     if shown and not (sys.stderr.isatty() or "ipykernel" in sys.modules):
         return _Lines(total, what, unit, done)
     return tqdm(total=total, unit=f" {unit}", desc=what, initial=done, leave=False, disable=not shown)
 
 
-class _Lines:
-    """Print a line when none was printed for `EVERY_S` seconds, also while a single item takes long."""
+class Heartbeat:
+    """Print a line whenever none was printed for `EVERY_S` seconds, so that a log shows that work goes on."""
 
-    _last = 0.0  # when a bar printed its last line, or the first bar began
+    _last = 0.0  # when the process printed its last line
 
-    def __init__(self, total: int | None, what: str, unit: str, done: int):
-        self._total, self._what, self._unit = total, what, unit
-        self._first = self._done = done
+    def __init__(self, line: Callable[[], str], say: Callable[[str], object], goes_on: bool = False):
+        """goes_on: count from the last line, not from the beginning: many short tasks in a row give lines too."""
+        self._line, self._say, self._goes_on = line, say, goes_on
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"progress of {what}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
-    def __enter__(self) -> _Lines:
-        self._start = time.monotonic()
-        _Lines._last = _Lines._last or self._start
-        self._thread.start()
+    def __enter__(self) -> Any:
+        if not (self._goes_on and Heartbeat._last):
+            self.beat()
+        with suppress(RuntimeError):  # no further thread can start, and the work goes on
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @staticmethod
+    def beat() -> None:
+        """Note that a line was printed."""
+        Heartbeat._last = time.monotonic()
+
+    def _run(self) -> None:
+        while not self._end.wait(max(Heartbeat._last + EVERY_S - time.monotonic(), 0)):
+            if time.monotonic() >= Heartbeat._last + EVERY_S:  # one within this one may have printed meanwhile
+                self.beat()
+                self._say(self._line())
+
+
+def while_doing(what: str) -> Heartbeat:
+    """Return a context in which a line says every 30 seconds that this is still going on."""
+    start = time.monotonic()
+    return Heartbeat(lambda: f"{what} ... {duration(time.monotonic() - start)}", lambda line: print(line, flush=True))
+
+
+class _Lines(Heartbeat):
+    """Print a line when none was printed for `EVERY_S` seconds, also while a single item takes long."""
+
+    def __init__(self, total: int | None, what: str, unit: str, done: int):
+        super().__init__(self._describe, lambda line: print(line, file=sys.stderr, flush=True), goes_on=True)
+        self._total, self._what, self._unit = total, what, unit
+        self._first = self._done = done
+        self._start = time.monotonic()
 
     def update(self, n: int = 1) -> None:
         self._done += n
 
-    def _run(self) -> None:
-        while not self._end.wait(max(_Lines._last + EVERY_S - time.monotonic(), 0)):
-            if time.monotonic() >= _Lines._last + EVERY_S:  # a bar within this one may have printed meanwhile
-                _Lines._last = time.monotonic()
-                print(self._line(_Lines._last - self._start), file=sys.stderr, flush=True)
-
-    def _line(self, seconds: float) -> str:
+    def _describe(self) -> str:
+        seconds = time.monotonic() - self._start
         of = "" if self._total is None else f" of {self._total:,}"
         rate = (self._done - self._first) / max(seconds, 1e-9)
         speed = f", {rate:,.0f} per second" if rate >= 1 else ""
         return f"{self._what}: {self._done:,}{of} {self._unit} after {seconds:,.0f} s{speed}"
+
+
+def duration(seconds: float) -> str:
+    """Return hours, minutes and seconds as "1:02:03" or "2:03"."""
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -23,7 +24,7 @@ import orbax.checkpoint as ocp
 from simcse_jax.hosts.agreement import broadcast, error_on_all, fail_together, gather, is_first, processes
 from simcse_jax.model_folder.run_folder import complete_steps, read_state
 from simcse_jax.system.errors import UserError, short
-from simcse_jax.training.folder import incomplete, seal
+from simcse_jax.training.folder import incomplete, seal, set_aside
 from simcse_jax.training.mesh import place
 from simcse_jax.training.state import TrainState
 
@@ -69,9 +70,11 @@ class Checkpoints:
         self._pending: Future[None] | None = None  # the save of `last` that was started and not yet checked
 
     def __enter__(self) -> Checkpoints:
+        logging.getLogger("absl").addFilter(_is_news)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        logging.getLogger("absl").removeFilter(_is_news)
         if error is None:
             self._close()
         elif processes() == 1 or getattr(error, "everywhere", False):  # else the other processes may never come here
@@ -115,10 +118,9 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), progress=ocp.args.JsonSave(metadata))
         try:
             self._last.save(step, force=True, args=items)
+            self._pending = self._watcher.submit(self._completed, self._last, step)
         except Exception as error:  # noqa: BLE001 (a file system may raise anything)
             self._failed("last", error)
-        else:
-            self._pending = self._watcher.submit(self._completed, self._last, step)
 
     def _completed(self, manager: ocp.CheckpointManager, step: int) -> None:
         """Wait until a save is written, and mark it as complete."""
@@ -186,15 +188,12 @@ class Checkpoints:
         """Return the newest good state and its progress, laid out like `like` (ShapeDtypeStructs with shardings).
 
         A damaged checkpoint is renamed to broken-STEP, and the one before it is used. None in a new run, and when the
-        damaged one was the run's first; UserError when all of several are damaged. Every process reads and checks the
-        whole, so that a disk that fails one process alone does not condemn a good checkpoint.
+        damaged one was the run's first; UserError when all of several are damaged, or were at an earlier start. Every
+        process reads and checks the whole, so that a disk that fails one process alone does not condemn a good
+        checkpoint.
         """
-        found = {
-            "steps": sorted(self._last.all_steps(), reverse=True),
-            "earlier": bool(list(self._folder.glob("broken-*"))),
-        }
-        found = json.loads(broadcast(json.dumps(found)))
-        steps, earlier = found["steps"], found["earlier"]
+        own = [sorted(self._last.all_steps(), reverse=True), bool(set_aside(self._folder))]
+        steps, has_broken = json.loads(broadcast(json.dumps(own)))
         for step in steps:
             values, metadata, problem = None, {}, ""
             try:
@@ -206,18 +205,20 @@ class Checkpoints:
                 # A best that is newer than this state: the run is about to repeat those steps.
                 for later in [s for s in self._best.all_steps() if s > step]:
                     self._best.delete(later)
-                return TrainState(**place(values, _shardings(like))), RunProgress.from_json(metadata)
+                return TrainState(
+                    **place(values, jax.tree.map(lambda x: x.sharding, like._asdict()))
+                ), RunProgress.from_json(metadata)
             if not all(problems):
                 number, its_problem = next((n, text) for n, text in enumerate(problems) if text)
                 raise RuntimeError(f"Process {number} cannot read step {step}, and others can: {its_problem}")
             self._set_aside(step, problem)
-        if not steps:
+        if not steps and not has_broken:
             return None
-        if len(steps) == 1 and not earlier:
+        if len(steps) == 1 and not has_broken:
             self._say("warning: there is no other checkpoint, so the run starts again")
             return None
         raise error_on_all(
-            f"All checkpoints in {self._folder / 'last'} were damaged; they are beside it now, as broken-*.\n"
+            f"No good checkpoint is left in {self._folder / 'last'}; the damaged ones are beside it, as broken-*.\n"
             "Restore one from a copy, or start a new run with --workdir=ANOTHER."
         )
 
@@ -237,13 +238,14 @@ class Checkpoints:
                     shutil.rmtree(path, ignore_errors=True)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return False for Orbax's traceback of a save that failed, one for each array: `_failed` tells of it in a line."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
 def _options(asynchronous: bool) -> ocp.CheckpointManagerOptions:
     return ocp.CheckpointManagerOptions(
         max_to_keep=2,
         enable_async_checkpointing=asynchronous,
         async_options=ocp.AsyncOptions(timeout_secs=SAVE_TIMEOUT_S),
     )
-
-
-def _shardings(like: TrainState) -> dict[str, Any]:
-    return jax.tree.map(lambda x: x.sharding, like._asdict())

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +13,12 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from simcse_jax.config.compare import differences
 from simcse_jax.config.layout import LARGEST_GROUP
+from simcse_jax.config.schema import defaults
 from simcse_jax.data.batches import format_rows
-from simcse_jax.data.positives import POSITIVES
 from simcse_jax.model_folder.card import simcse_recipe
-from simcse_jax.system.progress import EVERY_S
-from simcse_jax.training.metrics import duration
+from simcse_jax.system.progress import Heartbeat, duration
 
 if TYPE_CHECKING:
     from simcse_jax.config.schema import Config
@@ -28,40 +26,6 @@ if TYPE_CHECKING:
     from simcse_jax.training.run import Run
 
 SMALL_CHANGE = 0.1  # of the logarithm of a learned temperature, in a whole run: worth a note
-
-
-class Heartbeat:
-    """Print a line whenever nothing was printed for 30 seconds, so that a log shows that work goes on."""
-
-    def __init__(self, line: Callable[[], str], say: Callable[[str], None] = print):
-        self._line, self._say = line, say
-        self._last, self._end = time.monotonic(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-
-    def __enter__(self) -> Heartbeat:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def beat(self) -> None:
-        """Note that a line was printed."""
-        self._last = time.monotonic()
-
-    def _run(self) -> None:
-        while not self._end.wait(max(self._last + EVERY_S - time.monotonic(), 0)):
-            if time.monotonic() >= self._last + EVERY_S:
-                self.beat()
-                self._say(self._line())
-
-
-def while_doing(what: str) -> Heartbeat:
-    """Return a context in which a line says every 30 seconds that this is still going on."""
-    start = time.monotonic()
-    return Heartbeat(lambda: f"{what} ... {duration(time.monotonic() - start)}", lambda line: print(line, flush=True))
 
 
 class Display:
@@ -73,39 +37,39 @@ class Display:
         self.total_steps = total_steps
         self._doing = "training"
         self._step = 0
-        self._heartbeat = Heartbeat(lambda: f"step {self._step}/{self.total_steps}  {self._doing} ...", self.say)
-        fields: dict[str, Any] = {"loss": "-", "dev": "-", "speed": "-"}
         self._bar = Progress(
             BarColumn(bar_width=12),  # the line has to fit 80 columns
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
-            TextColumn("dev {task.fields[dev]}"),
-            TextColumn("{task.fields[speed]} sentences/s"),
+            TextColumn("loss {task.fields[loss]}  dev {task.fields[dev]}  {task.fields[speed]} sentences/s"),
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
             console=self.console,
-            disable=quiet or not self.console.is_terminal,
         )
+        fields: dict[str, Any] = {"loss": "-", "dev": "-", "speed": "-"}
         self._task = self._bar.add_task("training", total=total_steps, **fields)
+        log = Heartbeat(lambda: f"step {self._step}/{self.total_steps}  {self._doing} ...", self.say)
+        self._shown = self._bar if self.console.is_terminal and not quiet else log
 
     def __enter__(self) -> Display:
-        self._bar.start()
-        if not self.console.is_terminal:  # there the bar moves
-            self._heartbeat.__enter__()
+        self._shown.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._heartbeat.__exit__()
-        self._bar.stop()
+        self._shown.__exit__(None, None, None)
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self._heartbeat.beat()
-        self.console.print(text, markup=False)
+        Heartbeat.beat()
+        try:
+            self.console.print(text, markup=False)
+        except BrokenPipeError:
+            raise
+        except OSError:  # a log on a full disk is no reason to stop
+            pass
 
     @contextmanager
     def while_doing(self, what: str) -> Iterator[None]:
-        """Name the current work for `Heartbeat`, which prints it when nothing else was printed."""
+        """Name the current work for the lines of a log in which nothing else is printed."""
         self._doing, before = what, self._doing
         yield
         self._doing = before
@@ -143,19 +107,18 @@ def describe(run: Run) -> list[str]:
     count = sum(x.size for x in jax.tree.leaves(run.program.shapes.params))
     layout = run.batches.layout
     groups = layout.batch_size // layout.group_size
-    rows = ", ".join(map(format_rows, run.batches.row_counts))
+    rows = " or ".join(map(format_rows, run.batches.row_counts))
+    changed = ", ".join(f"{key} = {new!r}" for key, (_, new) in differences(defaults(), config.flat()).items())
     return [
         f"model: {encoder.family}, {encoder.num_hidden_layers} layers, width {encoder.hidden_size}, {count:,} "
-        f"parameters, {config.model.init} weights; pooler: {config.model.train_pooler} in training, "
-        f"{config.model.pooler} at test time",
+        f"parameters; embedding: {config.model.train_pooler} in training, {config.model.pooler} at test time",
         f"devices: {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh data {mesh.shape['data']} x fsdp "
         f"{mesh.shape['fsdp']}; compute in {config.model.dtype}",
-        f"batch: {layout.batch_size} examples = {groups} group{'s' * (groups > 1)} of {layout.group_size}, in rows of "
-        f"{layout.row_length} tokens; rows a group: {rows} (each compiled once, when a batch needs it)",
+        f"batch: {layout.batch_size} examples, in {groups} group{'s' * (groups > 1)} of {layout.group_size}; a group "
+        f"fills {rows} rows of {layout.row_length} tokens",
         _length(run),
         *run.corpus.report.lines(),
-        *_studies(run),
-        *_masking(run),
+        f"settings other than the defaults: {changed or 'none'}",
         *_notes(run),
     ]
 
@@ -165,63 +128,13 @@ def _length(run: Run) -> str:
     steps, epoch, size = run.total_steps, run.batches.steps_per_epoch, run.batches.layout.batch_size
     examples = len(run.batches.examples)
     if steps < epoch:
-        seen, train = steps * size, run.config.train
-        zeros = "".join(f"--config.train.{key}=0 " for key in ("steps", "examples") if getattr(train, key))
         return (
-            f"steps: {steps:,}, which see {seen:,} of {examples:,} examples ({seen / examples:.0%}); "
-            f"{zeros}--config.train.epochs=1 sees all of them once"
+            f"steps: {steps:,}, which see {steps * size:,} of {examples:,} examples ({steps * size / examples:.0%}); "
+            "--config.train.epochs=1 sees all of them once"
         )
     dropped = f"; each leaves out {run.batches.dropped:,} examples, others each time" if run.batches.dropped else ""
     epochs = "one epoch" if steps == epoch else f"{steps / epoch:.3g} epochs of {epoch:,}"
     return f"steps: {steps:,}, {epochs}{dropped}"
-
-
-def _studies(run: Run) -> list[str]:
-    """Return lines on what differs from plain SimCSE."""
-    config, lines = run.config, []
-    data, model, objective = config.data, config.model, config.objective
-    if objective.loss == "none":
-        return []
-    if "rate" in POSITIVES[data.positive].keys:
-        share = f"{data.rate:.0%}" if data.rate or data.positive == "repetition" else "one word"
-        most = "at most " if data.positive == "repetition" else ""
-        lines.append(f"positives: changed copies ({data.positive}), {most}{share} of each")
-    if data.positive == "next_sentence":
-        count = "the next sentence" if data.window == 1 else f"one of the next {data.window} sentences"
-        lines.append(f"positives: {count} of the document; {len(run.batches.examples):,} sentences have one")
-    if model.same_mask:
-        lines.append("dropout: the same mask for both views")
-    if model.cutoff:
-        lines.append(f"cutoff: {model.cutoff}, {model.cutoff_rate:.0%} of the input embeddings")
-    if model.second_encoder != "none":
-        what = (
-            "parameters of its own"
-            if model.second_encoder == "copy"
-            else f"moves by {1 - model.momentum:g} of the way to the first at each step"
-        )
-        queue = f"; a queue of {objective.queue:,} negatives" if objective.queue else ""
-        lines.append(f"second encoder, for all texts but the anchors: {what}{queue}")
-    details = [
-        objective.loss if objective.loss != "info_nce" else "",
-        "of dot products" if objective.similarity == "dot" else "",
-        "in both directions" if objective.symmetric else "",
-        "with a learned temperature" if objective.learned_temperature else "",
-        f"mean over widths {objective.widths}" if objective.widths else "",
-    ]
-    if any(details):
-        lines.append(f"loss: {', '.join(detail for detail in details if detail)}")
-    return lines
-
-
-def _masking(run: Run) -> list[str]:
-    mlm = run.config.mlm
-    if not mlm.weight:
-        return []
-    what = (
-        "alone" if run.config.objective.loss == "none" else f"beside the contrastive loss, with weight {mlm.weight:g}"
-    )
-    units = "words" if mlm.whole_word else "tokens"
-    return [f"masked language modelling: {what}; {mlm.rate:.0%} of the {units} of each sentence"]
 
 
 def _notes(run: Run) -> list[str]:
@@ -252,15 +165,17 @@ def _notes(run: Run) -> list[str]:
 
 
 def summarize(run: Run, outcome: Outcome, seconds: float) -> str:
-    """Return one line on how the run ended."""
+    """Return one line on how this start of the run ended."""
     progress, score = outcome.progress, "no evaluation"
     if progress.best_step >= 0 and run.dev:
         measure = run.dev.measure
         score = f"best {measure.words} {measure.shown(progress.best_score):.2f} at step {progress.best_step}"
-    steps, programs = (
-        f"{n:,} {what}{'s' * (n != 1)}" for n, what in ((outcome.step, "step"), (outcome.shapes_compiled, "program"))
+    counts = {"step": outcome.step - outcome.first_step, "program": outcome.shapes_compiled}
+    steps, programs = (f"{n:,} {what}{'s' * (n != 1)}" for what, n in counts.items())
+    return (
+        f"step {outcome.step:,} of {run.total_steps:,}; this start took {steps} in {duration(seconds)} and compiled "
+        f"{programs}; {score}"
     )
-    return f"{steps}; this start took {duration(seconds)} and compiled {programs}; {score}"
 
 
 def conclude(run: Run, outcome: Outcome, workdir: Path) -> list[str]:

@@ -5,6 +5,7 @@ Before anything is written, a run checks that it may use the folder, so a refuse
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -13,7 +14,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,59 +23,81 @@ from simcse_jax.config.schema import Config
 from simcse_jax.hosts.agreement import broadcast, fail_together, is_first, processes
 from simcse_jax.model_folder.run_folder import FILE_LIST, complete_steps, read_run_info
 from simcse_jax.system.errors import UserError
-from simcse_jax.system.whole_file import checksum, write_whole_text, writing
+from simcse_jax.system.whole_file import checksum, locked, write_whole_text, writing
 
 TOKENIZER = "tokenizer"
+_DRAFT = ".tokenizer.partial"  # the tokenizer of a run that may yet be refused
+_LOCK = ".lock"
+_WAY_OUT = "Give a folder that you can write, --workdir=DIR."
 APPEARS_S = 30.0  # how long a network file system may take to show one host what another has written
-# Content that must not change within a run: keys of config.json, and their words in messages.
-FINGERPRINTS = {
-    "data": "the training data's content",
-    "eval": "the evaluation data's content",
-    "validation": "the held-out text's content",
-    "synonyms": "the synonyms' content",
-}
+# Content that must not change within a run: its section of config.json, the key there that names the files, and words.
+CONTENTS = (
+    ("data", "files", "training data"),
+    ("eval", "data", "evaluation data"),
+    ("validation", "files", "held-out text"),
+    ("synonyms", "file", "synonyms"),
+)
 
 
-def holds_checkpoint(workdir: Path) -> bool:
-    """Return whether a run in this folder would resume; without a checkpoint it starts again."""
-    return bool(complete_steps(workdir / "checkpoints" / "last"))
+def has_checkpoint(workdir: Path) -> bool:
+    """Return whether a run in this folder has saved its state, be it damaged by now; else a run starts again."""
+    checkpoints = workdir / "checkpoints"
+    return bool(complete_steps(checkpoints / "last") or set_aside(checkpoints))
 
 
 @contextmanager
-def claimed(workdir: Path, config: Config) -> Iterator[None]:
-    """Make the folder if need be; if the block fails, a folder that was made for it is removed again.
+def locked_folder(workdir: Path) -> Iterator[None]:
+    """Keep other runs out of the folder during the block; it is made if need be, and removed if it stays empty.
 
-    UserError, on all processes, when the folder cannot be written, or holds a run of another recipe.
+    One process holds the lock for all of its run. UserError, on all of them, when another run has the folder, or when
+    it cannot be written.
     """
-    new = not workdir.exists()
-    with fail_together():
-        if is_first():
-            _require_folder(workdir, config)
-    try:
+    with contextlib.ExitStack() as stack:
+        with fail_together():
+            if is_first():
+                stack.enter_context(_made(workdir))
+                busy = f"Another training is at work in {workdir}. Wait for it, stop it, or use --workdir=ANOTHER."
+                stack.enter_context(locked(workdir / _LOCK, busy, _WAY_OUT, f"--workdir={workdir}"))
         yield
-    except BaseException:
-        if is_first():
-            shutil.rmtree(_draft(workdir), ignore_errors=True)
-            if new:
-                with suppress(OSError):  # not empty: keep what is there
-                    workdir.rmdir()
-        raise
 
 
-def _require_folder(workdir: Path, config: Config) -> None:
+@contextmanager
+def _made(workdir: Path) -> Iterator[None]:
+    """Make the folder if need be; one that was made, and is empty at the end but for the lock, is removed again."""
     if "://" in str(workdir) or str(workdir).startswith("gs:"):
         raise UserError(
             f"--workdir={workdir} is an address, and must be a folder that every host sees.\nMount the bucket "
             "(Cloud Storage FUSE; launch/tpu_pod.sh and launch/gke.yaml do) and give its path."
         )
-    with writing(workdir, "Give a folder that you can write, --workdir=DIR.", f"--workdir={workdir}"):
+    new = not workdir.exists()
+    with writing(workdir, _WAY_OUT, f"--workdir={workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
             pass
-    shutil.rmtree(_draft(workdir), ignore_errors=True)  # left by a start that was killed
-    info = read_run_info(workdir)
-    if info is not None and holds_checkpoint(workdir):
-        _refuse(workdir, differences(info["recipe"], config.flat()))
+    try:
+        yield
+    finally:
+        if new and not set(workdir.glob("*")) - {workdir / _LOCK}:
+            shutil.rmtree(workdir, ignore_errors=True)
+
+
+@contextmanager
+def undone_if_refused(workdir: Path, config: Config) -> Iterator[None]:
+    """Make the folder if need be; when the block fails, it is left as it was.
+
+    UserError, on all processes, when the folder cannot be written, or holds a run of another recipe.
+    """
+    with contextlib.ExitStack() as stack:
+        with fail_together():
+            if is_first():
+                stack.enter_context(_made(workdir))
+                stack.callback(shutil.rmtree, workdir / _DRAFT, ignore_errors=True)
+                shutil.rmtree(workdir / _DRAFT, ignore_errors=True)  # left by a start that was killed
+                info = read_run_info(workdir)
+                if info is not None and has_checkpoint(workdir):
+                    changed = differences(info["recipe"], config.flat()).items()
+                    _refuse(workdir, [f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed])
+        yield
 
 
 def require_shared(workdir: Path) -> None:
@@ -103,15 +126,18 @@ def require_shared(workdir: Path) -> None:
 def require_same_data(workdir: Path, info: dict[str, Any]) -> None:
     """Raise UserError when the folder holds a run on other training or evaluation data; info: that of `run_info`."""
     there = read_run_info(workdir)
-    if there is None or not holds_checkpoint(workdir):
-        return
-    pairs = {words: (there[name]["fingerprint"], info[name]["fingerprint"]) for name, words in FINGERPRINTS.items()}
-    _refuse(workdir, {words: both for words, both in pairs.items() if both[0] != both[1]})
+    if there is not None and has_checkpoint(workdir):
+        changed = [
+            f"the {words}: of {there[section].get(files)!r} there, of {info[section][files]!r} now, with other content"
+            for section, files, words in CONTENTS
+            if there[section].get("fingerprint") != info[section]["fingerprint"]
+        ]
+        _refuse(workdir, changed)
 
 
-def _refuse(workdir: Path, changed: dict[str, tuple[Any, Any]]) -> None:
+def _refuse(workdir: Path, changed: list[str]) -> None:
     if changed:
-        table = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items())
+        table = "\n".join(f"  {line}" for line in changed)
         raise UserError(
             f"{workdir} holds a run that differs in what changes the result:\n{table}\n"
             "Use the same values to go on with it, or --workdir=ANOTHER to start a new one."
@@ -125,27 +151,25 @@ def write_run_info(workdir: Path, info: dict[str, Any]) -> None:
 
 def tokenizer_draft(workdir: Path) -> Path:
     """Return an empty folder for the tokenizer of a run that may yet be refused; see `keep_tokenizer`."""
-    draft = _draft(workdir)
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    return draft
+    (workdir / _DRAFT).mkdir()
+    return workdir / _DRAFT
 
 
 def current_tokenizer(workdir: Path) -> Path:
     """Return the folder of the run's tokenizer: the draft, or the one that an earlier part of the run has kept."""
-    return draft if (draft := _draft(workdir)).is_dir() else workdir / TOKENIZER
+    return draft if (draft := workdir / _DRAFT).is_dir() else workdir / TOKENIZER
 
 
 def keep_tokenizer(workdir: Path) -> None:
     """Move the draft, if there is one, to `workdir/tokenizer`."""
-    draft, kept = _draft(workdir), workdir / TOKENIZER
-    if draft.is_dir():
-        shutil.rmtree(kept, ignore_errors=True)
-        os.replace(draft, kept)
+    if (workdir / _DRAFT).is_dir():
+        shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
+        os.replace(workdir / _DRAFT, workdir / TOKENIZER)
 
 
-def _draft(workdir: Path) -> Path:
-    return workdir / f".{TOKENIZER}.partial"
+def set_aside(checkpoints: Path) -> list[Path]:
+    """Return the damaged states that a run has set aside."""
+    return sorted(checkpoints.glob("broken-*"))
 
 
 def incomplete(folder: Path) -> list[Path]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import itertools
 import math
 import time
@@ -21,12 +20,11 @@ import jax
 from simcse_jax.data.batches import Batch, Rows, format_rows
 from simcse_jax.hosts.agreement import error_on_all, is_first
 from simcse_jax.hosts.signals import stop_signals
-from simcse_jax.system.errors import UserError, short
 from simcse_jax.training.checkpoint import Checkpoints, RunProgress
 from simcse_jax.training.dev import LOGGED
 from simcse_jax.training.display import Display
 from simcse_jax.training.feeding import batch_shapes, feed
-from simcse_jax.training.metrics import FLOAT32_DIGITS, FLOAT64_DIGITS, Clock, MetricsWriter, NoMetrics, Profile
+from simcse_jax.training.metrics import FLOAT32_DIGITS, FLOAT64_DIGITS, Clock, MetricsWriter, Profile
 from simcse_jax.training.program import Compilations
 from simcse_jax.training.run import Run
 from simcse_jax.training.state import TrainState, encoder_params
@@ -39,8 +37,9 @@ COMPILE_AHEAD_AFTER = 20
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Hold how a run ended."""
+    """Hold how a start of a run ended."""
 
+    first_step: int  # the one that it resumed from
     step: int
     progress: RunProgress
     signal: int | None  # the signal that stopped it; None when it is complete
@@ -54,28 +53,29 @@ def train(run: Run, workdir: Path, profile: bool = False) -> Outcome:
     `prepare` has made sure that workdir holds no other run.
     """
     first = is_first()
-    with Display(run.total_steps, quiet=not first) as display, Checkpoints(workdir, display.say) as checkpoints:
+    with contextlib.ExitStack() as stack:
+        display = stack.enter_context(Display(run.total_steps, quiet=not first))
+        checkpoints = stack.enter_context(Checkpoints(workdir, display.say))
         restored = checkpoints.restore_last(run.program.shapes)
         if restored is None:
             checkpoints.start_anew()
         state, progress = restored or (run.initial_state(), RunProgress())
         start = int(state.step)
         display.step(start)
-        try:
-            x64 = jax.dtypes.canonicalize_dtype("float64") == "float64"
-            digits = FLOAT64_DIGITS if x64 else FLOAT32_DIGITS
-            with MetricsWriter(workdir, start if restored else None, digits) if first else NoMetrics() as metrics:
-                loop = _Loop(run, checkpoints, metrics, display, progress)
-                if restored is None:
-                    loop.evaluate(0, encoder_params(state.params))
-                else:
-                    display.say(f"resumed from step {start} in {workdir}")
-                    if progress.history and run.dev:
-                        display.dev(run.dev.measure.shown(progress.history[-1][1]))
-                with Profile(workdir / "profile" if profile and first else None, display.say) as traced:
-                    return loop.steps(state, start, traced)
-        except OSError as error:
-            raise _unwritable(error, workdir, checkpoints.describe_last()) from error
+        metrics = None  # the first process alone writes them
+        if first:
+            is_x64 = jax.dtypes.canonicalize_dtype("float64") == "float64"
+            digits = FLOAT64_DIGITS if is_x64 else FLOAT32_DIGITS
+            metrics = stack.enter_context(MetricsWriter(workdir, start if restored else None, display.say, digits))
+        loop = _Loop(run, checkpoints, metrics, display, progress)
+        if restored is None:
+            loop.evaluate(0, encoder_params(state.params))
+        else:
+            display.say(f"resumed from step {start} in {workdir}")
+            if progress.history and run.dev:
+                display.dev(run.dev.measure.shown(progress.history[-1][1]))
+        folder = workdir / "profile" if profile and first else None
+        return loop.steps(state, start, stack.enter_context(Profile(folder, display.say, loop.clock.skip)))
 
 
 class _Loop:
@@ -85,14 +85,11 @@ class _Loop:
         self,
         run: Run,
         checkpoints: Checkpoints,
-        metrics: MetricsWriter | NoMetrics,
+        metrics: MetricsWriter | None,
         display: Display,
         progress: RunProgress,
     ):
-        self.run = run
-        self.checkpoints = checkpoints
-        self.metrics = metrics
-        self.display = display
+        self.run, self.checkpoints, self.metrics, self.display = run, checkpoints, metrics, display
         self.progress = progress
         self.compilations = Compilations(run.program, self._shapes)
         self.clock = Clock(run.config.train.batch_size * run.batches.examples.texts)
@@ -107,14 +104,8 @@ class _Loop:
                 if step == start + COMPILE_AHEAD_AFTER:
                     self.compilations.begin(*run.batches.row_counts)
                     self.clock.skip()
-                for rows, error in self.compilations.failures():
-                    self.display.say(
-                        f"warning: the step for {format_rows(rows)} rows a group did not compile: {short(error)}"
-                    )
                 with profile.step(step):
                     state, metrics = self._step(state, batch)
-                if profile.dispatched(metrics):
-                    self.clock.skip()
                 if waiting:
                     self._settle(*waiting)
                 waiting = step, metrics
@@ -133,7 +124,7 @@ class _Loop:
                     if ends:
                         break
         unfinished = stop is not None and step < run.total_steps
-        return Outcome(step, self.progress, stop if unfinished else None, self.compilations.finished())
+        return Outcome(start, step, self.progress, stop if unfinished else None, self.compilations.finished())
 
     def _batches(self, start: int) -> Iterator[tuple[int, Batch]]:
         """Yield (step, batch on the devices), and measure the wait for data."""
@@ -189,7 +180,8 @@ class _Loop:
                 "epoch": step / self.run.batches.steps_per_epoch,
                 **self.clock.read(),
             }
-            self.metrics.write(step, values)
+            if self.metrics is not None:
+                self.metrics.write(step, values)
             left = (self.run.total_steps - step) * self.clock.seconds_per_step
             self.display.metrics(step, values, left)
 
@@ -201,7 +193,8 @@ class _Loop:
             scores = self.run.dev.evaluate(params)
         measure, progress = self.run.dev.measure, self.progress
         score = measure.of(scores)
-        self.metrics.write(step, {f"dev/{name}": scores[name] for name in LOGGED if name in scores})
+        if self.metrics is not None:
+            self.metrics.write(step, {f"dev/{name}": scores[name] for name in LOGGED if name in scores})
         best = score > progress.best_score
         if progress.losses:
             progress.history.append((step, score, sum(progress.losses) / len(progress.losses)))
@@ -228,16 +221,6 @@ class _Loop:
     def _out_of_patience(self) -> bool:
         patience = self.run.config.eval.patience
         return bool(patience) and self.progress.stale_evaluations >= patience
-
-
-def _unwritable(error: OSError, workdir: Path, saved: str) -> OSError | UserError:
-    """Return a UserError where the disk failed, else the error itself; saved: as `Checkpoints.describe_last`."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-        return error
-    return UserError(
-        f"{workdir} cannot be written: {error.strerror}; {saved}.\n"
-        "Make it writable, and the same command resumes from there."
-    )
 
 
 def falling(history: list[tuple[int, float, float]]) -> bool:

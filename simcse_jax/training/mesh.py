@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp")
-VECTORS = ("bias", "scale")  # names of parameters too small to be worth splitting over `data`
+VECTORS = ("bias", "scale")  # names of parameters that are no matrices: not worth splitting over `data`, nor decayed
 # A part over `data` is a multiple of this along the last axis, or along another axis. Found by compiling for TPU v5e:
 # with smaller parts the compiler reduces the whole array on each chip and gathers it too, half again an all-reduce.
 SMALLEST_LAST, SMALLEST_OTHER = 32, 8

@@ -143,14 +143,10 @@ def load_predictor(
         )
     own = Encoder(sizes, encoder.dtype, encoder.param_dtype, has_mlm_head=True, unroll=encoder.unroll)
 
-    def load() -> Any:
-        params = load_params(source, sizes, head="none", mlm_head=True)
-        return jax.tree.map(lambda x: np.asarray(x, own.param_dtype), params)
-
-    held = [] if resumes else [load()]
+    load = functools.partial(_load, source, own, mlm_head=True)
     special = ~vocabulary_of(tokenizer).predictable
     special = np.pad(special, (0, max(sizes.vocab_size - len(special), 0)), constant_values=True)
-    return Predictor(own, special), lambda: held.pop() if held else load()
+    return Predictor(own, special), load if resumes else _loaded(load)
 
 
 def first_params(config: Config, encoder: Encoder, folder: Path | None, resumes: bool) -> Callable[[], Any]:
@@ -163,13 +159,22 @@ def first_params(config: Config, encoder: Encoder, folder: Path | None, resumes:
     random = functools.partial(init_params, encoder, config.train.seed)
     if config.model.init == "random" or folder is None:
         return jax.jit(random)
-    load = functools.partial(load_params, folder, encoder.architecture, head="none", mlm_head=encoder.has_mlm_head)
-    held = [] if resumes else [load()]  # handed over, so that they do not stay in memory
+    load = functools.partial(_load, folder, encoder, mlm_head=encoder.has_mlm_head)
+    load = load if resumes else _loaded(load)
 
     def initial() -> Any:
-        params = held.pop() if held else load()
-        if encoder.has_head:
-            params["head"] = jax.device_get(jax.jit(lambda: random()["head"])())
-        return jax.tree.map(lambda x: np.asarray(x, encoder.param_dtype), params)
+        head = {"head": jax.device_get(jax.jit(lambda: random()["head"])())} if encoder.has_head else {}
+        return load() | head
 
     return initial
+
+
+def _load(folder: Path, encoder: Encoder, mlm_head: bool) -> Any:
+    params = load_params(folder, encoder.architecture, head="none", mlm_head=mlm_head)
+    return jax.tree.map(lambda x: np.asarray(x, encoder.param_dtype), params)
+
+
+def _loaded(load: Callable[[], Any]) -> Callable[[], Any]:
+    """Return a function that returns what `load` returns now; call it once, as it hands over its own copy."""
+    held = [load()]
+    return held.pop

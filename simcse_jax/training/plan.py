@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,12 @@ from typing import Any
 import jax
 
 from simcse_jax.config.schema import Config
-from simcse_jax.data.batches import Batches, Rows, format_rows
-from simcse_jax.data.masking import prediction_slots
+from simcse_jax.data.batches import format_rows
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.data.vocabulary import id_count
-from simcse_jax.encoder.mlm import Predictor
-from simcse_jax.encoder.model import Encoder
-from simcse_jax.encoder.pooling import AVERAGED_LAYERS
 from simcse_jax.system.errors import UserError
+from simcse_jax.training.collectives import Collective, collectives
 from simcse_jax.training.feeding import batch_shapes, load_data
-from simcse_jax.training.hlo import collectives
 from simcse_jax.training.mesh import make_mesh
 from simcse_jax.training.model import load_predictor, local_model, make_encoder, write_tokenizer
 from simcse_jax.training.program import make_program
@@ -83,9 +79,9 @@ class StepPlan:
 
     batch_size: int
     memory: dict[str, int]  # state, batch, temporaries, total
-    flops: int  # of matrix products, padding included, counted from shapes
-    xla_flops: float  # the compiler's count, which counts a loop's body once
-    sent: tuple[tuple[str, str, int, int], ...]  # (kind, ", within a loop" or "", how many, bytes of their results)
+    flops: int = 0  # of matrix products, padding included
+    xla_flops: float = 0.0  # the compiler's count, which counts a loop's body once
+    sent: tuple[Collective, ...] = ()
 
 
 class DoesNotFit(Exception):
@@ -104,7 +100,7 @@ class Planner:
             write_tokenizer(config, folder, Path(draft))
             tokenizer = load_tokenizer(draft)
         self.encoder = make_encoder(config, folder, id_count(tokenizer), chips.devices[0].platform)
-        self.corpus, self.views, self.batches = load_data(config, tokenizer)
+        _, self.views, self.batches = load_data(config, tokenizer)
         self.predictor = load_predictor(config, self.encoder, folder, tokenizer, resumes=True)[0]
         self.rows = self.batches.planned_rows
 
@@ -116,14 +112,17 @@ class Planner:
         columns = self.batches.examples.texts
         batch = batch_shapes(config, self.mesh, columns, self.rows, self.batches.layout.row_length)
         step: Any = program.train_step
+        traced = step.trace(program.shapes, batch)
         try:
-            compiled = step.lower(program.shapes, batch).compile()
+            compiled = traced.lower().compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise DoesNotFit(str(error)) from error
         found = compiled.memory_analysis()
-        state = sum(_bytes_on_one(x) for x in jax.tree.leaves(program.shapes))
+        state = sum(
+            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(program.shapes)
+        )
         arguments = found.argument_size_in_bytes
         memory = {
             "state": state,
@@ -131,67 +130,13 @@ class Planner:
             "temporaries": found.temp_size_in_bytes,
             "total": arguments + found.output_size_in_bytes - found.alias_size_in_bytes + found.temp_size_in_bytes,
         }
-        counted: Counter[tuple[str, str]] = Counter()
-        weighed: Counter[tuple[str, str]] = Counter()
-        for sent in collectives(compiled.as_text()) if self.mesh.size > 1 else ():
-            # How often a loop runs may not be in the text.
-            place = ", in each turn of a loop" if sent.times is None else ", within a loop" if sent.in_loop else ""
-            counted[sent.kind, place] += sent.times or 1
-            weighed[sent.kind, place] += sent.bytes * (sent.times or 1)
-        cost = compiled.cost_analysis() or {}
         return StepPlan(
             batch_size=batch_size,
             memory=memory,
-            flops=self.flops(batch_size),
-            xla_flops=float(cost.get("flops", 0.0)),
-            sent=tuple((kind, place, count, weighed[kind, place]) for (kind, place), count in counted.items()),
+            flops=product_flops(traced.jaxpr.jaxpr),
+            xla_flops=float((compiled.cost_analysis() or {}).get("flops", 0.0)),
+            sent=tuple(collectives(compiled.as_text())) if self.mesh.size > 1 else (),
         )
-
-    def flops(self, batch_size: int) -> int:
-        """Return the operations of the matrix products of one step on one device; [m, k] times [k, n] has 2 m k n.
-
-        A momentum encoder is counted as if it had a backward pass.
-        """
-        config, layout = self.encoder.architecture, self.batches.layout
-        width, length = config.hidden_size, layout.row_length
-        groups = batch_size // layout.group_size // self.mesh.size
-        held = sum(self.rows)
-        rows = groups * held * length  # positions that one view encodes
-        sentences = groups * self.batches.examples.texts * layout.group_size
-        mlm = self.config.mlm
-        places = 0
-        if mlm.weight:
-            places = groups * prediction_slots(mlm.rate, held, length, sentences // groups, mlm.whole_word)
-        masked = mlm.weight > 0
-        tokens = (self.views + masked) * rows
-        again = bool(self.config.train.groups_at_once) + self.config.model.remat
-        encoder = (3 + again) * tokens * config.num_hidden_layers * config.layer_flops(length)
-        # The backward pass computes the scores again.
-        encoder += tokens * config.num_hidden_layers * config.score_flops(length)
-        if self.predictor is not None:
-            encoder += self._of_predictor(self.predictor, groups, sentences // groups)
-        if self.encoder.unroll:
-            # The last layer's later products are of the sentences' first tokens, or of the places to predict, alone.
-            skipped = masked * rows - places
-            if self.config.model.train_pooler not in AVERAGED_LAYERS:
-                skipped += self.views * (rows - sentences)
-            encoder -= (3 + again) * skipped * config.after_attention_flops
-        in_chunks = bool(self.config.train.groups_at_once)
-        head = (3 + in_chunks) * places * config.mlm_head_flops
-        if self.config.objective.loss == "none":
-            return encoder + head
-        candidates = max(self.batches.examples.texts, 2) - 1
-        share = batch_size // self.mesh.size
-        # Of the loss: forward, again, and two products backward.
-        return encoder + head + 4 * 2 * share * candidates * batch_size * width
-
-    def _of_predictor(self, predictor: Predictor, groups: int, sentences: int) -> int:
-        """Return the operations of one pass of the predictor over groups of `sentences` sentences each."""
-        sizes, held = predictor.encoder.architecture, sum(self.rows)
-        length = self.batches.layout.row_length
-        places = groups * prediction_slots(self.config.data.rate, held, length, sentences)
-        positions = groups * held * length
-        return positions * sizes.num_hidden_layers * sizes.layer_flops(length) + places * sizes.mlm_head_flops
 
     def largest(self, plan: StepPlan | None, limit: int) -> Iterator[tuple[int, bool]]:
         """Yield (batch size, whether it fits in `limit` bytes) for each size compiled in search of the largest.
@@ -201,24 +146,21 @@ class Planner:
         """
         unit = self.mesh.size * self.batches.layout.group_size * max(self.config.train.groups_at_once, 1)
         known = [plan] if plan else []
-        size, fits, fails = self.config.train.batch_size, plan.batch_size if plan else 0, 0
-        if plan is None:
-            fails = size
+        fits, fails = (plan.batch_size, 0) if plan else (0, self.config.train.batch_size)
         for _ in range(ATTEMPTS):
-            size = _next(known, limit, unit, fits, fails)
+            size = next_size(known, limit, unit, fits, fails)
             if size in (fits, fails) or size < unit:
                 return
             try:
-                found = self.compile(size)
-                known.append(found)
-                ok = found.memory["total"] <= limit
+                known.append(self.compile(size))
+                ok = known[-1].memory["total"] <= limit
             except DoesNotFit:
                 ok = False
             fits, fails = (max(fits, size), fails) if ok else (fits, min(fails or size, size))
             yield size, ok
 
 
-def _next(known: list[StepPlan], limit: int, unit: int, fits: int, fails: int) -> int:
+def next_size(known: list[StepPlan], limit: int, unit: int, fits: int, fails: int) -> int:
     """Return the batch size to try: where the line through the two largest known sizes meets the limit."""
     if len(known) < 2:
         size = 2 * known[-1].batch_size if known else fails // 2
@@ -231,19 +173,28 @@ def _next(known: list[StepPlan], limit: int, unit: int, fits: int, fails: int) -
     return size // unit * unit
 
 
-def _bytes_on_one(x: Any) -> int:
-    """Return the bytes of one device's part of a ShapeDtypeStruct."""
-    size = x.dtype.itemsize
-    for length in x.sharding.shard_shape(x.shape):
-        size *= length
-    return size
+def product_flops(jaxpr: Any) -> int:
+    """Return the operations of all matrix products of a jaxpr; [m, k] times [k, n] has 2 m k n.
+
+    Of a `shard_map` those of one device. A loop counts as often as it runs, or once where its length is not known.
+    """
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+        inner = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda value: hasattr(value, "eqns"))
+        inner = [getattr(value, "jaxpr", value) for value in inner]
+        total += equation.params.get("length", 1) * sum(product_flops(one) for one in inner if hasattr(one, "eqns"))
+    return total
 
 
 def print_plan(config: Config, chips: Chips, say: Callable[[str], None] = print, search: bool = True) -> None:
     """Compile a recipe's step and print what it needs, a line at a time; search: find the largest batch too."""
     planner = Planner(config, chips)
-    encoder, batches, mesh = planner.encoder, planner.batches, planner.mesh
-    for line in shapes(config, encoder, batches, planner.rows, planner.views):
+    mesh = planner.mesh
+    for line in shapes(planner):
         say(line)
     kind = mesh.devices.flat[0].device_kind
     say(f"devices: {mesh.size} x {kind}, mesh data {config.mesh.data} x fsdp {config.mesh.fsdp}")
@@ -269,39 +220,43 @@ def print_plan(config: Config, chips: Chips, say: Callable[[str], None] = print,
         say("--config.train.groups_at_once=1 makes room for far larger batches, and costs a second forward pass")
 
 
-def shapes(config: Config, encoder: Encoder, batches: Batches, rows: Rows, views: int) -> list[str]:
+def shapes(planner: Planner) -> list[str]:
     """Return lines on what one device works on."""
-    layout, devices = batches.layout, config.mesh.devices
-    groups = layout.batch_size // layout.group_size // devices
-    sizes = encoder.architecture
-    tile = min(config.objective.tile or layout.batch_size, layout.batch_size)
-    masked = bool(config.mlm.weight)
-    times = [f"encoded {views} time{'s' * (views > 1)}"] * bool(views) + ["masked once"] * masked
+    config, sizes, layout = planner.config, planner.encoder.architecture, planner.batches.layout
+    own = layout.batch_size // config.mesh.devices
+    groups, at_once = own // layout.group_size, config.train.groups_at_once
     lines = [
         f"model: {sizes.family}, {sizes.num_hidden_layers} layers, width {sizes.hidden_size}; "
         f"compute in {config.model.dtype}",
-        f"batch: {layout.batch_size:,} examples, {layout.batch_size // devices:,} on each device: {groups} groups of "
-        f"{layout.group_size}, {config.train.groups_at_once or groups} at once, in {format_rows(rows)} rows of "
-        f"{layout.row_length} tokens, {' and '.join(times)}",
+        f"batch: {layout.batch_size:,} examples; each device has {own:,}, as {groups} group{'s' * (groups > 1)} of "
+        f"{layout.group_size}{f', {at_once} at once' * bool(at_once)}; a group fills {format_rows(planner.rows)} rows "
+        f"of {layout.row_length} tokens",
     ]
-    if config.objective.loss == "none":
-        return [*lines, f"loss: masked language modelling alone, over {sizes.vocab_size:,} tokens"]
-    return [
-        *lines,
-        f"loss: {layout.batch_size // devices:,} anchors against candidates of {layout.batch_size:,} examples, in "
-        f"tiles of at most {tile:,} x {tile:,}",
-    ]
+    if config.mlm.weight:
+        lines.append(f"masked language modelling over {sizes.vocab_size:,} tokens")
+    if planner.views:
+        tile = min(config.objective.tile or layout.batch_size, layout.batch_size)
+        lines.append(
+            f"loss: {own:,} anchors, encoded {planner.views} time{'s' * (planner.views > 1)}, against candidates of "
+            f"{layout.batch_size:,} examples, in tiles of at most {tile:,} x {tile:,}"
+        )
+    return lines
 
 
 def requirements(plan: StepPlan, memory: int) -> list[str]:
     """Return lines on what the compiled step needs."""
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in plan.memory.items() if name != "total")
-    total = plan.memory["total"]
     lines = [
-        f"memory per device: {total / GIB:.2f} GiB of {memory / GIB:.1f} ({parts})",
+        f"memory per device: {plan.memory['total'] / GIB:.2f} GiB of {memory / GIB:.1f} ({parts})",
         f"arithmetic per device and step: {plan.flops / 1e12:.3g} TFLOP in matrix products, counted from shapes "
         f"(compiler: {plan.xla_flops / 1e12:.3g}, loops counted once)",
     ]
-    for kind, place, count, size in plan.sent:
-        lines.append(f"collective per device and step: {count} x {kind}, {size / 2**20:,.2f} MiB{place}")
+    sums: dict[tuple[str, bool], tuple[int, int]] = {}
+    for one in plan.sent:
+        count, size = sums.get((one.kind, one.times is None), (0, 0))
+        runs = one.times or 1
+        sums[one.kind, one.times is None] = count + runs, size + runs * one.bytes
+    for (kind, loops), (count, size) in sums.items():
+        where = ", in each turn of a loop" if loops else ""
+        lines.append(f"collective per device and step: {count} x {kind}, {size / 2**20:,.2f} MiB{where}")
     return lines if plan.sent else [*lines, "collectives: none"]

@@ -15,8 +15,7 @@ from simcse_jax.data.batches import Batch, Rows
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
-from simcse_jax.objective import contrastive
-from simcse_jax.objective.contrastive import Objective
+from simcse_jax.objective.contrastive import Objective, make_contrastive
 from simcse_jax.objective.losses import LOSSES
 from simcse_jax.training.mesh import state_shardings
 from simcse_jax.training.state import TrainState, add_objective_state, init_state, make_optimizer
@@ -56,7 +55,7 @@ def make_program(
     """
     keys = [0 if config.model.same_mask else view for view in range(views)] + [views] * (config.mlm.weight > 0)
     loss = make_loss(
-        make_encode(config, encoder, mesh, predictor), make_objective(config.objective, mesh), config.mlm.weight
+        make_encode(config, encoder, mesh, predictor), build_objective(config.objective, mesh), config.mlm.weight
     )
     learned_rate = config.objective.learning_rate or None
     optimizer = make_optimizer(config.optimizer, total_steps, learned_rate)
@@ -82,13 +81,13 @@ def make_encode(config: Config, encoder: Encoder, mesh: Mesh, predictor: Predict
     return make_encode_batch(encode, mesh, config.train.groups_at_once, encoder.dtype)
 
 
-def make_objective(config: ObjectiveConfig, mesh: Mesh) -> Objective | None:
+def build_objective(config: ObjectiveConfig, mesh: Mesh) -> Objective | None:
     """Return the contrastive objective that the recipe names, None where it names none."""
     if config.loss == "none":
         return None
     loss = LOSSES[config.loss]
     options = {key: getattr(config, key) for key in loss.options}
-    return contrastive.make_contrastive(
+    return make_contrastive(
         loss,
         mesh,
         similarity=config.similarity if loss.takes_dot else "cosine",
@@ -113,7 +112,6 @@ class Compilations:
         self._program, self._shapes = program, shapes
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
         self._steps: dict[Rows, Future[TrainStep]] = {}
-        self._reported: set[Rows] = set()
 
     def begin(self, *row_counts: Rows) -> None:
         """Start to compile the steps for these row counts, unless they are compiled already.
@@ -136,19 +134,9 @@ class Compilations:
 
     def finished(self) -> int:
         """Return how many steps are compiled."""
-        return sum(_ended(step) and not step.exception() for step in self._steps.values())
-
-    def failures(self) -> list[tuple[Rows, BaseException]]:
-        """Return (row counts, error) of the steps that did not compile, each once."""
-        found = [(rows, error) for rows, step in self._steps.items() if _ended(step) and (error := step.exception())]
-        new = [(rows, error) for rows, error in found if rows not in self._reported]
-        self._reported |= {rows for rows, _ in new}
-        return new
+        ended = [step for step in self._steps.values() if step.done() and not step.cancelled()]
+        return sum(step.exception() is None for step in ended)
 
     def close(self) -> None:
         """Start no further compilation. One that runs goes on, and `cli.run` does not wait for it."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _ended(step: Future[Any]) -> bool:
-    return step.done() and not step.cancelled()

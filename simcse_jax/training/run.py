@@ -24,13 +24,13 @@ from simcse_jax.training.dev import Dev, load_held_out, make_dev, make_perplexit
 from simcse_jax.training.feeding import load_data
 from simcse_jax.training.folder import (
     TOKENIZER,
-    claimed,
     current_tokenizer,
-    holds_checkpoint,
+    has_checkpoint,
     keep_tokenizer,
     require_same_data,
     require_shared,
     tokenizer_draft,
+    undone_if_refused,
     write_run_info,
 )
 from simcse_jax.training.mesh import make_mesh, place
@@ -61,14 +61,14 @@ def prepare(config: Config, workdir: Path) -> Run:
     written: UserError, on all processes when one of them finds it.
     """
     require_equal({key: value for key, value in config.flat().items() if key not in LOCAL_KEYS})
-    with claimed(workdir, config):
+    with undone_if_refused(workdir, config):
         require_shared(workdir)
         return _assemble(config, workdir)
 
 
 def _assemble(config: Config, workdir: Path) -> Run:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    resumes = json.loads(broadcast(json.dumps(holds_checkpoint(workdir))))
+    resumes = json.loads(broadcast(json.dumps(has_checkpoint(workdir))))
     with fail_together():
         with about("eval.data", "a file of graded pairs, or nothing for no evaluation"):
             pairs = load_graded_pairs(config.eval.data) if config.eval.data else None

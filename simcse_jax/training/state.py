@@ -24,10 +24,9 @@ import optax
 from simcse_jax.config.schema import ObjectiveConfig, OptimizerConfig
 from simcse_jax.objective.contrastive import Queue
 from simcse_jax.objective.losses import LOSSES
+from simcse_jax.training.mesh import VECTORS
 
 SECOND, LEARNED, QUEUE, PREDICTOR = "second", "objective", "queue", "predictor"
-# Parameters that weight decay spares, by name: those of dense layers and of LayerNorms that are no matrices.
-NOT_DECAYED = ("bias", "scale")
 
 
 class TrainState(NamedTuple):
@@ -158,7 +157,7 @@ def make_optimizer(
 
 def _decayed(params: optax.Params) -> optax.Params:
     """Return True for each kernel and embedding table, False for the rest."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: path[-1].key not in NOT_DECAYED and x.ndim > 0, params)
+    return jax.tree_util.tree_map_with_path(lambda path, x: path[-1].key not in VECTORS and x.ndim > 0, params)
 
 
 def _clip(norm: float) -> optax.GradientTransformation:

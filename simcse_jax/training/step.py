@@ -63,24 +63,24 @@ def make_encode_groups(
     The function is called inside a shard_map over the mesh, with this device's parts of the parameters: a layer is
     gathered when it runs, and dropped after it (ZeRO-3).
     """
-    whole = _gathering(encoder, mesh)
-    whole_predictor = predictor and _gathering(predictor.encoder, mesh)
+    encoder, gather_outer = _gathering(encoder, mesh)
+    if predictor is not None:
+        guessing, gather_predictor = _gathering(predictor.encoder, mesh)
+        predictor = predictor._replace(encoder=guessing)
 
     def embed_texts(params: Any, groups: Group, keys: jax.Array) -> jax.Array:
         """Return embeddings [views * V, G, n, D]."""
-        z = embed(whole.encoder, params, groups, pooler, keys)  # [views, G, N, D], N = texts an example * n
+        z = embed(encoder, params, groups, pooler, keys)  # [views, G, N, D], N = texts an example * n
         z = jnp.moveaxis(z.reshape(*z.shape[:2], -1, group_size, z.shape[-1]), 2, 1)
         return z.reshape(-1, *z.shape[2:])
 
     def embed_views(trees: Any, first: Any, inputs: EncoderInputs, keys: jax.Array) -> jax.Array:
         """Return embeddings [K + 1, G, n, D]; first: the first encoder's parameters."""
-        second = whole.gather_outer_params(trees[SECOND]) if SECOND in trees else first
+        second = gather_outer(trees[SECOND]) if SECOND in trees else first
         if inputs.replacement is not None:
             assert predictor is not None
-            assert whole_predictor is not None
-            held = whole_predictor.gather_outer_params(trees[PREDICTOR])
-            gathering = predictor._replace(encoder=whole_predictor.encoder)
-            positives = inputs.groups._replace(ids=replace_tokens(gathering, held, inputs.groups, inputs.replacement))
+            held = gather_predictor(trees[PREDICTOR])
+            positives = inputs.groups._replace(ids=replace_tokens(predictor, held, inputs.groups, inputs.replacement))
         elif SECOND in trees:
             assert len(keys) == 2 or inputs.non_anchors is not None, "with one view, anchors must be separate"
             positives = inputs.groups if inputs.non_anchors is None else inputs.non_anchors
@@ -91,15 +91,13 @@ def make_encode_groups(
         return jnp.concatenate([embed_texts(first, inputs.groups, keys[:1]), embed_texts(second, positives, keys[-1:])])
 
     def encode(trees: Any, inputs: EncoderInputs, keys: jax.Array) -> Encoded:
-        first = whole.gather_outer_params(
-            {name: tree for name, tree in trees.items() if name not in (SECOND, PREDICTOR)}
-        )
+        first = gather_outer({name: tree for name, tree in trees.items() if name not in (SECOND, PREDICTOR)})
         views = len(keys) - (inputs.masked is not None)
         z = embed_views(trees, first, inputs, keys[:views]) if views else None
         predicted = None
         if inputs.masked is not None:
             groups = inputs.groups if inputs.non_anchors is None else _stack_rows(inputs.groups, inputs.non_anchors)
-            scores = mlm_scores(whole.encoder, first, groups, inputs.masked, keys[-1])
+            scores = mlm_scores(encoder, first, groups, inputs.masked, keys[-1])
             predicted = predictions(scores, inputs.masked.labels)
         return Encoded(z, predicted)
 
@@ -112,24 +110,18 @@ def _stack_rows(first: Group, rest: Group) -> Group:
     return jax.tree.map(lambda one, other: jnp.concatenate([one, other], axis=1), first, below)
 
 
-class _Gathering(NamedTuple):
-    """Hold an encoder that gathers its layers when they run, and a function that gathers its other parameters."""
-
-    encoder: Encoder
-    gather_outer_params: Callable[[Any], Any]
-
-
-def _gathering(encoder: Encoder, mesh: Mesh) -> _Gathering:
+def _gathering(encoder: Encoder, mesh: Mesh) -> tuple[Encoder, Callable[[Any], Any]]:
+    """Return an encoder that gathers its layers when they run, and a function that gathers its other parameters."""
     specs = part_specs(mesh, parameter_shapes(encoder))
     if mesh.shape["fsdp"] > 1:
         encoder = encoder.clone(gather=lambda layer: gather_over_fsdp(layer, specs["layers"], stacked=True))
 
-    def gather_outer_params(params: Any) -> Any:
+    def gather_outer(params: Any) -> Any:
         return {
             name: tree if name == "layers" else gather_over_fsdp(tree, specs[name]) for name, tree in params.items()
         }
 
-    return _Gathering(encoder, gather_outer_params)
+    return encoder, gather_outer
 
 
 def make_encode_batch(encode: EncodeGroups, mesh: Mesh, groups_at_once: int = 0, kernels_as: Any = None) -> EncodeBatch:

@@ -6,13 +6,13 @@ import time
 import pytest
 
 from simcse_jax.system import progress
-from simcse_jax.system.progress import progress_bar
+from simcse_jax.system.progress import Heartbeat, progress_bar
 
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "EVERY_S", 0.1)
-    monkeypatch.setattr(progress._Lines, "_last", 0.0)
+    monkeypatch.setattr(progress.Heartbeat, "_last", 0.0)
 
 
 def test_a_log_gets_a_line_also_while_one_item_takes_long(capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,6 +22,18 @@ def test_a_log_gets_a_line_also_while_one_item_takes_long(capsys: pytest.Capture
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) >= 2
     assert all(line.startswith("embedding: 2,500 of 5,000 sentences") for line in lines)
+
+
+def test_silent_work_gets_a_line() -> None:
+    said: list[str] = []
+    with Heartbeat(lambda: "still here", said.append) as heartbeat:
+        for _ in range(8):
+            time.sleep(0.025)
+            heartbeat.beat()
+        assert said == []
+        time.sleep(0.25)
+    assert said[0] == "still here"
+    assert len(said) <= 3
 
 
 def test_many_short_tasks_give_a_line_together(capsys: pytest.CaptureFixture[str]) -> None:

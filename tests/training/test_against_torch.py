@@ -17,7 +17,7 @@ from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.training.mesh import make_mesh
-from simcse_jax.training.program import make_objective
+from simcse_jax.training.program import build_objective
 from simcse_jax.training.state import init_state, make_optimizer
 from simcse_jax.training.step import make_encode_batch, make_encode_groups, make_loss, make_train_step
 from tests.torch_models import pad, random_model
@@ -70,7 +70,7 @@ def test_several_steps_are_those_of_pytorch(model: Any, tmp_path: Path) -> None:
     batches = Batches(ColumnExamples(RandomExamples(3)), Layout(BATCH, GROUP, 32), seed=3)
     batches.row_counts = batches.row_counts[-1:]  # one shape to compile
     mesh = make_mesh(1)
-    objective = make_objective(ObjectiveConfig(hard_negative_weight=WEIGHT, mask_duplicates=False), mesh)
+    objective = build_objective(ObjectiveConfig(hard_negative_weight=WEIGHT, mask_duplicates=False), mesh)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=RATE, clip_norm=CLIP, weight_decay=DECAY), STEPS)
     with jax.enable_x64(True):
         sizes = dataclasses.replace(read_architecture(tmp_path / "before"), dropout=0.0)

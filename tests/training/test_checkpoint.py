@@ -86,12 +86,20 @@ def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path: Path, damage: Callab
     assert (tmp_path / "checkpoints" / "broken-6.2").is_dir()
 
 
+def test_a_state_with_nan_is_set_aside(tmp_path: Path) -> None:
+    saved(tmp_path, 3)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.finish(state(6)._replace(params={"kernel": jnp.full((40, 50), jnp.nan)}), RunProgress())
+    assert restored(tmp_path)[:2] == (3, 3.0)
+
+
 def test_when_none_is_good_nothing_starts_anew_by_itself(tmp_path: Path) -> None:
     saved(tmp_path, 3, 6)
     for step in ("3", "6"):
         cut(tmp_path / "checkpoints" / "last" / step)
-    with Checkpoints(tmp_path, lambda _: None) as checkpoints, pytest.raises(UserError, match="--workdir=ANOTHER"):
-        checkpoints.restore_last(like())
+    for _ in range(2):  # nor at the next start
+        with Checkpoints(tmp_path, lambda _: None) as checkpoints, pytest.raises(UserError, match="--workdir=ANOTHER"):
+            checkpoints.restore_last(like())
 
 
 def test_a_run_whose_first_checkpoint_is_damaged_starts_again(tmp_path: Path) -> None:

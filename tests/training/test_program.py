@@ -10,31 +10,38 @@ import pytest
 
 from configs import base
 from simcse_jax.config.resolve import resolve
+from simcse_jax.data.batches import Batch
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.model import Encoder
+from simcse_jax.training.collectives import Collective, collectives
 from simcse_jax.training.feeding import batch_shapes
-from simcse_jax.training.hlo import Collective, collectives
 from simcse_jax.training.mesh import make_mesh, part_specs
-from simcse_jax.training.program import make_program
+from simcse_jax.training.program import Program, make_program
 
 WIDTH, BATCH = 256, 1024
 METRICS = 7 * 4  # bytes: the loss and six sums
 CONFIG = Architecture("bert", 1000, WIDTH, 3, 4, 512, max_position_embeddings=64)
 
 
-@functools.cache
-def compiled(fsdp: int, groups_at_once: int) -> tuple[list[Collective], int]:
-    """Return the collectives of the step, and the bytes of a device's arguments."""
+def made(fsdp: int, groups_at_once: int, dtype: str = "float32") -> tuple[Program, Batch]:
+    """Return the program of a run on 8 devices, and the shapes of a batch."""
     recipe = base.get_config()
-    changes: dict[str, Any] = {"data.files": "none", "train.batch_size": BATCH, "mesh.fsdp": fsdp}
+    changes: dict[str, Any] = {"data.files": "none", "train.batch_size": BATCH, "mesh.fsdp": fsdp, "model.dtype": dtype}
     recipe.update_from_flattened_dict(changes | {"train.groups_at_once": groups_at_once})
     config = resolve(recipe, (), 8)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    program = make_program(config, Encoder(CONFIG, has_head=True), mesh, views=2, total_steps=10)
+    program = make_program(config, Encoder(CONFIG, jnp.dtype(dtype), has_head=True), mesh, views=2, total_steps=10)
+    return program, batch_shapes(config, mesh, 1, (23,), 64)
+
+
+@functools.cache
+def compiled(fsdp: int, groups_at_once: int) -> tuple[list[Collective], int]:
+    """Return the collectives of the step, and the bytes of a device's arguments."""
+    program, batch = made(fsdp, groups_at_once)
     step: Any = program.train_step
-    made = step.lower(program.shapes, batch_shapes(config, mesh, 1, (23,), 64)).compile()
-    return collectives(made.as_text()), made.memory_analysis().argument_size_in_bytes
+    found = step.lower(program.shapes, batch).compile()
+    return collectives(found.as_text()), found.memory_analysis().argument_size_in_bytes
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
@@ -49,14 +56,8 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize(("fsdp", "groups_at_once"), [(1, 0), (1, 1), (2, 0), (8, 0)])
 def test_gradients_are_summed_in_full_whatever_the_encoder_computes_in(fsdp: int, groups_at_once: int) -> None:
-    recipe = base.get_config()
-    changes: dict[str, Any] = {"data.files": "none", "train.batch_size": BATCH, "mesh.fsdp": fsdp}
-    changes |= {"train.groups_at_once": groups_at_once, "model.dtype": "bfloat16"}
-    recipe.update_from_flattened_dict(changes)
-    config = resolve(recipe, (), 8)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    program = make_program(config, Encoder(CONFIG, jnp.bfloat16, has_head=True), mesh, views=2, total_steps=10)
-    traced = jax.make_jaxpr(program.train_step)(program.shapes, batch_shapes(config, mesh, 1, (23,), 64))
+    program, batch = made(fsdp, groups_at_once, "bfloat16")
+    traced = jax.make_jaxpr(program.train_step)(program.shapes, batch)
     found = list(equations(traced.jaxpr))
     summed = {
         x.aval.dtype for one in found if one.primitive.name.startswith(("reduce_scatter", "psum")) for x in one.invars
@@ -85,7 +86,7 @@ def size(params: Any, split_over: int = 0) -> int:
 @pytest.mark.parametrize("groups_at_once", [0, 1])
 def test_embeddings_and_parameters_are_gathered_once_and_gradients_scattered_once(groups_at_once: int) -> None:
     sent, _ = compiled(1, groups_at_once)
-    assert not [one for one in sent if one.in_loop]
+    assert all(one.times == 1 for one in sent)
     total = {kind: sum(one.bytes for one in sent if one.kind == kind) for kind in {one.kind for one in sent}}
     split, embeddings = size(PARAMETERS, 8), BATCH * WIDTH * 4
     assert split > 0.95 * size(PARAMETERS)
@@ -103,13 +104,13 @@ def test_fsdp_gathers_a_layer_at_a_time_and_never_activations() -> None:
     sent, _ = compiled(2, 0)
     layer = size(PARAMETERS["layers"]) // CONFIG.num_hidden_layers
     assert {one.kind for one in sent} == {"all-gather", "reduce-scatter", "all-reduce"}
-    in_loop = [one for one in sent if one.in_loop]
+    in_loop = [one for one in sent if one.times != 1]
     # A gather in the forward pass and one in the backward pass; what is scattered is the half that stays.
     assert 1.9 * layer < sum(one.bytes for one in in_loop if one.kind == "all-gather") <= 2 * layer
     assert 0.45 * layer < sum(one.bytes for one in in_loop if one.kind == "reduce-scatter") <= layer // 2
     assert all(one.times == CONFIG.num_hidden_layers for one in in_loop)
     # Over `data`, the halves are gathered once, and their gradients scattered once; vectors are reduced.
-    once = [one for one in sent if not one.in_loop]
+    once = [one for one in sent if one.times == 1]
     embeddings, halves = BATCH * WIDTH * 4, size(PARAMETERS["layers"], 8) // 2
     around = size({name: PARAMETERS[name] for name in PARAMETERS if name != "layers"}, 8)
     assert sum(one.bytes for one in once if one.kind == "all-gather") == pytest.approx(

@@ -16,14 +16,13 @@ from simcse_jax.data import demo
 from simcse_jax.data.vocabulary import Vocabulary, vocabulary_of
 from simcse_jax.embedding_model import open_model
 from simcse_jax.model_folder.run_folder import export_run, load_best, read_state
-from simcse_jax.objective.contrastive import Queue
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.display import describe
 from simcse_jax.training.loop import train
 from simcse_jax.training.metrics import read_metrics
 from simcse_jax.training.program import make_encode
 from simcse_jax.training.run import Run
-from simcse_jax.training.state import PREDICTOR, encoder_params, encoding_trees, enqueue, update_ema
+from simcse_jax.training.state import PREDICTOR, encoder_params
 from tests.small_models import FROM_FOLDER, VOCABULARY, demo_files, export_small, prepare_small, states_of, train_small
 
 # One shape to compile, and no evaluation.
@@ -160,26 +159,29 @@ LOSSES: list[dict[str, Any]] = [
 def test_every_loss_trains(loss: dict[str, Any], cache: Path, tmp_path: Path) -> None:
     found = metrics_of(tmp_path / "run", cache, 2, **loss)
     assert all(np.isfinite(line["loss"]) for line in found)
-    learned = {"temperature", "bias"} & found[0].keys()
-    assert bool(learned) == ("objective__learned_temperature" in loss)
-    if learned:  # Adam's first step is the rate itself, of the logarithm for the temperature
+    assert ("temperature" in found[0]) == ("objective__learned_temperature" in loss)
+    if "temperature" in found[0]:  # Adam's first step is the rate itself, of the logarithm for the temperature
         rate = loss.get("objective__learning_rate", 1e-2)  # else the one of small runs
         moved = abs(np.log(found[1]["temperature"] / found[0]["temperature"]))
         assert moved == pytest.approx(rate, rel=1e-3)
-    if "bias" in learned:
-        assert abs(found[1]["bias"] - found[0]["bias"]) == pytest.approx(0.02, rel=1e-3)
 
 
-def test_a_hard_negative_s_weight_wants_hard_negatives(cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"objective.hard_negative_weight = 2.0(.|\n)*hard_negative_weight=1"):
-        prepare_quick(tmp_path / "run", cache, objective__hard_negative_weight=2.0)
-
-
-def test_widths_that_leave_features_out_or_have_more_are_refused(cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--config\.objective\.widths=16,8"):
-        prepare_quick(tmp_path / "run", cache, objective__widths="32,8")
-    with pytest.raises(UserError, match=r"objective\.widths"):
-        prepare_quick(tmp_path / "run", cache, objective__widths="8,4")
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (
+            {"objective__hard_negative_weight": 2.0},
+            r"hard_negative_weight = 2.0(.|\n)*hard_negative_weight=1",
+        ),
+        ({"objective__widths": "32,8"}, r"--config\.objective\.widths=16,8"),  # of embeddings with 16 features
+        ({"objective__widths": "8,4"}, r"objective\.widths"),
+    ],
+)
+def test_what_data_or_model_do_not_have_is_refused(
+    flags: dict[str, Any], says: str, cache: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=says):
+        prepare_quick(tmp_path / "run", cache, **flags)
 
 
 @pytest.mark.parametrize(
@@ -308,10 +310,11 @@ def test_other_synonyms_are_another_run(cache: Path, tmp_path: Path) -> None:
         {"model__second_encoder": "momentum", "objective__queue": 20},
         {"model__second_encoder": "copy", **TRIPLETS, "mlm__weight": 0.1, "train__groups_at_once": 1},
         {"data__positive": "mask", "data__rate": 0.3},
+        {"objective__loss": "none", "mlm__weight": 1.0},
     ],
-    ids=["copy", "momentum", "triplets-mlm", "predictor"],
+    ids=["copy", "momentum", "triplets-mlm", "predictor", "mlm"],
 )
-def test_runs_with_more_than_an_encoder_resume_bit_for_bit_and_export_the_encoder(
+def test_runs_of_other_kinds_resume_bit_for_bit_and_export_the_encoder(
     flags: dict[str, Any], predictor: Path, cache: Path, tmp_path: Path
 ) -> None:
     if flags.get("data__positive") == "mask":
@@ -335,7 +338,7 @@ def test_runs_with_more_than_an_encoder_resume_bit_for_bit_and_export_the_encode
     texts = list(demo.sentences(seed=3, count=5))
     run_model, exported = open_model(str(whole)), open_model(str(tmp_path / "model"))
     np.testing.assert_allclose(run_model.encode(texts), exported.encode(texts), atol=1e-6)
-    assert any("second encoder" in line for line in describe(run)) == ("model__second_encoder" in flags)
+    assert any("model.second_encoder" in line for line in describe(run)) == ("model__second_encoder" in flags)
 
 
 def test_a_run_says_that_a_temperature_will_hardly_be_learned(cache: Path, tmp_path: Path) -> None:
@@ -344,17 +347,3 @@ def test_a_run_says_that_a_temperature_will_hardly_be_learned(cache: Path, tmp_p
     assert any("temperature" in line for line in describe(low) if line.startswith("note"))
     own = prepare_quick(tmp_path / "own", cache, **flags, optimizer__learning_rate=3e-5, objective__learning_rate=1e-2)
     assert not any("temperature" in line for line in describe(own) if line.startswith("note"))
-
-
-def test_trees_and_what_happens_to_them() -> None:
-    params = {"layers": {"a": np.ones(2)}, "objective": {"bias": np.ones(())}}
-    queue = Queue(jnp.zeros((3, 1)), jnp.array([7, 8, 9]), jnp.asarray(1))
-    extra = {"second": {"layers": {"a": np.zeros(2)}}, "queue": queue}
-    assert encoding_trees(params, extra).keys() == {"layers", "second"}
-    assert encoder_params(params).keys() == {"layers"}
-    assert update_ema({}, params, 0.5) == {}
-    np.testing.assert_array_equal(update_ema(extra, params, 0.75)["second"]["layers"]["a"], [0.25, 0.25])
-    queue = enqueue(queue, jnp.array([[[1.0], [2.0]]]), jnp.array([4, 5]))
-    np.testing.assert_array_equal(queue.z, [[1], [2], [0]])
-    np.testing.assert_array_equal(queue.texts, [4, 5, 7])
-    assert int(queue.filled) == 3

@@ -23,7 +23,7 @@ from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.objective.contrastive import Queue
 from simcse_jax.training.mesh import make_mesh, state_shardings
-from simcse_jax.training.program import make_objective
+from simcse_jax.training.program import build_objective
 from simcse_jax.training.state import TrainState, add_objective_state, init_state, make_optimizer
 from simcse_jax.training.step import (
     Loss,
@@ -178,7 +178,7 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
         predictor if kind.predicts else None,
     )
     in_batches = make_encode_batch(encode, mesh, case.groups_at_once, dtype)
-    loss = make_loss(in_batches, make_objective(objective, mesh), kind.mlm)
+    loss = make_loss(in_batches, build_objective(objective, mesh), kind.mlm)
     return Built(mesh, batches, loss, params, extra)
 
 

@@ -1,4 +1,4 @@
-"""The roll call, with threads for processes and real sockets between them."""
+"""Waiting for all processes, with threads for processes and real sockets between them."""
 
 import json
 import socket
@@ -9,7 +9,7 @@ import pytest
 
 from simcse_jax import __version__
 from simcse_jax.hosts.cluster import Cluster
-from simcse_jax.hosts.roll_call import Card, roll_call
+from simcse_jax.hosts.join import Member, wait_for_all
 from simcse_jax.system.errors import UserError
 
 
@@ -19,12 +19,12 @@ def address() -> str:
         return f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def call(clusters: list[Cluster], timeout_s: float) -> list[list[Card] | str]:
-    """Return what each process gets: the cards, or the text of its error."""
+def call(clusters: list[Cluster], timeout_s: float) -> list[list[Member] | str]:
+    """Return what each process gets: the processes, or the text of its error."""
 
-    def one(cluster: Cluster) -> list[Card] | str:
+    def one(cluster: Cluster) -> list[Member] | str:
         try:
-            return roll_call(cluster, timeout_s)
+            return wait_for_all(cluster, timeout_s)
         except UserError as error:
             return str(error)
 
@@ -36,7 +36,7 @@ def test_all_learn_who_is_there_and_the_port_is_free_again(address: str) -> None
     for _ in range(2):
         results = call([Cluster(address, 3, process) for process in (2, 0, 1)], 20)
         assert results[0] == results[1] == results[2]
-        assert [card["process"] for card in results[0] if isinstance(card, dict)] == [0, 1, 2]
+        assert [member["process"] for member in results[0] if isinstance(member, dict)] == [0, 1, 2]
 
 
 def test_who_does_not_come_is_named_to_all_that_came(address: str) -> None:
@@ -47,7 +47,7 @@ def test_who_does_not_come_is_named_to_all_that_came(address: str) -> None:
 
 
 def test_without_process_0_the_others_say_where_they_looked(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simcse_jax.hosts.roll_call.PATIENCE_S", 0.2)
+    monkeypatch.setattr("simcse_jax.hosts.join.LONGER_S", 0.2)
     (said,) = call([Cluster(address, 2, 1)], 0.5)
     assert f"Process 0 did not answer at {address}" in said
 
@@ -79,17 +79,17 @@ def knock(address: str) -> socket.socket:
 
 
 def test_one_that_dies_and_is_started_again_is_no_second_one(address: str) -> None:
-    card = {"process": 1, "processes": 3, "host": "a", "pid": 1, "version": __version__}
+    member = {"process": 1, "processes": 3, "host": "a", "pid": 1, "version": __version__}
 
     def dies() -> None:
         with knock(address) as connection:
-            connection.sendall(json.dumps(card).encode() + b"\n")
+            connection.sendall(json.dumps(member).encode() + b"\n")
             time.sleep(0.1)
 
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(roll_call, Cluster(address, 3, 0), 20)
+        first = pool.submit(wait_for_all, Cluster(address, 3, 0), 20)
         pool.submit(dies).result()
-        others = [pool.submit(roll_call, Cluster(address, 3, process), 20) for process in (1, 2)]
+        others = [pool.submit(wait_for_all, Cluster(address, 3, process), 20) for process in (1, 2)]
         assert first.result() == others[0].result() == others[1].result()
         assert first.result()[1]["pid"] != 1
 
@@ -100,6 +100,6 @@ def test_strangers_at_the_door_do_not_matter(address: str) -> None:
             connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
 
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(roll_call, Cluster(address, 2, 0), 20)
+        first = pool.submit(wait_for_all, Cluster(address, 2, 0), 20)
         pool.submit(stranger).result()
-        assert roll_call(Cluster(address, 2, 1), 20) == first.result()
+        assert wait_for_all(Cluster(address, 2, 1), 20) == first.result()

@@ -1,4 +1,4 @@
-"""Read the text of a program that XLA compiled: instructions, loops and collectives.
+"""Read the text of a program that XLA compiled: its instructions, and how often each runs.
 
 `jax.jit(f).lower(...).compile().as_text()` is the program of one device, so every size here is per device. The texts
 of the CPU, GPU and TPU compilers are read alike.
@@ -244,61 +244,3 @@ def bits(dtype: str) -> int:
     number = re.search(r"\d+", dtype)  # f8e4m3fn: the first number is the width
     assert number, f"unknown element type {dtype!r}"
     return int(number[0])
-
-
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-
-_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
-# A TPU writes a reduce-scatter as a fusion of this name around an all-reduce of the whole array.
-_FUSED_REDUCE_SCATTER = re.compile(r"^all-reduce-scatter\b")
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """Describe one collective of a compiled program, as each device sees it."""
-
-    name: str  # the instruction's
-    kind: str  # one of KINDS
-    dtype: str  # XLA's name, such as "f32"; several, if the operands differ, in the order met: "f32, bf16"
-    shapes: tuple[tuple[int, ...], ...]  # of the result on one device
-    bytes: int  # of the result on one device, each time that it runs
-    in_loop: bool
-    times: int | None  # how often it runs in one run of the program; None where a loop's length is unknown
-
-
-def collectives(compiled_text: str) -> list[Collective]:
-    """Return every collective of a compiled program's text, in the order of the text.
-
-    Of an asynchronous pair, the end counts (`all-gather-done`): it has the result by itself, and the start has buffers
-    and operands too. Collectives inside fusions and asynchronous computations are found there. A TPU that overlaps a
-    collective with other work repeats it in each fusion, on one channel, and it counts once. (Elsewhere a channel tells
-    nothing: all collectives of a `shard_map` have the same.)
-    """
-    module = Module(compiled_text)
-    fusions = [one for one in module.instructions() if one.opcode == "fusion"]
-    in_fusions = {called for fusion in fusions for _, called in fusion.calls}
-    fused = {called for called in in_fusions if _FUSED_REDUCE_SCATTER.match(called)}
-    scatters = {fusion.name for fusion in fusions if fusion.called("calls") in fused}
-
-    found, channels = [], set()
-    for instruction in module.instructions():
-        if instruction.name in scatters:
-            kind = "reduce-scatter"
-        else:
-            kind = instruction.opcode.removesuffix("-done")
-            if kind not in KINDS or instruction.computation in fused:
-                continue
-        arrays = instruction.arrays
-        dtype, shapes = ", ".join(dict.fromkeys(a.dtype for a in arrays)), tuple(a.shape for a in arrays)
-        channel = _CHANNEL.search(instruction.attributes)
-        if channel and instruction.computation in in_fusions:
-            seen = (kind, channel[1], dtype, shapes)
-            if seen in channels:
-                continue
-            channels.add(seen)
-        where = instruction.computation
-        size = sum(a.bytes for a in arrays)
-        found.append(
-            Collective(instruction.name, kind, dtype, shapes, size, module.in_loop(where), module.times(where))
-        )
-    return found
