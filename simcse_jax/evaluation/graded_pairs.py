@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import math
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from simcse_jax.data import demo
-from simcse_jax.data.lines import decode_lines
-from simcse_jax.data.readers import csv_records
-from simcse_jax.evaluation.senteval import unpacked
+from simcse_jax.data.lines import text_lines
+from simcse_jax.data.readers import read_records
+from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import DATASET_PREFIX, dataset_file
 
 # The file of STS-B's dev pairs, and where it is in folders with SentEval's layout.
 STSB_DEV = "sts-dev.csv"
 STSB_FOLDERS = ("", "STSBenchmark", *(f"{above}STS/STSBenchmark" for above in ("", "downstream/", "data/downstream/")))
-SUFFIXES = (".tsv", ".csv", ".txt")
 
 # The names of columns in headers, in lower case: ours, and those of sentence-transformers, SICK, QQP and MRPC.
 NAMES = {
@@ -75,7 +73,7 @@ def load_graded_pairs(source: str) -> GradedPairs:
     place, options = _options(source)
     path = dataset_file(place) if place.startswith(DATASET_PREFIX) else Path(place).expanduser()
     if path.suffix == ".tar" and path.is_file():
-        path = unpacked(path) / "SentEval"
+        path = senteval_folder(str(path)) / "STS"
     if path.is_dir():
         places = [path / folder / STSB_DEV for folder in STSB_FOLDERS]
         path = next((file for file in places if file.is_file()), path)
@@ -83,9 +81,7 @@ def load_graded_pairs(source: str) -> GradedPairs:
             raise UserError(f"{source} has no STS-B dev pairs (looked for {STSB_FOLDERS[1]}/{STSB_DEV}).")
     if not path.exists():
         raise UserError(f"The graded pairs {source!r} do not exist (relative to {Path.cwd()}).\nGive {SOURCES}.")
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"The graded pairs {source!r} end in {path.suffix!r}; known: {', '.join(SUFFIXES)}, .tar.")
-    return _to_pairs(source, place, list(_rows(source, path)), options)
+    return _to_pairs(source, place, _read_table(path, source), options)
 
 
 def _demo_pairs(source: str) -> GradedPairs:
@@ -109,18 +105,17 @@ def _options(source: str) -> tuple[str, dict[str, str]]:
     return place, options
 
 
-def _rows(name: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows that are not blank. Only a .csv has quoting, unless it is tab-separated as SentEval's are."""
-    text = "".join(decode_lines(io.BytesIO(path.read_bytes()), name, path))
-    if path.suffix.lower() != ".csv" or text.lstrip("\r\n").partition("\n")[0].count("\t") >= 2:
-        # Not splitlines(), which also splits at characters that sentences of real sets contain (U+2028, U+0085).
-        for line, raw in enumerate(text.split("\n"), 1):
-            if raw.strip():
-                yield line, raw.removesuffix("\r").split("\t")
-        return
-    for line, cells in csv_records(io.StringIO(text, newline=""), name):
-        if any(cell.strip() for cell in cells):
-            yield line, cells
+def _read_table(path: Path, name: str) -> Table:
+    """Return the rows of a file that are not blank; SentEval's .csv are cut at tabs, and quotes in them are text."""
+    if path.suffix.lower() == ".csv":
+        lines = [(number, line.rstrip("\r\n")) for number, line in enumerate(text_lines(path, name), 1) if line.strip()]
+        if lines and lines[0][1].count("\t") >= 2:
+            return [(number, line.split("\t")) for number, line in lines]
+    return [(number, [_as_text(cell) for cell in cells]) for number, cells in read_records(path, name)]
+
+
+def _as_text(cell: Any) -> str:
+    return "" if cell is None else str(int(cell) if isinstance(cell, bool) else cell)
 
 
 def _to_pairs(source: str, place: str, table: Table, options: dict[str, str]) -> GradedPairs:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import shutil
 import tarfile
 from contextlib import suppress
 from pathlib import Path
 
-from simcse_jax.data.lines import decode_lines
+from simcse_jax.data.lines import text_lines
 from simcse_jax.system.cache import cache_folder
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import DATASET_PREFIX, dataset_file
@@ -18,7 +17,6 @@ from simcse_jax.system.hub import DATASET_PREFIX, dataset_file
 HUB_ARCHIVE = "hf://datasets/princeton-nlp/datasets-for-simcse/senteval.tar"
 KNOWN_FOLDERS = ("STS", "SICK", "MR", "CR", "SUBJ", "MPQA", "SST", "TREC", "MRPC")
 _LEVELS = 3  # senteval.tar holds SentEval/data/downstream
-_CHUNK = 1 << 20
 
 
 def senteval_folder(source: str = "") -> Path:
@@ -30,7 +28,7 @@ def senteval_folder(source: str = "") -> Path:
     source = source or HUB_ARCHIVE
     path = _fetched(source) if source.startswith(DATASET_PREFIX) else Path(source).expanduser()
     if path.is_file():
-        path = unpacked(path)
+        path = _unpacked(path)
     if not path.is_dir():
         raise UserError(
             f"--data={source}: there is no such folder (relative to {Path.cwd()}).\n"
@@ -62,28 +60,19 @@ def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
 
     Raises UserError when the file is missing or is not of this encoding.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read: {error.strerror or error}.\nThe folder given as --data lacks this file."
-        ) from error
-    if encoding == "utf-8":
-        text = "".join(decode_lines(io.BytesIO(content), str(path), path))
-    else:
-        text = content.decode(encoding)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist.\nThe folder given as --data lacks this file.")
+    text = "".join(text_lines(path, str(path))) if encoding == "utf-8" else path.read_bytes().decode(encoding)
     # Not splitlines(), which also splits at characters that sentences contain (U+2028, U+0085).
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     return lines[:-1] if lines[-1] == "" else lines
 
 
-def unpacked(archive: Path) -> Path:
+def _unpacked(archive: Path) -> Path:
     """Return the folder of the cache with the archive's content, and unpack it there the first time."""
-    digest = hashlib.blake2b(digest_size=16)
     with archive.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    folder = cache_folder("senteval") / digest.hexdigest()
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    folder = cache_folder("senteval") / digest
     if folder.is_dir():
         return folder
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")

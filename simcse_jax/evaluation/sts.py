@@ -159,6 +159,11 @@ def correlations(cosines: np.ndarray, gold: np.ndarray) -> dict[str, float]:
     return {"spearman": 100 * float(spearman.statistic), "pearson": 100 * float(np.corrcoef(cosines, gold)[0, 1])}
 
 
+def has_collapsed(scores: dict[str, float]) -> bool:
+    """Return whether these scores, of `correlations`, are those of equal cosines: only these give exactly 0 twice."""
+    return scores.get("spearman") == scores.get("pearson") == 0
+
+
 def joined(name: str, parts: list[GradedPairs]) -> GradedPairs:
     """Return the pairs of all parts, concatenated."""
     return GradedPairs(

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from simcse_jax.data.batches import Batch, Rows, format_rows
+from simcse_jax.evaluation.sts import has_collapsed
 from simcse_jax.hosts.agreement import error_on_all, is_first
 from simcse_jax.hosts.signals import stop_signals
 from simcse_jax.training.checkpoint import Checkpoints, RunProgress
@@ -205,7 +206,7 @@ class _Loop:
             data = self.run.config.eval.data or self.run.config.mlm.validation
             self.checkpoints.save_best(step, params, {"data": data, **scores})
         self.display.score(step, measure.words, measure.shown(score), best)
-        if scores.get("spearman") == scores.get("pearson") == 0:  # as `correlations` says of equal cosines
+        if has_collapsed(scores):
             self.display.say("warning: the model gives all dev pairs the same cosine, up to rounding: it has collapsed")
         if falling(progress.history):
             self.display.say(

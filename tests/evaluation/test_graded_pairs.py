@@ -154,14 +154,3 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         load_graded_pairs(str(tmp_path / "nowhere.tsv"))
     with pytest.raises(UserError, match=r"sts-dev\.csv"):
         load_graded_pairs(str(tmp_path))
-
-
-@pytest.mark.slow
-def test_real_stsb_is_read_whole(real_data: Path) -> None:
-    folder = real_data / "senteval" / "downstream" / "STS" / "STSBenchmark"
-    for split, count in (("dev", 1500), ("test", 1379), ("train", 5749)):
-        gold, first, second = _read(str(folder / f"sts-{split}.csv"))
-        assert len(gold) == len(first) == len(second) == count
-        assert 0 <= min(gold) < max(gold) <= 5
-    for above in (folder, real_data / "senteval"):
-        assert len(load_graded_pairs(str(above)).gold) == 1500

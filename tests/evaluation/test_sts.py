@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from simcse_jax.evaluation.graded_pairs import GradedPairs
-from simcse_jax.evaluation.sts import TASKS, YEARS, evaluate_pairs, evaluate_sts, joined, load_sts
+from simcse_jax.evaluation.sts import TASKS, YEARS, evaluate_pairs, evaluate_sts, has_collapsed, joined, load_sts
 from simcse_jax.system.errors import UserError
 from tests.small_senteval import PER_FILE, write_senteval
 
@@ -74,7 +74,10 @@ def test_constant_models_score_0_and_are_named(vectors: Any) -> None:
         vectors = np.repeat([axis[0], other], 50, axis=0) * rng.uniform(1, 2, (100, 1))
     vectors = np.broadcast_to(vectors, (100, 6)) * (1 + 1e-7 * rng.normal(size=(100, 6)))
     encode = _encoder(vectors.astype(np.float32), pairs)
-    assert evaluate_pairs(encode, pairs) == {"spearman": 0.0, "pearson": 0.0, "pairs": 50}
+    scores = evaluate_pairs(encode, pairs)
+    assert scores == {"spearman": 0.0, "pearson": 0.0, "pairs": 50}
+    assert has_collapsed(scores)
+    assert not has_collapsed({"perplexity": 9.0})
     score = evaluate_sts(encode, {"": pairs}, "mine")
     assert "same cosine" in score.protocol["note"]
     assert score.cosines is not None
