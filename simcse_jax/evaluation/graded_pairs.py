@@ -13,6 +13,7 @@ import numpy as np
 from simcse_jax.data import demo
 from simcse_jax.data.lines import text_lines
 from simcse_jax.data.readers import read_records
+from simcse_jax.data.rows import is_number
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import DATASET_PREFIX, dataset_file
@@ -23,12 +24,18 @@ STSB_FOLDERS = ("", "STSBenchmark", *(f"{above}STS/STSBenchmark" for above in ("
 
 # The names of columns in headers, in lower case: ours, and those of sentence-transformers, SICK, QQP and MRPC.
 NAMES = {
-    "score": (
-        *("score", "similarity_score", "relatedness_score", "similarity", "label", "gold"),
-        *("is_duplicate", "quality"),
-    ),
-    "sentence1": ("sentence1", "sentence_1", "sentence_a", "sent0", "text1", "text_a", "question1", "#1 string"),
-    "sentence2": ("sentence2", "sentence_2", "sentence_b", "sent1", "text2", "text_b", "question2", "#2 string"),
+    "score": [
+        "score",
+        "similarity_score",
+        "relatedness_score",
+        "similarity",
+        "label",
+        "gold",
+        "is_duplicate",
+        "quality",
+    ],
+    "sentence1": ["sentence1", "sentence_1", "sentence_a", "sent0", "text1", "text_a", "question1", "#1 string"],
+    "sentence2": ["sentence2", "sentence_2", "sentence_b", "sent1", "text2", "text_b", "question2", "#2 string"],
 }
 SPLIT = "split"
 # By the number of columns: where score and sentences may be if no header says so. 7 to 9: SentEval's STS-B, which has
@@ -38,7 +45,7 @@ COUNTING = 4  # rows from which numbers that grow by 1 are line numbers, not sco
 
 SOURCES = "a file of score, sentence, sentence; a folder with sts-dev.csv; hf://datasets/OWNER/NAME/FILE; demo:dev"
 
-Table = list[tuple[int, list[str]]]  # the line number in the file and the cells of each row
+Lines = list[tuple[int, list[str]]]  # the line number in the file and the cells of each row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +112,7 @@ def _options(source: str) -> tuple[str, dict[str, str]]:
     return place, options
 
 
-def _read_table(path: Path, name: str) -> Table:
+def _read_table(path: Path, name: str) -> Lines:
     """Return the rows of a file that are not blank; SentEval's .csv are cut at tabs, and quotes in them are text."""
     if path.suffix.lower() == ".csv":
         lines = [(number, line.rstrip("\r\n")) for number, line in enumerate(text_lines(path, name), 1) if line.strip()]
@@ -118,12 +125,12 @@ def _as_text(cell: Any) -> str:
     return "" if cell is None else str(int(cell) if isinstance(cell, bool) else cell)
 
 
-def _to_pairs(source: str, place: str, table: Table, options: dict[str, str]) -> GradedPairs:
+def _to_pairs(source: str, place: str, table: Lines, options: dict[str, str]) -> GradedPairs:
     """Return the pairs of a table. place: the source without its options, for messages."""
     if not table:
         raise UserError(f"{source} is empty. Give {SOURCES}.")
     columns = _find_columns(place, table, options)
-    if not _is_number(table[0][1][columns["score"]]):
+    if not is_number(table[0][1][columns["score"]]):
         table = _rows_of_split(place, table[0][1], table[1:], options)
     gold, first, second = [], [], []
     for line, cells in table:
@@ -139,14 +146,14 @@ def _to_pairs(source: str, place: str, table: Table, options: dict[str, str]) ->
     if min(gold) == max(gold):
         raise UserError(f"{source}: all {len(gold)} scores are {gold[0]:g}; a correlation needs scores that differ.")
     for role, texts in (("sentence1", first), ("sentence2", second)):
-        if all(map(_is_number, texts)):
+        if all(map(is_number, texts)):
             raise UserError(f"{source}: every {role} is a number, such as {texts[0]}. {_advice(place)}")
     if "score" not in options and len(gold) >= COUNTING and set(np.diff(gold)) == {1}:
         raise UserError(f"{source}: the scores {gold[0]:g}, {gold[1]:g}, ... are line numbers. {_advice(place)}")
     return GradedPairs(source, np.array(gold, np.float64), first, second)
 
 
-def _find_columns(place: str, table: Table, options: dict[str, str]) -> dict[str, int]:
+def _find_columns(place: str, table: Lines, options: dict[str, str]) -> dict[str, int]:
     """Return the columns of "score", "sentence1" and "sentence2"; UserError where they would have to be guessed."""
     line, head = table[0]
     names = [cell.strip().lower() for cell in head]
@@ -166,7 +173,7 @@ def _find_columns(place: str, table: Table, options: dict[str, str]) -> dict[str
     for columns in PLACES.get(len(head), ()):
         whole = [cells for _, cells in table if len(cells) > max(columns)]
         examples = whole[1:] or whole  # the first may be a header
-        mostly_numbers = [2 * sum(_is_number(cells[c]) for cells in examples) >= len(examples) for c in columns]
+        mostly_numbers = [2 * sum(is_number(cells[c]) for cells in examples) >= len(examples) for c in columns]
         if mostly_numbers == [True, False, False] and not set(options) & set(NAMES):
             return dict(zip(NAMES, columns, strict=True))
     missing = ", ".join(role for role in NAMES if role not in found)
@@ -180,7 +187,7 @@ def _advice(place: str) -> str:
     return f"Name the columns, by name or number: {place}:score=COLUMN,sentence1=COLUMN,sentence2=COLUMN."
 
 
-def _rows_of_split(place: str, head: list[str], rows: Table, options: dict[str, str]) -> Table:
+def _rows_of_split(place: str, head: list[str], rows: Lines, options: dict[str, str]) -> Lines:
     """Return the rows of the split that the options name; UserError where the file has several and none is named."""
     names, wanted = [cell.strip().lower() for cell in head], options.get(SPLIT)
     column = names.index(SPLIT) if SPLIT in names else len(names)
@@ -191,17 +198,9 @@ def _rows_of_split(place: str, head: list[str], rows: Table, options: dict[str, 
     return [(line, cells) for line, cells in rows if not wanted or column >= len(cells) or cells[column] == wanted]
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
 def parse_score(name: str, line: int, cell: str) -> float:
     """Return the score in a cell; UserError with file and line when it is not a finite number."""
-    if not _is_number(cell):
+    if not is_number(cell):
         raise UserError(f"{name}, line {line}: the score {cell!r:.60} is not a number.")
     if not math.isfinite(float(cell)):
         raise UserError(f"{name}, line {line}: the score is {cell.strip()}; it must be finite, e.g. 3.5.")

@@ -1,10 +1,14 @@
 """Test graded pairs: each format is read right, no column is guessed, each mistake is named with its file and line."""
 
+import gzip
 import io
+import json
 import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
@@ -61,6 +65,22 @@ PLAIN = '1\ta b\tc\n2.5\t"d\tNone\n'
 def test_formats(tmp_path: Path, name: str, content: str) -> None:
     _written(tmp_path, name.partition(":")[0], content)
     assert _read(f"{tmp_path}/{name}") == ([1, 2.5], ["a b", '"d'], ["c", "None"])
+
+
+def test_every_format_gives_the_same_pairs(tmp_path: Path) -> None:
+    rows = [{"similarity": 1, "text_a": 'a "b"', "text_b": "c"}, {"similarity": 2.5, "text_a": "d", "text_b": "None"}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    quoted = '1\t"a ""b"""\tc\n2.5\td\tNone\n'
+    sources = [
+        _written(tmp_path, "a.jsonl", lines),
+        _written(tmp_path, "a.jsonl.gz", gzip.compress(lines.encode())),
+        _written(tmp_path, "a.tsv", quoted),
+        _written(tmp_path, "carriage_returns.tsv", quoted.replace("\n", "\r")),
+        _written(tmp_path, "a.csv.gz", gzip.compress(quoted.replace("\t", ",").encode())),
+        str(tmp_path / "a.parquet"),
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), sources[-1])
+    assert [_read(source) for source in sources] == [([1, 2.5], ['a "b"', "d"], ["c", "None"])] * len(sources)
 
 
 def test_csv_cells_hold_commas_quotes_tabs_and_lines(tmp_path: Path) -> None:
@@ -137,7 +157,8 @@ def test_demo_pairs() -> None:
         ("a.tsv", "score\tsentence1\tsentence2\n1\ta\tb\n", "at least 2"),
         ("a.tsv", "3\ta\tb\n3.0\tc\td\n", "all 2 scores"),
         ("a.tsv", "1\ta\tb\n2\tcaf\u00e9\td\n".encode("latin1"), "line 2: .*UTF-8"),
-        ("a.xlsx", "x", r"\.tsv, \.csv"),
+        ("a.tsv", "1\ta\tb\n2\tc\td\n".encode("utf-16"), "UTF-16"),
+        ("a.xlsx", "x", r"\.csv, \.tsv"),
         ("a.tar", "no archive", "tar"),
     ],
 )
