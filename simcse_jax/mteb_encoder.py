@@ -17,7 +17,7 @@ import numpy as np
 from simcse_jax.embedding_model import open_model
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import progress_bar
-from simcse_jax.system.vectors import normalize
+from simcse_jax.system.vectors import check_vectors, normalize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -52,14 +52,18 @@ class MtebEncoder:
         self.model = open_model(model_name, pooler, dtype, max_length)
 
     def encode(self, inputs: Iterable[Mapping[str, Any]], *, show_progress_bar: bool = False, **_: Any) -> np.ndarray:
-        """Return float32[N, D], in the order of the batches. inputs: batches with the key "text".
+        """Return float32[N, D], in the order of the batches; UserError where one is not finite.
+
+        inputs: batches with the key "text".
 
         mteb's other arguments (task, split, prompts, batch size) have no effect: the models have no prompts, and all
         texts are packed together.
         """
         texts = [text for batch in inputs for text in batch["text"]]
         with progress_bar(len(texts), show_progress_bar) as bar:
-            return self.model.encode(texts, bar.update)
+            vectors = self.model.encode(texts, bar.update)
+        check_vectors(vectors, texts, self.model.name, zeros=True)
+        return vectors
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
         """Return float32[N, M], the cosine of each row of one with each row of the other."""
