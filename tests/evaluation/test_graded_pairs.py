@@ -157,7 +157,7 @@ def test_demo_pairs() -> None:
         ("a.tsv", "score\tsentence1\tsentence2\n1\ta\tb\n", "at least 2"),
         ("a.tsv", "3\ta\tb\n3.0\tc\td\n", "all 2 scores"),
         ("a.tsv", "1\ta\tb\n2\tcaf\u00e9\td\n".encode("latin1"), "line 2: .*UTF-8"),
-        ("a.tsv", "1\ta\tb\n2\tc\td\n".encode("utf-16"), "UTF-16"),
+        ("a.tsv", "1\ta\tb\n2\tc\td\n".encode("utf-16"), "utf-16"),
         ("a.xlsx", "x", r"\.csv, \.tsv"),
         ("a.tar", "no archive", "tar"),
     ],
