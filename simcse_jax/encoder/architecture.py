@@ -21,11 +21,6 @@ class DenseShape(NamedTuple):
         """Return the (inputs, outputs) of the flat kernel."""
         return math.prod(self.inputs), math.prod(self.outputs)
 
-    @property
-    def flops(self) -> int:
-        """Return the floating-point operations of the product for one position: 2 per entry of the kernel."""
-        return 2 * math.prod(self.sizes)
-
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
@@ -79,25 +74,6 @@ class Architecture:
     def head_product(self) -> DenseShape:
         """Return the dense product of the head: of the one on [CLS], and of the first one for token prediction."""
         return DenseShape((self.hidden_size,), (self.hidden_size,))
-
-    def layer_flops(self, row_length: int) -> int:
-        """Return the forward FLOPs of one layer's matrix products for one position of a row of `row_length`."""
-        products = sum(product.flops for product in self.layer_products.values())
-        return products + 2 * self.score_flops(row_length)  # the scores, and the weighted values
-
-    def score_flops(self, row_length: int) -> int:
-        """Return the FLOPs of one layer's attention scores for one position."""
-        return 2 * row_length * self.hidden_size
-
-    @property
-    def after_attention_flops(self) -> int:
-        """Return the FLOPs of one layer's products after attention, which a last layer may skip for most positions."""
-        return sum(product.flops for name, product in self.layer_products.items() if name != "attention/qkv")
-
-    @property
-    def mlm_head_flops(self) -> int:
-        """Return the forward FLOPs of the head of masked language modelling for one token to predict."""
-        return self.head_product.flops + 2 * self.hidden_size * self.vocab_size
 
     def as_dict(self) -> dict[str, Any]:
         """Return what a run folder stores; `families.table.architecture_from_dict` reads it."""

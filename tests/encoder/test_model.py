@@ -146,11 +146,3 @@ def test_gradients_in_bfloat16_are_near_those_in_float32(params: Any, packed: Gr
     for path, a in jax.tree_util.tree_leaves_with_path(exact):
         b = functools.reduce(lambda tree, step: tree[step.key], path, rounded)
         assert np.linalg.norm(b - a) < 0.05 * np.linalg.norm(a), jax.tree_util.keystr(path)
-
-
-def test_flops_of_bert_base() -> None:
-    """A layer has 12 D^2 weights in its products, as the feed-forward width is 4 D."""
-    base, row = Architecture("bert", 30522, 768, 12, 12, 3072), 128
-    assert base.layer_flops(row) == 24 * 768**2 + 4 * row * 768
-    assert base.after_attention_flops == 18 * 768**2
-    assert base.mlm_head_flops == 2 * 768 * (768 + 30522)
