@@ -100,7 +100,8 @@ class CpuLimit:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the CPU seconds of the ten dearest tests, set-up of shared fixtures included."""
         reports = [report for reports in terminalreporter.stats.values() for report in reports]
-        costs = {r.nodeid: dict(r.user_properties).get(KEY, 0) for r in reports if isinstance(r, pytest.TestReport)}
+        tests = [report for report in reports if isinstance(report, pytest.TestReport)]
+        costs = {r.nodeid: sum(float(str(s)) for name, s in r.user_properties if name == KEY) for r in tests}
         if sum(costs.values()) >= WORTH_A_TABLE_S:
             terminalreporter.section("CPU seconds")
             for name in sorted(costs, key=lambda name: -costs[name])[:10]:

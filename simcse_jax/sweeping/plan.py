@@ -168,7 +168,8 @@ def _stored_row(stored: dict[str, Any]) -> Row:
             raise TypeError(f"{name} = {stored[name]!r}")
     if stored["folder"] in (".", "..") or Path(stored["folder"]).name != stored["folder"]:
         raise ValueError(f"folder = {stored['folder']!r}")
-    return Row(**stored | {"seeds": tuple(map(int, stored["seeds"]))})
+    values: dict[str, Any] = stored | {"seeds": tuple(map(int, stored["seeds"]))}
+    return Row(**values)
 
 
 def write_plan(folder: Path, plan: SweepPlan) -> None:
