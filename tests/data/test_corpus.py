@@ -451,21 +451,3 @@ def test_real_triplets(real_data, tmp_path):
     assert len(corpus) == 8976
     assert corpus.columns == ("sent0", "sent1", "hard_neg")
     assert corpus.report.ignored_columns == ("source",)
-
-
-@pytest.mark.slow
-def test_real_documents(real_data, tmp_path):
-    import lzma
-
-    with lzma.open(real_data / "wiki" / "wiki_docs_1200k_sentences.txt.xz", "rt", encoding="utf-8") as file:
-        lines = [str(line) for _, line in zip(range(20_000), file, strict=False)]
-    path = tmp_path / "docs.txt.xz"
-    path.write_bytes(lzma.compress("".join(lines).encode(), preset=0))
-    tokenizer = load_tokenizer(real_data / "vocab" / "bert-base-uncased")
-    corpus = load_corpus([str(path)], tokenizer, 32, cache_dir=tmp_path)
-    blank = sum(not line.strip() for line in lines)
-    assert len(corpus) == len(lines) - blank
-    assert corpus.report.empties == blank
-    assert corpus.documents is not None
-    assert corpus.documents[-1] + 1 == corpus.report.documents
-    assert (np.diff(corpus.documents) >= 0).all()
