@@ -104,7 +104,7 @@ def _options(source: str) -> tuple[str, dict[str, str]]:
     place, _, words = source.rpartition(":")
     if not place or "=" not in words or "/" in words or Path(source).expanduser().exists():
         return source, {}
-    options = dict(word.partition("=")[::2] for word in words.split(","))
+    options = {key: value for key, _, value in (word.partition("=") for word in words.split(","))}
     known = (*NAMES, SPLIT)
     for key, value in options.items():
         if key not in known or not value:

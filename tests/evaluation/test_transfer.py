@@ -189,7 +189,7 @@ def test_collapsed_and_outsized_vectors_are_scored(tmp_path: Path) -> None:
     write_task(tmp_path, "MR", splits)
     vectors = _vectors(splits, signal=0.5)
     for scale in (1, 1e7):
-        rounding = {text: np.float32(scale * (1 + 1e-8 * vector)) for text, vector in vectors.items()}
+        rounding = {text: (scale * (1 + 1e-8 * vector)).astype(np.float32) for text, vector in vectors.items()}
         score = evaluate_transfer(_encoder(rounding), tmp_path, "MR", fast=True)
         assert score.value == pytest.approx(60)
         assert "same vector" in score.protocol["note"]
