@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
@@ -37,8 +38,9 @@ def _from_table(table: Table) -> Grid:
     def lines(text: str, note: str) -> str:
         return f"{text}\n{note}" if note else text
 
+    heads = [lines(textwrap.fill(column.text, 12, break_long_words=False), column.note) for column in table.columns]
     rows = [[lines(row.head, row.note), *(lines(cell.text, cell.note) for cell in row.cells)] for row in table.rows]
-    return _grid(table.caption, [lines(column.text, column.note) for column in table.columns], rows)
+    return _grid(table.caption, heads, rows)
 
 
 def _grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Grid:
