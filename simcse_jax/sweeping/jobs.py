@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from simcse_jax.config.recipe import override_flags
 from simcse_jax.evaluation.scores_json import SCORES
-from simcse_jax.sweeping.plan import Judging, Row, SweepPlan
+from simcse_jax.sweeping.plan import Judging, PlanRow, SweepPlan
 from simcse_jax.sweeping.rows import SEED
 from simcse_jax.system import whole_file
 from simcse_jax.system.errors import UserError
@@ -77,7 +77,7 @@ class Job:
     """Hold one run of a sweep."""
 
     recipe: str
-    row: Row
+    row: PlanRow
     seed: int
     run: Path  # its run folder
     judging: Judging

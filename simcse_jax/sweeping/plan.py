@@ -31,7 +31,7 @@ _LONGEST_NAME = 80  # characters of a folder's name
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class PlanRow:
     """Hold one setting, trained with every seed."""
 
     label: str
@@ -66,7 +66,7 @@ class SweepPlan:
     """Hold all of a sweep. The other rows are compared with the first one."""
 
     recipe: str
-    rows: tuple[Row, ...]
+    rows: tuple[PlanRow, ...]
     judging: Judging
 
 
@@ -87,12 +87,12 @@ def make_plan(
             )
     idle = {label: _common_keys_idle_in(recipe, label, common, own) for label, own in rows.items()}
     idle_everywhere = set.intersection(*idle.values())
-    made: list[Row] = []
+    made: list[PlanRow] = []
     for label, own in rows.items():
         left_out = replaced[label] | (idle[label] - idle_everywhere)
         overrides = {key: value for key, value in common.items() if key not in left_out} | own
         name = folder_name(label, [row.folder for row in made])
-        made.append(Row(label, name, overrides, resolve_row(recipe, label, overrides), tuple(seeds)))
+        made.append(PlanRow(label, name, overrides, resolve_row(recipe, label, overrides), tuple(seeds)))
     return SweepPlan(recipe, tuple(made), judging)
 
 
@@ -160,7 +160,7 @@ def read_plan(folder: Path) -> SweepPlan | None:
         ) from error
 
 
-def _stored_row(stored: dict[str, Any]) -> Row:
+def _stored_row(stored: dict[str, Any]) -> PlanRow:
     """Return a row as `write_plan` stores it; raise for anything else, such as a folder outside the sweep's."""
     kinds = {"label": str, "folder": str, "overrides": dict, "settings": dict, "seeds": list}
     for name, kind in kinds.items():
@@ -169,7 +169,7 @@ def _stored_row(stored: dict[str, Any]) -> Row:
     if stored["folder"] in (".", "..") or Path(stored["folder"]).name != stored["folder"]:
         raise ValueError(f"folder = {stored['folder']!r}")
     values: dict[str, Any] = stored | {"seeds": tuple(map(int, stored["seeds"]))}
-    return Row(**values)
+    return PlanRow(**values)
 
 
 def write_plan(folder: Path, plan: SweepPlan) -> None:
@@ -254,7 +254,7 @@ def _naming_row(recipe: str, label: str) -> Iterator[None]:
         raise UserError(f"row {label!r} of {recipe}: {error}") from error
 
 
-def _refuse_other_settings(folder: Path, old: Row, new: Row) -> None:
+def _refuse_other_settings(folder: Path, old: PlanRow, new: PlanRow) -> None:
     """Raise UserError where two rows of one label differ.
 
     A key that a later version has added counts only where it is overridden, and one without effect not at all.

@@ -14,7 +14,7 @@ from simcse_jax.evaluation import transfer
 from simcse_jax.evaluation.compare import spread
 from simcse_jax.evaluation.suite import GEOMETRY, choose_tasks
 from simcse_jax.sweeping.jobs import Job
-from simcse_jax.sweeping.plan import Judging, Row, SweepPlan
+from simcse_jax.sweeping.plan import Judging, PlanRow, SweepPlan
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.metrics import read_metrics
 
@@ -94,7 +94,7 @@ class RowDifference(NamedTuple):
 class TableRow(NamedTuple):
     """Hold a row and the metrics of its runs."""
 
-    row: Row
+    row: PlanRow
     runs: dict[int, Metrics]  # by seed, of those that have the measure
     missing: tuple[int, ...]  # seeds without it
     metrics: dict[str, dict[str, float]]  # by metric: `spread` over the seeds that have it

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from simcse_jax.sweeping.jobs import Command, Job
-from simcse_jax.sweeping.plan import Judging, Row, SweepPlan, make_plan
+from simcse_jax.sweeping.plan import Judging, PlanRow, SweepPlan, make_plan
 
 
 def demo_plan(rows: Mapping[str, dict[str, str]], seeds: tuple[int, ...] = (0, 1), **judging: str) -> SweepPlan:
@@ -29,5 +29,5 @@ class ShellJob(Job):
 
 
 def shell_job(folder: Path, seed: int, *lines: str, drop: tuple[str, ...] = ()) -> ShellJob:
-    row = Row("row", "row", {}, {}, (seed,))
+    row = PlanRow("row", "row", {}, {}, (seed,))
     return ShellJob("configs/demo.py", row, seed, folder / "row" / f"seed-{seed}", Judging(), drop, lines)

@@ -12,7 +12,7 @@ from scipy.special import betainc
 
 from simcse_jax.sweeping.jobs import make_jobs
 from simcse_jax.sweeping.output import draw, markdown, print_table, write_table
-from simcse_jax.sweeping.plan import Judging, Row, SweepPlan
+from simcse_jax.sweeping.plan import Judging, PlanRow, SweepPlan
 from simcse_jax.sweeping.table import (
     LAST,
     SweepTable,
@@ -31,7 +31,7 @@ DEV = "dev/spearman"
 
 def table(values: dict[str, dict[int, float]], measure: str = DEV, seeds: int = 5) -> SweepTable:
     """Return the table of rows with these values of one metric, by seed."""
-    rows = tuple(Row(label, label, {"model.dropout": "0.1"}, {}, tuple(range(seeds))) for label in values)
+    rows = tuple(PlanRow(label, label, {"model.dropout": "0.1"}, {}, tuple(range(seeds))) for label in values)
     judging = Judging("sts,geometry") if measure != DEV else Judging()
     found = {(label, seed): {measure: value} for label, own in values.items() for seed, value in own.items()}
     return make_table(SweepPlan("configs/demo.py", rows, judging), found)
@@ -203,13 +203,15 @@ def test_measures() -> None:
 def test_settings_that_no_label_says_are_noted() -> None:
     """Rows of one folder may come from commands with other settings for all rows."""
     own = {"dropout=0.2": {"model.dropout": "0.2"}, "cold": {"objective.temperature": "0.01", "train.steps": "9"}}
-    rows = tuple(Row(label, label, {"eval.data": "x"} | given, {}, (0,)) for label, given in own.items())
+    rows = tuple(PlanRow(label, label, {"eval.data": "x"} | given, {}, (0,)) for label, given in own.items())
     notes = markdown(make_table(SweepPlan("r", rows, Judging()), {}))
     assert "Settings: cold: objective.temperature=0.01, train.steps=9." in notes
 
 
 def test_columns_of_other_figures() -> None:
-    plan = SweepPlan("r", (Row("a", "a", {}, {}, (0, 1)), Row("b", "b", {}, {}, (0, 1))), Judging("sts,geometry"))
+    plan = SweepPlan(
+        "r", (PlanRow("a", "a", {}, {}, (0, 1)), PlanRow("b", "b", {}, {}, (0, 1))), Judging("sts,geometry")
+    )
     found = {
         ("a", 0): {"sts": 70.0, DEV: 80.0, "alignment": 0.2},
         ("a", 1): {"sts": 71.0, DEV: 81.0, "alignment": 0.3},
