@@ -72,6 +72,7 @@ class EmbeddingModel:
         self.kind = origin.kind
         self.pooler = pooler
         self.dtype = dtype  # the precision of the computation
+        self.texts = origin.texts
         self._origin = origin
         encoder = Encoder(origin.sizes, jnp.dtype(dtype), jnp.float32, has_head=pooler == "cls")
         start_devices()
@@ -130,14 +131,19 @@ class EmbeddingModel:
         return digest.hexdigest()
 
     def encode(
-        self, texts: Sequence[str], progress: Progress | None = None, normalize: bool | None = None
+        self,
+        texts: Sequence[str],
+        progress: Progress | None = None,
+        normalize: bool | None = None,
+        prompt: str | None = None,
     ) -> np.ndarray:
         """Return one vector for each text, float32[N, D]; see `SentenceEncoder.encode`.
 
-        normalize: True for vectors of length 1, False for vectors as pooled, None for the model's own setting. Raises
-        UserError if the weights are missing or do not fit the model.
+        normalize: True for vectors of length 1, False for vectors as pooled, None for the model's own setting. prompt:
+        put before each text; None for the model's own. Raises UserError if the weights are missing or do not fit the
+        model.
         """
-        vectors = self._sentences.encode(self._placed, texts, progress)
+        vectors = self._sentences.encode(self._placed, texts, progress, prompt)
         if self._origin.normalizes if normalize is None else normalize:
             normalize_rows(vectors, out=vectors)
         return vectors

@@ -82,15 +82,17 @@ class SentenceEncoder:
         self._unstacked: Any = jax.jit(unstack_layers, out_shardings=self._whole)
         self._apply: Any = jax.jit(self._encode_groups, out_shardings=out)
 
-    def encode(self, params: Any, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
+    def encode(
+        self, params: Any, texts: Sequence[str], progress: Progress | None = None, prompt: str | None = None
+    ) -> np.ndarray:
         """Return one vector for each text, in the order of the texts, as float32[N, D] on the host.
 
         params: the model's parameters, on any devices and in any sharding; each device of the mesh gets them whole.
         Equal texts are encoded once. An empty text is encoded as its special tokens. The number of devices and the
         other texts change a vector by rounding only. progress: called with the number of texts that were finished since
-        the last call. Raises TypeError for a text that is not a string.
+        the last call. prompt: in place of that of __init__. Raises TypeError for a text that is not a string.
         """
-        texts = _strings(texts)
+        texts = self._prompted(texts, prompt)
         index: dict[str, int] = {}
         places = np.fromiter((index.setdefault(text, len(index)) for text in texts), np.int64, len(texts))
         vectors = np.zeros((len(index), self.model.architecture.hidden_size), np.float32)
@@ -105,8 +107,12 @@ class SentenceEncoder:
 
     def count_tokens(self, texts: Sequence[str], cut: bool = True) -> np.ndarray:
         """Return the number of tokens of each text, special tokens included, as int64[N]; cut: at `max_length`."""
-        texts = _strings(texts)
+        texts = self._prompted(texts)
         return np.array([len(tokens) for tokens in self._tokens(tuple(texts), cut)] if texts else [], np.int64)
+
+    def _prompted(self, texts: Sequence[str], prompt: str | None = None) -> list[str]:
+        prompt = self.prompt if prompt is None else prompt
+        return [prompt + text for text in _strings(texts)]
 
     def _encode_groups(self, params: Any, groups: Group) -> jax.Array:
         """Return float32[G, N, D] for groups with leading axis [G]; compiled in __init__."""
@@ -179,7 +185,7 @@ class SentenceEncoder:
     def _tokens(self, texts: tuple[str, ...], cut: bool = True) -> list[np.ndarray]:
         """Return for each text its token ids, int32[n], with special tokens; cut: at `max_length`."""
         encoded = self.tokenizer(
-            [self.prompt + text for text in texts],
+            list(texts),
             truncation=cut,
             max_length=self.max_length if cut else None,
             verbose=False,  # else it warns of texts that are longer than the model takes

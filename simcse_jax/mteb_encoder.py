@@ -51,19 +51,33 @@ class MtebEncoder:
             raise UserError(f"MtebEncoder: device = {device!r}, but JAX chooses devices; set JAX_PLATFORMS instead.")
         self.model = open_model(model_name, pooler, dtype, max_length)
 
-    def encode(self, inputs: Iterable[Mapping[str, Any]], *, show_progress_bar: bool = False, **_: Any) -> np.ndarray:
+    def encode(
+        self,
+        inputs: Iterable[Mapping[str, Any]],
+        *,
+        task_metadata: Any = None,
+        prompt_type: Any = None,
+        show_progress_bar: bool = False,
+        **_: Any,
+    ) -> np.ndarray:
         """Return float32[N, D], in the order of the batches; UserError where one is not finite.
 
-        inputs: batches with the key "text".
-
-        mteb's other arguments (task, split, prompts, batch size) have no effect: the models have no prompts, and all
-        texts are packed together.
+        inputs: batches with the key "text". task_metadata, prompt_type: choose among the prompts of the model's folder.
+        mteb's other arguments (split, batch size) have no effect: all texts are packed together.
         """
         texts = [text for batch in inputs for text in batch["text"]]
         with progress_bar(len(texts), show_progress_bar) as bar:
-            vectors = self.model.encode(texts, bar.update)
+            vectors = self.model.encode(texts, bar.update, prompt=self._prompt(task_metadata, prompt_type))
         check_vectors(vectors, texts, self.model.name, zeros=True)
         return vectors
+
+    def _prompt(self, task: Any, prompt_type: Any) -> str | None:
+        """Return the prompt that mteb and sentence-transformers use for a task; None for the folder's default."""
+        prompts, kind = self.model.texts.prompts, getattr(prompt_type, "value", prompt_type)
+        of_task = [task.name, task.type] if task else []
+        names = [name for one in of_task for name in ((f"{one}-{kind}", one) if kind else (one,))]
+        found = next((name for name in (*names, kind) if name in prompts), None)
+        return prompts[found] if found else "" if kind else None
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
         """Return float32[N, M], the cosine of each row of one with each row of the other."""

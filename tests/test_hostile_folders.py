@@ -2,7 +2,10 @@
 
 import builtins
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from simcse_jax.mteb_encoder import MtebEncoder
 from simcse_jax.system.errors import UserError
 from tests.small_models import FROM_FOLDER, prepare_small
 
+ROOT = Path(__file__).parent.parent
 CODE = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nclass Evil: pass\n"
 
 
@@ -87,6 +91,46 @@ def test_no_code_of_a_run_folder_runs(small_run: Path, tmp_path: Path, asked: li
             way_in()
     assert not asked
     assert not list(tmp_path.rglob("ran"))
+
+
+COMMANDS = {
+    "evaluate": ("--model=model", "--pairs=dev.tsv", "--out=out"),
+    "search": ("--model=model", "--corpus=texts.txt"),
+    "search --serve": ("--model=model", "--corpus=texts.txt", "--serve", "--port=0"),
+    "embed": ("--model=model", "--input=texts.txt", "--out=vectors.parquet"),
+    "export": ("--model=model", "--out=out", "--onnx"),
+    "train": (
+        "--config=configs/unsup.py",
+        "--config.model.name=model",
+        "--config.data.files=texts.txt",
+        "--config.eval.data=dev.tsv",
+        "--workdir=run",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_yes_on_stdin_runs_nothing(folder: Path, command: str) -> None:
+    hostile(folder)
+    place = folder.parent
+    (place / "configs").symlink_to(ROOT / "configs")
+    (place / "texts.txt").write_text("a dog sleeps\nrain falls\n" * 40)
+    (place / "dev.tsv").write_text("1\ta dog\ta cat\n4\train\train\n3\tsun\tthe sun\n")
+    module = f"simcse_jax.{command.split()[0]}"
+    done = subprocess.run(
+        [sys.executable, "-m", module, *COMMANDS[command]],
+        input="yes\n" * 9,
+        cwd=place,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "auto_map" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(place.rglob("ran"))
 
 
 def test_an_export_names_no_code(folder: Path, tmp_path: Path) -> None:

@@ -2,20 +2,25 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import transformers
 from sentence_transformers import SentenceTransformer
+from torch.utils.data import DataLoader
 
 from simcse_jax import SimCSE
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.embedding_model import open_model
 from simcse_jax.model_folder.export import convert
+from simcse_jax.mteb_encoder import MtebEncoder
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.vectors import normalize
 from tests.model_folder.test_onnx_export import onnx_vectors
 from tests.small_models import FROM_FOLDER, prepare_small
 
@@ -112,6 +117,30 @@ def test_a_run_keeps_the_lower_case_of_its_model(folder: Path, tmp_path: Path) -
     prepare_small(tmp_path / "run", tmp_path / "cache", **FROM_FOLDER | {"model__name": str(folder)})
     kept = load_tokenizer(tmp_path / "run" / "tokenizer")
     assert kept(TEXTS)["input_ids"] == load_tokenizer(folder)(TEXTS)["input_ids"]
+
+
+def test_mteb_chooses_a_prompt_for_each_task(folder: Path) -> None:
+    """As its own loader does, which leaves the choice to sentence-transformers where no prompt is for the task."""
+    prompts = {"query": PROMPT, "STS": "dog ", "SciFact-document": "music ", "SciFact": "red ", "other": "two "}
+    edit(folder, "config_sentence_transformers.json", prompts=prompts, default_prompt_name="other")
+    wrapper = pytest.importorskip("mteb.models.sentence_transformer_wrapper")
+    from mteb.types import PromptType
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of mteb, at its own settings
+        theirs = wrapper.SentenceTransformerEncoderWrapper(SentenceTransformer(str(folder), device="cpu"))
+    ours = MtebEncoder(str(folder))
+    batches: Any = [{"text": TEXTS[:2]}, {"text": TEXTS[2:]}]
+    seen = []
+    for name, kind in (("Any", "STS"), ("SciFact", "Retrieval"), ("Any", "Retrieval")):
+        for prompt_type in (None, PromptType.query, PromptType.document):
+            task: Any = SimpleNamespace(name=name, type=kind)
+            given: Any = {"task_metadata": task, "prompt_type": prompt_type, "hf_split": "", "hf_subset": ""}
+            expected = normalize(np.asarray(theirs.encode(DataLoader(batches, batch_size=None), **given)))
+            found = ours.encode(batches, **given)
+            np.testing.assert_allclose(normalize(found), expected, rtol=0, atol=2e-5, err_msg=f"{name} {prompt_type}")
+            seen.append(found)
+    assert len(np.unique(np.round(np.stack(seen)[:, 0, 0], 4))) >= 6
 
 
 REFUSED: dict[str, tuple[str, Any, str]] = {
