@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch.utils.data import DataLoader
 
@@ -130,13 +131,13 @@ def test_mteb_chooses_a_prompt_for_each_task(folder: Path) -> None:
         warnings.simplefilter("ignore")  # of mteb, at its own settings
         theirs = wrapper.SentenceTransformerEncoderWrapper(SentenceTransformer(str(folder), device="cpu"))
     ours = MtebEncoder(str(folder))
-    batches: Any = [{"text": TEXTS[:2]}, {"text": TEXTS[2:]}]
+    batches: Any = DataLoader(Dataset.from_dict({"text": TEXTS}), batch_size=2)
     seen = []
     for name, kind in (("Any", "STS"), ("SciFact", "Retrieval"), ("Any", "Retrieval")):
         for prompt_type in (None, PromptType.query, PromptType.document):
             task: Any = SimpleNamespace(name=name, type=kind)
             given: Any = {"task_metadata": task, "prompt_type": prompt_type, "hf_split": "", "hf_subset": ""}
-            expected = normalize(np.asarray(theirs.encode(DataLoader(batches, batch_size=None), **given)))
+            expected = normalize(np.asarray(theirs.encode(batches, **given)))
             found = ours.encode(batches, **given)
             np.testing.assert_allclose(normalize(found), expected, rtol=0, atol=2e-5, err_msg=f"{name} {prompt_type}")
             seen.append(found)
