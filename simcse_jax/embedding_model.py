@@ -34,6 +34,7 @@ from simcse_jax.model_folder.st_modules import (
     normalizes,
     read_pooler,
     read_text_settings,
+    read_widths,
 )
 from simcse_jax.system.devices import start_devices
 from simcse_jax.system.errors import UserError
@@ -58,8 +59,8 @@ class _Origin:
     pooler: str  # "" if the model names none, or one that is not among POOLERS
     normalizes: bool
     load: Callable[[str], Any]  # pooler -> parameters
+    widths: Sequence[int]  # of its Matryoshka loss
     texts: TextSettings = PLAIN
-    widths: tuple[int, ...] = ()  # of its Matryoshka loss
     workdir: Path | None = None  # of a run folder
     run: dict[str, Any] | None = None  # its config.json
 
@@ -223,7 +224,8 @@ def is_run_folder(path: Path) -> bool:
 
 
 def _run_folder(workdir: Path, pooler: str | None) -> _Origin:
-    from simcse_jax.model_folder.run_folder import load_best, read_run_info  # Orbax takes a second to import
+    # Orbax takes a second to import.
+    from simcse_jax.model_folder.run_folder import load_best, matryoshka_widths, read_run_info
 
     info = read_run_info(workdir)
     if info is None:
@@ -240,7 +242,7 @@ def _run_folder(workdir: Path, pooler: str | None) -> _Origin:
         pooler=info["pooler"],
         normalizes=False,
         load=lambda _: load_best(workdir)[0],
-        widths=tuple(int(width) for width in info["recipe"]["objective.widths"].split(",") if width.strip()),
+        widths=matryoshka_widths(info),
         workdir=workdir,
         run=info,
     )
@@ -269,14 +271,5 @@ def _model_folder(name: str, pooler_given: bool) -> _Origin:
         normalizes=normalizes(folder),
         texts=read_text_settings(folder, sizes.max_length),
         load=lambda pooler: load_params(inner, sizes, head="load" if pooler == "cls" else "none"),
-        widths=_matryoshka_widths(inner / "config.json", sizes.hidden_size),
+        widths=read_widths(inner, sizes.hidden_size),
     )
-
-
-def _matryoshka_widths(path: Path, width: int) -> tuple[int, ...]:
-    """Return the widths that a config.json says its embeddings may be shortened to, in the key that vLLM reads."""
-    key = "matryoshka_dimensions"
-    found = json.loads(path.read_text(encoding="utf-8")).get(key) or []
-    if not isinstance(found, list) or not all(isinstance(each, int) and 0 < each <= width for each in found):
-        raise UserError(f"{path}: {key} is {found!r:.100}; it must be a list of integers from 1 to {width}.")
-    return tuple(found)

@@ -14,6 +14,7 @@ from simcse_jax.embedding_model import open_model
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.evaluation.sts import evaluate_pairs
 from simcse_jax.judging import protocol
+from simcse_jax.model_folder.export import convert
 from simcse_jax.model_folder.run_folder import export_run
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.metrics import read_metrics
@@ -53,6 +54,29 @@ def test_run_and_its_export_are_one_model(run: Path, tmp_path: Path) -> None:
     assert there.pooler == here.pooler == "cls"
     assert there.fingerprint == here.fingerprint
     np.testing.assert_array_equal(there.encode(TEXTS), here.encode(TEXTS))
+
+
+@pytest.mark.medium
+def test_widths_of_a_matryoshka_loss_are_kept(folder: Path, run: Path, tmp_path: Path) -> None:
+    width = open_model(str(run)).width
+    assert open_model(str(run)).widths == (width,)
+    shutil.copytree(run, tmp_path / "run")
+    info = json.loads((run / "config.json").read_text())
+    info["recipe"]["objective.widths"] = f"{width},8"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(info))
+    export_run(tmp_path / "run", tmp_path / "export")
+    convert(str(tmp_path / "export"), tmp_path / "again")
+    for name in ("run", "export", "again"):
+        assert open_model(str(tmp_path / name)).widths == (8, width)
+
+
+def test_a_wrong_width_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "wrong")
+    config = json.loads((folder / "config.json").read_text())
+    for widths in ([0, 8], ["8"], 8):
+        (tmp_path / "wrong" / "config.json").write_text(json.dumps(config | {"matryoshka_dimensions": widths}))
+        with pytest.raises(UserError, match="matryoshka_dimensions"):
+            open_model(str(tmp_path / "wrong"))
 
 
 def test_fingerprint_tells_weights_tokenizers_and_used_heads_apart(folder: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ No PyTorch is needed to write it.
 import itertools
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from simcse_jax.model_folder.pretrained import load_params, to_hugging_face
 from simcse_jax.model_folder.st_modules import (
     OURS,
     PLAIN,
+    WIDTHS,
     TextSettings,
     encoder_folder,
     read_pooler,
     read_text_settings,
+    read_widths,
     write_modules,
 )
 from simcse_jax.model_folder.weight_files import SAFETENSORS, write_weights
@@ -55,13 +57,16 @@ def convert(name: str, out: str | Path, pooler: str | None = None, **forms: Any)
     inner = encoder_folder(folder)
     architecture = read_architecture(inner)
     texts = read_text_settings(folder, architecture.max_length)
+    widths = read_widths(inner, architecture.hidden_size)
     if not pooler:
         try:
             pooler = read_pooler(folder)
         except UserError as error:
             raise UserError(f"{error}\nGive it as --pooler=NAME.") from error
     params = load_params(inner, architecture, head="load" if pooler == "cls" else "none")
-    export_model(Path(out), params, architecture, inner, pooler, card={"source": name}, texts=texts, **forms)
+    export_model(
+        Path(out), params, architecture, inner, pooler, card={"source": name}, texts=texts, widths=widths, **forms
+    )
 
 
 def export_model(
@@ -74,6 +79,7 @@ def export_model(
     train_pooler: str = "",
     *,
     texts: TextSettings = PLAIN,
+    widths: Sequence[int] = (),
     half: bool = False,
     onnx: bool = False,
     int8: bool = False,
@@ -83,6 +89,7 @@ def export_model(
     out: a new or empty folder, or an earlier export, which is replaced (files that others put there stay).
     params: the encoder's, on host or device; a head is written even if `pooler` does not use it. tokenizer_folder:
     do_lower_case of its sentence_bert_config.json is kept. texts: the model's other settings, which are kept too.
+    widths: what its embeddings may be shortened to, after a Matryoshka loss.
     card: see `model_card`. train_pooler: the pooler in training (default: "cls" if there is a head, else `pooler`).
     half: store the weights as float16; config.json still says to compute in float32. UserError if one is too large.
     onnx, int8: add model.onnx, and its quantised form; see `write_onnx`.
@@ -101,7 +108,8 @@ def export_model(
         partial.mkdir(parents=True)
         _copy_tokenizer(tokenizer_folder, partial, longest)
         tensors = to_hugging_face(params, architecture)
-        write_json(partial / "config.json", config_json(architecture, "mlm" in params))
+        shortened = {WIDTHS: list(widths)} if widths else {}
+        write_json(partial / "config.json", config_json(architecture, "mlm" in params) | shortened)
         write_weights(partial / SAFETENSORS, _halved(tensors) if half else tensors)
         write_modules(partial, pooler, architecture, params.get("head"), texts, lower_cases(tokenizer_folder))
         text = model_card(out.name, architecture, pooler, train_pooler, "head" in params, card, longest, texts.prompt)

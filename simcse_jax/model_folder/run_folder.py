@@ -107,6 +107,11 @@ def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
     return params, info | {"scores": _json(newest / "scores"), "step": max(steps)}
 
 
+def matryoshka_widths(info: dict[str, Any]) -> list[int]:
+    """Return the widths of a run's Matryoshka loss, as its config.json says; empty without one."""
+    return [int(width) for width in info["recipe"]["objective.widths"].split(",") if width.strip()]
+
+
 def export_run(workdir: str | Path, out: str | Path, **forms: Any) -> None:
     """Write the best checkpoint of a run folder as a model folder; UserError if there is no run or no checkpoint.
 
@@ -122,6 +127,7 @@ def export_run(workdir: str | Path, out: str | Path, **forms: Any) -> None:
         info["pooler"],
         card={key: info[key] for key in ("recipe", "data", "scores", "step")} | {"defaults": defaults()},
         train_pooler=info["train_pooler"],
+        widths=matryoshka_widths(info),
         **forms,
     )
 

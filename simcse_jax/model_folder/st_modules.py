@@ -19,6 +19,7 @@ from simcse_jax.system.errors import UserError
 from simcse_jax.system.json_file import read_json, write_json
 
 OURS = "simcse_jax.json"
+WIDTHS = "matryoshka_dimensions"  # in config.json, as vLLM reads it: what embeddings may be shortened to
 _ADAPTER = "adapter_config.json"
 _SETTINGS = "config_sentence_transformers.json"
 _TYPES = "sentence_transformers.models."
@@ -234,3 +235,12 @@ def _model_name(folder: Path) -> str:
     """Return the folder's name; for a snapshot in the Hub's cache, the repository's."""
     folder = folder.absolute()  # not resolved: a link may be what carries the name
     return folder.parent.parent.name if folder.parent.name == "snapshots" else folder.name
+
+
+def read_widths(folder: Path, width: int) -> list[int]:
+    """Return the widths that embeddings may be shortened to, as config.json says; UserError for a wrong one."""
+    path = folder / "config.json"
+    found = read_json(path).get(WIDTHS) or []
+    if not isinstance(found, list) or not all(isinstance(each, int) and 0 < each <= width for each in found):
+        raise UserError(f"{path}: {WIDTHS} is {found!r:.100}; it must be a list of integers from 1 to {width}.")
+    return found

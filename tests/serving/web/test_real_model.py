@@ -47,6 +47,9 @@ def test_the_same_answers_as_in_python(model: Any, client: httpx.Client) -> None
 def test_tokens_are_counted_as_the_model_reads_them(client: httpx.Client) -> None:
     count = client.post("/v1/embeddings", json={"input": ["", "a man " * 500]}).json()["usage"]["prompt_tokens"]
     assert count == 2 + 64  # the special ones alone, and cut at what this model takes
+    refused = client.post("/encode", json={"texts": ["", "a man " * 500], "truncate": False})
+    assert refused.status_code == 422
+    assert "Text 1 has 1,002 tokens" in refused.text
 
 
 @pytest.mark.slow
