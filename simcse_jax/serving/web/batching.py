@@ -17,6 +17,7 @@ from fastapi import HTTPException
 
 from simcse_jax.serving.web.guard import Settings
 from simcse_jax.serving.web.requests import check_texts, name_text
+from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
     from simcse_jax.serving.index.sentence_index import Hit
@@ -200,7 +201,11 @@ class BatchedModel:
         """
         check_texts(texts, self.settings)
         cut = False if truncate is False else True if counted else None
-        found, counts = zip(*await self.encoding.results([_Text(text, cut) for text in texts]), strict=True)
+        try:
+            found, counts = zip(*await self.encoding.results([_Text(text, cut) for text in texts]), strict=True)
+        except UserError as error:  # the model itself refuses to give such a vector
+            self._is_broken = True
+            raise HTTPException(500, str(error)) from error
         vectors = np.stack(found)
         for number in np.flatnonzero(~np.isfinite(vectors).all(axis=1)):
             self._is_broken = True

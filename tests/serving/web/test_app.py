@@ -93,6 +93,11 @@ class Broken(MadeModel):
         return super().encode(["nan"] * len(sentences))
 
 
+class Refusing(MadeModel):
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        raise UserError(f"{len(sentences)} vectors are not finite.")
+
+
 def test_a_vector_that_is_not_finite_is_an_error(client: httpx.Client) -> None:
     for path, body in VALID.items():
         for encoding in ("float", "base64"):
@@ -101,10 +106,11 @@ def test_a_vector_that_is_not_finite_is_an_error(client: httpx.Client) -> None:
             assert answer.status_code == 500, (path, answer.text)
             assert "not finite" in answer.text
     assert "Text 1 " in client.post("/encode", json={"texts": ["a", "nan"]}).json()["detail"]
-    with served(Broken()) as url:
-        answer = httpx.get(f"{url}/health")
-        assert answer.status_code == 503
-        assert "not finite" in answer.json()["detail"]
+    for model in (Broken(), Refusing()):
+        with served(model) as url:
+            for answer in (httpx.post(f"{url}/encode", json={"texts": "a"}), httpx.get(f"{url}/health")):
+                assert answer.status_code == (500 if answer.request.method == "POST" else 503)
+                assert "not finite" in answer.json()["detail"]
 
 
 def test_health_is_503_when_the_model_hangs_and_not_when_it_is_busy() -> None:
