@@ -42,10 +42,9 @@ def write_task(folder: Path, task: str, splits: Splits) -> None:
 def made_task(task: str, counts: tuple[int, ...] = (46, 40)) -> Splits:
     """Return examples of one to seven words: `counts[0]` of each class but the last, `counts[1]` of the last."""
     classes = 6 if task == "TREC" else 2
-    splits = {"": 1, "train": 1, "dev": 1, "test": 1}
-    wanted = {"SST2": ("train", "dev", "test"), "TREC": ("train", "test"), "MRPC": ("train", "test")}.get(task, ("",))
+    splits = {"SST2": ("train", "dev", "test"), "TREC": ("train", "test"), "MRPC": ("train", "test")}
     made: Splits = {}
-    for split in (name for name in splits if name in wanted):
+    for split in splits.get(task, ("",)):
         rows: Rows = []
         for label in reversed(range(classes)):
             for n in range(counts[1] if label == 0 else counts[0]):
