@@ -67,16 +67,16 @@ def choose_columns(
 def _default_columns(table: TextTable, flag: str) -> tuple[str, ...]:
     """Return sent0, sent1 and hard_neg* where there is a sent0; else the columns of text, hard negatives last.
 
-    Columns of ids, labels, scores and splits are left out, by their names or because they hold nothing but numbers. Of
-    three or more columns those of a known pair of names are taken; UserError where there is none.
+    Columns of ids, labels, scores and splits are left out, by their names or what they hold. Of three or more columns
+    those of a known pair of names are taken; UserError where there is none.
     """
     if "sent0" in table.columns:
         pair = [name for name in ("sent0", "sent1") if name in table.columns]
         return (*pair, *(name for name in table.columns if name.startswith("hard_neg")))
     names = [name for name in table.columns if not _NO_TEXT.fullmatch(name)]
     if len(names) <= MOST_COLUMNS:
-        numeric = _numeric(table, names)
-        names = sorted((name for name in names if name not in numeric), key=is_negative)
+        others = _numbers_and_labels(table, names)
+        names = sorted((name for name in names if name not in others), key=is_negative)
     for pair in _PAIRS if sum(not is_negative(name) for name in names) > 2 else ():
         if set(pair) <= (lower := {name.lower(): name for name in names}).keys():
             return (*map(lower.__getitem__, pair), *filter(is_negative, names))
@@ -92,16 +92,17 @@ def _default_columns(table: TextTable, flag: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _numeric(table: TextTable, names: Sequence[str]) -> set[str]:
-    """Return the columns that hold nothing but numbers in the first rows."""
+def _numbers_and_labels(table: TextTable, names: Sequence[str]) -> set[str]:
+    """Return the columns of numbers, and of single words of which at most a tenth differ, by the first 100 rows."""
     if table.is_text_file or not names:
         return set()
-    columns = zip(*(cells or () for cells in itertools.islice(table.rows(names), 100)), strict=True)
-    return {
-        name
-        for name, cells in zip(names, columns, strict=False)
-        if (full := [cell for cell in cells if cell.strip()]) and all(map(is_number, full))
-    }
+    found = set()
+    for name, cells in zip(names, zip(*itertools.islice(table.rows(names), 100), strict=True), strict=False):
+        full = [cell for cell in cells if cell.strip()]
+        is_label = len(full) >= 50 and len(set(full)) * 10 <= len(full) and all(len(cell.split()) == 1 for cell in full)
+        if full and (is_label or all(map(is_number, full))):
+            found.add(name)
+    return found
 
 
 def is_number(cell: str) -> bool:
@@ -186,10 +187,10 @@ def read_rows(
                 raise UserError(f"{table.name} holds nothing but blank lines ({total}).")
             what = "nothing but numbers" if filled[place] else "nothing"
             left = ",".join(other for other in names if other != name)
-            advice = f"leave it out (training: --config.data.columns={left}), or " if left else ""
+            advice = f"leave it out (training: --config.data.columns={left}), " if left else ""
             raise UserError(
                 f"{table.name}: the column {name!r} holds {what} in all {total} rows.\n"
-                f"Fill it with text, {advice}give another file."
+                f"Fill it with text, {advice}or give another file."
             )
 
 

@@ -168,6 +168,12 @@ def test_columns_whose_names_do_not_tell_are_refused(load, tmp_path, content):
         load(write(tmp_path / "a.csv", content))
 
 
+def test_a_column_of_a_few_words_is_a_label(load, tmp_path):
+    rows = "".join(f"{SENTENCES[n % 2]} {n},{'web' if n % 3 else 'mail'},{SENTENCES[5]}\n" for n in range(60))
+    corpus = load(write(tmp_path / "a.csv", "first,where,second\n" + rows))
+    assert (corpus.columns, corpus.report.ignored_columns) == (("first", "second"), ("where",))
+
+
 def test_columns_that_are_named_must_hold_text(load, tmp_path):
     path = write(tmp_path / "a.csv", "id,sent0\n7,the man\n8,a man\n")
     for columns, message in (
