@@ -10,7 +10,7 @@ import csv
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def format_of(path: str | Path) -> str | None:
 def open_table(path: Path, name: str | None = None) -> TextTable:
     """Return the table in one local file; only its header, or its first rows, are read here."""
     name = name or str(path)
-    suffix = known_format(path, name)
+    suffix = _known_format(path, name)
     if suffix == ".txt":
         return TextTable(name, ("text",), (), lambda _: _text_rows(path, name), _file_key(path), is_text_file=True)
     if suffix == ".parquet":
@@ -45,13 +45,13 @@ def open_table(path: Path, name: str | None = None) -> TextTable:
     return _csv_table(path, name, suffix)
 
 
-def read_records(path: Path, name: str, suffix: str = "") -> Iterator[tuple[int, list[Any]]]:
+def read_records(path: Path, name: str) -> Iterator[tuple[int, list[Any]]]:
     """Yield (line number, cells) of each row of a file that is not blank, its header like any other row.
 
     Cells are text; of .jsonl and .parquet, the names of the columns come first, as line 0, and then values as they are,
-    None where a row lacks one. Lines of a .txt are cut at tabs. suffix: the format, default: by the file's name.
+    None where a row lacks one. Lines of a .txt are cut at tabs.
     """
-    suffix = suffix or known_format(path, name)
+    suffix = _known_format(path, name)
     if suffix in (".jsonl", ".parquet"):
         records = _json_records(path, name) if suffix == ".jsonl" else _parquet_records(path, name)
         head = list(itertools.islice(records, HEAD))
@@ -65,7 +65,7 @@ def read_records(path: Path, name: str, suffix: str = "") -> Iterator[tuple[int,
             yield number, cells
 
 
-def known_format(path: Path, name: str) -> str:
+def _known_format(path: Path, name: str) -> str:
     """Return the format of a file that is not empty; UserError otherwise."""
     suffix = format_of(path)
     if suffix is None:
@@ -101,13 +101,8 @@ def _csv_records(path: Path, name: str, suffix: str) -> Iterator[tuple[int, list
             text = line.rstrip("\r\n")
             yield number, [_unquoted(cell) for cell in text.split("\t")] if text.strip() else []
         return
-    yield from csv_records(text_lines(path, name), name)
-
-
-def csv_records(lines: Iterable[str], name: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, cells) of each record of a .csv; UserError with the line of a wrong quote."""
     csv.field_size_limit(LONGEST_LINE)  # its own limit, 131072 characters a cell, is below what articles have
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(text_lines(path, name), strict=True)
     while True:
         start = reader.line_num + 1
         try:
