@@ -77,7 +77,8 @@ class CorpusReport:
         if self.unknown_share > MOST_UNKNOWN:
             out.append(
                 f"  warning: above {MOST_UNKNOWN:.0%} of the text is unknown to this tokenizer, and lost. Use a model "
-                "of the text's language (--config.model.name), or train a tokenizer (--config.model.tokenizer=train)"
+                "of the text's language (--config.model.name), or random weights with a tokenizer of their own "
+                "(--config.model.init=random --config.model.tokenizer=train --config.model.vocab_size=8000)"
             )
         total = max(1, sum(count for _, count in self.histogram))
         most = max((count for _, count in self.histogram), default=1)

@@ -200,4 +200,4 @@ def _split_of(table: TextTable, names: Sequence[str], split: str) -> tuple[str, 
     if column is None or not split:
         return ()
     words = {cells[0].strip().lower() for cells in itertools.islice(table.rows([column]), HEAD) if cells}
-    return (column, *words) if words <= set().union(*SPLITS.values()) else ()
+    return (column, *sorted(words)) if words <= set().union(*SPLITS.values()) else ()
