@@ -40,7 +40,7 @@ from absl import flags
 
 from simcse_jax import cli
 from simcse_jax.data import demo
-from simcse_jax.model_folder.run_folder import load_best
+from simcse_jax.model_folder.run_folder import complete_steps, load_best
 from simcse_jax.training.metrics import read_metrics
 
 FLAGS = flags.FLAGS
@@ -168,6 +168,8 @@ class Breaker:
             return f"{delay:.2f} s after the start"
         step = chance.randint(4 if kind in ("truncate", "flip", "both") else 1, STEPS - 6)
         while process.poll() is None and max((line["step"] for line in read_metrics(workdir)), default=-1) < step:
+            time.sleep(0.002)
+        while kind == "both" and process.poll() is None and len(complete_steps(workdir / "checkpoints" / "last")) < 2:
             time.sleep(0.002)
         if kind == "save":
             while process.poll() is None and not list(workdir.glob("checkpoints/*/*.orbax-checkpoint-tmp*")):
