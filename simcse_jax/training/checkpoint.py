@@ -74,12 +74,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        logging.getLogger("absl").removeFilter(_is_news)
         if error is None:
             self._close()
         elif processes() == 1 or getattr(error, "everywhere", False):  # else the other processes may never come here
             with suppress(Exception):
                 self._close()
+        logging.getLogger("absl").removeFilter(_is_news)
 
     def _close(self) -> None:
         """Wait for the asynchronous save and release the threads."""
