@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +36,11 @@ from simcse_jax.model_folder.st_modules import (
     read_text_settings,
     read_widths,
 )
-from simcse_jax.system.devices import start_devices
+from simcse_jax.system.devices import require_unforked, start_devices
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
 from simcse_jax.system.progress import Progress
+from simcse_jax.system.texts import each_text
 from simcse_jax.system.vectors import normalize as normalize_rows
 
 if TYPE_CHECKING:
@@ -80,6 +81,9 @@ class EmbeddingModel:
         self.devices = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
         mesh = Mesh(np.array(jax.local_devices()), ("data",))
         self._sentences = SentenceEncoder(encoder, origin.tokenizer, mesh, pooler, max_length, origin.texts.prompt)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.fingerprint, self.name, self.pooler, self.dtype, self.max_length)
 
     @property
     def width(self) -> int:
@@ -133,18 +137,27 @@ class EmbeddingModel:
 
     def encode(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         progress: Progress | None = None,
         normalize: bool | None = None,
         prompt: str | None = None,
     ) -> np.ndarray:
         """Return one vector for each text, float32[N, D]; see `SentenceEncoder.encode`.
 
-        normalize: True for vectors of length 1, False for vectors as pooled, None for the model's own setting. prompt:
-        put before each text; None for the model's own. Raises UserError if the weights are missing or do not fit the
-        model.
+        texts: as `system.texts.each_text` takes them. normalize: True for vectors of length 1, False for vectors as
+        pooled, None for the model's own setting. prompt: put before each text; None for the model's own. Raises
+        UserError if the weights are missing or do not fit the model, and for a text whose vector is not finite.
         """
+        require_unforked()
+        texts = list(each_text(texts))
         vectors = self._sentences.encode(self._placed, texts, progress, prompt)
+        is_finite = np.isfinite(vectors).all(axis=1)
+        if not is_finite.all():
+            bad = int(np.argmin(is_finite))
+            raise UserError(
+                f"The vector of text {bad}, {texts[bad]!r:.80}, is not finite: the weights of {self.name} are broken, "
+                f"or too large for {self.dtype}.\nUse an earlier checkpoint, or the precision float32."
+            )
         if self._origin.normalizes if normalize is None else normalize:
             normalize_rows(vectors, out=vectors)
         return vectors
@@ -153,9 +166,9 @@ class EmbeddingModel:
         """Return the same model with texts cut at `max_length` tokens, or at its own limit if that is lower."""
         return EmbeddingModel(self.name, self._origin, self.pooler, self.dtype, min(max_length, self.max_length))
 
-    def count_tokens(self, texts: Sequence[str], cut: bool = True) -> np.ndarray:
+    def count_tokens(self, texts: Iterable[str], cut: bool = True) -> np.ndarray:
         """Return the number of tokens of each text, special tokens included, as int64[N]; cut: after cutting."""
-        return self._sentences.count_tokens(texts, cut)
+        return self._sentences.count_tokens(list(each_text(texts)), cut)
 
     def before_training(self) -> tuple[Callable[[Sequence[str]], np.ndarray], str] | None:
         """Return an `encode` with a run's initial weights, as pooled, and the origin of these weights as text.
@@ -218,6 +231,15 @@ def open_model(
     return EmbeddingModel(name, origin, pooler or origin.pooler, dtype, longest)
 
 
+@functools.lru_cache(maxsize=1)
+def _reopen(fingerprint: str, name: str, *options: Any) -> EmbeddingModel:
+    """Open a pickled model by its name, once in a process."""
+    model = open_model(name, *options)
+    if model.fingerprint != fingerprint:
+        raise UserError(f"{name} has changed since its model was pickled. Open and pickle it again.")
+    return model
+
+
 def is_run_folder(path: Path) -> bool:
     """Return whether a training run made this folder."""
     return (path / "checkpoints").is_dir()
@@ -254,7 +276,7 @@ def _model_folder(name: str, pooler_given: bool) -> _Origin:
     except UserError as error:
         if Path(name).expanduser().exists():
             raise
-        raise UserError(f"There is no folder {name} in {Path.cwd()}, and no Hub model can be read:\n{error}") from error
+        raise UserError(f"There is no folder {name} in {Path.cwd()}, and no Hub model can be read:\n{error}") from None
     inner = encoder_folder(folder)
     sizes = read_architecture(inner)
     try:

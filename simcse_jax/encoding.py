@@ -25,9 +25,8 @@ from simcse_jax.system.progress import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHORTEST_ROW = (
-    64  # tokens of the shortest rows: shorter rows pack worse and are not faster; longer rows are its doublings
-)
+# Tokens of the shortest rows: shorter rows pack worse and are not faster; longer rows are its doublings.
+SHORTEST_ROW = 64
 FULL_GROUP = 4096  # tokens of a group: enough to fill a chip, and the attention of 8 x 512 tokens fits everywhere
 FULL_GROUP_ON_CPU = 512  # with more, the feed-forward layers no longer fit in a CPU's caches
 SMALL_GROUP = 128  # tokens of a group if the texts fill at most half of a call
@@ -90,7 +89,7 @@ class SentenceEncoder:
         params: the model's parameters, on any devices and in any sharding; each device of the mesh gets them whole.
         Equal texts are encoded once. An empty text is encoded as its special tokens. The number of devices and the
         other texts change a vector by rounding only. progress: called with the number of texts that were finished since
-        the last call. prompt: in place of that of __init__. Raises TypeError for a text that is not a string.
+        the last call. prompt: in place of that of __init__. Raises UserError for a text without tokens.
         """
         texts = self._prompted(texts, prompt)
         index: dict[str, int] = {}
@@ -112,7 +111,7 @@ class SentenceEncoder:
 
     def _prompted(self, texts: Sequence[str], prompt: str | None = None) -> list[str]:
         prompt = self.prompt if prompt is None else prompt
-        return [prompt + text for text in _strings(texts)]
+        return [prompt + text for text in texts]
 
     def _encode_groups(self, params: Any, groups: Group) -> jax.Array:
         """Return float32[G, N, D] for groups with leading axis [G]; compiled in __init__."""
@@ -159,6 +158,12 @@ class SentenceEncoder:
         """Return the calls that encode these texts, longest rows first; the last inputs are cached."""
         if texts not in self._cache:
             tokens = self._tokens(texts)
+            empty = next((text for text, ids in zip(texts, tokens, strict=True) if not len(ids)), None)
+            if empty is not None:
+                raise UserError(
+                    f"The text {empty!r:.80} has no tokens, and this model's tokenizer adds none: it has no vector."
+                    "\nLeave such texts out."
+                )
             rows = pack_rows(np.array([len(t) for t in tokens]), row_lengths(self.max_length))
             calls = [
                 call
@@ -194,22 +199,13 @@ class SentenceEncoder:
             return_token_type_ids=False,
         )
         tokens = [np.array(ids, np.int32) for ids in encoded["input_ids"]]
-        largest = max(int(ids.max()) for ids in tokens)
+        largest = max(int(ids.max(initial=0)) for ids in tokens)
         if largest >= self.model.architecture.vocab_size:
             raise UserError(
                 f"The tokenizer gives token id {largest}, but the model's vocabulary ends at "
                 f"{self.model.architecture.vocab_size - 1}. Use the model's own tokenizer."
             )
         return tokens
-
-
-def _strings(texts: Sequence[str]) -> list[str]:
-    if isinstance(texts, str):
-        raise TypeError("encode takes a list of texts; got one str. Write encode([text]).")
-    for n, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"Text {n} is {type(text).__name__} {text!r:.80}, not str.")
-    return list(texts)
 
 
 def row_lengths(max_length: int) -> tuple[int, ...]:

@@ -17,7 +17,8 @@ import numpy as np
 from simcse_jax.embedding_model import open_model
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import progress_bar
-from simcse_jax.system.vectors import check_vectors, normalize
+from simcse_jax.system.texts import each_text
+from simcse_jax.system.vectors import normalize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -65,11 +66,9 @@ class MtebEncoder:
         inputs: batches with the key "text". task_metadata, prompt_type: choose among the prompts of the model's folder.
         mteb's other arguments (split, batch size) have no effect: all texts are packed together.
         """
-        texts = [text for batch in inputs for text in batch["text"]]
+        texts = [text for batch in inputs for text in each_text(batch["text"])]
         with progress_bar(len(texts), show_progress_bar) as bar:
-            vectors = self.model.encode(texts, bar.update, prompt=self._prompt(task_metadata, prompt_type))
-        check_vectors(vectors, texts, self.model.name, zeros=True)
-        return vectors
+            return self.model.encode(texts, bar.update, prompt=self._prompt(task_metadata, prompt_type))
 
     def _prompt(self, task: Any, prompt_type: Any) -> str | None:
         """Return the prompt that mteb and sentence-transformers use for a task; None for the folder's default."""

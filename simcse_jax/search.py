@@ -5,6 +5,8 @@ Takes --query, or asks for queries until the input ends; --serve answers over HT
 
 from __future__ import annotations
 
+import io
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -121,6 +123,8 @@ def _refuse_early() -> None:
         require_index_or_empty(Path(_SAVE.value).expanduser())
     if any(not query.strip() for query in _QUERY.value):
         raise UserError("--query is blank. Give it a text, or leave it out to type queries.")
+    if broken := next((query for query in _QUERY.value if not _is_text(query)), None):
+        raise UserError(f"--query={broken!r:.80} is not UTF-8. Convert it, for example with iconv.")
     if _SERVE.value:
         try:
             from simcse_jax.serving.web.launch import require_port
@@ -197,7 +201,7 @@ def _mine(model: SimCSE) -> None:
     anchors, positives = (model.encode([pair[side] for pair in pairs], show_progress=True) for side in (0, 1))
     index = model.index
     if index is None:
-        index = model.build_index(dict.fromkeys(positive for _, positive in pairs), show_progress=True)
+        index = model.build_index(list(dict.fromkeys(positive for _, positive in pairs)), show_progress=True)
     if len(index) <= _ranks()[1]:
         print(
             f"note: --ranks={','.join(_RANKS.value)} covers the whole corpus of {len(index):,} sentences; "
@@ -210,15 +214,24 @@ def _mine(model: SimCSE) -> None:
 
 
 def _asked() -> Iterator[str]:
-    """Yield queries from the terminal or the lines of a pipe, without empty ones."""
+    """Yield queries from the terminal or the lines of a pipe; without empty ones, and those that are not UTF-8."""
     shown = "query> " if sys.stdin.isatty() else ""
-    while True:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    for number in itertools.count(1):
         try:
             query = input(shown)
         except EOFError:
             return
-        if query.strip():
+        if not _is_text(query):
+            print(f"line {number} is left out: it is not UTF-8, {query!r:.80}", file=sys.stderr, flush=True)
+        elif query.strip():
             yield query
+
+
+def _is_text(query: str) -> bool:
+    """Return whether the query can be encoded; bytes that are not UTF-8 arrive as surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in query)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Encoding: order, precision, the same numbers on any number of devices, and no work done twice."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -116,11 +116,16 @@ def test_nothing_and_empty_texts(one: SentenceEncoder, tokenizer: Any, params: A
     assert np.isfinite(one.encode(params, [""])).all()
 
 
-def test_what_is_no_text_is_named(one: SentenceEncoder, params: Any) -> None:
-    with pytest.raises(TypeError, match=r"Text 1 .*nan"):
-        one.encode(params, ["sun", float("nan")])  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match="str"):
-        one.encode(params, "sun")
+def test_a_text_without_tokens_is_named(tokenizer: Any, params: Any) -> None:
+    """As the empty text is where the tokenizer adds no special tokens."""
+
+    def bare(texts: list[str], **options: Any) -> Any:
+        return tokenizer(texts, add_special_tokens=False, **options)
+
+    encoder = SentenceEncoder(MODEL, cast(Any, bare), _mesh(1), "avg")
+    assert encoder.count_tokens(["", "sun"]).tolist() == [0, 1]
+    with pytest.raises(UserError, match="''"):
+        encoder.encode(params, ["sun", ""])
 
 
 def test_texts_are_cut_at_the_limit_of_the_model(one: SentenceEncoder, tokenizer: Any) -> None:

@@ -37,6 +37,7 @@ MISTAKES = [
     ([MINE, PAIRS, "--query=sun"], None, "--query"),
     (["--corpus=.", "--kind=hnsw"], None, "--kind"),
     (["--corpus=lines.txt", "--query= "], None, "--query"),
+    (["--corpus=lines.txt", "--query=caf\udce9"], None, "UTF-8"),  # as the byte of latin-1 arrives
     ([], None, "--corpus"),
 ]
 # One process for all: they would spend their time on imports. A model of this name is not there, and that would be
@@ -76,7 +77,7 @@ def test_mistakes_are_reported_early(tmp_path: Path) -> None:
         assert "no/where/at/all" not in message, words
 
 
-# A new index and queries; the saved index with a threshold; hard negatives for pairs.
+# A new index and queries; the saved index with a threshold; queries of the input, one of them latin-1; hard negatives.
 CALLS = """
 import json, sys
 from absl import flags
@@ -98,16 +99,20 @@ def test_search_save_and_mine(small_model: Path, tmp_path: Path) -> None:
     calls = [
         ["--corpus=in.csv", "--column=sent", "--storage=float16", "--save-index=index", "--top_k=2", *queries],
         ["--corpus=index", "--threshold=0.99", *queries[:1]],
+        ["--corpus=index", "--top_k=1"],
         ["--corpus=index", "--pairs=pairs.csv", MINE, "--margin=0", "--ceiling=1"],
     ]
     calls = [[f"--model={small_model}", *words] for words in calls]
     command = [sys.executable, "-c", CALLS, json.dumps(calls)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    asked = b"a man plays music\ncaf\xe9\n\nmusic\n"
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, input=asked)
+    assert ran.returncode == 0, ran.stderr.decode()
     model = SimCSE(small_model)
     model.build_index(texts, storage="float16")
-    first, second, _ = done.stdout.split("====\n")[:3]
+    first, second, third, _ = ran.stdout.decode().split("====\n")[:4]
+    assert [line.split("  ")[-1] for line in third.splitlines()] == ["a man plays music"] * 2
+    assert "line 2 " in ran.stderr.decode()
     for query in ("a red dog sleeps", "music"):
         for hit in model.search(query, 2):
             assert f"{hit.score:.4f}  {hit.text}\n" in first

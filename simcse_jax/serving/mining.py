@@ -64,7 +64,7 @@ def paraphrases(sentences: Sequence[str], vectors: np.ndarray, threshold: float 
     found: dict[tuple[int, int], float] = {}
     for start in range(0, len(kept), QUERIES):
         scores, ids = index.nearest(vectors[kept[start : start + QUERIES]], MOST + 1)  # each also finds itself
-        rows, columns = np.nonzero(scores >= threshold)
+        rows, columns = np.nonzero(scores >= index.lowest(threshold))
         mine, theirs = kept[start + rows], kept[ids[rows, columns]]
         for a, b, score in zip(mine.tolist(), theirs.tolist(), scores[rows, columns].tolist(), strict=True):
             if a != b:

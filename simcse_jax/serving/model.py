@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, TypeVar, overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +17,39 @@ from simcse_jax.serving.index.sentence_index import Hit, SentenceIndex, open_ind
 from simcse_jax.serving.mining import Pair, paraphrases, require_cosine
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import progress_bar
+from simcse_jax.system.texts import each_text
 from simcse_jax.system.vectors import normalize as normalize_rows
 
 BATCH = 16384  # sentences that are tokenised, sorted by length and packed together
+# What does here what an argument of other libraries does.
+THEIR_ARGUMENTS = {
+    "model_name_or_path": "name",
+    "pooling": "pooler",
+    "device": "the variable JAX_PLATFORMS, set before Python starts",
+    "sentence": "sentences",
+    "sentences_or_file_path": "sentences, which may be the Path of a file",
+    "show_progress_bar": "show_progress",
+    "normalize_embeddings": "normalize",
+    "normalize_to_unit": "normalize",
+    "convert_to_numpy": "return_numpy",
+    "convert_to_tensor": "return_numpy=False",
+    "keepdim": "a list of one sentence",
+    "use_faiss": 'kind="hnsw" or "ivfpq"',
+    "faiss_fast": 'kind="ivfpq"',
+}
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _names_ours(method: Method) -> Method:
+    """Let a TypeError for an argument of another library name ours."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **options: Any) -> Any:
+        for name in options.keys() & THEIR_ARGUMENTS.keys():
+            raise TypeError(f"{method.__qualname__}() has no argument {name}. Use {THEIR_ARGUMENTS[name]}.")
+        return method(*args, **options)
+
+    return call  # pyright: ignore[reportReturnType]
 
 
 class SimCSE:
@@ -30,8 +61,12 @@ class SimCSE:
     read, or if it does not say how it pools and `pooler` is not given.
     """
 
+    @_names_ours
     def __init__(self, name: str | Path, pooler: str | None = None, dtype: str = "float32", max_length: int = 128):
-        self.encoder = open_model(str(name), pooler, dtype).cut_at(max_length)
+        try:
+            self.encoder = open_model(str(name), pooler, dtype).cut_at(max_length)
+        except UserError as error:
+            raise error.with_traceback(None) from None  # its message says what our calls would not
         self.index: SentenceIndex | None = None
 
     @property
@@ -54,11 +89,47 @@ class SimCSE:
         """Return a string that is equal for models whose vectors may be compared (weights, pooler, max_length)."""
         return vector_fingerprint(self.encoder.fingerprint, self.encoder.pooler, self.encoder.max_length)
 
+    def __getstate__(self) -> dict[str, Any]:
+        if self.index is not None:
+            raise TypeError("A model with an index cannot be pickled: save(folder), and load_index(folder) elsewhere.")
+        return vars(self)
+
     def __repr__(self) -> str:
         index = f", {self.index!r}" if self.index is not None else ""
         encoder = self.encoder
         return f"SimCSE({encoder.name!r}, pooler={encoder.pooler!r}, max_length={encoder.max_length}{index})"
 
+    @overload
+    def encode(
+        self,
+        sentences: Iterator[str] | Path,
+        batch_size: int = BATCH,
+        normalize: bool = True,
+        show_progress: bool = False,
+        return_numpy: Literal[True] = True,
+    ) -> Iterator[np.ndarray]: ...
+
+    @overload
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        batch_size: int = BATCH,
+        normalize: bool = True,
+        show_progress: bool = False,
+        return_numpy: Literal[True] = True,
+    ) -> np.ndarray: ...
+
+    @overload
+    def encode(
+        self,
+        sentences: str | Iterable[str] | Path,
+        batch_size: int = BATCH,
+        normalize: bool = True,
+        show_progress: bool = False,
+        return_numpy: bool = True,
+    ) -> Any: ...
+
+    @_names_ours
     def encode(
         self,
         sentences: str | Iterable[str] | Path,
@@ -74,21 +145,19 @@ class SimCSE:
         training reads, with one column of text; blank lines are skipped. normalize: True for vectors of length 1,
         False for vectors as pooled. show_progress: a bar, or a line every 30 seconds where standard error is not a
         terminal. return_numpy: False for JAX arrays. An empty text is encoded as its special tokens. Raises TypeError
-        for anything that is not text.
+        for anything that is not text, and UserError for half a surrogate pair; see `system.texts.each_text`.
         """
-        if isinstance(sentences, bytes) or not isinstance(sentences, Iterable | Path):
-            kind = type(sentences).__name__
-            raise TypeError(f"Give a string, a list or generator of strings, or the Path of a file; got {kind}.")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
 
         if isinstance(sentences, str):
             return self.encode([sentences], batch_size, normalize, show_progress, return_numpy)[0]
         texts = iter(open_column([str(sentences)])) if isinstance(sentences, Path) else sentences
+        checked = each_text(texts)
 
         def parts() -> Iterator[Any]:
             with progress_bar(_count(texts), show_progress) as bar:
-                for block in in_blocks(texts, batch_size):
+                for block in in_blocks(checked, batch_size):
                     vectors = self.encoder.encode(block, bar.update, normalize)
                     yield vectors if return_numpy else jnp.asarray(vectors)
 
@@ -97,19 +166,21 @@ class SimCSE:
         whole = list(parts()) or [np.zeros((0, self.width), np.float32)]
         return whole[0] if len(whole) == 1 and return_numpy else (np if return_numpy else jnp).concatenate(whole)
 
-    def count_tokens(self, sentences: Sequence[str], cut: bool = True) -> np.ndarray:
+    def count_tokens(self, sentences: Iterable[str], cut: bool = True) -> np.ndarray:
         """Return the number of tokens of each sentence, special tokens included, as int64[N]; cut: after cutting."""
         return self.encoder.count_tokens(sentences, cut)
 
+    @_names_ours
     def similarity(self, queries: Any, keys: Any) -> Any:
         """Return the cosines of N queries and M keys as float32[N, M].
 
-        Each side is a string, a list of strings, a vector [D] or a matrix [N, D]; a string or vector drops its axis, so
-        two strings give a float.
+        Each side is a string, texts (a list, Series or array of strings), a vector [D] or a matrix [N, D]; a string or
+        vector drops its axis, so two strings give a float.
         """
-        cosines = self._unit(queries) @ self._unit(keys).T
+        cosines = np.clip(self._unit(queries) @ self._unit(keys).T, -1, 1)
         return float(cosines) if cosines.ndim == 0 else cosines
 
+    @_names_ours
     def build_index(
         self,
         sentences: Iterable[str] | Path,
@@ -154,10 +225,12 @@ class SimCSE:
     @overload
     def search(self, queries: np.ndarray, top_k: int = 5, threshold: float | None = None) -> Any: ...
 
+    @_names_ours
     def search(self, queries: Any, top_k: int = 5, threshold: float | None = None) -> Any:
         """Return the most similar sentences as (text, score, id), best first; for several queries a list each.
 
-        queries: as in `similarity`. threshold: the lowest score of a hit; None for always `top_k` hits.
+        queries: as in `similarity`. threshold: the lowest score of a hit, up to rounding, so that 1 finds the text
+        itself; None for always `top_k` hits.
         """
         vectors = self._unit(queries)
         hits = self._indexed().search(np.atleast_2d(vectors), top_k, threshold)
@@ -169,9 +242,7 @@ class SimCSE:
         See `serving.mining.paraphrases`.
         """
         require_cosine("threshold", threshold, 0.85)
-        if isinstance(sentences, str):
-            raise TypeError("paraphrases takes a list of sentences; got a single str.")
-        sentences = list(sentences)
+        sentences = list(each_text(sentences))
         return paraphrases(sentences, self.encode(sentences), threshold)
 
     def _indexed(self) -> SentenceIndex:
@@ -180,20 +251,20 @@ class SimCSE:
         return self.index
 
     def _add(self, index: SentenceIndex, sentences: Iterable[str] | Path, show_progress: bool) -> np.ndarray:
-        if isinstance(sentences, str):
-            raise TypeError("An index takes a list of sentences, or the Path of a file of them; got a single str.")
         texts = open_column([str(sentences)]) if isinstance(sentences, Path) else sentences
         with progress_bar(_count(texts), show_progress) as bar:
             added = [
                 index.add(part, self.encoder.encode(part, bar.update, normalize=True))
-                for part in in_blocks(texts, BATCH)
+                for part in in_blocks(each_text(texts), BATCH)
             ]
         return np.concatenate(added) if added else np.zeros(0, np.int64)
 
     def _unit(self, of: Any) -> np.ndarray:
         """Return float32[D] or float32[N, D] of length 1 for texts or vectors."""
-        if not hasattr(of, "ndim"):
-            return self.encode(list(of) if isinstance(of, Iterator) else of)
+        if isinstance(of, str):
+            return self.encode(of)
+        if not hasattr(of, "ndim") or np.asarray(of).dtype.kind in "OSTU":
+            return self.encode(list(each_text(of)))
         vectors = np.asarray(of, np.float32)
         if vectors.ndim not in (1, 2) or vectors.shape[-1] != self.width:
             raise ValueError(

@@ -19,6 +19,7 @@ import numpy as np
 from simcse_jax.data.texts import in_blocks
 from simcse_jax.serving.index.folder import fingerprint_difference
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.json_file import read_json
 from simcse_jax.system.whole_file import locked, write_whole, writing
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _claim(parts: Path, about: dict[str, Any]) -> None:
     """Record whose parts this folder holds; raises UserError if they are of another model, or with other settings."""
     what = parts / _WHAT
     if what.is_file():
-        found = json.loads(what.read_text(encoding="utf-8"))
+        found = read_json(what, dict, "Remove that folder, or give another --out.")
         if not _same(found, about | {"texts": found.get("texts")}):  # the texts themselves are compared later
             raise _left(parts, _difference(found, about))
     # A killed command may leave a file that was being written.

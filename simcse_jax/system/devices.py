@@ -7,6 +7,8 @@ import os
 import signal
 import threading
 
+from simcse_jax.system.errors import UserError
+
 # Settings of libtpu on a machine without TPU: ask no metadata server, lock no chip, and print nothing about either.
 NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -23,6 +25,18 @@ def quiet_tpu_library() -> None:
         os.environ.update({name: value for name, value in NO_TPU.items() if name not in os.environ})
 
 
+_started_by: list[int] = []  # the process that started the devices
+
+
+def require_unforked() -> None:
+    """Raise UserError in a process that was forked after the devices were started, where JAX would wait for ever."""
+    if _started_by and _started_by != [os.getpid()]:
+        raise UserError(
+            "This process was forked after a model was opened, and JAX's threads are not in it.\nStart processes with "
+            'multiprocessing.get_context("spawn"), or open the model only in the new process.'
+        )
+
+
 def start_devices() -> None:
     """Have JAX find its devices, and restore the handler of SIGTERM that Python knows of.
 
@@ -30,10 +44,12 @@ def start_devices() -> None:
     nothing is restored: there, SIGTERM belongs to JAX's preemption service (`hosts.signals`). Python allows the change
     in the main thread only.
     """
+    require_unforked()
     quiet_tpu_library()
     import jax  # it reads the variables
 
     jax.devices()
+    _started_by[:] = [os.getpid()]
     known = signal.getsignal(signal.SIGTERM)
     if known is not None and jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, known)

@@ -115,12 +115,12 @@ def checksum(path: Path) -> dict[str, int | str]:
 
 
 def require_files(folder: Path, files: Mapping[str, Mapping[str, int | str]]) -> None:
-    """Raise ValueError where a file is missing or has changed; files: `checksum` of each, by its name in the folder."""
+    """Raise ValueError where a file is missing or has changed; files: `checksum` of each, or its length alone."""
     for name, written in files.items():
         path = folder / name
         if not path.is_file():
             raise ValueError(f"{name} is missing")
         if path.stat().st_size != written["bytes"]:
             raise ValueError(f"{name} has {path.stat().st_size:,} bytes of {written['bytes']:,}")
-        if checksum(path) != written:
+        if "blake2b" in written and checksum(path) != written:
             raise ValueError(f"{name} is not what was written")

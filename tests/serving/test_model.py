@@ -1,14 +1,22 @@
 """`SimCSE`: one text or many, streams, similarities and search, by the vectors that the encoder gives."""
 
+import os
+import pickle
+import shutil
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
 from simcse_jax import SimCSE
 from simcse_jax.embedding_model import open_model
+from simcse_jax.serving.index.rows import STORAGES
+from simcse_jax.serving.index.sentence_index import SentenceIndex
 from simcse_jax.system.errors import UserError
 from tests.small_models import export_small
 
@@ -64,15 +72,100 @@ def test_streams_are_read_as_they_are_used(model: SimCSE, expected: np.ndarray, 
     np.testing.assert_allclose(np.concatenate(list(model.encode(file))), expected[:2], atol=1e-6)
 
 
-def test_what_is_no_text(model: SimCSE) -> None:
-    with pytest.raises(TypeError, match=r"Text 1 is int 7"):
-        model.encode(["a", 7])  # pyright: ignore[reportArgumentType]
+def test_every_method_takes_texts_through_one_gate(small_model: Path) -> None:
+    model = SimCSE(small_model)
+    series, array = pd.Series(["a dog", "music"]), np.array(["a dog"])
+    assert model.encode(series).shape == (2, model.width)
+    assert model.similarity(series, array).shape == (2, 1)
+    assert model.count_tokens(series).shape == (2,)
+    assert len(model.build_index(series)) == 2
+    assert model.add(np.str_("a cat")).shape == (1,)
+    assert [hits[0].text for hits in model.search(array)] == ["a dog"]
+    assert model.paraphrases(pd.Series(["a dog", "a dog"])) == []
+    calls = (model.encode, model.count_tokens, model.build_index, model.add, model.search, model.paraphrases)
+    for call in (*calls, lambda texts: model.similarity("a", texts)):
+        for wrong in (pd.DataFrame({"q": ["a"]}), {"q": ["a"]}):
+            with pytest.raises(TypeError, match=r"df\['q'\]"):
+                call(wrong)
+        with pytest.raises(UserError, match="Text 1"):
+            call(["a cat", "bad \ud83d"])
+    assert len(model.build_index(["a"])) == 1
+
+
+def test_mistakes_are_named(model: SimCSE, small_model: Path) -> None:
+    with pytest.raises(TypeError, match=r"Text 3 is int 7"):
+        list(model.encode(iter(["a", "b", "c", 7]), batch_size=2))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="batch_size is 0"):
         model.encode(TEXTS, batch_size=0)
-    with pytest.raises(TypeError, match="str"):
-        model.build_index("a sentence")
     with pytest.raises(UserError, match=r"nowhere\.txt"):
         list(model.encode(Path("nowhere.txt")))
+    anything: Any = SimCSE
+    for call in (
+        lambda: anything(small_model, device="cpu"),
+        lambda: anything.encode(model, "a", normalize_to_unit=True, device="cpu"),
+        lambda: anything.encode(model, "a", show_progress_bar=True),
+    ):
+        with pytest.raises(TypeError, match=r"normalize\b|show_progress\b|JAX_PLATFORMS"):
+            call()
+
+
+def test_cosines_are_at_most_1_and_a_text_reaches_1(small_model: Path) -> None:
+    model, texts = SimCSE(small_model), [f"a {color} dog {n}" for n in range(40) for color in ("red", "blue")]
+    found = model.similarity(texts, texts)
+    assert found.max() <= 1
+    assert found.min() >= -1
+    for storage in STORAGES:
+        index = model.build_index(texts, storage=storage)
+        for text, hits in zip(texts, model.search(texts, threshold=1.0), strict=True):
+            assert text in [hit.text for hit in hits]
+            assert max(hit.score for hit in hits) <= 1
+        assert index.lowest(0.5) == pytest.approx(0.5, abs=2e-3)
+    assert (0, 1, pytest.approx(1, abs=1e-6)) in model.paraphrases(["A dog", "a dog", "music"], threshold=1.0)
+
+
+def test_a_pickled_model_is_opened_again_and_an_index_is_refused(small_model: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "model"
+    shutil.copytree(small_model, copied)
+    model = SimCSE(copied, pooler="cls", max_length=20)
+    pickled = pickle.dumps(model)
+    again = pickle.loads(pickled)
+    assert repr(again) == repr(model)
+    np.testing.assert_array_equal(again.encode(TEXTS), model.encode(TEXTS))
+    model.build_index(TEXTS)
+    with pytest.raises(TypeError, match="save"):
+        pickle.dumps(model)
+    pickled = pickle.dumps(SimCSE(copied))
+    shutil.rmtree(copied)
+    shutil.copytree(export_small(tmp_path / "other", seed=1), copied)
+    with pytest.raises(UserError, match="changed"):
+        pickle.loads(pickled)
+
+
+def test_a_forked_process_says_spawn(
+    model: SimCSE, expected: np.ndarray, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = SentenceIndex(model.width, "abc")
+    index.add(TEXTS, expected)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    for call in (lambda: model.encode("a"), lambda: index.search(expected), lambda: SimCSE(small_model)):
+        with pytest.raises(UserError, match="spawn"):
+            call()
+
+
+def test_a_vector_that_is_not_finite_is_an_error(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SimCSE(small_model)
+    broken = np.ones((3, model.width), np.float32)
+    broken[1, 2] = np.nan
+    monkeypatch.setattr(model.encoder._sentences, "encode", lambda *_: broken)
+    with pytest.raises(UserError, match="text 1, 'b'"):
+        model.encode(["a", "b", "c"])
+
+
+@pytest.mark.usefixtures("dead_hub")
+def test_a_model_that_is_not_there_is_told_in_a_few_lines() -> None:
+    with pytest.raises(UserError, match="no folder runs/nothing") as caught:
+        SimCSE("runs/nothing")
+    assert len("".join(traceback.format_exception(caught.value)).splitlines()) < 15
 
 
 def test_similarity_of_strings_lists_and_matrices(model: SimCSE, expected: np.ndarray) -> None:
@@ -125,8 +218,3 @@ def test_texts_are_cut_at_128_tokens_or_where_the_model_does(small_model: Path) 
     assert SimCSE(small_model, max_length=16).encoder.max_length == 16
     with pytest.raises(UserError, match="3 to 64"):
         SimCSE(small_model, max_length=2)
-
-
-def test_paraphrases(model: SimCSE) -> None:
-    pairs = model.paraphrases(["a red dog sleeps", "two children play in the park", "a red dog sleeps."], 0.5)
-    assert pairs[0][:2] == (0, 2)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simcse_jax.serving.index.rows import BLOCK, Block, Vectors
+from simcse_jax.system.devices import require_unforked
 
 SEGMENT = 128  # scores whose maximum is compared first
 SMALLEST = 256  # rows of the smallest block
@@ -40,6 +41,7 @@ class ExactSearch:
         queries: float32[Q, D]. alive: bool[N], the rows that may be found. With fewer than k such rows, the rest is
         -inf and -1.
         """
+        require_unforked()
         kept = _kept(top_k)
         parts = [queries[at : at + QUERIES[-1]] for at in range(0, len(queries), QUERIES[-1])]
         padded = [jax.device_put(_pad(part, next(n for n in QUERIES if n >= len(part)))) for part in parts]

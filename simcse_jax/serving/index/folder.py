@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from simcse_jax.system.errors import UserError
-from simcse_jax.system.whole_file import locked, names_to_disk, to_disk, writing
+from simcse_jax.system.json_file import read_json
+from simcse_jax.system.whole_file import checksum, locked, names_to_disk, require_files, to_disk, writing
 
 RECORD = "index.json"
 FORMAT = 1
@@ -32,6 +33,7 @@ _FIELDS = {
     "next_id": int,
     "data": str,
     "files": dict,
+    "checksums": dict,
 }
 _FINGERPRINT = ("weights or tokenizer", "pooler", "max_length")
 
@@ -70,11 +72,12 @@ def _write_folder(folder: Path, settings: Mapping[str, Any], write_files: Callab
     try:
         data.mkdir(parents=True)
         write_files(data)
-        files = {path.name: path.stat().st_size for path in sorted(data.iterdir())}
+        checksums = {path.name: checksum(path) for path in sorted(data.iterdir())}
+        files = {name: found["bytes"] for name, found in checksums.items()}
         for name in files:
             to_disk(data / name)
         to_disk(data)
-        record = {"format": FORMAT, **settings, "data": data.name, "files": files}
+        record = {"format": FORMAT, **settings, "data": data.name, "files": files, "checksums": checksums}
         draft = data / RECORD
         draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         to_disk(draft)
@@ -106,22 +109,20 @@ def require_index_or_empty(folder: Path) -> None:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """Return the content of `index.json`; raises UserError if there is none, or it is not of an index."""
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (folder / RECORD).exists():
         raise UserError(
             f"{folder} holds no index (no {RECORD} there).\n"
             "Make one with build_index(sentences) and save it there with save(folder)."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / RECORD} cannot be read: {error}.\n{REBUILD}") from error
-    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+        )
+    record = read_json(folder / RECORD, dict, REBUILD)
+    if not isinstance(record.get("format"), int):
         raise UserError(f"{folder / RECORD} is not of an index of simcse_jax.\nGive another folder.")
     if record["format"] != FORMAT:
         raise UserError(
             f"{folder} was written in format {record['format']}; this version of simcse_jax reads format {FORMAT}.\n"
             "Use the version that wrote it, or build the index again."
         )
+    record.setdefault("checksums", {})  # indexes of earlier versions have none
     wrong = [name for name, kind in _FIELDS.items() if not isinstance(record.get(name), kind)]
     if wrong or not _DATA.fullmatch(record["data"]):
         raise UserError(f"{folder / RECORD} is damaged: {', '.join(wrong) or 'data'}.\n{REBUILD}")
@@ -129,12 +130,11 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def require_whole(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Return the folder of files that the record names; raises UserError if a file is missing or has another length."""
+    """Return the folder of files that the record names; raises UserError if a file is missing or has changed."""
     data = folder / record["data"]
-    for name, size in record["files"].items():
-        path = data / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            fault = "is missing" if found is None else f"has {found:,} bytes of {size:,}"
-            raise UserError(f"The index in {folder} is damaged: {path.name} {fault}.\n{REBUILD}")
+    try:
+        require_files(data, {name: {"bytes": size} for name, size in record["files"].items()})
+        require_files(data, record["checksums"])
+    except (OSError, ValueError) as error:
+        raise UserError(f"The index in {folder} is damaged: {error}.\n{REBUILD}") from error
     return data

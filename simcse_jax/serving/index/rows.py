@@ -19,8 +19,6 @@ STORAGES = ("float32", "float16", "int8")
 BLOCK = 16384  # rows of a block: their scores for 100 queries still fit in a CPU's cache
 ALIGNMENT = 64  # bytes; XLA on a CPU reads an array at such an address without a copy
 _LARGEST = 127  # of int8, symmetric
-# Half a surrogate pair is not UTF-8, but Python strings may hold one (from JSON escapes), and it has to come back.
-_ERRORS = "surrogatepass"
 
 
 class Block(NamedTuple):
@@ -124,11 +122,11 @@ class Texts:
     def append(self, texts: Sequence[str]) -> None:
         """Append these texts."""
         for text in texts:
-            self._blob += text.encode("utf-8", _ERRORS)
+            self._blob += text.encode()
             self._ends.append(len(self._blob))
 
     def __getitem__(self, place: int) -> str:
-        return self._bytes(place).decode("utf-8", _ERRORS)
+        return self._bytes(place).decode("utf-8", "surrogatepass")  # indexes of earlier versions may hold half a pair
 
     def _bytes(self, place: int) -> bytes:
         mapped = len(self._mapped_ends)

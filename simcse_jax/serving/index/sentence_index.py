@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +22,11 @@ from simcse_jax.serving.index.folder import (
 )
 from simcse_jax.serving.index.rows import Texts, Vectors, open_array, open_texts, open_vectors
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.texts import each_text
 
 KINDS = ("exact", *APPROXIMATE)
 LENGTH_ERROR = 1e-3  # largest difference of a vector's length from 1; bfloat16 models stay below
+ROUNDING = {"float32": 2e-6, "float16": 1e-4, "int8": 1e-3}  # of a score, by the type of the stored vectors
 
 
 class Hit(NamedTuple):
@@ -76,19 +78,16 @@ class SentenceIndex:
         """Return the text with that id; raises UserError if there is none."""
         return self._texts[int(self._places([id])[0])]
 
-    def add(self, texts: Sequence[str], vectors: np.ndarray) -> np.ndarray:
+    def add(self, texts: Iterable[str], vectors: np.ndarray) -> np.ndarray:
         """Add texts with their vectors, float32[n, D] of length 1, and return their ids, int64[n].
 
-        Raises UserError, and adds nothing, if the numbers of texts and vectors differ, or one of them is not valid.
+        Raises UserError, or TypeError as `each_text`, and adds nothing, if the numbers of texts and vectors differ, or
+        one of them is not valid.
         """
-        if isinstance(texts, str):
-            raise UserError("The texts to add are a single string; give a list of strings.")
+        texts = list(each_text(texts))
         vectors = self._checked(vectors, "vectors")
         if len(texts) != len(vectors):
             raise UserError(f"There are {len(texts):,} texts but {len(vectors):,} vectors; each text needs one vector.")
-        for n, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise UserError(f"Text {n} is {type(text).__name__} {text!r:.60}, not a string.")
         lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
         wrong = np.flatnonzero(np.abs(lengths - 1) > LENGTH_ERROR)
         if len(wrong):
@@ -141,9 +140,9 @@ class SentenceIndex:
     def nearest(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return scores float32[Q, k], descending, and ids int64[Q, k] for queries float32[Q, D]; k = min(top_k, N).
 
-        Scores are inner products with the vectors as they are stored; of equal scores the lower id comes first. An
-        approximate index may find fewer; the rest is -inf and -1. Raises UserError if top_k is below 1 or the queries
-        are not valid.
+        Scores are inner products with the vectors as they are stored, cut to [-1, 1]; of equal scores the lower id
+        comes first. An approximate index may find fewer; the rest is -inf and -1. Raises UserError if top_k is below 1
+        or the queries are not valid.
         """
         queries = self._checked(queries, "queries")
         if not isinstance(top_k, int | np.integer) or top_k < 1:
@@ -156,14 +155,19 @@ class SentenceIndex:
             scores, places = self._approximate.nearest(queries, k)
         else:
             scores, places = self._exact.nearest(queries, self._alive, k)
+        np.clip(scores, -1, 1, out=scores, where=places >= 0)
         return scores, np.where(places >= 0, self._ids[places], -1)
+
+    def lowest(self, threshold: float | None) -> float:
+        """Return the lowest score that reaches a threshold, with room for rounding: 1 is reached by the text itself."""
+        return -np.inf if threshold is None else threshold - ROUNDING[self.storage]
 
     def search(self, queries: np.ndarray, top_k: int = 5, threshold: float | None = None) -> list[list[Hit]]:
         """Return for each query of float32[Q, D] at most `top_k` hits, best first, that score `threshold` or more."""
         if threshold is not None and not (isinstance(threshold, Real) and np.isfinite(float(threshold))):
             raise UserError(f"The threshold is {threshold!r}; it must be a cosine, from -1 to 1, or None for all hits.")
         scores, ids = self.nearest(queries, top_k)
-        lowest = -np.inf if threshold is None else threshold
+        lowest = self.lowest(threshold)
         places = np.searchsorted(self._ids, ids)
         return [
             [

@@ -1,0 +1,44 @@
+"""Check what is given as texts: the one gate of all methods that take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from simcse_jax.system.errors import UserError
+
+
+def each_text(texts: Iterable[Any]) -> Iterator[str]:
+    """Return an iterator over the texts as plain strings; each is checked when it is reached.
+
+    texts: a list, tuple, generator, Series or array of strings. Raises TypeError at once for a single string, and for
+    tables, mappings and sets, whose iteration gives names or has no order; later for a text that is not a string.
+    Raises UserError for half a surrogate pair, which no tokenizer takes. Both name the text's place, from 0.
+    """
+    kind = type(texts).__name__
+    if isinstance(texts, str | bytes):
+        raise TypeError(f"Give a list of texts; got a single {kind}. Write [text].")
+    names = list(texts) if isinstance(texts, Mapping) else None
+    if hasattr(texts, "shape"):  # tables of pandas, Polars, Arrow and datasets
+        names = getattr(texts, "column_names", None) or getattr(texts, "columns", None)
+    if names is not None:
+        columns = list(map(str, names))
+        example = f"df[{columns[0]!r}]" if columns else "a list"
+        raise TypeError(f"Give one column of texts, for example {example}; got a {kind} of {', '.join(columns)}.")
+    if isinstance(texts, set | frozenset) or not isinstance(texts, Iterable):
+        raise TypeError(f"Give a list, tuple, generator, Series or array of texts; got {kind}.")
+    return _checked(texts)
+
+
+def _checked(texts: Iterable[Any]) -> Iterator[str]:
+    for n, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"Text {n} is {type(text).__name__} {text!r:.80}, not str.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"Text {n} holds half of a surrogate pair, {text[error.start]!r} at place {error.start}, which is no "
+                f"character: {text!r:.80}\nRemove it, or read the text from its source as UTF-8."
+            ) from None
+        yield str(text)  # also of a subclass, as in NumPy's arrays
