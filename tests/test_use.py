@@ -98,18 +98,3 @@ def test_the_server_of_the_page_answers_whom_it_should(place: Path) -> None:
         key = {"Authorization": "Bearer secret"}
         answer = client.post(f"{url}/search", json=question, headers=key, timeout=60)
         assert (answer.status_code, len(answer.json()["hits"])) == (200, 3)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["embed", "--model=runs/unsup", "--input=pairs.csv", "--out=x.parquet"], "--column=sent0"),
-        (["search", "--model=nowhere", "--corpus=sentences.txt"], "nowhere"),
-    ],
-)
-def test_wrong_commands_say_what_is_needed(words: list[str], says: str, place: Path) -> None:
-    done = run(["-m", f"simcse_jax.{words[0]}", *words[1:]], place)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr

@@ -5,7 +5,6 @@ import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,21 +50,6 @@ def test_others_read_the_texts_and_the_vectors(tmp_path: Path, storage: str) -> 
     assert pq.ParquetFile(out).metadata.num_row_groups == 5
     assert json.loads(table.schema.metadata[b"simcse_jax"]) == {**ABOUT, "storage": storage}
     assert [path.name for path in out.parent.iterdir()] == [out.name]
-
-
-def test_a_database_searches_the_file(tmp_path: Path) -> None:
-    out = tmp_path / "vectors.parquet"
-    write_vectors(out, TEXTS, encode, WIDTH, ABOUT)
-    query = vector(TEXTS[12])
-    found = duckdb.execute(
-        f"select text, array_cosine_similarity(vector::float[{WIDTH}], {query.tolist()}::float[{WIDTH}]) as score "
-        f"from read_parquet('{out}') order by score desc limit 3"
-    ).fetchall()
-    vectors = encode(TEXTS)
-    cosines = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
-    best = np.argsort(-cosines)[:3]
-    assert [text for text, _ in found] == [TEXTS[n] for n in best]
-    np.testing.assert_allclose([score for _, score in found], cosines[best], atol=1e-6)
 
 
 def test_a_stopped_command_goes_on_and_encodes_nothing_twice(tmp_path: Path) -> None:

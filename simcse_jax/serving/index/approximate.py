@@ -117,9 +117,8 @@ class ApproximateSearch:
             some = np.ascontiguousarray(queries[at : at + together])
             _, labels = self._index.search(some, wanted, params=how)
             found = np.where(labels >= 0, self._places[labels], -1)
-            rows = self._vectors.rows(found.ravel()).reshape(
-                *found.shape, -1
-            )  # for -1 any row; its score is set to -inf below
+            # For -1 any row; its score is set to -inf.
+            rows = self._vectors.rows(found.ravel()).reshape(*found.shape, -1)
             exact = np.where(found >= 0, np.einsum("qd,qcd->qc", some, rows), np.float32(-np.inf))
             order = np.lexsort((found, -exact))[:, :top_k]
             filled = slice(at, at + len(some)), slice(0, order.shape[1])

@@ -64,31 +64,27 @@ def write_folder(folder: Path, settings: Mapping[str, Any], write_files: Callabl
     busy = f"Another process is saving an index to {folder}. Try again, or give another folder."
     way_out = "Free some space there, or give another folder."
     with locked(lock, busy, way_out, str(folder)), writing(folder, way_out):
-        _write_folder(folder, settings, write_files)
-
-
-def _write_folder(folder: Path, settings: Mapping[str, Any], write_files: Callable[[Path], None]) -> None:
-    data = folder / f"rows-{uuid.uuid4().hex[:8]}"
-    try:
-        data.mkdir(parents=True)
-        write_files(data)
-        checksums = {path.name: checksum(path) for path in sorted(data.iterdir())}
-        files = {name: found["bytes"] for name, found in checksums.items()}
-        for name in files:
-            to_disk(data / name)
-        to_disk(data)
-        record = {"format": FORMAT, **settings, "data": data.name, "files": files, "checksums": checksums}
-        draft = data / RECORD
-        draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        to_disk(draft)
-        os.replace(draft, folder / RECORD)
-    except BaseException:
-        shutil.rmtree(data, ignore_errors=True)
-        raise
-    names_to_disk(folder)
-    for path in folder.iterdir():
-        if _DATA.fullmatch(path.name) and path != data:
-            shutil.rmtree(path, ignore_errors=True)
+        data = folder / f"rows-{uuid.uuid4().hex[:8]}"
+        try:
+            data.mkdir(parents=True)
+            write_files(data)
+            checksums = {path.name: checksum(path) for path in sorted(data.iterdir())}
+            for name in checksums:
+                to_disk(data / name)
+            to_disk(data)
+            files = {name: found["bytes"] for name, found in checksums.items()}
+            record = {"format": FORMAT, **settings, "data": data.name, "files": files, "checksums": checksums}
+            draft = data / RECORD
+            draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            to_disk(draft)
+            os.replace(draft, folder / RECORD)
+        except BaseException:
+            shutil.rmtree(data, ignore_errors=True)
+            raise
+        names_to_disk(folder)
+        for path in folder.iterdir():
+            if _DATA.fullmatch(path.name) and path != data:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def require_index_or_empty(folder: Path) -> None:
@@ -129,12 +125,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def require_whole(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Return the folder of files that the record names; raises UserError if a file is missing or has changed."""
+def whole_files(folder: Path, record: Mapping[str, Any]) -> Path:
+    """Return the folder of files that the record names; raises ValueError if a file is missing or has changed."""
     data = folder / record["data"]
-    try:
-        require_files(data, {name: {"bytes": size} for name, size in record["files"].items()})
-        require_files(data, record["checksums"])
-    except (OSError, ValueError) as error:
-        raise UserError(f"The index in {folder} is damaged: {error}.\n{REBUILD}") from error
+    require_files(data, {name: {"bytes": size} for name, size in record["files"].items()})
+    require_files(data, record["checksums"])
     return data

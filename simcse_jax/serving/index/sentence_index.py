@@ -17,7 +17,7 @@ from simcse_jax.serving.index.folder import (
     REBUILD,
     fingerprint_difference,
     read_record,
-    require_whole,
+    whole_files,
     write_folder,
 )
 from simcse_jax.serving.index.rows import Texts, Vectors, open_array, open_texts, open_vectors
@@ -243,21 +243,17 @@ def _opened(folder: Path, record: dict[str, Any], fingerprint: str) -> SentenceI
             f"{fingerprint_difference(record['fingerprint'], fingerprint)}.\n"
             "Open it with the model that made it, or build it again with this one: build_index(sentences)."
         )
-    data = require_whole(folder, record)
-    try:
-        return _open(data, record)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"The index in {folder} is damaged: {error}.\n{REBUILD}") from error
-
-
-def _open(data: Path, record: dict[str, Any]) -> SentenceIndex:
     index = SentenceIndex(record["width"], record["fingerprint"], record["kind"], record["storage"])
     count = record["count"]
-    ids = np.array(open_array(data / "ids.npy", np.dtype(np.int64), (count,)))
-    if count and (ids[0] < 0 or ids[-1] >= record["next_id"] or (np.diff(ids) <= 0).any()):
-        raise ValueError("the ids in ids.npy do not ascend")
-    vectors = open_vectors(data, index.width, index.storage, count)
-    index._hold(vectors, open_texts(data, count), ids, record["next_id"])
-    if index._approximate:
-        index._approximate.read(data)
+    try:
+        data = whole_files(folder, record)
+        ids = np.array(open_array(data / "ids.npy", np.dtype(np.int64), (count,)))
+        if count and (ids[0] < 0 or ids[-1] >= record["next_id"] or (np.diff(ids) <= 0).any()):
+            raise ValueError("the ids in ids.npy do not ascend")
+        vectors = open_vectors(data, index.width, index.storage, count)
+        index._hold(vectors, open_texts(data, count), ids, record["next_id"])
+        if index._approximate:
+            index._approximate.read(data)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"The index in {folder} is damaged: {error}.\n{REBUILD}") from error
     return index

@@ -80,12 +80,6 @@ def test_change_save_and_change_again(tmp_path: Path, storage: str) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_another_model_is_refused(tmp_path: Path) -> None:
-    made(3).save(tmp_path)
-    with pytest.raises(UserError, match="abc, not xyz"):
-        open_index(tmp_path, "xyz")
-
-
 def test_a_killed_save_leaves_the_earlier_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = made(50)
     index.save(tmp_path)

@@ -38,7 +38,16 @@ def brute_force(queries: np.ndarray, vectors: np.ndarray, ids: np.ndarray, k: in
 
 @pytest.mark.parametrize(
     ("count", "queries", "top_k"),
-    [(1, 3, 10), (5, 1, 1), (300, 2, 100), (BLOCK, 130, 5), (BLOCK, 2, 100), (2 * BLOCK + 777, 3, 10)],
+    [
+        (1, 3, 10),
+        (5, 1, 1),
+        (300, 2, 100),
+        (BLOCK, 130, 5),
+        (2 * BLOCK + 777, 3, 10),
+        (BLOCK + 500, 2, 200),
+        (BLOCK + 500, 2, BLOCK + 100),
+        (BLOCK + 500, 2, 10**9),
+    ],
 )
 def test_the_best_of_all_are_found(count: int, queries: int, top_k: int) -> None:
     index, asked = made(count), unit(queries, seed=1)
@@ -95,16 +104,6 @@ def test_equal_scores_by_lower_id(better: list[int]) -> None:
         assert ids[0].tolist() == rest[:top_k]
         _, ids = index.nearest(-query, top_k)
         assert ids[0].tolist() == (sorted(better) + rest)[:top_k]
-
-
-def test_top_k_beyond_the_segments_and_the_block() -> None:
-    count = BLOCK + 500
-    index, asked = made(count), unit(2, seed=1)
-    for top_k in (200, BLOCK + 100, 10**9):
-        scores, ids = index.nearest(asked, top_k)
-        expected, _ = brute_force(asked, unit(count), np.arange(count), top_k)
-        np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
-        assert ids.shape == (2, min(top_k, count))
 
 
 def test_few_shapes_are_compiled() -> None:
