@@ -116,7 +116,7 @@ def test_cosines_are_at_most_1_and_a_text_reaches_1(small_model: Path) -> None:
     assert found.min() >= -1
     for storage in STORAGES:
         index = model.build_index(texts, storage=storage)
-        for text, hits in zip(texts, model.search(texts, threshold=1.0), strict=True):
+        for text, hits in zip(texts, model.search(texts, len(texts), threshold=1.0), strict=True):
             assert text in [hit.text for hit in hits]
             assert max(hit.score for hit in hits) <= 1
         assert index.lowest(0.5) == pytest.approx(0.5, abs=2e-3)
