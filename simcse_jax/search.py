@@ -217,14 +217,18 @@ def _asked() -> Iterator[str]:
     """Yield queries from the terminal or the lines of a pipe; without empty ones, and those that are not UTF-8."""
     shown = "query> " if sys.stdin.isatty() else ""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+        sys.stdin.reconfigure(errors="surrogateescape")
     for number in itertools.count(1):
         try:
             query = input(shown)
         except EOFError:
             return
         if not _is_text(query):
-            print(f"line {number} is left out: it is not UTF-8, {query!r:.80}", file=sys.stderr, flush=True)
+            print(
+                f"line {number} is left out: it is not {sys.stdin.encoding.upper()}, {query!r:.80}",
+                file=sys.stderr,
+                flush=True,
+            )
         elif query.strip():
             yield query
 

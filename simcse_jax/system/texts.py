@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,13 +19,14 @@ def each_text(texts: Iterable[Any]) -> Iterator[str]:
     kind = type(texts).__name__
     if isinstance(texts, str | bytes):
         raise TypeError(f"Give a list of texts; got a single {kind}. Write [text].")
-    names = list(texts) if isinstance(texts, Mapping) else None
+    names = texts if isinstance(texts, Mapping) else None
     if hasattr(texts, "shape"):  # tables of pandas, Polars, Arrow and datasets
         names = getattr(texts, "column_names", None) or getattr(texts, "columns", None)
     if names is not None:
-        columns = list(map(str, names))
-        example = f"df[{columns[0]!r}]" if columns else "a list"
-        raise TypeError(f"Give one column of texts, for example {example}; got a {kind} of {', '.join(columns)}.")
+        columns = [repr(name) for name in itertools.islice(names, 5)]
+        found = f"with the columns {', '.join(columns)}" if columns else "without columns"
+        example = f"df[{columns[0]}]" if columns else "a list"
+        raise TypeError(f"Give one column of texts, for example {example}; got a {kind} {found}.")
     if isinstance(texts, set | frozenset) or not isinstance(texts, Iterable):
         raise TypeError(f"Give a list, tuple, generator, Series or array of texts; got {kind}.")
     return _checked(texts)
