@@ -131,7 +131,8 @@ def test_mteb_chooses_a_prompt_for_each_task(folder: Path) -> None:
         warnings.simplefilter("ignore")  # of mteb, at its own settings
         theirs = wrapper.SentenceTransformerEncoderWrapper(SentenceTransformer(str(folder), device="cpu"))
     ours = MtebEncoder(str(folder))
-    batches: Any = DataLoader(Dataset.from_dict({"text": TEXTS}), batch_size=2)
+    texts: Any = Dataset.from_dict({"text": TEXTS})
+    batches: Any = DataLoader(texts, batch_size=2)
     seen = []
     for name, kind in (("Any", "STS"), ("SciFact", "Retrieval"), ("Any", "Retrieval")):
         for prompt_type in (None, PromptType.query, PromptType.document):

@@ -83,7 +83,9 @@ def test_every_method_takes_texts_through_one_gate(small_model: Path) -> None:
     assert [hits[0].text for hits in model.search(array)] == ["a dog"]
     assert model.paraphrases(pd.Series(["a dog", "a dog"])) == []
     calls = (model.encode, model.count_tokens, model.build_index, model.add, model.search, model.paraphrases)
+    call: Any
     for call in (*calls, lambda texts: model.similarity("a", texts)):
+        wrong: Any
         for wrong in (pd.DataFrame({"q": ["a"]}), {"q": ["a"]}):
             with pytest.raises(TypeError, match=r"df\['q'\]"):
                 call(wrong)
