@@ -13,7 +13,7 @@ import numpy as np
 from simcse_jax.data import demo
 from simcse_jax.data.lines import text_lines
 from simcse_jax.data.readers import read_records
-from simcse_jax.data.rows import is_number
+from simcse_jax.data.rows import SPLITS, is_number
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import DATASET_PREFIX, dataset_file
@@ -132,6 +132,8 @@ def _to_pairs(source: str, place: str, table: Lines, options: dict[str, str]) ->
     columns = _find_columns(place, table, options)
     if not is_number(table[0][1][columns["score"]]):
         table = _rows_of_split(place, table[0][1], table[1:], options)
+    elif SPLIT in options:
+        raise UserError(f"{source}: the file has no header, so no column split. Leave out {SPLIT}=, or add a header.")
     gold, first, second = [], [], []
     for line, cells in table:
         if len(cells) <= max(columns.values()):
@@ -192,10 +194,12 @@ def _rows_of_split(place: str, head: list[str], rows: Lines, options: dict[str, 
     names, wanted = [cell.strip().lower() for cell in head], options.get(SPLIT)
     column = names.index(SPLIT) if SPLIT in names else len(names)
     found = list(dict.fromkeys(cells[column] for _, cells in rows if column < len(cells)))
-    if wanted not in found and (wanted or len(found) > 1):
+    spellings = next((names for names in SPLITS.values() if wanted in names), {wanted})
+    chosen = spellings.intersection(found)
+    if not chosen and (wanted or len(found) > 1):
         choice = f"Choose one: {place}:{SPLIT}={found[0]}" if found else "It has no column split"
         raise UserError(f"{place} has rows of the splits {', '.join(found) or 'none'}. {choice}.")
-    return [(line, cells) for line, cells in rows if not wanted or column >= len(cells) or cells[column] == wanted]
+    return [(line, cells) for line, cells in rows if not wanted or column >= len(cells) or cells[column] in chosen]
 
 
 def parse_score(name: str, line: int, cell: str) -> float:

@@ -54,9 +54,8 @@ def locked(path: Path, busy: str, way_out: str, name: str) -> Iterator[Lock]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_free = (
-                os.fstat(handle).st_nlink > 0
-            )  # else it was deleted since it was opened, and others have a new one
+            # Without a name, it was deleted since it was opened, and others have a new one.
+            is_free = os.fstat(handle).st_nlink > 0
         except BlockingIOError:
             is_free = False
         except OSError:

@@ -23,6 +23,7 @@ from simcse_jax.serving.web import requests as r
 from simcse_jax.serving.web.batching import BatchedModel, Model
 from simcse_jax.serving.web.guard import Guard, Settings
 from simcse_jax.serving.web.metrics import Metrics
+from simcse_jax.system.errors import UserError
 from simcse_jax.system.vectors import normalize
 
 
@@ -60,10 +61,20 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
     app.include_router(_get_routes(batched, metrics))
     app.include_router(_post_routes(batched))
     app.include_router(_openai_routes(batched))
+    _refuse_ambiguous_prefix(app, settings.path_prefix)
     d.describe_limits(app, settings, model.widths)
     app.add_exception_handler(RequestValidationError, _wrong_value)
     app.add_exception_handler(AnyHTTPException, _refusal)
     return app
+
+
+def _refuse_ambiguous_prefix(app: FastAPI, prefix: str) -> None:
+    """Raise UserError if the prefix begins like a route: a path would then say two things, as proxies may strip it."""
+    firsts = {getattr(route, "path", "").split("/")[1] for route in app.routes} - {""}
+    if prefix and prefix.split("/")[1] in firsts:
+        raise UserError(
+            f"path_prefix is {prefix!r}, but {', '.join(sorted(firsts))} are routes. Take another, for example /embed."
+        )
 
 
 def _get_routes(batched: BatchedModel, metrics: Metrics) -> APIRouter:

@@ -414,6 +414,12 @@ def test_settings_are_checked(wrong: dict[str, Any], name: str) -> None:
         Settings(**wrong)
 
 
+@pytest.mark.parametrize("prefix", ["/search", "/v1/embed"])
+def test_a_prefix_is_no_route(prefix: str) -> None:
+    with pytest.raises(UserError, match="search, similarity, v1"):
+        make_app(MadeModel(), Settings(path_prefix=prefix))
+
+
 # The description ------------------------------------------------------------------------------------------------------
 
 
