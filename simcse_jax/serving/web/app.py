@@ -61,8 +61,8 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
     app.include_router(_get_routes(batched, metrics))
     app.include_router(_post_routes(batched))
     app.include_router(_openai_routes(batched))
-    _refuse_ambiguous_prefix(app, settings.path_prefix)
     d.describe_limits(app, settings, model.widths)
+    _refuse_ambiguous_prefix(app, settings.path_prefix)
     app.add_exception_handler(RequestValidationError, _wrong_value)
     app.add_exception_handler(AnyHTTPException, _refusal)
     return app
@@ -70,7 +70,7 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
 
 def _refuse_ambiguous_prefix(app: FastAPI, prefix: str) -> None:
     """Raise UserError if the prefix begins like a route: a path would then say two things, as proxies may strip it."""
-    firsts = {getattr(route, "path", "").split("/")[1] for route in app.routes} - {""}
+    firsts = {path.split("/")[1] for path in (*app.openapi()["paths"], "/docs")}
     if prefix and prefix.split("/")[1] in firsts:
         raise UserError(
             f"path_prefix is {prefix!r}, but {', '.join(sorted(firsts))} are routes. Take another, for example /embed."
