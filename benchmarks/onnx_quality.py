@@ -1,8 +1,9 @@
 """Measure the cost of ONNX and its int8 form on STS-B: `python -m benchmarks.onnx_quality --model=DIR --data=senteval`.
 
-Converts the model, and scores three encoders on the same pairs: ours, model.onnx and model_int8.onnx (Spearman x 100,
-dev and test). Also prints the cosine between each ONNX vector and ours, the size of the file, and the seconds of one
-pass over all sentences sorted by length, 32 at a time; our side packs them, and its pass includes compilation.
+Converts the model, and scores three encoders on the same pairs: ours, onnx/model.onnx and onnx/model_int8.onnx
+(Spearman x 100, dev and test). Also prints the cosine between each ONNX vector and ours, the size of the file, and the
+seconds of one pass over all sentences sorted by length, 32 at a time; our side packs them, and its pass includes
+compilation.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from simcse_jax.evaluation.results import Encode
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.evaluation.sts import evaluate_pairs, load_sts
 from simcse_jax.model_folder.export import convert
-from simcse_jax.model_folder.onnx_export import MODEL, MODEL_INT8, TOKENIZER, require_onnx
+from simcse_jax.model_folder.onnx_export import FOLDER, MODEL, MODEL_INT8, TOKENIZER, require_onnx
 
 FLAGS = flags.FLAGS
 
@@ -39,7 +40,7 @@ def onnx_encoder(folder: Path, name: str, max_length: int) -> Encode:
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     tokenizer.enable_truncation(max_length)
     tokenizer.no_padding()
-    session = onnxruntime.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(folder / FOLDER / name), providers=["CPUExecutionProvider"])
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         tokens = [encoded.ids for encoded in tokenizer.encode_batch(list(texts))]

@@ -28,7 +28,9 @@ _STORAGE = flags.DEFINE_string("storage", "float32", "The type of stored vectors
 _NORMALIZE = flags.DEFINE_bool("normalize", True, "Scale vectors to length 1; --nonormalize leaves them as pooled.")
 _POOLER = flags.DEFINE_string("pooler", "", "The pooler, if not the one that the model was trained for.")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "The precision of the computation: float32 or bfloat16.")
-_MAX_LENGTH = flags.DEFINE_integer("max_length", 128, "The number of tokens at which texts are cut.", lower_bound=3)
+_MAX_LENGTH = flags.DEFINE_integer(
+    "max_length", None, "Tokens at which texts are cut. Default: 128, or the model's own limit if lower.", lower_bound=3
+)
 
 
 def main() -> None:

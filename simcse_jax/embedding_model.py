@@ -146,9 +146,11 @@ class EmbeddingModel:
 
         texts: as `system.texts.each_text` takes them. normalize: True for vectors of length 1, False for vectors as
         pooled, None for the model's own setting. prompt: put before each text; None for the model's own. Raises
-        UserError if the weights are missing or do not fit the model, and for a text whose vector is not finite.
+        UserError if the weights are missing or do not fit the model, for a prompt whose tokens the mean leaves out, and
+        for a text whose vector is not finite.
         """
         require_unforked()
+        self.texts.require_included(prompt, self.name)
         texts = list(each_text(texts))
         vectors = self._sentences.encode(self._placed, texts, progress, prompt)
         is_finite = np.isfinite(vectors).all(axis=1)
@@ -163,8 +165,9 @@ class EmbeddingModel:
         return vectors
 
     def cut_at(self, max_length: int) -> EmbeddingModel:
-        """Return the same model with texts cut at `max_length` tokens, or at its own limit if that is lower."""
-        return EmbeddingModel(self.name, self._origin, self.pooler, self.dtype, min(max_length, self.max_length))
+        """Return the same model with texts cut at `max_length` tokens, or at all it takes, whatever its folder says."""
+        longest = min(max_length, self._origin.sizes.max_length)
+        return EmbeddingModel(self.name, self._origin, self.pooler, self.dtype, longest)
 
     def count_tokens(self, texts: Iterable[str], cut: bool = True) -> np.ndarray:
         """Return the number of tokens of each text, special tokens included, as int64[N]; cut: after cutting."""
@@ -219,7 +222,7 @@ def open_model(
 
     name: a run folder (its best checkpoint), an exported or Hugging Face folder, or a Hub name. pooler: None takes the
     model's own. dtype: the precision of the computation, one of DTYPES. max_length: the number of tokens at which texts
-    are cut; None takes the folder's max_seq_length, or else the model's limit.
+    are cut; None takes the folder's max_seq_length or model_max_length, or else the model's limit.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype} is unknown. Known: {', '.join(DTYPES)}.")

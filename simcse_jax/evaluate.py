@@ -38,7 +38,10 @@ _POOLER = flags.DEFINE_string(
 )
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the computation: float32 or bfloat16.")
 _MAX_LENGTH = flags.DEFINE_integer(
-    "max_length", None, "Tokens at which texts are truncated. Default: the model's limit."
+    "max_length",
+    None,
+    "Tokens at which texts are truncated. Default: max_seq_length or model_max_length of the model's folder, else all "
+    "that the model takes.",
 )
 _FAST = flags.DEFINE_bool("fast", False, "Run the transfer tasks with 5 folds instead of 10.")
 _OUT = flags.DEFINE_string(

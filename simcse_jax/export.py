@@ -1,7 +1,7 @@
 """Export a run's best model as a Hugging Face folder: `python -m simcse_jax.export --workdir=RUN --out=DIR`.
 
 `--model=NAME` instead of --workdir exports any model folder or Hub name. `--half` stores float16, half the size.
-`--onnx` adds model.onnx, with pooling and normalisation inside, and `--int8` its quantised form.
+`--onnx` adds onnx/model.onnx, with pooling and normalisation inside, and `--int8` its quantised form.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ _MODEL = flags.DEFINE_string("model", "", "Instead of --workdir: a Hugging Face 
 _POOLER = flags.DEFINE_string("pooler", "", "Pooler of --model. Default: the model's own.")
 _OUT = flags.DEFINE_string("out", "", "Model folder to write: new, empty, or an earlier export.")
 _HALF = flags.DEFINE_bool("half", False, "Store the weights as float16, half the size; computing stays in float32.")
-_ONNX = flags.DEFINE_bool("onnx", False, "Also write model.onnx; needs the extra [onnx].")
-_INT8 = flags.DEFINE_bool("int8", False, "With --onnx: also write model_int8.onnx, quantised, slightly less accurate.")
+_ONNX = flags.DEFINE_bool("onnx", False, "Also write onnx/model.onnx; needs the extra [onnx].")
+_INT8 = flags.DEFINE_bool(
+    "int8", False, "With --onnx: also write onnx/model_int8.onnx, quantised, slightly less accurate."
+)
 
 
 def main() -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.hub import TRANSFORMER_SETTINGS
 from simcse_jax.system.json_file import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-TRANSFORMER_SETTINGS = "sentence_bert_config.json"  # what sentence-transformers adds, whatever the family
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("sentencepiece.bpe.model",))
 
 # Left open, transformers asks on stdin whether to run a folder's code, and a line of a user's queries may answer.
@@ -75,10 +75,17 @@ def _slow(folder: Path) -> str:
     )
 
 
+def transformer_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the file in which sentence-transformers describes an encoder, and its content; empty if there is none."""
+    paths = [folder / name for name in TRANSFORMER_SETTINGS]
+    path = next((path for path in paths if path.is_file()), paths[0])
+    return path, read_json(path) if path.is_file() else {}
+
+
 def lower_cases(folder: Path) -> bool:
-    """Return do_lower_case of sentence_bert_config.json: whether texts are lower-cased, whatever the tokenizer does."""
-    path = folder / TRANSFORMER_SETTINGS
-    value = read_json(path).get("do_lower_case", False) if path.is_file() else False
+    """Return do_lower_case of `transformer_settings`: whether texts are lower-cased, whatever the tokenizer does."""
+    path, settings = transformer_settings(folder)
+    value = settings.get("do_lower_case", False)
     if not isinstance(value, bool):
         raise UserError(f"{path}: do_lower_case = {value!r} must be true or false.")
     return value

@@ -88,11 +88,11 @@ def export_model(
 
     out: a new or empty folder, or an earlier export, which is replaced (files that others put there stay).
     params: the encoder's, on host or device; a head is written even if `pooler` does not use it. tokenizer_folder:
-    do_lower_case of its sentence_bert_config.json is kept. texts: the model's other settings, which are kept too.
+    do_lower_case beside it is kept, see `lower_cases`. texts: the model's other settings, which are kept too.
     widths: what its embeddings may be shortened to, after a Matryoshka loss.
     card: see `model_card`. train_pooler: the pooler in training (default: "cls" if there is a head, else `pooler`).
     half: store the weights as float16; config.json still says to compute in float32. UserError if one is too large.
-    onnx, int8: add model.onnx, and its quantised form; see `write_onnx`.
+    onnx, int8: add onnx/model.onnx, and its quantised form; see `write_onnx`.
     """
     if pooler == "cls" and "head" not in params:
         raise ValueError("export_model: pooler 'cls' needs a head, and these parameters have none.")

@@ -5,6 +5,7 @@ To run them takes ONNX Runtime and the folder's tokenizer.json, and neither JAX 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 from pathlib import Path
@@ -65,7 +66,8 @@ def write_onnx(folder: Path, pooler: str, name: str, texts: TextSettings, int8: 
     if int8:
         _quantise(model, inner / MODEL_INT8)
     for path in inner.iterdir():  # where they lay at first
-        (folder / path.name).symlink_to(f"{FOLDER}/{path.name}")
+        with contextlib.suppress(OSError):  # a file system without links
+            (folder / path.name).symlink_to(f"{FOLDER}/{path.name}")
     with (folder / "README.md").open("a", encoding="utf-8") as file:
         file.write(f"\n{_usage(name, texts, tokenizer)}")
 

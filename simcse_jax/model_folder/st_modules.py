@@ -11,20 +11,25 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simcse_jax import __version__
-from simcse_jax.data.tokenizer import TRANSFORMER_SETTINGS
+from simcse_jax.data.tokenizer import transformer_settings
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS, POOLERS
 from simcse_jax.model_folder.weight_files import SAFETENSORS, write_weights
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.hub import TRANSFORMER_SETTINGS
 from simcse_jax.system.json_file import read_json, write_json
 
 OURS = "simcse_jax.json"
 WIDTHS = "matryoshka_dimensions"  # in config.json, as vLLM reads it: what embeddings may be shortened to
 _ADAPTER = "adapter_config.json"
 _SETTINGS = "config_sentence_transformers.json"
+_TOKENIZER_SETTINGS = "tokenizer_config.json"
 _TYPES = "sentence_transformers.models."
 # SimCSE's published folders say how they pool by their name alone.
 _PUBLISHED = re.compile(r"(?<![a-z])(?P<un>un)?sup[-_]simcse", re.IGNORECASE)
+# Options of loading a model or its tokenizer that change no vector, but for rounding, or are read below.
+_KNOWN_OPTIONS = {"output_hidden_states", "add_pooling_layer", "attn_implementation", "dtype", "torch_dtype"}
+_KNOWN_OPTIONS |= {"use_fast", "trust_remote_code", "model_max_length"}
 _POOLING_KEYS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
 
@@ -34,11 +39,21 @@ class TextSettings(NamedTuple):
     max_seq_length: int | None = None  # tokens at which texts are cut; None: the model's limit
     prompts: Mapping[str, str] = {}
     default_prompt_name: str | None = None
+    include_prompt: bool = True  # whether the mean includes the tokens of a prompt
 
     @property
     def prompt(self) -> str:
         """Return what comes before each text."""
         return self.prompts[self.default_prompt_name] if self.default_prompt_name else ""
+
+    def require_included(self, prompt: str | None, name: str | Path) -> None:
+        """Raise UserError if the tokens of this prompt are to be left out of the mean; name: of the model."""
+        if prompt and not self.include_prompt:
+            raise UserError(
+                f"{name}: include_prompt = false of its Pooling module leaves the tokens of the prompt {prompt!r} out "
+                f"of the mean, which is not supported.\nRemove the prompt from {_SETTINGS} in a copy of the folder, to "
+                "encode texts without it; or use the model with sentence-transformers."
+            )
 
 
 PLAIN = TextSettings()
@@ -74,7 +89,8 @@ def write_modules(
         module("WeightedLayerPooling", *_layer_average(averaged, architecture))
     chosen = "mean_tokens" if averaged else "cls_token"
     modes = {f"pooling_mode_{key}": key == chosen for key in _POOLING_KEYS}
-    module("Pooling", {"word_embedding_dimension": width, **modes})
+    excluded = {} if texts.include_prompt else {"include_prompt": False}
+    module("Pooling", {"word_embedding_dimension": width, **modes, **excluded})
     if pooler == "cls":
         assert head is not None
         kernel, bias = (np.asarray(head[part], np.float32) for part in ("kernel", "bias"))
@@ -85,7 +101,7 @@ def write_modules(
             {"linear.weight": np.ascontiguousarray(kernel.T), "linear.bias": bias},
         )
     write_json(folder / "modules.json", listed)
-    write_json(folder / TRANSFORMER_SETTINGS, transformer)
+    write_json(folder / TRANSFORMER_SETTINGS[0], transformer)
     settings = {
         "__version__": {"simcse_jax": __version__},
         "prompts": texts.prompts,
@@ -157,21 +173,14 @@ def read_text_settings(folder: Path, limit: int) -> TextSettings:
 
     limit: the most tokens that the model takes.
     """
-    path, of_encoder = folder / _SETTINGS, encoder_folder(folder) / TRANSFORMER_SETTINGS
+    path = folder / _SETTINGS
     settings = read_json(path) if path.is_file() else {}
-    of_transformer = read_json(of_encoder) if of_encoder.is_file() else {}
-    length = of_transformer.get("max_seq_length")
-    for key in ("config_args", "config_kwargs"):
-        changes = of_transformer.get(key) or {}
-        if not isinstance(changes, dict) or changes.keys() - {"output_hidden_states"}:
-            raise UserError(
-                f"{of_encoder}: {key} = {changes!r} changes config.json, which is not supported.\n"
-                "In a copy of the folder, write these keys into config.json itself."
-            )
-    if length is not None and (type(length) is not int or length < 3):
-        raise UserError(f"{of_encoder}: max_seq_length = {length!r} must be a whole number of at least 3, or null.")
+    poolings = [folder / place / "config.json" for kind, place in _modules(folder) if kind == "Pooling"]
     found = TextSettings(
-        length and min(length, limit), settings.get("prompts") or {}, settings.get("default_prompt_name")
+        _length(encoder_folder(folder), limit),
+        settings.get("prompts") or {},
+        settings.get("default_prompt_name"),
+        all(read_json(pooling).get("include_prompt") is not False for pooling in poolings if pooling.is_file()),
     )
     prompts, default = found.prompts, found.default_prompt_name
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
@@ -181,15 +190,39 @@ def read_text_settings(folder: Path, limit: int) -> TextSettings:
             f"{path}: default_prompt_name = {default!r} is not among prompts ({', '.join(prompts)}).\n"
             "Name one of these, or set it to null: then no prompt is put before texts."
         )
-    for kind, place in _modules(folder):
-        pooling = folder / place / "config.json"
-        if kind == "Pooling" and found.prompt and read_json(pooling).get("include_prompt") is False:
-            raise UserError(
-                f"{pooling}: include_prompt = false leaves the tokens of the prompt {found.prompt!r} out of the mean, "
-                f"which is not supported.\nSet default_prompt_name of {path.name} to null in a copy of the folder, to "
-                "encode texts without the prompt; or use the model with sentence-transformers."
-            )
+    found.require_included(found.prompt, folder)
     return found
+
+
+def _length(folder: Path, limit: int) -> int | None:
+    """Return the tokens at which an encoder's folder says to cut texts, at most `limit`; None if it does not say.
+
+    As in sentence-transformers, max_seq_length counts before the tokenizer's model_max_length, where its later releases
+    keep the number. UserError for a wrong number, and for options that would load another model or tokenizer.
+    """
+    path, settings = transformer_settings(folder)
+    options = {key: settings[key] for key in settings if key.endswith(("_args", "_kwargs")) and settings[key]}
+    for key, changes in options.items():
+        if not isinstance(changes, dict) or changes.keys() - _KNOWN_OPTIONS:
+            raise UserError(
+                f"{path}: {key} = {changes!r} changes how the model or its tokenizer is loaded, which is not supported."
+                f"\nIn a copy of the folder, move these keys into config.json or {_TOKENIZER_SETTINGS}."
+            )
+    of_tokenizer = folder / _TOKENIZER_SETTINGS
+    tokenizer = read_json(of_tokenizer) if of_tokenizer.is_file() else {}
+    stated = (
+        *((path, options.get(key, {}), "model_max_length") for key in ("processor_kwargs", "tokenizer_args")),
+        (path, settings, "max_seq_length"),
+        *((of_tokenizer, tokenizer, key) for key in ("model_max_length", "max_len")),
+    )
+    for file, content, key in stated:
+        length = content.get(key)
+        if length is None:
+            continue
+        if not isinstance(length, int | float) or length < 3 or length % 1:
+            raise UserError(f"{file}: {key} = {length!r} must be a whole number of at least 3, or null.")
+        return int(min(length, limit))
+    return None
 
 
 def encoder_folder(folder: Path) -> Path:

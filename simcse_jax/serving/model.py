@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,6 +21,7 @@ from simcse_jax.system.progress import progress_bar
 from simcse_jax.system.texts import each_text
 from simcse_jax.system.vectors import normalize as normalize_rows
 
+SHORT = 128  # tokens at which texts are cut if nobody asks for more
 BATCH = 16384  # sentences that are tokenised, sorted by length and packed together
 # What does here what an argument of other libraries does.
 THEIR_ARGUMENTS = {
@@ -57,14 +59,18 @@ class SimCSE:
 
     name: a run folder, an exported or Hugging Face folder, or a Hub name. pooler: None takes the model's own. dtype:
     the precision of the computation, "float32" or "bfloat16". max_length: texts are cut at this number of tokens,
-    special tokens included, or at the model's own limit if that is lower. Raises UserError if the model cannot be
-    read, or if it does not say how it pools and `pooler` is not given.
+    special tokens included, or at the number of the model's positions if that is lower; None for 128, or for the limit
+    that its folder states if that is lower. Raises UserError if the model cannot be read, or if it does not say how it
+    pools and `pooler` is not given.
     """
 
     @_names_ours
-    def __init__(self, name: str | Path, pooler: str | None = None, dtype: str = "float32", max_length: int = 128):
+    def __init__(
+        self, name: str | Path, pooler: str | None = None, dtype: str = "float32", max_length: int | None = None
+    ):
         try:
-            self.encoder = open_model(str(name), pooler, dtype).cut_at(max_length)
+            encoder = open_model(str(name), pooler, dtype)
+            self.encoder = encoder.cut_at(min(SHORT, encoder.max_length) if max_length is None else max_length)
         except UserError as error:
             raise error.with_traceback(None) from None  # its message says what our calls would not
         self.index: SentenceIndex | None = None
@@ -112,6 +118,17 @@ class SimCSE:
     @overload
     def encode(
         self,
+        sentences: Iterator[str] | Path,
+        batch_size: int = BATCH,
+        normalize: bool = True,
+        show_progress: bool = False,
+        *,
+        return_numpy: Literal[False],
+    ) -> Iterator[jax.Array]: ...
+
+    @overload
+    def encode(
+        self,
         sentences: str | Iterable[str],
         batch_size: int = BATCH,
         normalize: bool = True,
@@ -122,12 +139,13 @@ class SimCSE:
     @overload
     def encode(
         self,
-        sentences: str | Iterable[str] | Path,
+        sentences: str | Iterable[str],
         batch_size: int = BATCH,
         normalize: bool = True,
         show_progress: bool = False,
-        return_numpy: bool = True,
-    ) -> Any: ...
+        *,
+        return_numpy: Literal[False],
+    ) -> jax.Array: ...
 
     @_names_ours
     def encode(
@@ -137,7 +155,7 @@ class SimCSE:
         normalize: bool = True,
         show_progress: bool = False,
         return_numpy: bool = True,
-    ) -> Any:
+    ) -> np.ndarray | jax.Array | Iterator[np.ndarray] | Iterator[jax.Array]:
         """Return float32[D] for a string, float32[N, D] for a list in its order, or an iterator of blocks for a stream.
 
         A generator, or the `Path` of a file of sentences, is a stream: the result is an iterator of float32[n, D] with
@@ -151,7 +169,7 @@ class SimCSE:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
 
         if isinstance(sentences, str):
-            return self.encode([sentences], batch_size, normalize, show_progress, return_numpy)[0]
+            return self.encode([sentences], batch_size, normalize, show_progress, return_numpy=return_numpy)[0]
         texts = iter(open_column([str(sentences)])) if isinstance(sentences, Path) else sentences
         checked = each_text(texts)
 
@@ -170,8 +188,21 @@ class SimCSE:
         """Return the number of tokens of each sentence, special tokens included, as int64[N]; cut: after cutting."""
         return self.encoder.count_tokens(sentences, cut)
 
+    @overload
+    def similarity(self, queries: str, keys: str) -> float: ...
+
+    @overload
+    def similarity(
+        self, queries: str | np.ndarray | jax.Array, keys: str | np.ndarray | jax.Array
+    ) -> float | np.ndarray: ...
+
+    @overload
+    def similarity(
+        self, queries: Iterable[str] | np.ndarray | jax.Array, keys: Iterable[str] | np.ndarray | jax.Array
+    ) -> np.ndarray: ...
+
     @_names_ours
-    def similarity(self, queries: Any, keys: Any) -> Any:
+    def similarity(self, queries: Any, keys: Any) -> float | np.ndarray:
         """Return the cosines of N queries and M keys as float32[N, M].
 
         Each side is a string, texts (a list, Series or array of strings), a vector [D] or a matrix [N, D]; a string or

@@ -24,10 +24,14 @@ OPTIONAL_FILES = (
     "special_tokens_map.json",
     "modules.json",
     "1_Pooling/config.json",
-    "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "simcse_jax.json",
     "adapter_config.json",
+)
+# What sentence-transformers says of an encoder: by the family's name in old folders, in others by the first.
+TRANSFORMER_SETTINGS = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 _REPO_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DATASET_PREFIX = "hf://datasets/"
@@ -145,6 +149,7 @@ def model_folder(name: str, weights: bool = True) -> Path:
         raise UserError(f"The Hub repository {name!r} has no {CONFIG}, so it is no model that can be loaded.")
     for filename in OPTIONAL_FILES:
         _optional_file(name, filename)
+    any(_optional_file(name, filename) for filename in TRANSFORMER_SETTINGS)  # the first that is there
     if weights and not any(_fetch_weights(name, filename) for filename in WEIGHTS):
         raise UserError(
             f"The model {name!r} has none of {', '.join(WEIGHTS)} (whole or sharded).\n"

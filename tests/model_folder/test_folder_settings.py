@@ -19,6 +19,7 @@ from simcse_jax import SimCSE
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.embedding_model import open_model
 from simcse_jax.model_folder.export import convert
+from simcse_jax.model_folder.st_modules import read_text_settings
 from simcse_jax.mteb_encoder import MtebEncoder
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.vectors import normalize
@@ -63,16 +64,23 @@ def old_layout(folder: Path) -> None:
         if path.is_file() and path.name not in ("modules.json", "config_sentence_transformers.json", "README.md"):
             path.rename(inner / path.name)
     (inner / "simcse_jax.json").unlink()
+    (inner / "sentence_bert_config.json").rename(inner / "sentence_roberta_config.json")
     modules = json.loads((folder / "modules.json").read_text())
     modules[0]["path"] = inner.name
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir(exist_ok=True)
 
 
+def short_by_tokenizer(folder: Path) -> None:
+    """As sentence-transformers 6 saves it."""
+    edit(folder, "sentence_bert_config.json", max_seq_length=None)
+    edit(folder, "tokenizer_config.json", model_max_length=5)
+
+
 def all_of_them(folder: Path) -> None:
     lower_case(folder)
     prompt(folder)
-    short(folder)
+    short_by_tokenizer(folder)
     old_layout(folder)
 
 
@@ -145,6 +153,38 @@ def test_mteb_chooses_a_prompt_for_each_task(folder: Path) -> None:
     assert len(np.unique(np.round(np.stack(seen)[:, 0, 0], 4))) >= 6
 
 
+LENGTHS: dict[str, tuple[dict[str, Any], dict[str, Any], int | None]] = {
+    "the module before the tokenizer": ({"max_seq_length": 9}, {"model_max_length": 7}, 9),
+    "the tokenizer": ({}, {"model_max_length": 7}, 7),
+    "an old tokenizer": ({"max_seq_length": None}, {"max_len": 7}, 7),
+    "a tokenizer without a limit": ({}, {"model_max_length": int(1e30)}, 64),
+    "more than the model takes": ({"max_seq_length": 512}, {}, 64),
+    "an option of the tokenizer": ({"max_seq_length": 9, "tokenizer_args": {"model_max_length": 8}}, {}, 8),
+    "nothing": ({"model_args": {}}, {}, None),
+}
+
+
+@pytest.mark.parametrize(("module", "tokenizer", "length"), LENGTHS.values(), ids=LENGTHS)
+def test_where_texts_are_cut(tmp_path: Path, module: dict[str, Any], tokenizer: dict[str, Any], length: int) -> None:
+    edit(tmp_path, "sentence_distilbert_config.json", **module)
+    edit(tmp_path, "tokenizer_config.json", **tokenizer)
+    assert read_text_settings(tmp_path, 64).max_seq_length == length
+
+
+def test_a_prompt_that_the_mean_leaves_out_is_refused_where_it_is_used(folder: Path, tmp_path: Path) -> None:
+    edit(folder, "config_sentence_transformers.json", prompts={"query": PROMPT, "document": ""})
+    edit(folder, "1_Pooling/config.json", include_prompt=False)
+    convert(str(folder), tmp_path / "out")
+    batches: list[dict[str, Any]] = [{"text": TEXTS[:1]}]
+    for encoder in (MtebEncoder(str(folder)), MtebEncoder(str(tmp_path / "out"))):
+        with pytest.raises(UserError, match="include_prompt"):
+            encoder.model.encode(TEXTS[:1], prompt=PROMPT)
+        with pytest.raises(UserError, match="include_prompt"):
+            encoder.encode(batches, prompt_type="query")
+        vectors = encoder.encode(batches, prompt_type="document")
+        np.testing.assert_array_equal(vectors, encoder.model.encode(TEXTS[:1]))
+
+
 REFUSED: dict[str, tuple[str, Any, str]] = {
     "no such prompt": ("config_sentence_transformers.json", {"default_prompt_name": "passage"}, "default_prompt_name"),
     "a prompt that is a list": ("config_sentence_transformers.json", {"prompts": {"query": ["a"]}}, "prompts"),
@@ -152,6 +192,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "a prompt left out of the mean": ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt"),
     "a length that is a text": ("sentence_bert_config.json", {"max_seq_length": "5"}, "max_seq_length"),
     "a change of the config": ("sentence_bert_config.json", {"config_args": {"hidden_act": "relu"}}, "config_args"),
+    "another tokenizer": ("sentence_bert_config.json", {"tokenizer_args": {"do_lower_case": True}}, "tokenizer_args"),
     "a text for true": ("sentence_bert_config.json", {"do_lower_case": "yes"}, "do_lower_case"),
     "an adapter": ("adapter_config.json", {"peft_type": "LORA"}, "adapter_config.json"),
 }

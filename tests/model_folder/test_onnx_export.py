@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 from simcse_jax.embedding_model import open_model
 from simcse_jax.model_folder import onnx_export as onnx_export
 from simcse_jax.model_folder.export import convert
-from simcse_jax.model_folder.onnx_export import MODEL, MODEL_INT8
-from simcse_jax.model_folder.st_modules import read_pooler
+from simcse_jax.model_folder.onnx_export import FOLDER, MODEL, MODEL_INT8
+from simcse_jax.model_folder.st_modules import PLAIN, read_pooler
 from simcse_jax.system.errors import UserError
 from tests.small_models import export_small
 
@@ -86,6 +86,19 @@ def test_a_later_export_leaves_no_old_onnx(folder: Path) -> None:
     convert(str(folder), folder, "avg")
     assert not {MODEL, MODEL_INT8} & {path.name for path in folder.iterdir()}
     assert "ONNX" not in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_file_system_without_links(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(folder / FOLDER)
+    (folder / MODEL).unlink()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    onnx_export.write_onnx(folder, "cls", "model", PLAIN)
+    assert (folder / FOLDER / MODEL).is_file()
+    assert not (folder / MODEL).exists()
 
 
 @pytest.mark.parametrize("module", ["onnx", "onnxruntime", "a small file"])

@@ -1,5 +1,6 @@
 """`SimCSE`: one text or many, streams, similarities and search, by the vectors that the encoder gives."""
 
+import json
 import os
 import pickle
 import shutil
@@ -95,8 +96,9 @@ def test_every_method_takes_texts_through_one_gate(small_model: Path) -> None:
 
 
 def test_mistakes_are_named(model: SimCSE, small_model: Path) -> None:
+    mixed: Any = iter(["a", "b", "c", 7])
     with pytest.raises(TypeError, match=r"Text 3 is int 7"):
-        list(model.encode(iter(["a", "b", "c", 7]), batch_size=2))  # pyright: ignore[reportArgumentType]
+        list(model.encode(mixed, batch_size=2))
     with pytest.raises(ValueError, match="batch_size is 0"):
         model.encode(TEXTS, batch_size=0)
     with pytest.raises(UserError, match=r"nowhere\.txt"):
@@ -215,8 +217,17 @@ def test_an_index_of_another_model_is_refused(small_model: Path, tmp_path: Path)
             other.load_index(tmp_path / "index")
 
 
-def test_texts_are_cut_at_128_tokens_or_where_the_model_does(small_model: Path) -> None:
-    assert SimCSE(small_model).encoder.max_length == 64
-    assert SimCSE(small_model, max_length=16).encoder.max_length == 16
+def test_texts_are_cut_where_the_call_says_or_the_folder_or_at_128(small_model: Path, tmp_path: Path) -> None:
+    said, long = tmp_path / "said", tmp_path / "long"
+    for folder in (said, long):
+        shutil.copytree(small_model, folder)
+    (said / "sentence_bert_config.json").write_text('{"max_seq_length": 9}')
+    sizes = json.loads((long / "config.json").read_text())
+    (long / "config.json").write_text(json.dumps(sizes | {"max_position_embeddings": 200}))
+    (long / "sentence_bert_config.json").write_text("{}")
+    (long / "tokenizer_config.json").write_text("{}")
+    given = {small_model: (None, 16, 512), said: (None, 16, 512), long: (None, 16, 180)}
+    found = {folder.name: [SimCSE(folder, max_length=each).max_length for each in given[folder]] for folder in given}
+    assert found == {small_model.name: [64, 16, 64], "said": [9, 16, 64], "long": [128, 16, 180]}
     with pytest.raises(UserError, match="3 to 64"):
         SimCSE(small_model, max_length=2)
