@@ -167,7 +167,7 @@ def load_corpus(
         )
     tables = open_tables(files)
     chosen = choose_columns(tables, columns)
-    key = _cache_key(tables, chosen, tokeniser, split)
+    key = _cache_key(tables, chosen, tokeniser, split, bool(columns))
     root = cache_folder("corpora", cache_dir)
     from filelock import FileLock
 
@@ -183,7 +183,7 @@ def load_corpus(
                 root, "Free some space, or set SIMCSE_CACHE to a folder elsewhere.", f"The tokenised data in {root}"
             ):
                 partial.mkdir()
-                build(partial, tables, chosen, tokeniser, split)
+                build(partial, tables, chosen, tokeniser, split, bool(columns))
                 os.replace(partial, root / key)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -193,7 +193,7 @@ def load_corpus(
 def read_sentences(files: Sequence[str], limit: int | None = None, columns: Sequence[str] = ()) -> Iterator[str]:
     """Yield at most `limit` texts of the training rows of `files`, row by row and column by column."""
     tables = open_tables(files)
-    rows = read_rows(tables, choose_columns(tables, columns), RowCounts(), "train")
+    rows = read_rows(tables, choose_columns(tables, columns), RowCounts(), "train", bool(columns))
     return itertools.islice((text for _, cells in rows for text in cells if text.strip()), limit)
 
 
@@ -207,12 +207,16 @@ def _untruncated(tokenizer: Any) -> Any:
     return backend
 
 
-def _cache_key(tables: Sequence[TextTable], chosen: Sequence[tuple[str, ...]], tokeniser: Tokeniser, split: str) -> str:
+def _cache_key(
+    tables: Sequence[TextTable], chosen: Sequence[tuple[str, ...]], tokeniser: Tokeniser, split: str, named: bool
+) -> str:
     """Return a hex digest of everything that decides the token ids."""
     import tokenizers
 
     keys = [table.key() for table in tables]
     parts = [CACHE_FORMAT, tokenizers.__version__, tokeniser.max_length, keys, chosen, tokeniser.unknown, split]
+    if named:  # then rows are read that are refused otherwise
+        parts.append("named")
     digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16)
     digest.update(tokeniser.backend.to_str().encode())
     return digest.hexdigest()

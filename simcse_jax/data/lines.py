@@ -77,10 +77,10 @@ def _advice(line: bytes, path: Path) -> str:
 
 def _likely(line: bytes) -> tuple[str, ...]:
     """Return the encodings that a line may have, the likely ones first."""
-    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return ("utf-16",)
-    if b"\0" in line:  # cut after the first byte of a newline of two, or after its second
-        return ("utf-16le",) if len(line) % 2 else ("utf-16be",)
+    if line.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
+        return ("utf-32", "utf-16")
+    if b"\0" in line:  # cut after the first byte of a newline of two or four, or after its last
+        return ("utf-32le", "utf-16le") if len(line) % 2 else ("utf-32be", "utf-16be")
     several = ("gb18030", "big5", "shift_jis", "euc-kr")
     # In languages of Latin letters, few bytes are no ASCII; one byte a letter reads as almost anything.
     if sum(byte >= 0x80 for byte in line) < 0.3 * len(line):
@@ -90,8 +90,8 @@ def _likely(line: bytes) -> tuple[str, ...]:
 
 def _decoded(line: bytes, encoding: str) -> str:
     """Return the text of a line in an encoding; "" if it is none."""
-    if encoding.startswith("utf-16"):
-        line = line[: len(line) // 2 * 2]  # cut at the first byte of a newline
+    unit = {"utf-16": 2, "utf-32": 4}.get(encoding[:6], 1)
+    line = line[: len(line) // unit * unit]  # it was cut at the first byte of a newline
     text = line.decode(encoding, "replace").rstrip("\r\n\0")
     return text if "\ufffd" not in text and text.replace("\t", " ").replace("\ufeff", "").isprintable() else ""
 

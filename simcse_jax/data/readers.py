@@ -6,17 +6,22 @@ be read is a UserError with file and line.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simcse_jax.data.lines import COMPRESSIONS, LONGEST_LINE, text_lines
 from simcse_jax.data.tables import HEAD, Record, TextTable, listed, record_table
 from simcse_jax.system.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
 
 FORMATS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 _HEADER_WORDS = 6  # a longer "column name" is a sentence: the file has no header
@@ -37,9 +42,11 @@ def open_table(path: Path, name: str | None = None) -> TextTable:
     name = name or str(path)
     suffix = _known_format(path, name)
     if suffix == ".txt":
-        return TextTable(name, ("text",), (), lambda _: _text_rows(path, name), _file_key(path), is_text_file=True)
+        return TextTable(name, ("text",), (), lambda *_: _text_rows(path, name), _file_key(path), is_text_file=True)
     if suffix == ".parquet":
-        return record_table(name, lambda columns: _parquet_records(path, name, columns), _file_key(path), "row")
+        with _open_parquet(path, name) as file:
+            schema = text_columns(file.schema_arrow)
+        return record_table(name, lambda columns: _parquet_records(path, name, columns), _file_key(path), "row", schema)
     if suffix == ".jsonl":
         return record_table(name, lambda _: _json_records(path, name), _file_key(path), "line")
     return _csv_table(path, name, suffix)
@@ -133,7 +140,7 @@ def _csv_table(path: Path, name: str, suffix: str) -> TextTable:
     _check_header(header, path, name, suffix)
     place_of = {column: place for place, column in enumerate(header)}
 
-    def rows(columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    def rows(columns: Sequence[str], named: bool = False) -> Iterator[tuple[str, ...]]:
         places = [place_of[column] for column in columns]
         blank = ("",) * len(columns)
         records = itertools.dropwhile(lambda record: not record[1], _csv_records(path, name, suffix))
@@ -196,13 +203,33 @@ def _json_records(path: Path, name: str) -> Iterator[Record]:
 
 
 def _parquet_records(path: Path, name: str, columns: Sequence[str] | None = None) -> Iterator[Record]:
+    with _open_parquet(path, name) as file:
+        batches = file.iter_batches(columns=None if columns is None else list(columns), batch_size=HEAD)
+        yield from enumerate(itertools.chain.from_iterable(batch.to_pylist() for batch in batches), 1)
+
+
+@contextlib.contextmanager
+def _open_parquet(path: Path, name: str) -> Iterator[ParquetFile]:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            batches = file.iter_batches(columns=None if columns is None else list(columns), batch_size=HEAD)
-            yield from enumerate(itertools.chain.from_iterable(batch.to_pylist() for batch in batches), 1)
+            yield file
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{name} is not a readable parquet file, or damaged: {reason}\nFetch it again.") from error
+
+
+def text_columns(schema: pa.Schema) -> dict[str, bool]:
+    """Return the columns of strings, or of lists of strings, and whether they hold lists."""
+    import pyarrow.types as types
+
+    found = {}
+    for field in schema:
+        is_list = types.is_list(field.type) or types.is_large_list(field.type)
+        kind: Any = field.type.value_type if is_list else field.type
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        if types.is_string(kind) or types.is_large_string(kind):
+            found[field.name] = is_list
+    return found

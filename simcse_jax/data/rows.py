@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from simcse_jax.data.tables import HEAD, TextTable, is_negative, listed
+from simcse_jax.data.tables import HEAD, TextTable, is_negative, is_no_text, listed
 from simcse_jax.system.errors import UserError
 
-# Names of columns that hold no text: id, pair_id, qid1, label, gold_label2, score, is_duplicate, split, genre ...
-_NO_TEXT = re.compile(
-    r"(.*[_ -])?(idx?s?|index|no|num|number|labels?|class|category|genre|scores?|split|similarity)\d*"
-    r"|[a-z]?ids?\d*|gold.*|is_duplicate|lang|language|type",
-    re.IGNORECASE,
-)
 # Names of a sentence and its positive, in lower case, in tables that hold other text too.
 _PAIRS = (
     ("sentence1", "sentence2"),
@@ -27,9 +20,11 @@ _PAIRS = (
     ("question", "answer"),
     ("premise", "hypothesis"),
 )
-MOST_COLUMNS = 16  # taken without being named
+_LISTS = {*itertools.chain(*_PAIRS), "positives"}  # whose lists are read without being named, beside hard negatives
+MOST_COLUMNS, MOST_NEGATIVES = 16, 256  # taken without being named
 ONE_COLUMN = "--column"  # the flag of commands that read one column
 SPLITS = {"train": {"train", "training"}, "dev": {"dev", "val", "valid", "validation"}, "test": {"test"}}
+_NOTHING, _NUMBERS, _TEXT = "nothing", "nothing but numbers", "text"  # what the cells of a column hold
 
 
 def choose_columns(
@@ -37,10 +32,8 @@ def choose_columns(
 ) -> list[tuple[str, ...]]:
     """Return the columns to read of each table, the same number everywhere.
 
-    flag: the flag that users name columns with.
-
     `columns` if given; else the first table's again where a table has them all; else those that `_default_columns`
-    finds.
+    finds. flag: the one that users name columns with.
     """
     chosen: list[tuple[str, ...]] = []
     for table in tables:
@@ -67,29 +60,51 @@ def choose_columns(
 def _default_columns(table: TextTable, flag: str) -> tuple[str, ...]:
     """Return sent0, sent1 and hard_neg* where there is a sent0; else the columns of text, hard negatives last.
 
-    Columns of ids, labels, scores and splits are left out, by their names or what they hold. Of three or more columns
-    those of a known pair of names are taken; UserError where there is none.
+    Columns of ids, labels, scores and splits are left out, by their names or what they hold, and lists of what the
+    names do not call positives or hard negatives. Of three or more columns those of a known pair of names are taken.
+    UserError where there is none, or a hard negative without sentence and positive.
     """
-    if "sent0" in table.columns:
-        pair = [name for name in ("sent0", "sent1") if name in table.columns]
-        return (*pair, *(name for name in table.columns if name.startswith("hard_neg")))
-    names = [name for name in table.columns if not _NO_TEXT.fullmatch(name)]
-    if len(names) <= MOST_COLUMNS:
-        others = _numbers_and_labels(table, names)
-        names = sorted((name for name in names if name not in others), key=is_negative)
-    for pair in _PAIRS if sum(not is_negative(name) for name in names) > 2 else ():
-        if set(pair) <= (lower := {name.lower(): name for name in names}).keys():
-            return (*map(lower.__getitem__, pair), *filter(is_negative, names))
-    if not names:
+    known = [name for name in table.columns if name not in table.blank]
+    order = f"Name sentence, positive, hard negatives: {flag}=A,B,C"
+    if "sent0" in known:
+        texts = [name for name in ("sent0", "sent1") if name in known]
+        negatives = [name for name in known if name.startswith("hard_neg")]
+    else:
+        names = [name for name in known if not is_no_text(name) and _is_read(table, name)]
+        texts, negatives = _parted(names)
+        is_few = len(texts) <= MOST_COLUMNS and len(negatives) <= MOST_NEGATIVES
+        if is_few:
+            others = _numbers_and_labels(table, names)
+            texts, negatives = _parted([name for name in names if name not in others])
+        by_name = {name.lower(): name for name in texts}
+        pair = next((pair for pair in _PAIRS if set(pair) <= by_name.keys()), None)
+        if len(texts) > 2 and pair and len(negatives) <= MOST_NEGATIVES:
+            texts = [by_name[name] for name in pair]
+        elif len(texts) > 2 or not is_few:
+            names = [*texts, *negatives]
+            raise UserError(
+                f"{table.name} has {len(names):,} columns of text ({listed(names)}), and their names do not say which "
+                "to read.\n" + (f"Name one: {flag}={names[0]}" if flag == ONE_COLUMN else order)
+            )
+    if not texts and not negatives:
         has = (*table.columns, *table.other_columns)
         raise UserError(f"{table.name} has no column of text (only {listed(has)}).\nOr name one: {flag}=NAME")
-    if len(names) > MOST_COLUMNS or sum(not is_negative(name) for name in names) > 2:
-        order = f"one: {flag}={names[0]}" if flag == ONE_COLUMN else f"sentence, positive, hard negatives: {flag}=A,B,C"
+    if negatives and len(texts) < 2 and flag != ONE_COLUMN:
         raise UserError(
-            f"{table.name} has {len(names):,} columns of text ({listed(names)}), and their names do not say which to "
-            f"read.\nName {order}"
+            f"{table.name} has hard negatives ({listed(negatives)}), and no sentence with a positive beside them (only "
+            f"{listed(texts)}).\n{order}"
         )
-    return tuple(names)
+    return (*texts, *negatives)
+
+
+def _is_read(table: TextTable, name: str) -> bool:
+    """Return whether a column is read without being named: not lists of tags and the like."""
+    return name not in table.lists or is_negative(name) or name.lower() in _LISTS
+
+
+def _parted(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the names of other columns, and of hard negatives."""
+    return [name for name in names if not is_negative(name)], [name for name in names if is_negative(name)]
 
 
 def _numbers_and_labels(table: TextTable, names: Sequence[str]) -> set[str]:
@@ -97,8 +112,9 @@ def _numbers_and_labels(table: TextTable, names: Sequence[str]) -> set[str]:
     if table.is_text_file or not names:
         return set()
     found = set()
-    for name, cells in zip(names, zip(*itertools.islice(table.rows(names), 100), strict=True), strict=False):
-        full = [cell for cell in cells if cell.strip()]
+    head = list(itertools.islice(table.rows(names), 100))
+    for place, name in enumerate(names):
+        full = [row[place] for row in head if row and row[place].strip()]
         is_label = len(full) >= 50 and len(set(full)) * 10 <= len(full) and all(len(cell.split()) == 1 for cell in full)
         if full and (is_label or all(map(is_number, full))):
             found.add(name)
@@ -135,21 +151,28 @@ class RowCounts:
 
 
 def read_rows(
-    tables: Sequence[TextTable], chosen: Sequence[tuple[str, ...]], counts: RowCounts, split: str = ""
+    tables: Sequence[TextTable],
+    chosen: Sequence[tuple[str, ...]],
+    counts: RowCounts,
+    split: str = "",
+    named: bool = False,
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yield (document, cells) of every row; UserError if a column is blank, or holds numbers alone, in all rows.
 
-    Rows whose first or second cell is empty are left out; further cells, hard negatives, may be empty. A document is a
-    run of lines of a .txt without a blank line between them. split: "train" or "dev", the rows to read of a table with
-    a column `split` of such words; "": all.
+    Rows whose first or second cell is empty are left out; further cells, hard negatives, may be empty, but not in all
+    rows of all tables. A document is a run of lines of a .txt without a blank line between them. split: "train" or
+    "dev", the rows to read of a table with a column `split` of such words; "": all. named: the user chose the columns,
+    which may then hold numbers alone.
     """
     document = -1
+    kinds = [_NOTHING] * len(chosen[0])
     for table, names in zip(tables, chosen, strict=True):
         wanted = _split_of(table, names, split)
-        total = 0
-        filled, texts = [0] * len(names), [False] * len(names)
+        kinds[:2] = [_NOTHING] * len(names[:2])
+        numbers = _TEXT if named or table.is_text_file else _NUMBERS
+        total, others = 0, counts.other_splits
         starts_document = True
-        for cells in table.rows((*names, *wanted[:1])):
+        for cells in table.rows((*names, *wanted[:1]), named):
             total += 1
             if cells is None:
                 starts_document = True
@@ -160,11 +183,10 @@ def read_rows(
                 if word.strip().lower() not in SPLITS[split]:
                     counts.other_splits += 1
                     continue
-            full = [bool(cell.strip()) for cell in cells]
-            for place, is_full in enumerate(full):
-                filled[place] += is_full
-                texts[place] = texts[place] or (is_full and not is_number(cells[place]))
-            if not all(full[:2]):
+            for place, cell in enumerate(cells):
+                if kinds[place] != _TEXT and cell.strip():
+                    kinds[place] = numbers if is_number(cell) else _TEXT
+            if not all(cell.strip() for cell in cells[:2]):
                 counts.empties += 1
                 continue
             if starts_document:
@@ -175,23 +197,29 @@ def read_rows(
             yield document, tuple(cells)
         if total == 0:
             raise UserError(f"{table.name} has no rows" + ("." if table.is_text_file else ", only a header."))
-        if wanted and not any(filled):
+        if total == counts.other_splits - others:
             raise UserError(
                 f"{table.name}: no row is of the split {split!r}; its column {wanted[0]!r} has {listed(wanted[1:])}.\n"
                 "Give another file, or rename the column to read all rows."
             )
-        for place, name in enumerate(names):
-            if texts[place]:
-                continue
-            if table.is_text_file and not filled[place]:
-                raise UserError(f"{table.name} holds nothing but blank lines ({total}).")
-            what = "nothing but numbers" if filled[place] else "nothing"
-            left = ",".join(other for other in names if other != name)
-            advice = f"leave it out (training: --config.data.columns={left}), " if left else ""
-            raise UserError(
-                f"{table.name}: the column {name!r} holds {what} in all {total} rows.\n"
-                f"Fill it with text, {advice}or give another file."
-            )
+        _require_text(table, names, kinds[:2], f"all {total} rows")
+    _require_text(tables[-1], chosen[-1], [*[_TEXT] * 2, *kinds[2:]], "all rows")
+
+
+def _require_text(table: TextTable, names: Sequence[str], kinds: Sequence[str], where: str) -> None:
+    """Require that the columns hold text; kinds: what they hold, of the first few or of all."""
+    for name, kind in zip(names, kinds, strict=False):
+        if kind == _TEXT:
+            continue
+        if table.is_text_file:
+            raise UserError(f"{table.name} holds nothing but blank lines, in {where}.")
+        left = ",".join(other for other in names if other != name)
+        advice = f"leave it out (training: --config.data.columns={left}), " if left else ""
+        advice += f"name it (--config.data.columns={','.join(names)}), " if kind == _NUMBERS else ""
+        raise UserError(
+            f"{table.name}: the column {name!r} holds {kind} in {where}.\nFill it with text, {advice}or give another "
+            "file."
+        )
 
 
 def _split_of(table: TextTable, names: Sequence[str], split: str) -> tuple[str, ...]:
@@ -199,5 +227,5 @@ def _split_of(table: TextTable, names: Sequence[str], split: str) -> tuple[str, 
     column = next((name for name in table.columns if name.lower() == "split" and name not in names), None)
     if column is None or not split:
         return ()
-    words = {cells[0].strip().lower() for cells in itertools.islice(table.rows([column]), HEAD) if cells}
+    words = {cells[0].strip().lower() for cells in itertools.islice(table.rows([column], True), HEAD) if cells}
     return (column, *sorted(words)) if words <= set().union(*SPLITS.values()) else ()

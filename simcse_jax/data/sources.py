@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simcse_jax.data.readers import FORMATS, format_of, open_table
+from simcse_jax.data.readers import FORMATS, format_of, open_table, text_columns
 from simcse_jax.data.tables import HEAD, Record, TextTable, listed, record_table
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import dataset_file, require_hub
@@ -104,7 +104,8 @@ def dataset_table(dataset: "Dataset", name: str) -> TextTable:
         batches: Any = chosen.with_format("arrow").iter(batch_size=HEAD)
         return enumerate(itertools.chain.from_iterable(batch.to_pylist() for batch in batches), 1)
 
-    return record_table(name, records, lambda: f"dataset:{dataset._fingerprint}", "row")
+    schema = text_columns(dataset.features.arrow_schema)
+    return record_table(name, records, lambda: f"dataset:{dataset._fingerprint}", "row", schema)
 
 
 def _demo_table(entry: str) -> TextTable:
@@ -117,7 +118,7 @@ def _demo_table(entry: str) -> TextTable:
     else:
         raise UserError(f"Unknown generated data {entry!r}. There are demo:sentences and demo:triplets.")
 
-    def rows(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    def rows(names: Sequence[str], named: bool = False) -> Iterator[tuple[str, ...]]:
         places = [columns.index(name) for name in names]
         for row in data:
             yield tuple(row[place] for place in places)

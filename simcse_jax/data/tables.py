@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,28 +13,43 @@ from simcse_jax.system.errors import UserError
 HEAD = 1000  # rows that decide what the columns of records are
 # Names of columns of hard negatives: hard_neg, hard_neg2, neg, negative_3, "neg.2", contradiction.
 _NEGATIVE = re.compile(r"hard_?neg.*|neg(ative)?s?[ _.-]?\d*|contradiction", re.IGNORECASE)
+# Names of columns that hold no text: id, pair_id, pairID, qid1, uuid, label, gold_label2, score, split, genre ...
+_NO_TEXT = re.compile(
+    r"(.*[_ -])?(idx?s?|index|num|number|labels?|class|category|genre|scores?|split|similarity|urls?)\d*"
+    r"|(.*[_ -])?(uu|gu|doc|pair)?ids?\d*|[a-z]ids?\d*|(?-i:.*[a-z]I[Dd]s?)"
+    r"|gold(_?(label|score))?\d*|no|is_duplicate|lang|language|type",
+    re.IGNORECASE,
+)
 
 Record = tuple[int, dict[str, Any]]  # the number of a line or row, from 1, and its values
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """Hold one source of rows; `rows(names)` streams the cells of those columns, in that order.
+    """Hold one source of rows; `rows(names, named=False)` streams the cells of those columns, in that order.
 
-    A missing cell is "". A row that is None is a blank line of a .txt.
+    A missing cell is "". A row that is None is a blank line of a .txt. named: the user chose the columns, so that text
+    elsewhere may be left out.
     """
 
     name: str  # as shown to the user
-    columns: tuple[str, ...]  # every column that holds text
+    columns: tuple[str, ...]  # every column that holds text, or may
     other_columns: tuple[str, ...]  # numbers, unnamed: never taken for text
-    rows: Callable[[Sequence[str]], Iterator[tuple[str, ...] | None]]
+    rows: Callable[..., Iterator[tuple[str, ...] | None]]
     key: Callable[[], str]  # changes when the content does
     is_text_file: bool = False
+    lists: frozenset[str] = frozenset()  # columns in which a row may hold several texts
+    blank: frozenset[str] = frozenset()  # columns without a value in the first rows
 
 
 def is_negative(column: str) -> bool:
     """Return whether a column's name says that it holds hard negatives."""
     return _NEGATIVE.fullmatch(column) is not None
+
+
+def is_no_text(column: str) -> bool:
+    """Return whether a column's name says that it holds ids, labels, scores or the like."""
+    return _NO_TEXT.fullmatch(column) is not None
 
 
 def listed(names: Iterable[str]) -> str:
@@ -45,60 +60,80 @@ def listed(names: Iterable[str]) -> str:
 
 
 def record_table(
-    name: str, records: Callable[[Sequence[str] | None], Iterator[Record]], key: Callable[[], str], unit: str
+    name: str,
+    records: Callable[[Sequence[str] | None], Iterator[Record]],
+    key: Callable[[], str],
+    unit: str,
+    schema: Mapping[str, bool] | None = None,
 ) -> TextTable:
     """Return the table of records: each of their keys is a column, and a row that lacks one has an empty cell there.
 
     A list of hard negatives is as many columns as the longest: neg, neg.2, neg.3. A row with lists of other texts, such
     as several positives, is as many rows. The first `HEAD` records decide what the columns are.
 
-    records: from the keys to read (None: all) to (number, values); unit: what the number counts, for messages.
+    records: from the keys to read (None: all) to (number, values); unit: what the number counts, for messages; schema:
+    the keys that hold text, and whether in lists; None if the source does not say.
     """
     head = list(itertools.islice(records(None), HEAD))
     if not head:
         raise UserError(f"{name} holds no records, only blank lines.")
-    widths: dict[str, int] = {}  # by key: texts of a record, 1, or the longest list; 0 for what is no text
+    widths = dict.fromkeys(schema or (), 1)  # by key: texts of a record, 1, or the longest list; 0 for what is no text
+    lists = {column for column, is_list in (schema or {}).items() if is_list}
+    values = set()  # keys with a value
     for column, value in itertools.chain.from_iterable(record.items() for _, record in head):
         widths[column] = max(widths.get(column, 0), len(_texts(value) or ()))
-    negatives = {key for key in widths if is_negative(key)}
-    place_of = {  # of each column: its key, and its place in a list of hard negatives
-        f"{key}.{place + 1}" if place else key: (key, place)
-        for key, width in widths.items()
-        for place in range(width if key in negatives else min(width, 1))
-    }
+        if value not in (None, []):
+            values.add(column)
+            if isinstance(value, list):
+                lists.add(column)
+    blank = {column for column in widths if column not in values and schema is None}
+    negatives = {column for column in widths if is_negative(column)}
+    place_of: dict[str, tuple[str, int]] = {}  # of each column: its key, and its place in a list of hard negatives
+    for column, width in widths.items():
+        columns_of_key = 1 if column in blank else width if column in negatives else min(width, 1)
+        for place in range(columns_of_key):
+            title = f"{column}.{place + 1}" if place else column
+            if place and title in widths:
+                raise UserError(f"{name} has a column {title!r}, and lists of {column!r} have one, too. Rename it.")
+            place_of[title] = column, place
 
-    def rows(columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    def rows(columns: Sequence[str], named: bool = False) -> Iterator[tuple[str, ...]]:
         places = [place_of[column] for column in columns]
         most = dict(sorted(places))  # by key: the last place that is read
+        is_lone = sum(not is_negative(column) and not is_no_text(column) for column in most) < 2
         for number, record in records(list(most)):
-            texts = {key: _texts(value) for key, value in record.items()}
-            for key, found in texts.items():
-                if found is None or len(found) > widths.get(key, 0):
-                    require_known(number, key, found, most)
-            options = [
-                (texts.get(key) or [""])[place : place + 1 if key in negatives else None] or [""]
-                for key, place in places
-            ]
-            for cells in itertools.product(*options):
+            texts = {column: _texts(value) for column, value in record.items()}
+            for column, found in texts.items():
+                if found is None and column in most:
+                    raise UserError(f"{name}, {unit} {number}: {column!r} holds something that is not a string.")
+                if found and not named and len(found) > widths.get(column, 0):
+                    require_known(number, column, len(found), most, is_lone)
+            for cells in itertools.product(*(cells_of(texts, *place) for place in places)):
                 if not all(map(str.isascii, cells)):
                     _require_characters(cells, f"{name}, {unit} {number}")
                 yield cells
 
-    def require_known(number: int, key: str, texts: list[str] | None, most: dict[str, int]) -> None:
-        """Require that a value which is read is text, and that none is left out because the first records lack it."""
-        where = f"{name}, {unit} {number}"
-        if texts is None and key in most:
-            raise UserError(f"{where}: {key!r} holds something that is not a string.")
-        is_new = key not in widths or (key in negatives and most.get(key) == widths[key] - 1)
-        if texts and len(texts) > widths.get(key, 0) and is_new:
-            known = f"{widths[key]} texts of {key!r} at most" if key in widths else f"no {key!r}"
+    def cells_of(texts: Mapping[str, list[str] | None], column: str, place: int) -> list[str]:
+        """Return the cells of a record: one of a hard negative, one or more of another column."""
+        found = texts.get(column) or []
+        return (found[place : place + 1] if column in negatives else found) or [""]
+
+    def require_known(number: int, column: str, count: int, most: Mapping[str, int], is_lone: bool) -> None:
+        """Require that no hard negative is left out, nor a positive, because the first records lack it."""
+        if is_negative(column):
+            is_missed = widths.get(column, 0) <= most.get(column, -1) + 1 < count
+        else:
+            is_missed = column in blank and column not in most and is_lone and not is_no_text(column)
+        if is_missed:
+            known = f"{widths[column]} texts of {column!r} at most" if widths.get(column) else f"no {column!r}"
             raise UserError(
-                f"{where} has {len(texts)} texts of {key!r}, and the first {len(head):,} {unit}s ({unit} {head[0][0]} "
-                f"and on) have {known}.\nPut this {unit} first, so that its columns are known."
+                f"{name}, {unit} {number} has {count} texts of {column!r}, and the first {len(head):,} {unit}s ({unit} "
+                f"{head[0][0]} and on) have {known}.\nPut this {unit} first, so that its columns are known, or name "
+                "the columns to read."
             )
 
-    others = tuple(key for key, width in widths.items() if not width)
-    return TextTable(name, tuple(place_of), others, rows, key)
+    others = tuple(column for column in widths if column not in place_of)
+    return TextTable(name, tuple(place_of), others, rows, key, lists=frozenset(lists), blank=frozenset(blank))
 
 
 def _texts(value: Any) -> list[str] | None:

@@ -23,9 +23,10 @@ class TextColumn:
 
     tables: Sequence[TextTable]
     columns: Sequence[tuple[str, ...]]  # one name for each table
+    named: bool  # by the user
 
     def __iter__(self) -> Iterator[str]:
-        return (cells[0] for _, cells in read_rows(self.tables, self.columns, RowCounts()))
+        return (cells[0] for _, cells in read_rows(self.tables, self.columns, RowCounts(), named=self.named))
 
     def key(self) -> str:
         """Return a hex digest of the files' content, independent of their names, and of the columns."""
@@ -47,7 +48,7 @@ def open_column(files: Sequence[str], column: str = "") -> TextColumn:
             f"{tables[0].name} has several columns of text ({', '.join(several)}).\n"
             f"Name one: --column={several[0]}; in Python, give a list or a generator of sentences."
         )
-    return TextColumn(tables, columns)
+    return TextColumn(tables, columns, bool(column))
 
 
 def in_blocks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -38,13 +38,18 @@ class Tokeniser(NamedTuple):
 
 
 def build(
-    folder: Path, tables: Sequence[TextTable], chosen: Sequence[tuple[str, ...]], tokeniser: Tokeniser, split: str
+    folder: Path,
+    tables: Sequence[TextTable],
+    chosen: Sequence[tuple[str, ...]],
+    tokeniser: Tokeniser,
+    split: str,
+    named: bool,
 ) -> None:
-    """Write tokens.arrow and corpus.json into a folder."""
+    """Write tokens.arrow and corpus.json into a folder; split, named: see `rows.read_rows`."""
     import pyarrow as pa
 
     counts, path = RowCounts(), folder / "tokens.arrow"
-    rows = read_rows(tables, chosen, counts, split)
+    rows = read_rows(tables, chosen, counts, split, named)
     width = len(chosen[0])
     with (
         pa.OSFile(str(path), "wb") as file,

@@ -139,6 +139,12 @@ COLUMNS = {
     "n,first,second,how\n1,q,p,0.5\n2,q,p,\n": (("first", "second"), ("n", "how")),
     "topic,sentence1,sentence2,neg,genre\nx,q,p,n,web\n": (("sentence1", "sentence2", "neg"), ("topic", "genre")),
     "neg,query,pos,neg2\nx,q,p,y\n": (("query", "pos", "neg", "neg2"), ()),
+    "uuid,docid,guid,pairID,url,goldLabel,q,p\nx,x,x,x,x,x,q,p\n": (
+        ("q", "p"),
+        ("uuid", "docid", "guid", "pairID", "url", "goldLabel"),
+    ),
+    "question,gold_passage\nq,p\n": (("question", "gold_passage"), ()),
+    "valid,answer_no\nq,p\n": (("valid", "answer_no"), ()),
 }
 
 
@@ -159,6 +165,8 @@ REFUSED = {
     "topic,first,second\nx,q,p\n": r"3 columns of text \(topic, first, second\)(.|\n)*data.columns=",
     ",".join(f"neg{n}" for n in range(10**5)) + "\n": "100,000 columns of text",
     "label,score\nx,1\n": r"no column of text \(only label, score\)",
+    "sentence,hard_negative\nq,n\n": r"hard negatives \(hard_negative\)(.|\n)*only sentence(.|\n)*data.columns=",
+    "sent0,hard_neg\nq,n\n": r"hard negatives \(hard_neg\)(.|\n)*only sent0",
 }
 
 
@@ -179,10 +187,19 @@ def test_columns_that_are_named_must_hold_text(load, tmp_path):
     for columns, message in (
         (["text"], r"a\.csv has no column 'text'. It has id, sent0"),
         (["sent0", "sent0"], "names one twice"),
-        (["sent0", "id"], r"'id' holds nothing but numbers(.|\n)*columns=sent0"),
     ):
         with pytest.raises(UserError, match=message):
             load(path, columns=columns)
+
+
+def test_numbers_alone_are_text_where_the_user_says_so(load, tmp_path):
+    path = write(tmp_path / "a.csv", "text,code\n" + "the man,\n" * 100 + "the man,7\n")
+    with pytest.raises(
+        UserError, match=r"'code' holds nothing but numbers(.|\n)*columns=text\)(.|\n)*columns=text,code"
+    ):
+        load(path)
+    assert len(load(path, columns=["text", "code"])) == 1
+    assert len(load(write(tmp_path / "a.txt", "2023\n2024\n"))) == 2
 
 
 def test_a_row_may_lack_hard_negatives(load, tmp_path):
@@ -197,6 +214,10 @@ def test_a_row_may_lack_hard_negatives(load, tmp_path):
     np.testing.assert_array_equal(batch.text_ids == NO_TEXT, lengths.T == 0)
     np.testing.assert_array_equal(batch.inputs.groups.lengths[0], lengths.T.ravel())
     assert (batch.inputs.groups.segments > 0).sum() == lengths.sum()
+    other = write(tmp_path / "b.csv", "sent0,sent1,hard_neg\na man,the man,\n")
+    assert load(tmp_path / "a.csv", other).report.missing == 3
+    with pytest.raises(UserError, match="'hard_neg' holds nothing in all rows"):
+        load(other)
     assert list(read_sentences([str(tmp_path / "a.csv")])) == [
         *("a man", "the man", "dogs run"),
         *("the man", "a man", "a man", "a man", "\u200b"),

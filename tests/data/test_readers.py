@@ -9,9 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+from datasets import Dataset
 
 from simcse_jax.data import lines
 from simcse_jax.data.readers import format_of, open_table, read_records
+from simcse_jax.data.rows import choose_columns
+from simcse_jax.data.sources import dataset_table
 from simcse_jax.data.tables import HEAD
 from simcse_jax.system.errors import UserError
 
@@ -71,6 +74,47 @@ def test_columns_are_found_and_chosen_by_name(tmp_path):
     lists = write(tmp_path / "lists.jsonl", GOOD["lists.jsonl"][0])
     assert open_table(lists).columns == ("query", "pos", "neg", "neg.2")
     assert read(lists, "query", "neg") == [("q", "n"), ("r", "m")]  # those left out do not make rows
+    many = json_lines({"query": "q", "pos": ["p"], "neg": [f"n{n}" for n in range(15)]})
+    assert len(choose_columns([open_table(write(tmp_path / "many.jsonl", many))])[0]) == 17
+    tags = open_table(write(tmp_path / "tags.jsonl", json_lines({"text": "a", "tags": ["x", "y"], "more": None})))
+    assert choose_columns([tags]) == [("text",)]
+    assert list(tags.rows(["text", "tags", "more"])) == [("a", "x", ""), ("a", "y", "")]
+
+
+def late(first: dict[str, Any], last: dict[str, Any]) -> str:
+    return json_lines(*[{"q": f"the text {n}"} | first for n in range(HEAD)], last)
+
+
+LATER = {  # the columns that are read by default, why they are refused or "", and columns to name
+    late({"p": "b c", "neg": None}, {"q": "a", "p": "b", "neg": "c"}): (("q", "p"), "no 'neg'", ("q", "p", "neg")),
+    late({"p": None}, {"q": "a", "p": "b"}): (("q",), "no 'p'", ("q", "p")),
+    late({"p": "b c", "neg": ["c d"]}, {"neg": ["c", "d"]}): (("q", "p", "neg"), "1 texts of 'neg'", ("q", "p", "neg")),
+    late({}, {"q": "a", "error": "b"}): (("q",), "", ("q",)),
+    late({"label": None}, {"q": "a", "label": "b"}): (("q",), "", ("q", "label")),
+}
+
+
+@pytest.mark.parametrize("content", LATER, ids=range(len(LATER)))
+def test_text_after_the_first_records_is_not_lost_unless_columns_are_named(tmp_path, content):
+    columns, refusal, named = LATER[content]
+    table = open_table(write(tmp_path / "a.jsonl", content))
+    assert choose_columns([table]) == [columns]
+    assert len(list(table.rows(named, True))) == HEAD + 1
+    if refusal:
+        with pytest.raises(UserError, match=f"line 1001 .*{refusal}"):
+            list(table.rows(columns))
+    else:
+        assert len(list(table.rows(columns))) == HEAD + 1
+
+
+def test_a_schema_says_what_is_text(tmp_path):
+    kinds = {"q": pa.string(), "pos": pa.list_(pa.large_string()), "neg": pa.list_(pa.string()), "n": pa.int64()}
+    rows = [dict.fromkeys(kinds)] * HEAD + [{"q": "a", "pos": ["b"], "neg": ["c"], "n": 1}]
+    content = pa.Table.from_pylist(rows, pa.schema(kinds))
+    parquet.write_table(content, tmp_path / "a.parquet")
+    for table in (open_table(tmp_path / "a.parquet"), dataset_table(Dataset(content), "a")):
+        assert choose_columns([table]) == [("q", "pos", "neg")]
+        assert list(table.rows(table.columns))[-1] == ("a", "b", "c")
 
 
 def test_parquet_is_read_as_jsonl_is(tmp_path):
@@ -128,6 +172,9 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "bare.csv": ("a,b\nc,d\n".encode("utf-16-le"), "iconv -f utf-16le"),
     "bare2.txt": ("一个男人\n在弹吉他\n".encode("utf-16-le"), "iconv -f utf-16le"),
     "bare3.txt": ("abc\nd\n".encode("utf-16-be"), "iconv -f utf-16be"),
+    "wide4.txt": ("abc\nd\n".encode("utf-32"), "iconv -f utf-32 "),
+    "bare4.txt": ("abc\nd\n".encode("utf-32-le"), "iconv -f utf-32le"),
+    "bare5.txt": ("一个男人\nd\n".encode("utf-32-be"), "iconv -f utf-32be"),
     "binary.txt": (b"\x89\0\0\x01\x01\0", "in no encoding"),
     "latin.csv": (b"a,b\nx,y\nz,\xff\n", "latin.csv, line 3: not UTF-8"),
     "ragged.csv": (b'a,b\nx,"y\ny"\nonly\n', r"line 4: 1 cells, but the header has 2 \(a, b\)"),
@@ -147,6 +194,7 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "later.jsonl": (LATE + json_lines({"a": "x", "neg": ["y", "z"]}), r"line 1001 has 2 texts of 'neg'.*1 texts"),
     "half.jsonl": (b'{"a": "x\\ud800"}\n', "line 1: .*surrogate"),
     "blank.jsonl": (b"\n", "only blank lines"),
+    "title.jsonl": (json_lines({"neg": ["x", "y"], "neg.2": "z"}), "a column 'neg.2'.* lists of 'neg'"),
     "not.parquet": (b"PAR1 but not really", "not a readable parquet"),
     "sheet.xlsx": (b"x", r"unknown file type '\.xlsx'.*\.csv"),
     "cut.txt.gz": (gzip.compress(b"one\ntwo\n")[:-6], r"line \d.*damaged or cut short"),
