@@ -149,10 +149,11 @@ def _distinct(
 def read_pairs(files: Sequence[str], columns: Sequence[str] = ()) -> list[tuple[str, str]]:
     """Return (anchor, positive) of every row without an empty cell; further columns, also hard negatives, are skipped.
 
-    files, columns: as for training; see `data.sources`. Raises UserError for files with one column.
+    files, columns, rows of a split: as for training; see `data.sources`. Raises UserError for files with one column.
     """
     tables, chosen = open_pairs(files, columns)
-    return [(sentence, positive) for _, (sentence, positive) in read_rows(tables, chosen, RowCounts())]
+    rows = read_rows(tables, chosen, RowCounts(), "train", bool(columns))
+    return [(sentence, positive) for _, (sentence, positive) in rows]
 
 
 def open_pairs(files: Sequence[str], columns: Sequence[str] = ()) -> tuple[list[TextTable], list[tuple[str, ...]]]:

@@ -128,7 +128,8 @@ def require_same_data(workdir: Path, info: dict[str, Any]) -> None:
     there = read_run_info(workdir)
     if there is not None and has_checkpoint(workdir):
         changed = [
-            f"the {words}: of {there[section].get(files)!r} there, of {info[section][files]!r} now, with other content"
+            f"the {words}: of {there[section].get(files)!r} there, of {info[section][files]!r} now, with other "
+            "content, or read (its columns, rows, splits) by the rules of another version, which can go on with the run"
             for section, files, words in CONTENTS
             if there[section].get("fingerprint") != info[section]["fingerprint"]
         ]

@@ -151,6 +151,11 @@ def test_what_is_written_trains(tmp_path: Path) -> None:
         assert [ids.tolist() for ids in row] == tokenizer(list(triplet[:3]))["input_ids"]
 
 
+def test_rows_of_other_splits_are_not_mined(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("split,query,pos\ntrain,a cat,one cat\ntest,a dog,one dog\n")
+    assert read_pairs([str(tmp_path / "a.csv")]) == [("a cat", "one cat")]
+
+
 def test_an_earlier_file_is_replaced_at_the_end_or_not_at_all(tmp_path: Path) -> None:
     out = tmp_path / "mined.csv"
     write_negatives(out, TRIPLETS)

@@ -288,7 +288,10 @@ def test_other_mathematics_are_refused_and_other_layouts_welcome(files: Path, tm
         ({"objective__temperature": 0.1}, r"objective.temperature: 0.05 .*0.1.*\n.*--workdir=ANOTHER"),
         ({"model__vocab_size": 110}, "model.vocab_size"),
         ({"data__max_length": 12}, "data.max_length"),
-        ({"data__files": str(tmp_path / "sentences.txt")}, "training data: of .*sentences.txt"),
+        (
+            {"data__files": str(tmp_path / "sentences.txt")},
+            "training data: of .*sentences.txt.*rules of another version",
+        ),
         ({"eval__data": str(tmp_path / "pairs.tsv")}, "evaluation data: of .*pairs.tsv"),
     ):
         with pytest.raises(UserError, match=message):
