@@ -197,8 +197,10 @@ def _rows_of_split(place: str, head: list[str], rows: Lines, options: dict[str, 
     spellings = next((names for names in SPLITS.values() if wanted in names), {wanted})
     chosen = spellings.intersection(found)
     if not chosen and (wanted or len(found) > 1):
-        choice = f"Choose one: {place}:{SPLIT}={found[0]}" if found else "It has no column split"
-        raise UserError(f"{place} has rows of the splits {', '.join(found) or 'none'}. {choice}.")
+        unknown = f"There is no split {wanted!r}. " if wanted else ""
+        best = next((name for name in found if name not in SPLITS["train"]), "")
+        choice = f"Choose one: {place}:{SPLIT}={best or found[0]}" if found else "It has no column split"
+        raise UserError(f"{unknown}{place} has rows of the splits {', '.join(found) or 'none'}. {choice}.")
     return [(line, cells) for line, cells in rows if not wanted or column >= len(cells) or cells[column] in chosen]
 
 

@@ -152,7 +152,7 @@ def test_demo_pairs() -> None:
         ("a.csv", "score,sentence1,sentence2\n5,7,a\n3,8,b\n", "sentence1.* 7"),
         ("a.csv", "n,u,v\n" + "".join(f"{n},a{n},b{n}\n" for n in range(9)), "line numbers"),
         ("a.csv", "split,score,sentence1,sentence2\ndev,1,a,b\ntest,2,c,d\n", "dev, test.*a.csv:split=dev"),
-        ("a.csv:split=all", "split,score,sentence1,sentence2\ndev,1,a,b\ndev,2,c,d\n", "dev.*a.csv:split=dev"),
+        ("a.csv:split=all", "split,score,sentence1,sentence2\ntrain,1,a,b\ndev,2,c,d\n", "'all'.*train.*:split=dev"),
         ("a.tsv:split=dev", "1\ta\tb\n2\tc\td\n", "no header"),
         ("a.csv:score=like", "score,sentence1,sentence2\n1,a,b\n2,c,d\n", "'like'"),
         ("a.csv:gold=score", "score,sentence1,sentence2\n1,a,b\n2,c,d\n", "gold=score"),

@@ -161,10 +161,10 @@ def test_parts_of_other_texts_continue_as_far_as_they_are_the_same(tmp_path: Pat
 
     stopped(out, TEXTS, parts=3)
     with pytest.raises(UserError, match=r"other texts.*sentence 0"):
-        write_vectors(out, ["another", *TEXTS], encode, WIDTH, {**ABOUT, "texts": "u"})
-    corrected = [*TEXTS[:15], "corrected", *TEXTS[16:40]]
+        write_vectors(out, [f"another {text}" for text in TEXTS], encode, WIDTH, {**ABOUT, "texts": "u"})
+    corrected = [*TEXTS[:3], "corrected", *TEXTS[4:15], "corrected too", *TEXTS[16:40]]
     assert write_vectors(out, corrected, counting, WIDTH, {**ABOUT, "texts": "u"}) == 40
-    assert encoded == [*corrected[10:20], *corrected[30:]]
+    assert encoded == [*corrected[:20], *corrected[30:]]
     assert pq.read_table(out).column("text").to_pylist() == corrected
 
 
