@@ -61,7 +61,8 @@ def _default_columns(table: TextTable, flag: str) -> tuple[str, ...]:
     """Return sent0, sent1 and hard_neg* where there is a sent0; else the columns of text, hard negatives last.
 
     Columns of ids, labels, scores and splits are left out, by their names or what they hold, and lists of what the
-    names do not call positives or hard negatives. Of three or more columns those of a known pair of names are taken.
+    names do not call positives or hard negatives. A known pair of names is taken, in its order, where there are other
+    columns of text too.
     UserError where there is none, or a hard negative without sentence and positive.
     """
     known = [name for name in table.columns if name not in table.blank]
@@ -78,7 +79,7 @@ def _default_columns(table: TextTable, flag: str) -> tuple[str, ...]:
             texts, negatives = _parted([name for name in names if name not in others])
         by_name = {name.lower(): name for name in texts}
         pair = next((pair for pair in _PAIRS if set(pair) <= by_name.keys()), None)
-        if len(texts) > 2 and pair and len(negatives) <= MOST_NEGATIVES:
+        if pair and (len(texts) > 2 or negatives) and len(negatives) <= MOST_NEGATIVES:
             texts = [by_name[name] for name in pair]
         elif len(texts) > 2 or not is_few:
             names = [*texts, *negatives]
@@ -88,7 +89,7 @@ def _default_columns(table: TextTable, flag: str) -> tuple[str, ...]:
             )
     if not texts and not negatives:
         has = (*table.columns, *table.other_columns)
-        raise UserError(f"{table.name} has no column of text (only {listed(has)}).\nOr name one: {flag}=NAME")
+        raise UserError(f"{table.name} has no column of text (only {listed(has)}).\nName one: {flag}=NAME")
     if negatives and len(texts) < 2 and flag != ONE_COLUMN:
         raise UserError(
             f"{table.name} has hard negatives ({listed(negatives)}), and no sentence with a positive beside them (only "
