@@ -27,11 +27,8 @@ def require_recipe(recipe: str) -> None:
         here = ", ".join(known) or "none; run from a clone of the repository, or give the path of a recipe"
         raise UserError(
             f"--config={recipe}: there is no file {path} (looked for from {Path.cwd()}).\n"
-            + (
-                f"Did you mean --config={recipe.replace(str(path), close[0], 1)}?"
-                if close
-                else f"Recipes here: {here}."
-            )
+            + (f"Did you mean --config={recipe.replace(str(path), close[0], 1)}? " if close else "")
+            + f"Recipes here: {here}."
         )
 
 
