@@ -68,9 +68,10 @@ def collectives(text: str) -> list[Collective]:
             continue
         channel = _CHANNEL.search(rest)
         if channel and computation in fused:
-            if (name, channel[1], kind) in channels:
+            once = (name, channel[1], *_ARRAY.findall(kind))  # without the layout, which may differ
+            if once in channels:
                 continue
-            channels.add((name, channel[1], kind))
+            channels.add(once)
         listed.append(Collective(name, _bytes(kind), times(computation)))
     return listed
 

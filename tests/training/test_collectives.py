@@ -51,6 +51,24 @@ ENTRY %main (x: bf16[32,8192]) -> bf16[32,1024] {
         "reduce-scatter",
         2 * 32 * 1024,
     ),
+    (  # one that a TPU overlaps with other work, in each fusion's own layout
+        """
+%fused.1 (p: f32[4]) -> f32[8] {
+  ROOT %g.1 = f32[8]{0} all-gather(%p), channel_id=5, dimensions={0}
+}
+
+%fused.2 (p: f32[4]) -> f32[8] {
+  ROOT %g.2 = f32[8]{0:T(256)S(1)} all-gather(%p), channel_id=5, dimensions={0}
+}
+
+ENTRY %main (x: f32[4]) -> f32[8] {
+  %f.1 = f32[8]{0} fusion(%x), kind=kOutput, calls=%fused.1
+  ROOT %f.2 = f32[8]{0} fusion(%x), kind=kOutput, calls=%fused.2
+}
+""",
+        "all-gather",
+        32,
+    ),
 ]
 
 
