@@ -105,7 +105,7 @@ def test_the_command_prints_the_tables_that_are_kept(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == (ROOT / "benchmarks" / "scaling_tables.md").read_text(encoding="utf-8")
-    page = (ROOT / "docs" / "scaling-model.md").read_text(encoding="utf-8")
+    page = (ROOT / "benchmarks" / "scaling.md").read_text(encoding="utf-8")
     assert done.stdout.partition("\n\n")[0] in page
     figures = json.loads(files[0].read_text())["steps"]
     assert figures["Unsupervised, 64 sentences a chip; TPU v5e"][-1]["chips"] == 4096
