@@ -39,11 +39,13 @@ def torch_steps(model: Any, batches: Batches) -> tuple[list[float], list[float]]
     losses, norms = [], []
     for step in range(STEPS):
         tokens = batches.examples.draw(batches.example_ids(step), step).token_ids(np.arange(BATCH))
+        present = [n for n, texts in enumerate(tokens) if len(texts[2])]  # some examples lack their hard negative
         anchors, positives, negatives = (
-            torch.nn.functional.normalize(model(*pad([texts[column] for texts in tokens], 0)).pooler_output, dim=-1)
-            for column in range(3)
+            torch.nn.functional.normalize(model(*pad([tokens[n][column] for n in rows], 0)).pooler_output, dim=-1)
+            for column, rows in enumerate((range(BATCH), range(BATCH), present))
         )
-        scores = torch.cat([anchors @ positives.T, anchors @ negatives.T + 0.05 * np.log(WEIGHT) * torch.eye(BATCH)], 1)
+        weights = 0.05 * np.log(WEIGHT) * torch.eye(BATCH)[:, present]
+        scores = torch.cat([anchors @ positives.T, anchors @ negatives.T + weights], 1)
         loss = torch.nn.functional.cross_entropy(scores / 0.05, torch.arange(BATCH))
         optimizer.zero_grad()
         loss.backward()
