@@ -146,20 +146,24 @@ def test_classifiers_get_vectors_as_they_are_pooled(place: Path, monkeypatch: py
     assert not np.allclose(np.linalg.norm(expected, axis=1), 1, atol=0.05)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_command(place: Path, tmp_path: Path) -> None:
     """Two poolers of a model, a task that fails and others that do not, and pairs of the user's own."""
     shutil.copytree(place / "senteval", tmp_path / "senteval")
     gold = tmp_path / "senteval" / "STS" / "STS14-en-test" / "STS.gs.images.txt"
     gold.write_text(gold.read_text().replace(gold.read_text().splitlines()[3], "good", 1))
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text(
+        "5\tA man sings.\tA man is singing.\n1\tA dog runs.\tMusic is loud.\n3\tA cat sits.\tA dog sits.\n"
+    )
     flags = ["--model=a:cls", "--model=a", "--pooler=cls_before_pooler", "--tasks=sts-13,STS14,TREC"]
-    done = evaluate(*flags, f"--data={tmp_path / 'senteval'}", "--pairs=demo:dev", f"--out={tmp_path}", cwd=place)
+    done = evaluate(*flags, f"--data={tmp_path / 'senteval'}", f"--pairs={pairs}", f"--out={tmp_path}", cwd=place)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "a:cls is judged with the pooler cls, as asked" in done.stdout
     assert "a is judged with the pooler cls_before_pooler, as asked" in done.stdout
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert set(scores["scores"]) == {"demo:dev", "STS13"}
+    assert set(scores["scores"]) == {str(pairs), "STS13"}
     assert f"{scores['scores']['STS13']['all']:.2f}" in done.stdout
     assert set(scores["failures"]) == {"STS14", "TREC"}
     assert "STS.gs.images.txt, line 4" in done.stdout
