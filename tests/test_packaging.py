@@ -26,6 +26,7 @@ OPTIONAL = {
     "mteb",
     "torch",
     "faiss-cpu",
+    "prometheus-client",
     "fastapi",
     "starlette",
     "pydantic",
