@@ -286,7 +286,9 @@ def require_equal_runs(name: str, case: Case, steps: int) -> None:
     assert largest_gap(other.arrays, reference.arrays) < 1e-9
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(kind, marks=pytest.mark.slow if kind == "predicted tokens" else ()) for kind in KINDS]
+)
 def test_a_few_steps_are_equal_in_float64(name: str) -> None:
     require_equal_runs(name, COMBINED, 3)
 
