@@ -77,6 +77,10 @@ def main() -> None:
         count = write_vectors(out, texts, encode, model.width, about, _STORAGE.value, started)
     what = f"{out} ({count:,} texts and vectors of width {model.width}, {_STORAGE.value})"
     print(f"already complete: {what}" if bar is None else f"written: {what}")
+    if texts.left_out:
+        print(
+            f"left out: {texts.left_out:,} rows or lines without text, so row n of the file is not line n of the input"
+        )
 
 
 if __name__ == "__main__":

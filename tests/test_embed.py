@@ -39,12 +39,13 @@ def test_the_file_and_what_may_continue_it(small_model: Path, tmp_path: Path) ->
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    written, complete, *refused = done.stdout.splitlines()
+    written, left_out, complete, *refused = done.stdout.splitlines()
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.column("text").to_pylist() == texts
     vectors = np.array(table.column("vector").to_pylist(), np.float32)
     np.testing.assert_allclose(vectors, SimCSE(small_model).encode(texts), rtol=0, atol=1e-6)
     assert "out.parquet" in written
+    assert left_out.startswith("left out: 1 ")
     assert complete != written
     for name, line in zip(("normalized", "precision", "max_length", "storage", "out.csv"), refused, strict=True):
         assert line.startswith("error:")

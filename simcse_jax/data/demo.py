@@ -1,4 +1,4 @@
-"""Generate captions from a seed alone: text to train on, and graded and labelled text for evaluation.
+"""Generate captions from a seed alone: text to train on, and graded pairs for evaluation.
 
 A caption describes a scene (`demo_scenes`): who does what to whom, with what traits, how, where and when. The grammar
 (`demo_grammar`) words one scene in many ways, so that captions of one scene may share few words; and captions that
@@ -13,14 +13,12 @@ from functools import cache
 from typing import Literal
 
 from simcse_jax.data.demo_grammar import Voice, realise
-from simcse_jax.data.demo_scenes import DETAILS, TOPICS, Scene, contradict, draw, draw_scene, generalise, grade
+from simcse_jax.data.demo_scenes import DETAILS, Scene, contradict, draw, draw_scene, generalise, grade
 from simcse_jax.system.errors import UserError
 
 SENTENCES = 30_000
 TRIPLETS = 20_000
 GRADED = 1_000
-LABELLED = 4_000
-LABELS = TOPICS  # label i of `labelled` is LABELS[i]
 
 # What a contradiction changes, the weightier parts more often.
 CONTRADICTIONS = ("agent", "action", "object") * 3 + ("swap", "swap", "place", "place", "negated")
@@ -94,25 +92,6 @@ def graded_pairs(
             taken.update((first, second))
             found.append((gold, first, second))
     return tuple(found)
-
-
-def labelled(seed: int = 0, count: int = LABELLED) -> list[tuple[str, int]]:
-    """Return `count` different (caption, label), equally many of each of LABELS, shuffled.
-
-    The label is what the scene is about. An object alone does not tell: a guitar is played (music), mended (home) or
-    haggled over (shopping), and what animals take part in is about animals.
-    """
-    rng = random.Random(f"demo labelled {seed}")
-    seen: set[str] = set()
-    found: list[tuple[str, int]] = []
-    while len(found) < count:
-        label = len(found) % len(LABELS)
-        text = realise(draw_scene(rng, LABELS[label]), Voice(rng))
-        if text not in seen:
-            seen.add(text)
-            found.append((text, label))
-    places = sorted((rng.random(), place) for place in range(count))
-    return [found[place] for _, place in places]
 
 
 @cache

@@ -133,10 +133,9 @@ def _draw_participant(rng: random.Random, role: str, kinds: tuple[str, ...], sin
     return {role: noun, f"{role}_number": "one" if lexicon().nouns[noun].mass else number, f"{role}_trait": trait}
 
 
-def draw_scene(rng: random.Random, topic: str | None = None) -> Scene:
-    """Return a scene about the topic, or about any."""
-    world = lexicon()
-    topic = topic or draw(rng, TOPICS)
+def draw_scene(rng: random.Random) -> Scene:
+    """Return a scene about any topic."""
+    world, topic = lexicon(), draw(rng, TOPICS)
     while True:
         name = draw(rng, _actions_about(topic))
         action = world.actions[name]

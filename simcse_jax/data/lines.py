@@ -54,14 +54,17 @@ def decode_lines(file: Iterable[bytes], name: str, path: Path) -> Iterator[str]:
 
     file: lines cut at newlines only, since U+2028 and U+0085 are text. path: the file that the message's advice names.
     """
+    is_utf8 = False  # by a letter beyond ASCII in the lines so far
     for number, line in enumerate(file, 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             place = f"byte 0x{error.object[error.start]:02x} at place {error.start + 1} of the line"
-            raise UserError(f"{name}, line {number}: not UTF-8 ({place}).\n{_advice(line, path)}") from error
+            advice = "The lines before it are UTF-8: correct this one." if is_utf8 else _advice(line, path)
+            raise UserError(f"{name}, line {number}: not UTF-8 ({place}).\n{advice}") from error
         if number == 1 and "\0" in text:
             raise UserError(f"{name}, line 1: not UTF-8 (it holds zero bytes).\n{_advice(line, path)}")
+        is_utf8 = is_utf8 or not text.isascii()
         yield text
 
 

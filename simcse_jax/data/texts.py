@@ -17,16 +17,23 @@ from simcse_jax.system.errors import UserError
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True)
+@dataclass
 class TextColumn:
-    """Iterate over one column of some tables, from the start each time; rows with an empty cell are left out."""
+    """Iterate over one column of some tables, from the start each time; rows with an empty cell are left out.
+
+    left_out: how many such rows the last iteration met.
+    """
 
     tables: Sequence[TextTable]
     columns: Sequence[tuple[str, ...]]  # one name for each table
     named: bool  # by the user
+    left_out: int = 0
 
     def __iter__(self) -> Iterator[str]:
-        return (cells[0] for _, cells in read_rows(self.tables, self.columns, RowCounts(), named=self.named))
+        counts = RowCounts()
+        for _, cells in read_rows(self.tables, self.columns, counts, named=self.named):
+            yield cells[0]
+        self.left_out = counts.empties
 
     def key(self) -> str:
         """Return a hex digest of the files' content, independent of their names, and of the columns."""

@@ -15,9 +15,9 @@ from benchmarks.demo_scores import word_overlap
 from simcse_jax.data import demo
 from simcse_jax.data.demo_grammar import Voice, inflect, realise
 from simcse_jax.data.demo_lexicon import lexicon
-from simcse_jax.data.demo_scenes import Scene, draw_scene, grade, topic_of
+from simcse_jax.data.demo_scenes import TOPICS, Scene, draw_scene, grade
 
-DIGEST = "3e418b603f434c33b521cb03a34b63fd7345b783715260d66f995843f3be3acf"
+DIGEST = "2d5196a59e2e49c251f2ce442471048fc68b6c02b769bdf24dc092e5dc29a8bd"
 CHASE = Scene("dog", "chase", "boy", agent_trait="brown", place="park", time="rain")
 
 
@@ -33,7 +33,7 @@ def triplets() -> tuple[tuple[str, str, str], ...]:
 
 def test_a_seed_always_gives_the_same_text():
     """On every machine, in every version: runs are compared by it."""
-    sets = [demo.sentences(1, 300), demo.triplets(1, 200), demo.graded_pairs(1, "test", 50), demo.labelled(1, 100)]
+    sets = [demo.sentences(1, 300), demo.triplets(1, 200), demo.graded_pairs(1, "test", 50)]
     assert hashlib.sha256(json.dumps(sets).encode()).hexdigest() == DIGEST
 
 
@@ -105,14 +105,6 @@ def test_entailments_share_fewer_words_than_contradictions(triplets):
     assert all(len(set(triplet)) == 3 for triplet in triplets)
 
 
-def test_labels_are_balanced_and_no_object_alone_tells_them():
-    rows = demo.labelled(count=1800)
-    assert set(Counter(label for _, label in rows).values()) == {200}
-    assert len({text for text, _ in rows}) == len(rows)
-    topics = {topic_of(Scene("man", action, "guitar")) for action in ("play_instrument", "repair", "buy")}
-    assert topics == {"music", "home", "shopping"} <= set(demo.LABELS)
-
-
 def test_articles_numbers_and_verbs_agree(sentences):
     for text in sentences:
         words = text.lower()
@@ -159,4 +151,4 @@ def test_no_form_belongs_to_two_concepts_and_every_name_is_known():
     assert set(kinds) <= set(world.nouns)
     assert set(places) <= set(world.places)
     assert set(world.action_places) | set(world.opposites) <= set(world.actions)
-    assert set(world.topic_places) == set(demo.LABELS)
+    assert set(world.topic_places) == set(TOPICS)

@@ -166,6 +166,7 @@ LATE = json_lines(*[{"a": "x", "neg": ["y"]}] * HEAD)
 BAD: dict[str, tuple[str | bytes, str]] = {
     "empty.txt": (b"", "is empty"),
     "western.txt": (b"fine\ncaf\xe9 au lait\n", r"line 2: not UTF-8 .*place 4(.|\n)*iconv -f cp1252 -t utf-8"),
+    "mixed.txt": ("Köppen\n".encode() + b"caf\xe9\n", r"line 2: not UTF-8 .*\nThe lines before it are UTF-8"),
     "chinese.csv": ("a,b\n一个男人,在弹吉他\n".encode("gbk"), r"line 2(.|\n)*一个男人(.|\n)*iconv -f gb18030"),
     "russian.txt": ("Привет мир\n".encode("cp1251"), "iconv -f cp1251"),
     "wide.csv": ("a,b\nc,d\n".encode("utf-16"), "iconv -f utf-16 "),
