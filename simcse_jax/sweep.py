@@ -65,7 +65,7 @@ PLAN_FLAGS = ("seeds", "grid", "row", *JUDGING_FLAGS)
 
 def main() -> int:
     """Sweep as the flags say; return 1 when a run failed, 128 + the signal's number when one stopped it."""
-    from simcse_jax.sweeping.jobs import locked, make_jobs, require_models, run_jobs
+    from simcse_jax.sweeping.jobs import lock_sweep, make_jobs, require_models, run_jobs
     from simcse_jax.sweeping.plan import require_comparable, require_senteval, write_plan
     from simcse_jax.sweeping.table import require_measure
 
@@ -85,7 +85,7 @@ def main() -> int:
     if _LIST.value:
         _list(folder, jobs)
         return 0
-    with locked(folder) as lock:
+    with lock_sweep(folder) as lock:
         failed, number = run_jobs(jobs, _PARALLEL.value, lock, functools.partial(print, flush=True), _score_of)
         if number is not None:
             print(f"stopped by {signal.Signals(number).name}; the same command continues", flush=True)

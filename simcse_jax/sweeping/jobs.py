@@ -177,7 +177,7 @@ def require_models(jobs: list[Job]) -> None:
         )
 
 
-def locked(folder: Path) -> AbstractContextManager[Lock]:
+def lock_sweep(folder: Path) -> AbstractContextManager[Lock]:
     """Lock a sweep folder for this process and its runs, which inherit the lock, so that a sweep finds those left over.
 
     Raises UserError while another sweep, or a run of it, is at work.

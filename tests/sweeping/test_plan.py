@@ -12,7 +12,7 @@ import pytest
 
 from simcse_jax.config.recipe import read_recipe
 from simcse_jax.config.resolve import resolve
-from simcse_jax.sweeping.jobs import locked
+from simcse_jax.sweeping.jobs import lock_sweep
 from simcse_jax.sweeping.plan import (
     Judging,
     folder_name,
@@ -191,15 +191,15 @@ def test_a_key_that_a_later_version_adds_makes_no_other_sweep(tmp_path: Path) ->
 
 def test_one_sweep_at_a_time_and_what_a_killed_one_left_counts(tmp_path: Path) -> None:
     def refused() -> str:
-        with pytest.raises(UserError, match="in use by another sweep") as caught, locked(tmp_path):
+        with pytest.raises(UserError, match="in use by another sweep") as caught, lock_sweep(tmp_path):
             pass
         return str(caught.value)
 
-    with locked(tmp_path) as lock:
+    with lock_sweep(tmp_path) as lock:
         assert str(os.getpid()) in refused()
         left = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock.handle,))
         lock.note_holders(left.pid)
     assert str(left.pid) in refused()  # this process let go of it, and the command that it had started did not
     left.communicate(b"\n")
-    with locked(tmp_path):
+    with lock_sweep(tmp_path):
         pass

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from simcse_jax.sweeping.jobs import Job, last_lines, locked, run_jobs
+from simcse_jax.sweeping.jobs import Job, last_lines, lock_sweep, run_jobs
 from tests.sweeping.made_sweep import shell_job
 
 
 def queue(folder: Path, jobs: Sequence[Job], parallel: int = 1) -> tuple[tuple[list[Job], int | None], str]:
     """Run the jobs; return how they ended, and what was said."""
     said: list[str] = []
-    with locked(folder) as lock:
+    with lock_sweep(folder) as lock:
         ended = run_jobs(jobs, parallel, lock, said.append, lambda job: f"figure {job.seed}")
     return ended, "\n".join(said)
 
