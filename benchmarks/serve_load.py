@@ -2,7 +2,8 @@
 
 Starts `python -m simcse_jax.search --serve` as a separate process. For a minute, 64 clients send it requests, each its
 next one once the last is answered; `--hang_up=32` of them close the connection before the answer comes, as pages do
-whose reader leaves. Prints how long answers took, how many failed, and the server's memory over time.
+whose reader leaves. Prints how long answers took, how many failed, and the server's memory over time, with its slope in
+the second half: `--seconds=360` leaves the first half for what grows once.
 Clients and server share the machine, so the clients' own work is part of every figure.
 """
 
@@ -31,7 +32,7 @@ from simcse_jax.system.errors import UserError
 
 FLAGS = flags.FLAGS
 
-SAMPLES = 20  # readings of the server's memory
+SAMPLES = 40  # readings of the server's memory
 SENTENCES = 20_000  # of the demo's text, where no corpus is given
 # Percentage of each kind of request: mostly one text at a time, as a page or a service sends.
 MIX = {"/search": 60, "/encode": 20, "/similarity": 10, "/v1/embeddings": 10}
@@ -67,6 +68,7 @@ def measure(command: list[str], texts: list[str], clients: int, seconds: float, 
         "routes": {path: _times([one for one in asked if one.path == path]) for path in MIX},
         "all": _times(asked),
         "resident_bytes": memory,
+        "late_growth_bytes_a_minute": _late_growth(memory),
         "exit_status": stopped,
     }
 
@@ -87,6 +89,7 @@ def table(seen: dict[str, Any]) -> list[str]:
         *rows,
         f"failures: {failed}; requests whose client hung up: {seen['hung_up']:,}",
         f"server's memory, MiB, from first to last: {' '.join(memory)}",
+        f"its growth in the second half: {seen['late_growth_bytes_a_minute'] / 2**20:+.2f} MiB a minute",
     ]
 
 
@@ -98,6 +101,12 @@ def _times(asked: list[Asked]) -> dict[str, float]:
         return {"count": 0}
     values = np.percentile([one.seconds for one in asked], [50, 95, 99, 100])
     return {"count": len(asked), **dict(zip(_TIMES, map(float, values), strict=True))}
+
+
+def _late_growth(memory: list[tuple[float, int]]) -> float:
+    """Return the slope of a line through the second half of the readings, bytes a minute."""
+    times, sizes = zip(*memory[len(memory) // 2 :], strict=True)
+    return 60 * float(np.polyfit(times, sizes, 1)[0])
 
 
 def _address(server: subprocess.Popen[str]) -> tuple[str, int]:

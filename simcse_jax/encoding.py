@@ -21,6 +21,7 @@ from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.group import Group
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import Progress
+from simcse_jax.system.texts import NoTokensError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,7 +90,7 @@ class SentenceEncoder:
         params: the model's parameters, on any devices and in any sharding; each device of the mesh gets them whole.
         Equal texts are encoded once. An empty text is encoded as its special tokens. The number of devices and the
         other texts change a vector by rounding only. progress: called with the number of texts that were finished since
-        the last call. prompt: in place of that of __init__. Raises UserError for a text without tokens.
+        the last call. prompt: in place of that of __init__. Raises NoTokensError for a text without tokens.
         """
         texts = self._prompted(texts, prompt)
         index: dict[str, int] = {}
@@ -160,7 +161,7 @@ class SentenceEncoder:
             tokens = self._tokens(texts)
             empty = next((text for text, ids in zip(texts, tokens, strict=True) if not len(ids)), None)
             if empty is not None:
-                raise UserError(
+                raise NoTokensError(
                     f"The text {empty!r:.80} has no tokens, and this model's tokenizer adds none: it has no vector."
                     "\nLeave such texts out."
                 )

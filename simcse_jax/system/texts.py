@@ -9,6 +9,10 @@ from typing import Any
 from simcse_jax.system.errors import UserError
 
 
+class NoTokensError(UserError):
+    """Report a text in which the tokenizer finds no token, and to which it adds none."""
+
+
 def each_text(texts: Iterable[Any]) -> Iterator[str]:
     """Return an iterator over the texts as plain strings; each is checked when it is reached.
 
@@ -36,11 +40,16 @@ def _checked(texts: Iterable[Any]) -> Iterator[str]:
     for n, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"Text {n} is {type(text).__name__} {text!r:.80}, not str.")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"Text {n} holds half of a surrogate pair, {text[error.start]!r} at place {error.start}, which is no "
-                f"character: {text!r:.80}\nRemove it, or read the text from its source as UTF-8."
-            ) from None
+        if fault := half_character(text):
+            raise UserError(f"Text {n} {fault}: {text!r:.80}\nRemove it, or read the text from its source as UTF-8.")
         yield str(text)  # also of a subclass, as in NumPy's arrays
+
+
+def half_character(text: str) -> str:
+    """Return in words that the text holds half of a surrogate pair, and where; "" if it does not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        return f"holds half of a surrogate pair, {half!r} at place {error.start}, which is no character"
+    return ""

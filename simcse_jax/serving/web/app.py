@@ -48,7 +48,9 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
         dependencies=[Security(HTTPBearer(auto_error=False))] if settings.api_key else [],
         servers=[{"url": settings.path_prefix}] if settings.path_prefix else None,
     )
-    app.add_middleware(Guard, settings=settings, metrics=metrics)
+    routers = _get_routes(batched, metrics), _post_routes(batched), _openai_routes(batched)
+    routes = [*app.routes, *(route for router in routers for route in router.routes)]
+    app.add_middleware(Guard, settings=settings, metrics=metrics, routes=routes)
     if settings.origins:
         # The last to be added is the first to see a request: browsers ask what is allowed without the key.
         app.add_middleware(
@@ -58,13 +60,12 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["Retry-After", "X-Request-ID"],
         )
-    app.include_router(_get_routes(batched, metrics))
-    app.include_router(_post_routes(batched))
-    app.include_router(_openai_routes(batched))
+    for router in routers:
+        app.include_router(router)
     d.describe_limits(app, settings, model.widths)
     _refuse_ambiguous_prefix(app, settings.path_prefix)
     app.add_exception_handler(RequestValidationError, _wrong_value)
-    app.add_exception_handler(AnyHTTPException, _refusal)
+    app.add_exception_handler(AnyHTTPException, _refusal(f"{settings.path_prefix}/docs"))
     return app
 
 
@@ -216,10 +217,15 @@ async def _wrong_value(request: Request, error: Any) -> Response:
     return r.failure(request.url.path, 422, r.format_errors(error.errors()))
 
 
-async def _refusal(request: Request, error: Any) -> Response:
+def _refusal(docs: str) -> Any:
+    """Return the handler of refusals. docs: the path of the page about the routes."""
     messages = {
-        "Not Found": "There is no such page. /docs lists the routes.",
-        "Method Not Allowed": "This route takes another method. See /docs.",
+        "Not Found": f"There is no such page. {docs} lists the routes.",
+        "Method Not Allowed": f"This route takes another method. See {docs}.",
     }
-    message = messages.get(error.detail, str(error.detail))
-    return r.failure(request.url.path, error.status_code, message, error.headers)
+
+    async def refusal(request: Request, error: Any) -> Response:
+        message = messages.get(error.detail, str(error.detail))
+        return r.failure(request.url.path, error.status_code, message, error.headers)
+
+    return refusal

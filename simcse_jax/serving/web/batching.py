@@ -18,6 +18,7 @@ from fastapi import HTTPException
 from simcse_jax.serving.web.guard import Settings
 from simcse_jax.serving.web.requests import check_texts, name_text
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.texts import NoTokensError
 
 if TYPE_CHECKING:
     from simcse_jax.serving.index.sentence_index import Hit
@@ -135,7 +136,8 @@ class Batcher(Generic[Item, Result]):
                 for piece in pieces:
                     await self._do([piece])
                 return
-            log.exception("A call for %d items failed", len(items))
+            if not isinstance(error, NoTokensError):  # that is the client's fault
+                log.exception("A call for %d items failed", len(items))
             if not pieces[0][0].future.done():  # else its client is gone
                 pieces[0][0].future.set_exception(error)
             return
@@ -196,13 +198,15 @@ class BatchedModel:
     async def vectors(self, texts: list[str], truncate: bool | None, counted: bool = False) -> tuple[np.ndarray, int]:
         """Return the vectors of these texts, float32[N, D] of length 1; and, if counted, the tokens the model read.
 
-        truncate: False refuses texts that would be cut. Raises HTTPException 422 for texts that are refused, and 500
-        for a vector that is not finite.
+        truncate: False refuses texts that would be cut. Raises HTTPException 422 for texts that are refused or have no
+        tokens, and 500 for a vector that is not finite.
         """
         check_texts(texts, self.settings)
         cut = False if truncate is False else True if counted else None
         try:
             found, counts = zip(*await self.encoding.results([_Text(text, cut) for text in texts]), strict=True)
+        except NoTokensError as error:
+            raise HTTPException(422, str(error)) from error
         except UserError as error:  # the model itself refuses to give such a vector
             self._is_broken = True
             raise HTTPException(500, str(error)) from error

@@ -37,7 +37,7 @@ OF_ALL = {
 }
 OF_KEYED = {401: "The API key is missing or wrong."}
 OF_BODIES = {
-    400: "The request is not valid JSON.",
+    400: "The request is not JSON, or cannot be read.",
     415: "The request is not JSON, or compressed.",
     422: "A value is not valid.",
     504: "There was no answer within the time limit.",

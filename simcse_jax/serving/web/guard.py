@@ -8,12 +8,13 @@ import hmac
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import Response
 from fastapi.responses import RedirectResponse
+from starlette.routing import Match
 
 from simcse_jax.serving.web.metrics import GONE, Metrics
 from simcse_jax.serving.web.requests import failure
@@ -108,8 +109,8 @@ class Guard:
     one. The app sees paths without the prefix, and HEAD as GET; uvicorn leaves out the body.
     """
 
-    def __init__(self, app: Any, settings: Settings, metrics: Metrics):
-        self._app, self._settings, self._metrics = app, settings, metrics
+    def __init__(self, app: Any, settings: Settings, metrics: Metrics, routes: Sequence[Any]):
+        self._app, self._settings, self._metrics, self._routes = app, settings, metrics, routes
         self._key = settings.api_key.encode() if settings.api_key else None
         self._active = 0  # requests that are being served
 
@@ -141,9 +142,8 @@ class Guard:
                 await failure(path, 500, words)(scope, receive, answer.send)
         finally:
             self._active -= 1
-            route = getattr(scope.get("route"), "path", "none")
             seconds = asyncio.get_running_loop().time() - start
-            self._metrics.count(route, answer.status if answer.complete else GONE, seconds)
+            self._metrics.count(self._path_of_route(scope), answer.status if answer.complete else GONE, seconds)
 
     def _refused(self, scope: Scope, headers: dict[bytes, bytes]) -> Response | None:
         """Return a refusal by the headers or the number of active requests, or None."""
@@ -177,6 +177,10 @@ class Guard:
         if declared.isdigit() and int(declared[:20]) > 2 * self._settings.max_body:
             return self._too_large(path)
         return None
+
+    def _path_of_route(self, scope: Scope) -> str:
+        """Return the path of the route that the request is for, even if it was refused before; "none" without one."""
+        return next((route.path for route in self._routes if route.matches(scope)[0] is not Match.NONE), "none")
 
     def _has_key(self, given: bytes) -> bool:
         """Return whether the Authorization header has the key, or none is needed."""

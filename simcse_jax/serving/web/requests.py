@@ -10,6 +10,8 @@ from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from simcse_jax.system.texts import half_character
+
 if TYPE_CHECKING:
     from simcse_jax.serving.web.guard import Settings
 
@@ -128,15 +130,37 @@ def name_text(number: int, texts: list[str]) -> str:
 
 
 def read_json(body: bytes) -> Any:
-    """Parse a body as JSON; raises HTTPException 400 if it is not valid, or holds half a character or too many keys."""
+    """Parse a body as JSON; raises HTTPException: 400 if it cannot be read, 422 if a text holds half a character."""
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_repeated_keys)
-        if b"\\u" in body:
-            # A lone surrogate, half of a character, cannot be tokenised or sent back.
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise HTTPException(400, f"The body is not JSON in UTF-8: {error!s:.200}.") from error
+    except ValueError as error:  # of Python's `int`
+        raise HTTPException(400, "The body has a number with too many digits.") from error
+    except RecursionError as error:
+        raise HTTPException(400, "The body has too many lists or objects within each other.") from error
+    # A lone surrogate, half of a character, cannot be tokenised or sent back. Only \u can make one.
+    if b"\\u" in body and (fault := _find_half(value)):
+        raise HTTPException(422, f"{fault.lstrip('.')}. Remove it.")
     return value
+
+
+def _find_half(value: Any) -> str:
+    """Return in words where a value of JSON holds half a character, as in ".texts[3] holds ..."; "" for none."""
+    if isinstance(value, str):
+        fault = half_character(value)
+        return f" {fault}" if fault else ""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            if fault := half_character(key):
+                return f" has a key that {fault}"
+            if fault := _find_half(one):
+                return f".{key:.60}{fault}"
+    elif isinstance(value, list):
+        for n, one in enumerate(value):
+            if fault := _find_half(one):
+                return f"[{n}]{fault}"
+    return ""
 
 
 def _no_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -145,13 +169,13 @@ def _no_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {key:.60} occurs twice")
+            raise HTTPException(400, f"The key {key:.60} occurs twice in one object.")
         found[key] = value
     return found
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
+    raise HTTPException(400, f"The body is not JSON: {name} is not one of its numbers.")
 
 
 class _StrictRequest(Request):

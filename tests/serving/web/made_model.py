@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from simcse_jax.system.texts import NoTokensError
+
 WIDTH = 32
 CAPTIONS = (
     "A man is playing guitar.",
@@ -69,6 +71,8 @@ class MadeModel:
         assert self.gate.wait(30)
         if "poison" in sentences:
             raise RuntimeError("poisoned")
+        if "\u200b" in sentences:
+            raise NoTokensError("The text has no tokens.")
         return np.stack([hashed(text) * (np.nan if text == "nan" else 1) for text in sentences])
 
     def count_tokens(self, sentences: list[str], cut: bool = True) -> list[int]:

@@ -235,11 +235,16 @@ def test_metrics() -> None:
         for path in ("/encode", "/encode", "/v1/embeddings", f"/{time.time()}"):
             httpx.post(f"{url}{path}", json={"texts": "a", "input": "a"} if path.startswith("/v1") else {"texts": "a"})
         httpx.get(f"{url}/v1/models/other")
+        httpx.post(f"{url}/search", content="a")
+        httpx.get(f"{url}/search")
         lines = httpx.get(f"{url}/metrics").raise_for_status().text.splitlines()
     for line in (
         'simcse_requests_total{path="/encode",status="200"} 2.0',
         'simcse_requests_total{path="none",status="404"} 1.0',
         'simcse_requests_total{path="/v1/embeddings",status="200"} 1.0',
+        'simcse_requests_total{path="/v1/models/{id:path}",status="404"} 1.0',
+        'simcse_requests_total{path="/search",status="415"} 1.0',
+        'simcse_requests_total{path="/search",status="405"} 1.0',
         'simcse_request_seconds_count{path="/encode"} 2.0',
         "simcse_waiting_texts 0.0",
     ):
@@ -254,6 +259,9 @@ def test_a_prefix_that_the_proxy_strips_or_not() -> None:
             assert httpx.post(f"{url}{path}", json={"texts": "a"}).status_code == 401
         key = {"Authorization": "Bearer key"}
         assert httpx.post(f"{url}/embed/encode", json={"texts": "a"}, headers=key).status_code == 200
+        for path, status in (("/embed/nowhere", 404), ("/encode", 405)):
+            answer = httpx.get(f"{url}{path}", headers=key)
+            assert (answer.status_code, " /embed/docs" in answer.json()["detail"]) == (status, True)
         assert httpx.get(f"{url}/embed").headers["Location"] == "/embed/"
         assert httpx.get(f"{url}/embed/openapi.json").json()["servers"] == [{"url": "/embed"}]
         assert f"curl {url}/embed/encode" in httpx.get(f"{url}/embed/docs").text
