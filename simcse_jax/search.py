@@ -95,8 +95,10 @@ def main() -> None:
         serve(model, _settings())
         return
     queries = _QUERY.value if _QUERY.value or _SAVE.value else _asked()
+    is_seen = not _QUERY.value and sys.stdin.isatty()  # typed in the terminal, above its hits
     for query in queries:
-        print(f"\n{query}" if _QUERY.value else "", end="\n" if _QUERY.value else "")
+        if not is_seen:
+            print(f"\n{query}")
         hits = model.search(query, _TOP_K.value, _THRESHOLD.value)
         for hit in hits:
             print(f"  {hit.score:.4f}  {hit.text}")

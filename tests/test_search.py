@@ -112,7 +112,11 @@ def test_search_save_and_mine(small_model: Path, tmp_path: Path) -> None:
     model.build_index(texts, storage="float16")
     first, second, third, _ = ran.stdout.decode().split("====\n")[:4]
     answers = [model.search(query)[0].text for query in ("a man plays music", "music")]
-    assert [line.split("  ")[-1] for line in third.splitlines()] == answers
+    assert [line.split("  ")[-1] for line in third.splitlines()] == [
+        line
+        for query, answer in zip(("a man plays music", "music"), answers, strict=True)
+        for line in ("", query, answer)
+    ]
     assert "line 2 " in ran.stderr.decode()
     for query in ("a red dog sleeps", "music"):
         for hit in model.search(query, 2):

@@ -15,6 +15,7 @@ COMPRESSIONS = (".gz", ".xz")
 LONGEST_LINE = 2**24  # bytes; a small compressed file may hold a line of gigabytes
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 _UNPACK = {".gz": "zcat", ".xz": "xzcat"}
+_MAGIC = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\0"}  # the first bytes of compressed files
 
 
 def text_lines(path: Path, name: str) -> Iterator[str]:
@@ -26,11 +27,26 @@ def text_lines(path: Path, name: str) -> Iterator[str]:
                 number += 1
                 yield line
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(
-            f"{name}, after line {number}: the compressed file is damaged or cut short ({error}). Fetch it again."
-        ) from error
+        damaged = f"{name}, after line {number}: the compressed file is damaged or cut short ({error}). Fetch it again."
+        raise UserError(_not_compressed(path, name) or damaged) from error
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror or error}.") from error
+
+
+def _not_compressed(path: Path, name: str) -> str:
+    """Return what to do about a file that is not compressed as its suffix says; "" if it is."""
+    suffix = path.suffix.lower()
+    with open(path, "rb") as file:
+        head = file.read(24)
+    if head.startswith(_MAGIC[suffix]):
+        return ""
+    is_other = next((other for other, magic in _MAGIC.items() if head.startswith(magic)), "")
+    right = path.with_suffix(is_other)
+    return (
+        f"{name} is not compressed as its suffix {suffix} says: it begins with {head!r}, not with {_MAGIC[suffix]!r}.\n"
+        f"If that is {f'a {is_other} file' if is_other else 'its text'}, name it so (mv {path} {right}); else fetch it "
+        "again."
+    )
 
 
 def _raw_lines(file: BinaryIO, name: str, path: Path) -> Iterator[bytes]:
@@ -70,6 +86,9 @@ def decode_lines(file: Iterable[bytes], name: str, path: Path) -> Iterator[str]:
 
 def _advice(line: bytes, path: Path) -> str:
     """Return how to convert a file with this line, from the encodings in which it reads as text."""
+    compressed = next((suffix for suffix, magic in _MAGIC.items() if line.startswith(magic)), "")
+    if compressed:
+        return f"It is compressed: mv {path} {path}{compressed}"
     readings = [(encoding, text) for encoding in _likely(line) if (text := _decoded(line, encoding))]
     if not readings:
         return "It reads as text in no encoding that is known here; is it a text file?"

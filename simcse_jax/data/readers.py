@@ -7,7 +7,6 @@ be read is a UserError with file and line.
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import itertools
 import json
@@ -15,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simcse_jax.data.lines import COMPRESSIONS, LONGEST_LINE, text_lines
+from simcse_jax.data.delimited import delimited_records, is_list
+from simcse_jax.data.lines import COMPRESSIONS, text_lines
 from simcse_jax.data.tables import HEAD, Record, TextTable, listed, record_table
 from simcse_jax.system.errors import UserError
 
@@ -67,7 +67,7 @@ def read_records(path: Path, name: str) -> Iterator[tuple[int, list[Any]]]:
         for number, record in itertools.chain(head, records):
             yield number, [record.get(key) for key in names]
         return
-    for number, cells in _csv_records(path, name, suffix):
+    for number, cells in delimited_records(path, name, suffix):
         if any(cell.strip() for cell in cells):
             yield number, cells
 
@@ -101,39 +101,8 @@ def _text_rows(path: Path, name: str) -> Iterator[tuple[str, ...] | None]:
         yield (text,) if text.strip() else None
 
 
-def _csv_records(path: Path, name: str, suffix: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, cells) of every record, the header first; a blank line has no cells."""
-    if suffix != ".csv":
-        for number, line in enumerate(text_lines(path, name), 1):
-            text = line.rstrip("\r\n")
-            yield number, [_unquoted(cell) for cell in text.split("\t")] if text.strip() else []
-        return
-    csv.field_size_limit(LONGEST_LINE)  # its own limit, 131072 characters a cell, is below what articles have
-    reader = csv.reader(text_lines(path, name), strict=True)
-    while True:
-        start = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise UserError(
-                f"{name}, line {start}: not valid CSV ({error}).\n"
-                'A quoted cell must end with a quote, and a quote inside one is doubled: "He said ""yes""".'
-            ) from error
-        if cells is None:
-            return
-        yield start, cells
-
-
-def _unquoted(cell: str) -> str:
-    """Return a cell of a .tsv: quotes are text, unless they enclose it and all inner ones are doubled."""
-    if len(cell) < 2 or cell[0] != '"' or cell[-1] != '"':
-        return cell
-    inner = cell[1:-1]
-    return inner.replace('""', '"') if '"' not in inner.replace('""', "") else cell
-
-
 def _csv_table(path: Path, name: str, suffix: str) -> TextTable:
-    header = next((cells for _, cells in _csv_records(path, name, suffix) if cells), None)
+    header = next((cells for _, cells in delimited_records(path, name, suffix) if cells), None)
     if header is None:
         raise UserError(f"{name} has no header line: it holds nothing but blank lines.")
     header = [cell.strip() for cell in header]
@@ -143,15 +112,21 @@ def _csv_table(path: Path, name: str, suffix: str) -> TextTable:
     def rows(columns: Sequence[str], named: bool = False) -> Iterator[tuple[str, ...]]:
         places = [place_of[column] for column in columns]
         blank = ("",) * len(columns)
-        records = itertools.dropwhile(lambda record: not record[1], _csv_records(path, name, suffix))
+        records = itertools.dropwhile(lambda record: not record[1], delimited_records(path, name, suffix))
         next(records)  # the header
         for number, cells in records:
             if len(cells) == len(header):
-                yield tuple(cells[place] for place in places)
+                chosen = tuple(cells[place] for place in places)
+                for column, cell in zip(columns, chosen, strict=True):
+                    if cell.startswith(("[", "(")) and is_list(cell):
+                        raise UserError(_no_lists(path, f"{name}, line {number}", column, cell))
+                yield chosen
             elif not any(cell.strip() for cell in cells):
                 yield blank
             else:
-                hint = "Quote cells that contain commas." if suffix == ".csv" else "A cell must not contain a tab."
+                hint = (
+                    "Quote cells that contain the separator." if suffix == ".csv" else "A cell must not contain a tab."
+                )
                 raise UserError(
                     f"{name}, line {number}: {len(cells)} cells, but the header has {len(header)} ({listed(header)}). "
                     f"{hint}\n  {str(cells[:100])[:200]}"
@@ -162,16 +137,24 @@ def _csv_table(path: Path, name: str, suffix: str) -> TextTable:
     )
 
 
+def _no_lists(path: Path, where: str, column: str, cell: str) -> str:
+    """Return why a cell that is a list is refused, and how to write the file such that it is read as one."""
+    stem = path.name.split(".")[0]
+    return (
+        f"{where}: the column {column!r} holds a list, {cell[:60]!r}, and a cell here is one text.\nWrite the file as "
+        f".jsonl or .parquet, where lists are several texts; in pandas: df[{column!r}] = df[{column!r}].map("
+        f"ast.literal_eval); df.to_json('{stem}.jsonl', orient='records', lines=True)"
+    )
+
+
 def _check_header(header: list[str], path: Path, name: str, suffix: str) -> None:
     """Require that the first line is a list of column names."""
     suggested = ["sent0", "sent1", "hard_neg", *(f"hard_neg{n}" for n in range(2, 10))]
     names = ",".join(suggested[: len(header)])
-    if len(header) == 1 and suffix == ".csv":
-        for separator, advice in (("\t", f"rename it to {path.stem}.tsv"), (";", "save it with commas")):
-            if separator in header[0]:
-                raise UserError(
-                    f"{name}, line 1: the header {header[0][:80]!r} has {separator!r} for commas: {advice}."
-                )
+    if len(header) == 1 and suffix == ".csv" and "\t" in header[0]:
+        raise UserError(
+            f"{name}, line 1: the header {header[0][:80]!r} has tabs for commas: rename it to {path.stem}.tsv."
+        )
     sentence = next((cell for cell in header if len(cell.split()) > _HEADER_WORDS or len(cell) > 60), None)
     if sentence is not None:
         line = names if suffix == ".csv" else names.replace(",", "\\t")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from simcse_jax.data import demo
+from simcse_jax.data.delimited import is_list
 from simcse_jax.data.lines import text_lines
 from simcse_jax.data.readers import read_records
 from simcse_jax.data.rows import SPLITS, is_number
@@ -41,6 +43,9 @@ SPLIT = "split"
 # By the number of columns: where score and sentences may be if no header says so. 7 to 9: SentEval's STS-B, which has
 # genre, file, year, number, score, sentence, sentence, and in some lines licence and source.
 PLACES = {3: ((0, 1, 2), (2, 0, 1))} | dict.fromkeys((7, 8, 9), ((4, 5, 6),))
+TRUTH = {"true": 1.0, "false": 0.0}  # labels that count as scores in a column that is named
+FEW = 20  # pairs below which a correlation says little
+_DECIMAL_COMMA = re.compile(r"\s*-?\d+,\d+\s*")
 COUNTING = 4  # rows from which numbers that grow by 1 are line numbers, not scores
 
 SOURCES = "a file of score, sentence, sentence; a folder with sts-dev.csv; hf://datasets/OWNER/NAME/FILE; demo:dev"
@@ -58,6 +63,12 @@ class GradedPairs:
     second: list[str]
 
     @property
+    def note(self) -> str:
+        """Return a remark on pairs that are too few to say much; "" for others."""
+        count = len(self.gold)
+        return f"only {count} pairs, whose correlation says little; hundreds are reliable" if count < FEW else ""
+
+    @property
     def fingerprint(self) -> str:
         """Hex digest of the scores and sentences, independent of the file."""
         digest = hashlib.blake2b(self.gold.tobytes(), digest_size=16)
@@ -73,7 +84,8 @@ def load_graded_pairs(source: str) -> GradedPairs:
     sentence, sentence, or sentence, sentence, score; one of SentEval's sts-*.csv; a folder or .tar in SentEval's layout
     (its STS-B dev pairs); `hf://datasets/OWNER/NAME[@REVISION]/FILE`; `demo:dev` or `demo:test`. Options follow a
     file's name: `FILE:score=COLUMN,sentence1=COLUMN,sentence2=COLUMN,split=VALUE`, with columns by name or number from
-    1; only the rows of that split are read. Cells such as `None` and `NA` are text.
+    1; only the rows of that split are read. Cells such as `None` and `NA` are text. Scores are numbers, or True and
+    False in a column that is named; a blank one is refused.
     """
     if source.startswith("demo:"):
         return _demo_pairs(source)
@@ -130,7 +142,7 @@ def _to_pairs(source: str, place: str, table: Lines, options: dict[str, str]) ->
     if not table:
         raise UserError(f"{source} is empty. Give {SOURCES}.")
     columns = _find_columns(place, table, options)
-    if not is_number(table[0][1][columns["score"]]):
+    if _is_header(table[0][1][columns["score"]]):
         table = _rows_of_split(place, table[0][1], table[1:], options)
     elif SPLIT in options:
         raise UserError(f"{source}: the file has no header, so no column split. Leave out {SPLIT}=, or add a header.")
@@ -138,11 +150,14 @@ def _to_pairs(source: str, place: str, table: Lines, options: dict[str, str]) ->
     for line, cells in table:
         if len(cells) <= max(columns.values()):
             raise UserError(f"{place}, line {line}: {len(cells)} columns, at least {max(columns.values()) + 1} needed.")
-        gold.append(parse_score(place, line, cells[columns["score"]]))
+        score = cells[columns["score"]]
+        gold.append(TRUTH[score.strip().lower()] if score.strip().lower() in TRUTH else parse_score(place, line, score))
         first.append(cells[columns["sentence1"]])
         second.append(cells[columns["sentence2"]])
         if not (first[-1].strip() and second[-1].strip()):
             raise UserError(f"{place}, line {line}: a sentence is blank. Write it, or remove the line.")
+        if listed := next(filter(is_list, (first[-1], second[-1])), None):
+            raise UserError(f"{place}, line {line}: {listed:.60} is a list. Write a line for each pair of sentences.")
     if len(gold) < 2:
         raise UserError(f"{source}: {len(gold)} pair(s); a correlation needs at least 2, and hundreds to be reliable.")
     if min(gold) == max(gold):
@@ -153,6 +168,11 @@ def _to_pairs(source: str, place: str, table: Lines, options: dict[str, str]) ->
     if "score" not in options and len(gold) >= COUNTING and set(np.diff(gold)) == {1}:
         raise UserError(f"{source}: the scores {gold[0]:g}, {gold[1]:g}, ... are line numbers. {_advice(place)}")
     return GradedPairs(source, np.array(gold, np.float64), first, second)
+
+
+def _is_header(cell: str) -> bool:
+    """Return whether what stands in the first row above the scores is their name."""
+    return bool(cell.strip()) and not is_number(cell) and cell.strip().lower() not in TRUTH
 
 
 def _find_columns(place: str, table: Lines, options: dict[str, str]) -> dict[str, int]:
@@ -179,6 +199,8 @@ def _find_columns(place: str, table: Lines, options: dict[str, str]) -> dict[str
         if mostly_numbers == [True, False, False] and not set(options) & set(NAMES):
             return dict(zip(NAMES, columns, strict=True))
     missing = ", ".join(role for role in NAMES if role not in found)
+    if place.lower().endswith(".csv") and any(";" in cell or _DECIMAL_COMMA.fullmatch(cell) for cell in head):
+        listed += f".\nIf ';' is between the columns: {_with_commas(place, has_header=False)}"
     raise UserError(
         f"{place}, line {line}: which columns are {missing}? Neither a header nor three columns with one of numbers "
         f"say so.\nThe columns: {listed}. {_advice(place)}"
@@ -187,6 +209,15 @@ def _find_columns(place: str, table: Lines, options: dict[str, str]) -> dict[str
 
 def _advice(place: str) -> str:
     return f"Name the columns, by name or number: {place}:score=COLUMN,sentence1=COLUMN,sentence2=COLUMN."
+
+
+def _with_commas(place: str, has_header: bool) -> str:
+    """Return the command that rewrites a European .csv, of semicolons and decimal commas, with commas and points."""
+    header = "" if has_header else ", header=None"
+    return (
+        f"python -c \"import pandas; pandas.read_csv('{place}', sep=';', decimal=',', keep_default_na=False{header})"
+        f".to_csv('{place.removesuffix('.csv')}.commas.csv', index=False, header={has_header})\""
+    )
 
 
 def _rows_of_split(place: str, head: list[str], rows: Lines, options: dict[str, str]) -> Lines:
@@ -206,6 +237,13 @@ def _rows_of_split(place: str, head: list[str], rows: Lines, options: dict[str, 
 
 def parse_score(name: str, line: int, cell: str) -> float:
     """Return the score in a cell; UserError with file and line when it is not a finite number."""
+    if not cell.strip():
+        raise UserError(f"{name}, line {line}: the score is blank, {cell!r}. Write it, or remove the line.")
+    if _DECIMAL_COMMA.fullmatch(cell):
+        raise UserError(
+            f"{name}, line {line}: the score {cell!r} has a decimal comma. Write {cell.strip().replace(',', '.')}; in "
+            f"all lines: {_with_commas(name, has_header=True)}"
+        )
     if not is_number(cell):
         raise UserError(f"{name}, line {line}: the score {cell!r:.60} is not a number.")
     if not math.isfinite(float(cell)):

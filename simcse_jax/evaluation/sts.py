@@ -99,15 +99,18 @@ def evaluate_sts(encode: Encode, subsets: dict[str, GradedPairs], task: str, spl
     together = joined(task, list(subsets.values()))
     cosines = pair_cosines(encode, together)
     whole = correlations(cosines, together.gold)
-    note = {}
+    notes = [together.note] if together.note else []
     if _are_equal(cosines):
-        note["note"], cosines = CONSTANT, np.full_like(cosines, cosines[0])  # so that the bootstrap orders no rounding
+        notes.append(CONSTANT)
+        cosines = np.full_like(cosines, cosines[0])  # so that the bootstrap orders no rounding
     protocol: dict[str, Any] = {
         "split": split,
         "pairs": len(together.gold),
         "aggregation": "Spearman x 100 of cosine and gold",
         "data": together.fingerprint,
-    } | note
+    }
+    if notes:
+        protocol["note"] = "; ".join(notes)
     evidence: dict[str, Any] = {"gold": together.gold, "cosines": cosines}
     if len(subsets) == 1:
         return Score(task, "spearman", whole, protocol, **evidence)

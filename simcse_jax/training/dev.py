@@ -58,6 +58,7 @@ class Dev(NamedTuple):
 
     measure: Measure
     evaluate: Callable[[Any], Scores]
+    note: str = ""  # on what its scores are worth
 
 
 def make_dev(
@@ -76,7 +77,7 @@ def make_dev(
         scores |= perplexity(params) if perplexity else {}
         return json.loads(broadcast(json.dumps(scores)))
 
-    return Dev(SPEARMAN if pairs else PERPLEXITY, evaluate)
+    return Dev(SPEARMAN if pairs else PERPLEXITY, evaluate, pairs.note if pairs else "")
 
 
 class HeldOut(NamedTuple):

@@ -155,6 +155,8 @@ def _notes(run: Run) -> list[str]:
             "note: no dev pairs, so the last checkpoint counts as the best; --config.eval.data=sts-dev.csv (score, "
             "sentence, sentence) scores the run as it goes"
         )
+    elif run.dev.note:
+        notes.append(f"note: eval.data = {run.config.eval.data!r} has {run.dev.note}")
     share = layout.batch_size // run.program.mesh.size
     if layout.group_size < min(share, LARGEST_GROUP) / 4:
         notes.append(

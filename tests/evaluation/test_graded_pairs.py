@@ -3,6 +3,9 @@
 import gzip
 import io
 import json
+import re
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -139,7 +142,11 @@ def test_demo_pairs() -> None:
         ("a.csv", "1,a,b\n2,c\n", "line 2: .*2 columns"),
         ("a.tsv", SENTEVAL + "main-news\tx\ty\tz\t3\tcut\n", "line 4: .*6 columns"),
         ("a.tsv", "1\ta\tb\n2\tx\ty\nhigh\tc\td\n", "line 3: .*'high'"),
-        ("a.tsv", "1\ta\tb\n2\tx\ty\n\n\tc\td\n", "line 4: .*''"),
+        ("a.tsv", "1\ta\tb\n2\tx\ty\n\n\tc\td\n", "line 4: .*blank, ''.*remove"),
+        ("a.tsv", "\ta\tb\n2\tx\ty\n3\tc\td\n", "line 1: .*blank"),  # no header
+        ("a.csv", "score,sentence1,sentence2\n1,a,b\n2,c,\"['d', 'e']\"\n", r"line 3: \['d', 'e'\] is a list"),
+        ("a.jsonl", '{"score": 1, "sentence1": ["a", "b"], "sentence2": "c"}\n', "line 1: .* is a list"),
+        ("a.csv", "True,a,b\nFalse,c,d\n", "(?s)line 1: .*score=COLUMN"),
         ("a.tsv", "1\ta\tb\nNaN\tc\td\n", "line 2: .*NaN"),
         ("a.csv", 'score,a,b\n1,"c\nc",d\nx,e,f\n', "line 4: .*'x'"),
         ("a.csv", '1,a,b\n2,"c,d\n3,e,f\n', r"(?s)line 2: .*quote"),
@@ -170,6 +177,38 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: str | bytes, me
     with pytest.raises(UserError, match=message) as raised:
         load_graded_pairs(f"{tmp_path}/{name}")
     assert file in str(raised.value)
+
+
+def test_european_csv_is_read_or_converted_by_the_command_of_the_message(tmp_path: Path) -> None:
+    expected = ([4.5, 1.25], ["a, b", "c"], ["d", "NA"])
+    header, rows = "score;sentence1;sentence2\r\n", "4.5;a, b;d\r\n1.25;c;NA\r\n"
+    for content in (rows, header + rows):
+        assert _read(_written(tmp_path, "points.csv", content)) == expected
+    decimal = rows.replace(".", ",")
+    for name, content in (("named.csv", header + decimal), ("a.csv", decimal)):
+        source = _written(tmp_path, name, content)
+        with pytest.raises(UserError) as raised:
+            load_graded_pairs(source)
+        command = re.search('python (-c) "(.*)"', str(raised.value))
+        assert command is not None, raised.value
+        subprocess.run([sys.executable, *command.groups()], check=True)
+        assert _read(source.replace(".csv", ".commas.csv")) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "is_duplicate,question1,question2\nTrue,a,b\nFALSE,c,d\n"),
+        (
+            "a.jsonl",
+            '{"label": true, "text1": "a", "text2": "b"}\n{"label": false, "text1": "c", "text2": "d"}\n',
+        ),
+        ("a.csv:score=3,sentence1=1,sentence2=2", "a,b,true\nc,d,false\n"),
+    ],
+)
+def test_true_and_false_are_scores_where_the_column_is_named(tmp_path: Path, name: str, content: str) -> None:
+    _written(tmp_path, name.partition(":")[0], content)
+    assert _read(f"{tmp_path}/{name}") == ([1, 0], ["a", "c"], ["b", "d"])
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

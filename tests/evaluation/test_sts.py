@@ -57,6 +57,7 @@ def test_scores_by_hand() -> None:
     assert scores["spearman"] == pytest.approx(100 * np.corrcoef(ranks, gold)[0, 1], abs=1e-9)
     assert scores["pearson"] == pytest.approx(100 * np.corrcoef(cosines, pairs.gold)[0, 1], abs=1e-4)
     assert scores["pairs"] == 7
+    assert "7 pairs" in evaluate_sts(_encoder(vectors, pairs), {"": pairs}, "mine").protocol["note"]
     # Spearman does not depend on the scale of the gold scores or the length of the vectors.
     other = GradedPairs("scaled", np.exp(pairs.gold), pairs.first, pairs.second)
     lengths = rng.uniform(0.5, 2, (14, 1))

@@ -9,6 +9,12 @@ from simcse_jax.training.loop import Outcome
 from tests.small_models import demo_files, prepare_small
 
 
+def test_a_run_says_when_its_dev_pairs_are_too_few(tmp_path: Path) -> None:
+    (tmp_path / "few.tsv").write_text("1\ta dog\ta cat\n2\ta man\ta boy\n")
+    run = prepare_small(tmp_path / "run", tmp_path / "cache", data__packed=False, eval__data=str(tmp_path / "few.tsv"))
+    assert "only 2 pairs" in "\n".join(describe(run))
+
+
 def ended(best_step: int, step: int = 4) -> Outcome:
     return Outcome(0, step, RunProgress(best_step, 50.0), None, 1)
 
