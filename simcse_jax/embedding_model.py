@@ -166,7 +166,7 @@ class EmbeddingModel:
 
     def cut_at(self, max_length: int) -> EmbeddingModel:
         """Return the same model with texts cut at `max_length` tokens, or at all it takes, whatever its folder says."""
-        longest = min(max_length, self._origin.sizes.max_length)
+        longest = _bounded(max_length, self._origin.sizes.max_length)
         return EmbeddingModel(self.name, self._origin, self.pooler, self.dtype, longest)
 
     def count_tokens(self, texts: Iterable[str], cut: bool = True) -> np.ndarray:
@@ -222,7 +222,8 @@ def open_model(
 
     name: a run folder (its best checkpoint), an exported or Hugging Face folder, or a Hub name. pooler: None takes the
     model's own. dtype: the precision of the computation, one of DTYPES. max_length: the number of tokens at which texts
-    are cut; None takes the folder's max_seq_length or model_max_length, or else the model's limit.
+    are cut, or the number of the model's positions if that is lower; None takes the folder's max_seq_length or
+    model_max_length, or else the model's limit.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype} is unknown. Known: {', '.join(DTYPES)}.")
@@ -230,8 +231,15 @@ def open_model(
         raise UserError(f"pooler={pooler} is unknown. Known: {', '.join(POOLERS)}.")
     path = Path(name).expanduser()
     origin = _run_folder(path, pooler) if is_run_folder(path) else _model_folder(name, bool(pooler))
-    longest = origin.texts.max_seq_length if max_length is None else max_length
+    longest = origin.texts.max_seq_length if max_length is None else _bounded(max_length, origin.sizes.max_length)
     return EmbeddingModel(name, origin, pooler or origin.pooler, dtype, longest)
+
+
+def _bounded(max_length: int, limit: int) -> int:
+    """Return the number of tokens at which texts are cut; UserError where it is no integer."""
+    if not isinstance(max_length, int | np.integer):
+        raise UserError(f"max_length is {max_length!r}; it must be an integer, for example {min(128, limit)}.")
+    return min(int(max_length), limit)
 
 
 @functools.lru_cache(maxsize=1)

@@ -40,8 +40,8 @@ _DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the computation: floa
 _MAX_LENGTH = flags.DEFINE_integer(
     "max_length",
     None,
-    "Tokens at which texts are truncated. Default: max_seq_length or model_max_length of the model's folder, else all "
-    "that the model takes.",
+    "Tokens at which texts are truncated, or all that the model takes if that is less. Default: max_seq_length or "
+    "model_max_length of the model's folder, else all that the model takes.",
 )
 _FAST = flags.DEFINE_bool("fast", False, "Run the transfer tasks with 5 folds instead of 10.")
 _OUT = flags.DEFINE_string(
@@ -72,6 +72,8 @@ def main() -> int:
         name, pooler = name_and_pooler(given)
         model = open_model(name, pooler or _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value)
         model.name = given
+        if model.max_length < (_MAX_LENGTH.value or 0):
+            print(f"NOTE: --max_length={_MAX_LENGTH.value}, and {given} takes {model.max_length} tokens: cut there.")
         return model
 
     models = iter([opened(given) for given in names])  # no reference stays here, so that each can be released

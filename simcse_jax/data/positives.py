@@ -16,6 +16,7 @@ from simcse_jax.data.changes import Change, Tokens, crop, repetition, word_delet
 from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.examples import ChangedCopies, ColumnExamples, Examples, NextSentences
 from simcse_jax.data.synonyms import synonym
+from simcse_jax.data.tables import UNNAMED, is_no_text, listed
 from simcse_jax.data.vocabulary import vocabulary_of
 from simcse_jax.system.errors import UserError
 
@@ -109,23 +110,27 @@ POSITIVES: dict[str, Positive] = {
 }
 
 
-def views_of(positive: str, columns: tuple[str, ...]) -> int:
+def views_of(positive: str, columns: tuple[str, ...], ignored: tuple[str, ...] = ()) -> int:
     """Return how often each text of an example is encoded: 2 where it is its own positive, 1 otherwise.
 
-    Raises UserError when the data's text columns do not suit: "columns" takes two or more, the others one.
+    ignored: columns of the data that are not read. Raises UserError when the columns do not suit: "columns" takes two
+    or more, the others one.
     """
     kind, named = POSITIVES[positive], ", ".join(columns)
     if not kind.several_columns and len(columns) != 1:
         raise UserError(
             f"data.positive = {positive!r} takes one text column, and the data has {len(columns)}: {named}.\n"
-            f"Choose one with --config.data.columns={columns[0]}, or train on the pairs with configs/sup.py "
-            "(data.positive = 'columns')."
+            f"Choose one with --config.data.columns={columns[0]}, or train on the pairs with "
+            "--config.data.positive=columns (as configs/sup.py and configs/small.py:sup do)."
         )
     if kind.several_columns and len(columns) < 2:
+        not_read = f" (not read, as they hold numbers, labels or ids: {listed(ignored)})" if ignored else ""
+        likely = next((name for name in ignored if name != UNNAMED and not is_no_text(name)), "")
+        name_it = f"If {likely} is the positive, name it: --config.data.columns={named},{likely}\n" if likely else ""
         raise UserError(
             f"data.positive = {positive!r} takes two or more text columns (sentence, positive, hard negatives ...), "
-            f"and the data has one: {named}.\nTrain on plain sentences with configs/unsup.py (data.positive = "
-            "'dropout')."
+            f"and the data has one: {named}{not_read}.\n{name_it}Train on plain sentences with "
+            "--config.data.positive=dropout (as configs/unsup.py and configs/small.py do)."
         )
     return kind.views
 

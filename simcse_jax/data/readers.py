@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from simcse_jax.data.delimited import delimited_records, is_list
 from simcse_jax.data.lines import COMPRESSIONS, text_lines
-from simcse_jax.data.tables import HEAD, Record, TextTable, listed, record_table
+from simcse_jax.data.tables import HEAD, UNNAMED, Record, TextTable, listed, record_table
 from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -132,9 +132,7 @@ def _csv_table(path: Path, name: str, suffix: str) -> TextTable:
                     f"{hint}\n  {str(cells[:100])[:200]}"
                 )
 
-    return TextTable(
-        name, tuple(cell for cell in header if cell), ("(unnamed)",) * ("" in header), rows, _file_key(path)
-    )
+    return TextTable(name, tuple(cell for cell in header if cell), (UNNAMED,) * ("" in header), rows, _file_key(path))
 
 
 def _no_lists(path: Path, where: str, column: str, cell: str) -> str:

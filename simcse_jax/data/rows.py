@@ -134,7 +134,10 @@ def is_number(cell: str) -> bool:
 def _require_columns(table: TextTable, columns: Sequence[str]) -> None:
     for name in columns:
         if name in table.other_columns:
-            raise UserError(f"{table.name}: the column {name!r} holds no text. Text is in {listed(table.columns)}.")
+            raise UserError(
+                f"{table.name}: the column {name!r} holds no text. Text is in {listed(table.columns)}.\n"
+                'Numbers that are text are written as strings: "7".'
+            )
         if name not in table.columns:
             raise UserError(f"{table.name} has no column {name!r}. It has {listed(table.columns)}.")
     if len(set(columns)) < len(columns):

@@ -10,6 +10,7 @@ from typing import Any
 
 from simcse_jax.system.errors import UserError
 
+UNNAMED = "(unnamed)"  # a column without a name
 HEAD = 1000  # rows that decide what the columns of records are
 # Names of columns of hard negatives: hard_neg, hard_neg2, neg, negative_3, "neg.2", contradiction.
 _NEGATIVE = re.compile(r"hard_?neg.*|neg(ative)?s?[ _.-]?\d*|contradiction", re.IGNORECASE)

@@ -30,6 +30,8 @@ _PUBLISHED = re.compile(r"(?<![a-z])(?P<un>un)?sup[-_]simcse", re.IGNORECASE)
 # Options of loading a model or its tokenizer that change no vector, but for rounding, or are read below.
 _KNOWN_OPTIONS = {"output_hidden_states", "add_pooling_layer", "attn_implementation", "dtype", "torch_dtype"}
 _KNOWN_OPTIONS |= {"use_fast", "trust_remote_code", "model_max_length"}
+# Settings of other kinds of models, and of the tokenizer's place, that change vectors if they are not null.
+_NOT_SUPPORTED = ("tokenizer_name_or_path", "query_length", "document_length", "query_prefix", "document_prefix")
 _POOLING_KEYS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
 
@@ -176,8 +178,15 @@ def read_text_settings(folder: Path, limit: int) -> TextSettings:
     path = folder / _SETTINGS
     settings = read_json(path) if path.is_file() else {}
     poolings = [folder / place / "config.json" for kind, place in _modules(folder) if kind == "Pooling"]
+    inner = encoder_folder(folder)
+    for file, content in ((path, settings), transformer_settings(inner)):
+        if key := next((key for key in _NOT_SUPPORTED if content.get(key) is not None), None):
+            raise UserError(
+                f"{file}: {key} = {content[key]!r} changes tokens or texts, which is not supported.\nTo use the "
+                "model without it, remove it in a copy of the folder, with its tokenizer's files beside config.json."
+            )
     found = TextSettings(
-        _length(encoder_folder(folder), limit),
+        _length(inner, limit),
         settings.get("prompts") or {},
         settings.get("default_prompt_name"),
         all(read_json(pooling).get("include_prompt") is not False for pooling in poolings if pooling.is_file()),

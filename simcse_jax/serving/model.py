@@ -18,7 +18,7 @@ from simcse_jax.serving.index.sentence_index import Hit, SentenceIndex, open_ind
 from simcse_jax.serving.mining import Pair, paraphrases, require_cosine
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import progress_bar
-from simcse_jax.system.texts import each_text
+from simcse_jax.system.texts import each_text, one_text
 from simcse_jax.system.vectors import normalize as normalize_rows
 
 SHORT = 128  # tokens at which texts are cut if nobody asks for more
@@ -165,11 +165,10 @@ class SimCSE:
         terminal. return_numpy: False for JAX arrays. An empty text is encoded as its special tokens. Raises TypeError
         for anything that is not text, and UserError for half a surrogate pair; see `system.texts.each_text`.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
-
-        if isinstance(sentences, str):
-            return self.encode([sentences], batch_size, normalize, show_progress, return_numpy=return_numpy)[0]
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; it must be an integer of at least 1.")
+        if (text := one_text(sentences)) is not None:
+            return self.encode([text], batch_size, normalize, show_progress, return_numpy=return_numpy)[0]
         texts = iter(open_column([str(sentences)])) if isinstance(sentences, Path) else sentences
         checked = each_text(texts)
 
@@ -232,7 +231,8 @@ class SimCSE:
 
     def add(self, sentences: str | Iterable[str] | Path, show_progress: bool = False) -> np.ndarray:
         """Add sentences to the index and return their ids, int64[n]."""
-        return self._add(self._indexed(), [sentences] if isinstance(sentences, str) else sentences, show_progress)
+        text = one_text(sentences)
+        return self._add(self._indexed(), sentences if text is None else [text], show_progress)
 
     def remove(self, ids: int | Iterable[int]) -> None:
         """Remove the sentences with these ids from the index."""
@@ -283,17 +283,18 @@ class SimCSE:
 
     def _add(self, index: SentenceIndex, sentences: Iterable[str] | Path, show_progress: bool) -> np.ndarray:
         texts = open_column([str(sentences)]) if isinstance(sentences, Path) else sentences
+        checked = each_text(texts)
         with progress_bar(_count(texts), show_progress) as bar:
             added = [
                 index.add(part, self.encoder.encode(part, bar.update, normalize=True))
-                for part in in_blocks(each_text(texts), BATCH)
+                for part in in_blocks(checked, BATCH)
             ]
         return np.concatenate(added) if added else np.zeros(0, np.int64)
 
     def _unit(self, of: Any) -> np.ndarray:
         """Return float32[D] or float32[N, D] of length 1 for texts or vectors."""
-        if isinstance(of, str):
-            return self.encode(of)
+        if (text := one_text(of)) is not None:
+            return self.encode(text)
         if not hasattr(of, "ndim") or np.asarray(of).dtype.kind in "OSTU":
             return self.encode(list(each_text(of)))
         vectors = np.asarray(of, np.float32)

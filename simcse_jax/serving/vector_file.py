@@ -88,7 +88,8 @@ def complete(out: Path, about: dict[str, Any]) -> int | None:
         found, rows = None, 0
     if not _same(found, about):
         raise UserError(
-            f"{out} exists already, and holds {_difference(found, about)}.\nGive another --out, or remove it."
+            f"{out} exists already, and holds {_difference(found, about)}.\n{_ways_on(found, about)} give another "
+            "--out, or remove it."
         )
     return rows
 
@@ -99,7 +100,7 @@ def _claim(parts: Path, about: dict[str, Any]) -> None:
     if what.is_file():
         found = read_json(what, dict, "Remove that folder, or give another --out.")
         if not _same(found, about | {"texts": found.get("texts")}):  # the texts themselves are compared later
-            raise _left(parts, _difference(found, about))
+            raise _left(parts, _difference(found, about), _ways_on(found, about))
     # A killed command may leave a file that was being written.
     elif any(path.name != _LOCK and not path.name.endswith(".partial") for path in parts.iterdir()):
         raise UserError(f"{parts} holds other files than parts of vectors.\nGive another --out.")
@@ -107,9 +108,10 @@ def _claim(parts: Path, about: dict[str, Any]) -> None:
         _write(what, lambda path: path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8"))
 
 
-def _left(parts: Path, content: str) -> UserError:
+def _left(parts: Path, content: str, ways_on: str = "To start anew,") -> UserError:
     return UserError(
-        f"{parts} was left by a stopped command, and holds {content}.\nGive another --out, or remove that folder."
+        f"{parts} was left by a stopped command, and holds {content}.\n{ways_on} give another --out, or remove that "
+        "folder."
     )
 
 
@@ -211,6 +213,17 @@ def _difference(found: Any, about: dict[str, Any]) -> str:
     keys = [key for key in about if found.get(key) != about[key] and key not in ("model", "fingerprint")]
     points = [f"{key} {found.get(key)!r}, not {about[key]!r}" for key in keys]
     if found.get("fingerprint") != about.get("fingerprint"):
-        parts = fingerprint_difference(str(found.get("fingerprint")), str(about.get("fingerprint")))
-        points.insert(0, f"vectors of {found.get('model')} that differ in {parts}")
+        words, _ = fingerprint_difference(str(found.get("fingerprint")), str(about.get("fingerprint")))
+        points.insert(0, f"vectors of {found.get('model')}, made with {words}")
     return "; ".join(points) or "something else"
+
+
+def _ways_on(found: Any, about: dict[str, Any]) -> str:
+    """Begin the way out of a difference: which flags go on with what is there, if flags do."""
+    if isinstance(found, dict) and all(found.get(key) == about[key] for key in about.keys() - {"fingerprint", "model"}):
+        _, flags = fingerprint_difference(str(found.get("fingerprint")), str(about["fingerprint"]))
+        if not flags and found.get("model") != about["model"]:
+            flags = f"--model={found.get('model')}"
+        if flags:
+            return f"To go on with it, give {flags}; to start anew,"
+    return "To start anew,"

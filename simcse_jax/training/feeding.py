@@ -96,7 +96,7 @@ def load_data(config: Config, tokenizer: Any) -> tuple[Corpus, int, Batches]:
     seed, views = config.train.seed, 0
     examples: Examples = ColumnExamples(corpus)
     if config.objective.loss != "none":
-        views = views_of(config.data.positive, corpus.columns)
+        views = views_of(config.data.positive, corpus.columns, corpus.report.ignored_columns)
         source = Source(corpus, tokenizer, seed)
         examples = POSITIVES[config.data.positive].make_examples(source, dataclasses.asdict(config.data))
         _require_hard_negatives(config, examples.texts)
@@ -122,7 +122,7 @@ def _require_hard_negatives(config: Config, texts: int) -> None:
     if weight != 1 and texts < 3:
         raise UserError(
             f"objective.hard_negative_weight = {weight}, and the data has no hard negatives.\nGive a third column "
-            "with --config.data.positive=columns (configs/sup.py), or --config.objective.hard_negative_weight=1."
+            "with --config.data.positive=columns, or --config.objective.hard_negative_weight=1."
         )
 
 

@@ -29,6 +29,8 @@ TOKENIZER = "tokenizer"
 _DRAFT = ".tokenizer.partial"  # the tokenizer of a run that may yet be refused
 _LOCK = ".lock"
 _WAY_OUT = "Give a folder that you can write, --workdir=DIR."
+# Files that may lie in the folder of a new run: what launchers and users write beside it, by their suffixes.
+_BESIDE = (".log", ".out", ".err", ".txt", ".sh", ".py", ".md", ".json", ".yaml", ".yml", ".toml", ".pid", ".mend")
 APPEARS_S = 30.0  # how long a network file system may take to show one host what another has written
 # Content that must not change within a run: its section of config.json, the key there that names the files, and words.
 CONTENTS = (
@@ -70,6 +72,8 @@ def _made(workdir: Path) -> Iterator[None]:
             "(Cloud Storage FUSE; launch/tpu_pod.sh and launch/gke.yaml do) and give its path."
         )
     new = not workdir.exists()
+    if not new:
+        _require_free(workdir)
     with writing(workdir, _WAY_OUT, f"--workdir={workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
@@ -79,6 +83,29 @@ def _made(workdir: Path) -> Iterator[None]:
     finally:
         if new and not set(workdir.glob("*")) - {workdir / _LOCK}:
             shutil.rmtree(workdir, ignore_errors=True)
+
+
+def _require_free(workdir: Path) -> None:
+    """Raise UserError when the folder holds neither a run nor little else than logs: it is used for something else.
+
+    Hidden files, logs, scripts and notes may be there; not other folders, data or repositories.
+    """
+    with writing(workdir, _WAY_OUT, f"--workdir={workdir}"):
+        if (workdir / "config.json").exists():  # a run, or refused when it is read
+            return
+        foreign = sorted(path.name for path in workdir.iterdir() if _is_foreign(path))
+    if foreign:
+        more = f" and {len(foreign) - 6} more" if len(foreign) > 6 else ""
+        raise UserError(
+            f"--workdir={workdir} holds no run (no config.json), and other files: {', '.join(foreign[:6])}{more}.\n"
+            f"Give the run a folder of its own, for example --workdir={workdir / 'run'}"
+        )
+
+
+def _is_foreign(path: Path) -> bool:
+    if path.name.startswith(".") or path.name == "lost+found":
+        return path.name == ".git"
+    return path.is_dir() or path.suffix.lower() not in _BESIDE
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from simcse_jax.data.corpus import Corpus, load_corpus
 from simcse_jax.data.examples import ChangedCopies, ColumnExamples, Examples, NextSentences
 from simcse_jax.data.masking import Masking
 from simcse_jax.data.positives import POSITIVES, Source, changed_copy, views_of
+from simcse_jax.data.readers import open_table
+from simcse_jax.data.rows import RowCounts, choose_columns, read_rows
 from simcse_jax.data.synonyms import SHIPPED, load_replacements, replace_words
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.data.vocabulary import Vocabulary, vocabulary_of
@@ -306,6 +308,17 @@ def test_texts_and_views_of_every_kind(kind: str, tokenizer: Any, tmp_path: Path
     }.get(kind, ChangedCopies)
     with pytest.raises(UserError, match=r"data\.positive = "):
         views_of(kind, ("a",) if kind == "columns" else ("a", "b"))
+
+
+def test_a_positive_of_numbers_is_named_with_the_way_to_read_it(tokenizer: Any, tmp_path: Path) -> None:
+    text = "id,question,answer\n" + "".join(f"{n},how many dogs {n},{n + 1}\n" for n in range(9))
+    data = corpus(tmp_path, tokenizer, text, "pairs.csv")
+    with pytest.raises(UserError, match=r"columns=question,answer") as raised:
+        views_of("columns", data.columns, data.report.ignored_columns)
+    assert "not read" in str(raised.value)
+    table = [open_table(tmp_path / "pairs.csv")]
+    rows = list(read_rows(table, choose_columns(table, ["question", "answer"]), RowCounts(), named=True))
+    assert rows[1][1] == ("how many dogs 1", "2")
 
 
 @pytest.mark.parametrize("kind", ["next_sentence", "crop", "word_deletion", "synonym", "repetition"])

@@ -193,6 +193,13 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "a length that is a text": ("sentence_bert_config.json", {"max_seq_length": "5"}, "max_seq_length"),
     "a change of the config": ("sentence_bert_config.json", {"config_args": {"hidden_act": "relu"}}, "config_args"),
     "another tokenizer": ("sentence_bert_config.json", {"tokenizer_args": {"do_lower_case": True}}, "tokenizer_args"),
+    "a tokenizer elsewhere": (
+        "sentence_bert_config.json",
+        {"tokenizer_name_or_path": "bert-base-uncased"},
+        "name_or_path",
+    ),
+    "lengths of queries": ("sentence_bert_config.json", {"query_length": 32}, "query_length"),
+    "lengths of documents": ("config_sentence_transformers.json", {"document_length": 180}, "document_length"),
     "a text for true": ("sentence_bert_config.json", {"do_lower_case": "yes"}, "do_lower_case"),
     "an adapter": ("adapter_config.json", {"peft_type": "LORA"}, "adapter_config.json"),
 }

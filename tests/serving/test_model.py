@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from simcse_jax import SimCSE
@@ -83,6 +84,24 @@ def test_every_method_takes_texts_through_one_gate(small_model: Path) -> None:
     assert model.add(np.str_("a cat")).shape == (1,)
     assert [hits[0].text for hits in model.search(array)] == ["a dog"]
     assert model.paraphrases(pd.Series(["a dog", "a dog"])) == []
+    for texts in (pa.array(["a dog", "music"]), pa.chunked_array([["a dog"], ["music"]])):
+        np.testing.assert_array_equal(model.encode(texts), model.encode(series))
+        assert model.similarity(texts, array).shape == (2, 1)
+    for text in (np.array("a dog"), np.array("a dog", object), pa.scalar("a dog")):
+        np.testing.assert_array_equal(model.encode(text), model.encode("a dog"))
+        assert model.similarity(text, "a dog") == pytest.approx(1, abs=1e-6)
+        assert model.search(text)[0].text == "a dog"
+        assert model.add(text).shape == (1,)
+        with pytest.raises(TypeError, match=r"\[text\]"):
+            model.build_index(text)
+    assert len(model.build_index(series)) == 2
+    for single in ("file.txt", b"file.txt"):
+        with pytest.raises(TypeError, match=r"pathlib\.Path\(FILE\)"):
+            model.build_index(single)
+    for method in (model.paraphrases, model.count_tokens):
+        path: Any = Path("file.txt")
+        with pytest.raises(TypeError, match="read_text"):
+            method(path)
     calls = (model.encode, model.count_tokens, model.build_index, model.add, model.search, model.paraphrases)
     call: Any
     for call in (*calls, lambda texts: model.similarity("a", texts)):
@@ -99,8 +118,12 @@ def test_mistakes_are_named(model: SimCSE, small_model: Path) -> None:
     mixed: Any = iter(["a", "b", "c", 7])
     with pytest.raises(TypeError, match=r"Text 3 is int 7"):
         list(model.encode(mixed, batch_size=2))
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        model.encode(TEXTS, batch_size=0)
+    wrong: Any
+    for wrong in (0, 1.5, "8", None):
+        with pytest.raises(ValueError, match="batch_size is"):
+            model.encode(TEXTS, batch_size=wrong)
+        with pytest.raises(UserError, match="max_length is"):
+            SimCSE(small_model, max_length=wrong or 1)
     with pytest.raises(UserError, match=r"nowhere\.txt"):
         list(model.encode(Path("nowhere.txt")))
     anything: Any = SimCSE

@@ -109,7 +109,7 @@ def test_a_part_that_a_crash_has_torn_is_written_again(tmp_path: Path) -> None:
 def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "vectors.parquet"
     write_vectors(out, TEXTS[:5], encode, WIDTH, ABOUT)
-    with pytest.raises(UserError, match=r"vectors of m .*\(f, not g\)"):
+    with pytest.raises(UserError, match=r"vectors of m.*\bf, not g"):
         write_vectors(out, TEXTS, encode, WIDTH, {**ABOUT, "fingerprint": "g"})
     assert write_vectors(out, TEXTS, encode, WIDTH, {**ABOUT, "model": "./m"}) == 5  # the same by another name
     out.write_text("something")
@@ -126,14 +126,18 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("found", "names"),
     [
-        ("2931-avg-128", "pooler (avg, not cls_before_pooler)"),
-        ("2931-cls_before_pooler-32", "max_length (32, not 128)"),
-        ("00ff-avg-128", "weights or tokenizer (00ff, not 2931), pooler (avg, not cls_before_pooler)"),
-        ("abc", "abc"),
+        ("2931-avg-128", ("pooler=avg, not cls_before_pooler", "--pooler=avg")),
+        ("2931-cls_before_pooler-32", ("max_length=32, not 128", "--max_length=32")),
+        ("00ff-avg-128", ("other weights or another tokenizer, and pooler=avg, not cls_before_pooler", "")),
+        ("abc", ("the fingerprint abc, not 2931-cls_before_pooler-128", "")),
     ],
 )
-def test_what_differs_between_two_models_is_named(found: str, names: str) -> None:
-    assert names in fingerprint_difference(found, vector_fingerprint("2931", "cls_before_pooler", 128))
+def test_what_differs_between_two_models_is_named(found: str, names: tuple[str, str], tmp_path: Path) -> None:
+    assert fingerprint_difference(found, vector_fingerprint("2931", "cls_before_pooler", 128)) == names
+    about = {**ABOUT, "fingerprint": "2931-cls_before_pooler-128", "model": "n"}
+    write_vectors(tmp_path / "v.parquet", TEXTS[:2], encode, WIDTH, {**ABOUT, "fingerprint": found})
+    with pytest.raises(UserError, match=f"To go on with it, give {names[1] or '--model=m'}"):
+        write_vectors(tmp_path / "v.parquet", TEXTS[:2], encode, WIDTH, about)
 
 
 def stopped(out: Path, texts: list[str], parts: int) -> None:
@@ -171,7 +175,7 @@ def test_parts_of_other_texts_continue_as_far_as_they_are_the_same(tmp_path: Pat
 def test_parts_of_another_model_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "vectors.parquet"
     stopped(out, TEXTS, parts=0)
-    with pytest.raises(UserError, match="vectors of m that differ"):
+    with pytest.raises(UserError, match="vectors of m, made with"):
         write_vectors(out, TEXTS, encode, WIDTH, {**ABOUT, "fingerprint": "g"})
 
 

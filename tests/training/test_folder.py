@@ -49,6 +49,28 @@ def test_a_folder_has_one_training_and_outlives_it(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name", ["model/", "src/", ".git/", "data.csv", "model.safetensors", "metrics.jsonl"])
+def test_a_folder_of_other_files_is_refused_and_left_as_it_was(name: str, tmp_path: Path) -> None:
+    place = tmp_path / name
+    if name.endswith("/"):
+        place.mkdir()
+    else:
+        place.touch()
+    with pytest.raises(UserError, match=rf"{name.strip('/')}(.|\n)*--workdir={tmp_path}/run"), locked_folder(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == [place]
+    with locked_folder(tmp_path / "run"):
+        pass
+
+
+def test_logs_notes_and_hidden_files_may_lie_in_the_folder_of_a_new_run(tmp_path: Path) -> None:
+    for name in ("train.log", "nohup.out", "README.md", "run.sh", ".hidden", "simcse-7.mend"):
+        (tmp_path / name).touch()
+    (tmp_path / ".tokenizer.partial").mkdir()  # left by a start that was killed
+    with locked_folder(tmp_path):
+        pass
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -43,13 +43,20 @@ def vector_fingerprint(weights: str, pooler: str, max_length: int) -> str:
     return f"{weights}-{pooler}-{max_length}"
 
 
-def fingerprint_difference(found: str, wanted: str) -> str:
-    """Say which parts of two fingerprints differ: "pooler (avg, not cls)"."""
+def fingerprint_difference(found: str, wanted: str) -> tuple[str, str]:
+    """Say with what vectors were made that differs, and which flags make them comparable, "" if another model did.
+
+    ("pooler=avg, not cls", "--pooler=avg"), from their fingerprint and that of the model at hand.
+    """
     theirs, ours = found.rsplit("-", 2), wanted.rsplit("-", 2)
     if len(ours) != len(_FINGERPRINT) or len(theirs) != len(_FINGERPRINT):
-        return f"fingerprint ({found}, not {wanted})"
-    parts = zip(_FINGERPRINT, theirs, ours, strict=True)
-    return ", ".join(f"{name} ({a}, not {b})" for name, a, b in parts if a != b)
+        return f"the fingerprint {found}, not {wanted}", ""
+    parts = {name: (a, b) for name, a, b in zip(_FINGERPRINT, theirs, ours, strict=True) if a != b}
+    is_another = parts.pop(_FINGERPRINT[0], None) is not None
+    words = ["other weights or another tokenizer"] * is_another + [
+        f"{key}={a}, not {b}" for key, (a, b) in parts.items()
+    ]
+    return ", and ".join(words), "" if is_another else " ".join(f"--{key}={a}" for key, (a, _) in parts.items())
 
 
 def write_folder(folder: Path, settings: Mapping[str, Any], write_files: Callable[[Path], None]) -> None:

@@ -238,10 +238,11 @@ def open_index(folder: Path, fingerprint: str) -> SentenceIndex:
 
 def _opened(folder: Path, record: dict[str, Any], fingerprint: str) -> SentenceIndex:
     if record["fingerprint"] != fingerprint:
+        words, flags = fingerprint_difference(record["fingerprint"], fingerprint)
         raise UserError(
-            f"The index in {folder} was made with another "
-            f"{fingerprint_difference(record['fingerprint'], fingerprint)}.\n"
-            "Open it with the model that made it, or build it again with this one: build_index(sentences)."
+            f"The index in {folder} was made with {words}.\n"
+            f"Open it {f'with {flags}' if flags else 'with the model that made it'}, or make it again with this model: "
+            f"--corpus=SENTENCES --save_index={folder}; in Python build_index(sentences), save(folder)."
         )
     index = SentenceIndex(record["width"], record["fingerprint"], record["kind"], record["storage"])
     count = record["count"]
