@@ -132,10 +132,14 @@ def _is_import(frame: FrameType | None) -> bool:
 
 
 def _unraisable(failure: sys.UnraisableHookArgs) -> None:
-    """Repeat a Ctrl-C that came where Python ignores exceptions, as in JAX's callback of the garbage collector."""
+    """Repeat a Ctrl-C that came where Python ignores exceptions, as in JAX's callback of the garbage collector.
+
+    Leave out what comes too late to matter: when one write of a save fails, Orbax closes the event loop and raises; the
+    others then end, and TensorStore reports each to that loop.
+    """
     if issubclass(failure.exc_type, KeyboardInterrupt):
         _thread.interrupt_main()
-    else:
+    elif not _is_late_report(failure):
         sys.__unraisablehook__(failure)
 
 
@@ -190,3 +194,12 @@ def _underscored(argument: str) -> str:
     name, sign, value = argument.partition("=")
     other = name.replace("-", "_")[2:]
     return f"--{other}{sign}{value}" if name.startswith("--") and other in flags.FLAGS else argument
+
+
+def _is_late_report(failure: sys.UnraisableHookArgs) -> bool:
+    """Return whether native code reported to an event loop that is closed."""
+    trace = failure.exc_traceback
+    if trace is None or not issubclass(failure.exc_type, RuntimeError):
+        return False
+    frame = trace.tb_frame  # the outermost: no Python code made the call
+    return (frame.f_globals.get("__name__"), frame.f_code.co_name) == ("asyncio.base_events", "call_soon_threadsafe")

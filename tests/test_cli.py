@@ -1,12 +1,17 @@
 """What every command does with its streams: closed ones, and encodings that lack a letter."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from simcse_jax import cli
 
 ROOT = Path(__file__).parent.parent
 COMMAND = """
@@ -35,6 +40,25 @@ def test_a_full_disk_and_a_reader_that_ends() -> None:
         done = run("| true; exit ${PIPESTATUS[0]}", PYTHONUNBUFFERED=buffered)
         assert done.returncode == 128 + signal.SIGPIPE
         assert b"Error" not in done.stderr
+
+
+def test_reports_to_an_event_loop_that_a_failed_save_has_closed_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", cli._unraisable)
+    loop = asyncio.new_event_loop()
+    loop.close()
+
+    def lost(callback: Callable[..., object]) -> str:
+        """Let native code call it, when an object goes; return what is printed."""
+        seen = {1}
+        reference = weakref.ref(seen, callback)
+        del seen
+        assert reference() is None
+        return capsys.readouterr().err
+
+    assert lost(loop.call_soon_threadsafe) == ""
+    assert "Event loop is closed" in lost(lambda _: loop.call_soon_threadsafe(print))
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
