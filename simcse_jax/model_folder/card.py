@@ -49,7 +49,8 @@ def model_card(
         "pooler in training": f"`{train_pooler}`",
         "pooling head": "trained, as `pooler.dense`"
         if has_head
-        else "none: the `pooler_output` of transformers is random",
+        else "none, and these vectors use none: transformers may report `pooler.*` as missing; its `pooler_output` is "
+        "random",
     }
     sections = [
         _front_matter(recipe, "fill-mask" if only_mlm else "simcse"),
@@ -119,8 +120,9 @@ def _usage(name: str, max_length: int, pooler: str, prompt: str) -> str:
     averaged = AVERAGED_LAYERS.get(pooler, ())
     if averaged:
         layers = " + ".join(f"states[{layer}]" for layer in averaged)
+        hidden = layers if len(averaged) == 1 else f"({layers}) / {len(averaged)}"
         pooling = f"""    states = model(**batch, output_hidden_states=True).hidden_states
-    hidden = ({layers}) / {len(averaged)}
+    hidden = {hidden}
     mask = batch["attention_mask"].unsqueeze(-1)
     embeddings = (hidden * mask).sum(1) / mask.sum(1)"""
     else:
