@@ -255,6 +255,10 @@ def crossed(fast: Callable[[str, Case], bool]) -> list[Any]:
     ]
 
 
+def is_in_long_runs(name: str, case: Case) -> bool:
+    return name in ON_ALL or case is COMBINED
+
+
 def largest_gap(some: Any, others: Any) -> float:
     return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), some, others)))
 
@@ -293,8 +297,9 @@ def test_a_few_steps_are_equal_in_float64(name: str) -> None:
     require_equal_runs(name, COMBINED, 3)
 
 
+# Every kind meets every layout in its gradients; here, three kinds do, and the others the one that has much at once.
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "case"), crossed(lambda *_: False))
+@pytest.mark.parametrize(("name", "case"), [p for p in crossed(lambda *_: False) if is_in_long_runs(*p.values)])
 def test_30_steps_are_equal_in_float64(name: str, case: Case) -> None:
     losses = reference_run(name, 30).losses
     assert losses[-1] < losses[0] or KINDS[name].objective.queue  # a queue that fills makes the loss rise
