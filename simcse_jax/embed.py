@@ -28,6 +28,11 @@ _STORAGE = flags.DEFINE_string("storage", "float32", "The type of stored vectors
 _NORMALIZE = flags.DEFINE_bool("normalize", True, "Scale vectors to length 1; --nonormalize leaves them as pooled.")
 _POOLER = flags.DEFINE_string("pooler", "", "The pooler, if not the one that the model was trained for.")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "The precision of the computation: float32 or bfloat16.")
+_PRODUCTS = flags.DEFINE_string(
+    "products",
+    "float32",
+    "Factors of matrix products: float32; bfloat16 (rounded; fast on CPUs with matrix units); auto.",
+)
 _MAX_LENGTH = flags.DEFINE_integer(
     "max_length", None, "Tokens at which texts are cut. Default: 128, or the model's own limit if lower.", lower_bound=3
 )
@@ -54,12 +59,12 @@ def main() -> None:
     start_devices()
     keep_compiled()
     texts = open_column(_INPUT.value, _COLUMN.value)
-    model = SimCSE(_MODEL.value, _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value)
+    model = SimCSE(_MODEL.value, _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value)
     about = {
         "model": model.encoder.name,
         "fingerprint": model.fingerprint,
         "normalized": _NORMALIZE.value,
-        "precision": _DTYPE.value,
+        "precision": model.encoder.precision,
         "texts": texts.key(),
     }
     bar: Bar | None = None

@@ -25,6 +25,7 @@ from simcse_jax.encoder.families.table import architecture_from_dict, read_archi
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import POOLERS
+from simcse_jax.encoder.products import precision, resolve_products
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.model_folder.st_modules import (
@@ -69,21 +70,29 @@ class _Origin:
 class EmbeddingModel:
     """Encode texts with one model and pooler; made by `open_model`. Weights are read when they are first needed."""
 
-    def __init__(self, name: str, origin: _Origin, pooler: str, dtype: str, max_length: int | None):
+    def __init__(
+        self, name: str, origin: _Origin, pooler: str, dtype: str, max_length: int | None, products: str = "float32"
+    ):
         self.name = name  # for tables
         self.kind = origin.kind
         self.pooler = pooler
         self.dtype = dtype  # the precision of the computation
         self.texts = origin.texts
         self._origin = origin
-        encoder = Encoder(origin.sizes, jnp.dtype(dtype), jnp.float32, has_head=pooler == "cls")
         start_devices()
+        self.products = resolve_products(products, dtype, jax.local_devices()[0].platform, "products")
+        encoder = Encoder(origin.sizes, jnp.dtype(dtype), jnp.float32, self.products, has_head=pooler == "cls")
         self.devices = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
         mesh = Mesh(np.array(jax.local_devices()), ("data",))
         self._sentences = SentenceEncoder(encoder, origin.tokenizer, mesh, pooler, max_length, origin.texts.prompt)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.fingerprint, self.name, self.pooler, self.dtype, self.max_length)
+        return _reopen, (self.fingerprint, self.name, self.pooler, self.dtype, self.max_length, self.products)
+
+    @property
+    def precision(self) -> str:
+        """Return in words what the model computes in: its dtype, and its products where these are rounded."""
+        return precision(self.dtype, self.products)
 
     @property
     def width(self) -> int:
@@ -167,7 +176,7 @@ class EmbeddingModel:
     def cut_at(self, max_length: int) -> EmbeddingModel:
         """Return the same model with texts cut at `max_length` tokens, or at all it takes, whatever its folder says."""
         longest = _bounded(max_length, self._origin.sizes.max_length)
-        return EmbeddingModel(self.name, self._origin, self.pooler, self.dtype, longest)
+        return EmbeddingModel(self.name, self._origin, self.pooler, self.dtype, longest, self.products)
 
     def count_tokens(self, texts: Iterable[str], cut: bool = True) -> np.ndarray:
         """Return the number of tokens of each text, special tokens included, as int64[N]; cut: after cutting."""
@@ -205,7 +214,7 @@ class EmbeddingModel:
             return ""
         # Compared with nothing, all keys that change the mathematics are differences.
         recipe = {key: new for key, (_, new) in differences({}, info["recipe"]).items() if key != SEED}
-        how = [self.pooler, self.dtype, self.max_length]
+        how = [self.pooler, self.precision, self.max_length]
         return json.dumps([recipe, info["data"]["fingerprint"], info["encoder"], how], sort_keys=True)
 
     def _select(self, params: Any) -> Any:
@@ -216,14 +225,19 @@ class EmbeddingModel:
 
 
 def open_model(
-    name: str, pooler: str | None = None, dtype: str = "float32", max_length: int | None = None
+    name: str,
+    pooler: str | None = None,
+    dtype: str = "float32",
+    max_length: int | None = None,
+    products: str = "float32",
 ) -> EmbeddingModel:
     """Open a model; raises UserError if there is none of that name, or if it names no pooler and none is given.
 
     name: a run folder (its best checkpoint), an exported or Hugging Face folder, or a Hub name. pooler: None takes the
     model's own. dtype: the precision of the computation, one of DTYPES. max_length: the number of tokens at which texts
     are cut, or the number of the model's positions if that is lower; None takes the folder's max_seq_length or
-    model_max_length, or else the model's limit.
+    model_max_length, or else the model's limit. products: one of PRODUCTS, whatever the model was trained with; see
+    `encoder.products.resolve_products`.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype} is unknown. Known: {', '.join(DTYPES)}.")
@@ -232,7 +246,7 @@ def open_model(
     path = Path(name).expanduser()
     origin = _run_folder(path, pooler) if is_run_folder(path) else _model_folder(name, bool(pooler))
     longest = origin.texts.max_seq_length if max_length is None else _bounded(max_length, origin.sizes.max_length)
-    return EmbeddingModel(name, origin, pooler or origin.pooler, dtype, longest)
+    return EmbeddingModel(name, origin, pooler or origin.pooler, dtype, longest, products)
 
 
 def _bounded(max_length: int, limit: int) -> int:

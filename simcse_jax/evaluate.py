@@ -37,6 +37,11 @@ _POOLER = flags.DEFINE_string(
     "pooler", "", "Pooler of the models whose --model names none. Default: the one that each model was made for."
 )
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the computation: float32 or bfloat16.")
+_PRODUCTS = flags.DEFINE_string(
+    "products",
+    "float32",
+    "Factors of matrix products: float32; bfloat16 (rounded; fast on CPUs with matrix units); auto.",
+)
 _MAX_LENGTH = flags.DEFINE_integer(
     "max_length",
     None,
@@ -70,7 +75,7 @@ def main() -> int:
 
     def opened(given: str) -> EmbeddingModel:
         name, pooler = name_and_pooler(given)
-        model = open_model(name, pooler or _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value)
+        model = open_model(name, pooler or _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value)
         model.name = given
         if model.max_length < (_MAX_LENGTH.value or 0):
             print(f"NOTE: --max_length={_MAX_LENGTH.value}, and {given} takes {model.max_length} tokens: cut there.")

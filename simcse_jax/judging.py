@@ -114,7 +114,7 @@ def protocol(model: EmbeddingModel) -> dict[str, Any]:
         "fingerprint": model.fingerprint,
         "pooler": model.pooler,
         "pooler from": f"asked for; the model's own: {own}" if asked else "the model",
-        "precision": model.dtype,
+        "precision": model.precision,
         "truncation": f"{model.max_length} tokens",
         "devices": model.devices,
     }

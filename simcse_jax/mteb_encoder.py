@@ -31,9 +31,9 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 class MtebEncoder:
     """Implement mteb's EncoderProtocol with a model of `open_model`; vectors and cosines are float32 NumPy arrays.
 
-    model_name, pooler, dtype, max_length: see `open_model`. mteb caches results by name and revision; the revision here
-    is the model's fingerprint and the options of encoding, so that results of other weights are never taken for those
-    of this model. revision and device are arguments of mteb's protocol that must be None here.
+    model_name, pooler, dtype, max_length, products: see `open_model`. mteb caches results by name and revision; the
+    revision here is the model's fingerprint and the options of encoding, so that results of other weights are never
+    taken for those of this model. revision and device are arguments of mteb's protocol that must be None here.
     """
 
     def __init__(
@@ -45,12 +45,13 @@ class MtebEncoder:
         pooler: str | None = None,
         dtype: str = "float32",
         max_length: int | None = None,
+        products: str = "float32",
     ):
         if revision is not None:
             raise UserError(f"MtebEncoder: revision = {revision!r}, but models have no revisions here; leave it out.")
         if device is not None:
             raise UserError(f"MtebEncoder: device = {device!r}, but JAX chooses devices; set JAX_PLATFORMS instead.")
-        self.model = open_model(model_name, pooler, dtype, max_length)
+        self.model = open_model(model_name, pooler, dtype, max_length, products)
 
     def encode(
         self,
@@ -98,7 +99,7 @@ class MtebEncoder:
         return ModelMeta.create_empty(
             {
                 "name": model.name if hub else "simcse_jax/" + re.sub(r"[^\w.-]+", "_", str(path).strip("./")),
-                "revision": f"{model.fingerprint}-{model.pooler}-{model.dtype}-{model.max_length}",
+                "revision": f"{model.fingerprint}-{model.pooler}-{model.precision}-{model.max_length}",
                 "embed_dim": model.width,
                 "max_tokens": float(model.max_length),
                 "n_parameters": model.parameter_count,

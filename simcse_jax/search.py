@@ -35,6 +35,11 @@ _STORAGE = flags.DEFINE_string("storage", "float32", "The type of stored vectors
 _SAVE = flags.DEFINE_string("save_index", "", "A folder to save the index to; give it as --corpus next time.")
 _POOLER = flags.DEFINE_string("pooler", "", "The pooler, if not the one that the model was trained for.")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "The precision of the computation: float32 or bfloat16.")
+_PRODUCTS = flags.DEFINE_string(
+    "products",
+    "float32",
+    "Factors of matrix products: float32; bfloat16 (rounded; fast on CPUs with matrix units); auto.",
+)
 _MAX_LENGTH = flags.DEFINE_integer(
     "max_length", None, "Tokens at which texts are cut. Default: 128, or the model's own limit if lower.", lower_bound=3
 )
@@ -83,7 +88,7 @@ def main() -> None:
 
     start_devices()
     keep_compiled()
-    model = SimCSE(_MODEL.value, _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value)
+    model = SimCSE(_MODEL.value, _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value)
     if _CORPUS.value:
         _fill(model)
     if _MINE.value:

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 from simcse_jax.config.keys import Key, When, key, section_keys
 from simcse_jax.data.positives import POSITIVES, WINDOWS
-from simcse_jax.encoder.architecture import CUTOFFS
+from simcse_jax.encoder.architecture import CUTOFFS, PRODUCTS
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.objective.losses import LOSSES
 
@@ -126,6 +126,15 @@ class ModelConfig:
         "float32",
         'Type of the arithmetic. With "bfloat16" parameters stay float32; "float64" needs JAX_ENABLE_X64=1.',
         one_of=("float32", "bfloat16", "float64"),
+    )
+    products: str = key(
+        "float32",
+        """Factors of the encoder's matrix products. "float32": of model.dtype, as the device multiplies them;
+        "bfloat16": rounded to bfloat16, forward and backward, with results of float32 and all else as before, which
+        CPUs with matrix units multiply several times faster; "auto": "bfloat16" on a CPU with such units (AMX,
+        AVX512-BF16), "float32" on any other device. A run records which one it was, and resumes with that.""",
+        one_of=PRODUCTS,
+        effective=When("model.dtype", ("float32", "bfloat16")),
     )
     unroll: str = key(
         "auto",

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 # What is zeroed of the input embeddings in training; "" = nothing.
 CUTOFFS = ("", "token", "feature", "span")
+# How the factors of an encoder's matrix products may be asked for; see `products.resolve_products`.
+PRODUCTS = ("float32", "bfloat16", "auto")
 
 
 class DenseShape(NamedTuple):

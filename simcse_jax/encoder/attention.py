@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from simcse_jax.encoder import dropout as drop
+from simcse_jax.encoder.products import rounded, times, times_rows, transposed
 
 
 class AttentionMask(NamedTuple):
@@ -23,17 +24,24 @@ class AttentionMask(NamedTuple):
     pairs: jax.Array | None  # uint32[B, H, 1, T], its index: (head, position of the key token)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask, rate: float) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask, rate: float, products: str = "float32"
+) -> jax.Array:
     """Return [B, T, H, D]: the values of each token's sentence, weighted by softmax(q k / sqrt(D)).
 
-    q, k, v: [B, T, H, D], one dtype. rate: dropout rate of the weights. The softmax is in at least float32.
+    q, k, v: [B, T, H, D], one dtype. rate: dropout rate of the weights. products: "bfloat16" rounds the factors of all
+    products, forward and backward, to bfloat16. The softmax is in at least float32.
     """
-    return _forward(q, k, v, mask, rate)[0]
+    return _forward(q, k, v, mask, rate, products)[0]
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask, rate: float) -> tuple[jax.Array, Any]:
-    scores = _scores(q, k, mask.segments)
+def _forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask, rate: float, products: str
+) -> tuple[jax.Array, Any]:
+    if products == "bfloat16":
+        return _rounded_forward(q, k, v, mask, rate)
+    scores = _scaled(_products(q, k), q, mask.segments)
     largest = scores.max(-1, keepdims=True)
     weights = jnp.exp(scores - largest)
     total = weights.sum(-1, keepdims=True)
@@ -46,15 +54,15 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask, rate
     return context, (q, k, v, mask, largest + jnp.log(total))
 
 
-def _backward(rate: float, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
+def _backward(rate: float, products: str, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
+    if products == "bfloat16":
+        return _rounded_backward(rate, kept, gradient)
     q, k, v, mask, log_total = kept
     # The barrier keeps XLA from finding the scores of the forward pass and storing them after all.
     q, k = jax.lax.optimization_barrier((q, k))
-    weights = jnp.exp(_scores(q, k, mask.segments) - log_total)
+    weights = jnp.exp(_scaled(_products(q, k), q, mask.segments) - log_total)
     of_v = jnp.einsum("bhts,bthd->bshd", _dropped(weights.astype(q.dtype), mask, rate), gradient)
-    of_weights = _dropped(_products(gradient, v), mask, rate)
-    common = (weights * of_weights).sum(-1, keepdims=True)
-    of_scores = (weights * (of_weights - common) * q.shape[-1] ** -0.5).astype(q.dtype)
+    of_scores = _of_scores(weights, _dropped(_products(gradient, v), mask, rate), q).astype(q.dtype)
     of_q = jnp.einsum("bhts,bshd->bthd", of_scores, k)
     of_k = jnp.einsum("bhts,bthd->bshd", of_scores, q)
     return of_q, of_k, of_v, None
@@ -63,9 +71,50 @@ def _backward(rate: float, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
 attend.defvjp(_forward, _backward)
 
 
-def _scores(q: jax.Array, k: jax.Array, segments: jax.Array) -> jax.Array:
+def _rounded_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: AttentionMask, rate: float
+) -> tuple[jax.Array, Any]:
+    half = _by_head(q), _by_head(k), _by_head(v)
+    scores = _scaled(times_rows(half[0], half[1]), q, mask.segments)
+    largest = scores.max(-1, keepdims=True)
+    weights = jnp.exp(scores - largest)
+    total = weights.sum(-1, keepdims=True)
+    context = times(rounded(_dropped(weights, mask, rate)), half[2]) / total
+    return _by_token(context).astype(q.dtype), (*half, mask, largest + jnp.log(total))
+
+
+def _rounded_backward(rate: float, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
+    q, k, v, mask, log_total = kept  # q, k, v as `_by_head` gives them
+    q, k = jax.lax.optimization_barrier((q, k))  # as above
+    weights = jnp.exp(_scaled(times_rows(q, k), q, mask.segments) - log_total)
+    half = _by_head(gradient)
+    of_scores = rounded(_of_scores(weights, _dropped(times_rows(half, v), mask, rate), q))
+    # Gradients of k and v contract over queries: computed as [B, H, D, T], it is the narrow factor that is transposed.
+    of_v = times(transposed(half), rounded(_dropped(weights, mask, rate)))
+    of_k = times(transposed(q), of_scores)
+    found = times(of_scores, k), jnp.swapaxes(of_k, -1, -2), jnp.swapaxes(of_v, -1, -2)
+    return *(_by_token(x).astype(gradient.dtype) for x in found), None
+
+
+def _by_head(x: jax.Array) -> jax.Array:
+    """Return x [B, T, H, D] as bfloat16[B, H, T, D]."""
+    return jnp.swapaxes(rounded(x), 1, 2)
+
+
+def _by_token(x: jax.Array) -> jax.Array:
+    """Return x [B, H, T, D] as [B, T, H, D]."""
+    return jnp.swapaxes(x, 1, 2)
+
+
+def _of_scores(weights: jax.Array, of_weights: jax.Array, q: jax.Array) -> jax.Array:
+    """Return the gradient of the unscaled scores: that of the softmax, times the scale."""
+    common = (weights * of_weights).sum(-1, keepdims=True)
+    return weights * (of_weights - common) * q.shape[-1] ** -0.5
+
+
+def _scaled(products: jax.Array, q: jax.Array, segments: jax.Array) -> jax.Array:
     """Return [B, H, T, T] of at least float32: scaled products within a sentence, elsewhere the lowest number."""
-    scores = _products(q, k) * q.shape[-1] ** -0.5
+    scores = products * q.shape[-1] ** -0.5
     same = segments[:, None, :, None] == segments[:, None, None, :]
     return jnp.where(same, scores, jnp.finfo(scores.dtype).min)
 

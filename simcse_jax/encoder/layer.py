@@ -20,6 +20,7 @@ from simcse_jax.encoder.activations import ACTIVATIONS
 from simcse_jax.encoder.architecture import Architecture, DenseShape
 from simcse_jax.encoder.attention import AttentionMask, attend
 from simcse_jax.encoder.norm import LayerNorm
+from simcse_jax.encoder.products import product
 
 if TYPE_CHECKING:
     from simcse_jax.group import Group
@@ -106,19 +107,29 @@ class Dropout:
 
 
 class EncoderModule(nn.Module):
-    """Hold the fields that every module of the encoder has, and make its layers."""
+    """Hold the fields that every module of the encoder has, and make its layers.
+
+    products: "bfloat16" rounds the factors of all matrix products to bfloat16, with results of float32; with "float32"
+    they are of `dtype`.
+    """
 
     architecture: Architecture
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    products: str = "float32"
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Return the fields that the modules within this one have too."""
+        names = ("architecture", "dtype", "param_dtype", "products")
+        return {name: getattr(self, name) for name in names}
 
     def norm(self, name: str) -> LayerNorm:
         return LayerNorm(self.architecture.layer_norm_eps, self.param_dtype, name=name)
 
     def dense(self, name: str, shape: DenseShape) -> Dense:
-        return Dense(
-            shape.inputs, shape.outputs, self.architecture.initializer_range, self.dtype, self.param_dtype, name=name
-        )
+        deviation = self.architecture.initializer_range
+        return Dense(shape.inputs, shape.outputs, deviation, self.dtype, self.param_dtype, self.products, name=name)
 
 
 class Dense(nn.Module):
@@ -133,15 +144,17 @@ class Dense(nn.Module):
     deviation: float
     dtype: Any
     param_dtype: Any
+    products: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.initializers.normal(self.deviation)
         kernel = self.param("kernel", init, (*self.inputs, *self.outputs), self.param_dtype).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, self.outputs, self.param_dtype).astype(self.dtype)
-        product = x.reshape(-1, x.shape[-1]) @ kernel.reshape(math.prod(self.inputs), math.prod(self.outputs))
-        product = product + jnp.broadcast_to(bias.reshape(-1), product.shape)
-        return product.reshape(*x.shape[:-1], -1)
+        multiply = product if self.products == "bfloat16" else jnp.matmul
+        out = multiply(x.reshape(-1, x.shape[-1]), kernel.reshape(math.prod(self.inputs), math.prod(self.outputs)))
+        out = out + jnp.broadcast_to(bias.reshape(-1), out.shape)
+        return out.astype(self.dtype).reshape(*x.shape[:-1], -1)
 
 
 class Layer(EncoderModule):
@@ -156,10 +169,9 @@ class Layer(EncoderModule):
         self, x: jax.Array, layer: jax.Array, rows: PackedRows, keys: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None]:
         dropout = Dropout(self.architecture, rows, keys, self.train)
-        shared = self.architecture, self.dtype, self.param_dtype
         after = dropout.of_first_tokens() if self.first_only else dropout
-        x = Attention(*shared, first_only=self.first_only, name="attention")(x, layer, rows, dropout, after)
-        x = FeedForward(*shared, name="ffn")(x, layer, after)
+        x = Attention(**self.shared, first_only=self.first_only, name="attention")(x, layer, rows, dropout, after)
+        x = FeedForward(**self.shared, name="ffn")(x, layer, after)
         return x, sentence_means(x, rows) if self.with_means else None
 
 
@@ -175,7 +187,7 @@ class Attention(EncoderModule):
         qkv = jnp.split(self.dense("qkv", products["attention/qkv"])(x), 3, axis=-1)
         q, k, v = (part.reshape(*part.shape[:-1], heads, size) for part in qkv)
         mask = AttentionMask(rows.segments, *dropout.attention_keys(layer, heads))
-        context: jax.Array = attend(q, k, v, mask, dropout.rate)
+        context: jax.Array = attend(q, k, v, mask, dropout.rate, self.products)
         context = context.reshape(x.shape)
         if self.first_only:
             x, context = take_first_tokens(x, rows), take_first_tokens(context, rows)

@@ -13,6 +13,7 @@ import numpy as np
 from simcse_jax.encoder.activations import ACTIVATIONS
 from simcse_jax.encoder.layer import EncoderModule
 from simcse_jax.encoder.model import Encoder, embed
+from simcse_jax.encoder.products import product_with_rows
 from simcse_jax.group import Group, MaskedGroup
 
 
@@ -30,7 +31,10 @@ class MlmHead(EncoderModule):
         bias = self.param("bias", nn.initializers.zeros, (self.architecture.vocab_size,), self.param_dtype)
         wide = jnp.promote_types(self.dtype, jnp.float32)
         flat = x.reshape(-1, x.shape[-1])
-        scores = jnp.einsum("nd,vd->nv", flat, words.astype(self.dtype), preferred_element_type=wide)
+        if self.products == "bfloat16":
+            scores = product_with_rows(flat, words.astype(self.dtype))
+        else:
+            scores = jnp.einsum("nd,vd->nv", flat, words.astype(self.dtype), preferred_element_type=wide)
         scores = scores + jnp.broadcast_to(bias.astype(wide), scores.shape)
         return scores.reshape(*hidden.shape[:-1], -1)
 
@@ -44,7 +48,7 @@ class Predictor(NamedTuple):
 
 def make_mlm_head(encoder: Encoder) -> MlmHead:
     """Make the head that goes with an encoder."""
-    return MlmHead(encoder.architecture, encoder.dtype, encoder.param_dtype)
+    return MlmHead(**encoder.shared)
 
 
 def mlm_scores(

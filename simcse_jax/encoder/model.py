@@ -92,7 +92,7 @@ class Encoder(EncoderModule):
         views = 1 if keys is None else len(keys)
         rows = flatten_rows(group, views)
         ids, positions = (jnp.reshape(x, (-1, x.shape[-1])) for x in (group.ids, group.positions))
-        x = Embeddings(self.architecture, self.dtype, self.param_dtype, name="embeddings")(ids, positions)
+        x = Embeddings(**self.shared, name="embeddings")(ids, positions)
         x = jnp.tile(x, (views, 1, 1))  # views differ from the first dropout on
         dropout = Dropout(self.architecture, rows, keys, train)
         if dropout.cutoff:
@@ -121,8 +121,7 @@ class Encoder(EncoderModule):
             policy = None if self.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             # prevent_cse keeps XLA from merging the recomputation with the forward pass; in a loop it cannot do that.
             one = nn.remat(one, prevent_cse=self.unroll, policy=policy)
-        fields = self.architecture, self.dtype, self.param_dtype
-        make = functools.partial(one, *fields, train=train, with_means=with_means)
+        make = functools.partial(one, **self.shared, train=train, with_means=with_means)
         if self.unroll:
             last = functools.partial(make, first_only=first_only)
             made = [(last if n == layers - 1 else make)(name=f"layer_{n}") for n in range(layers)]
@@ -134,7 +133,7 @@ class Encoder(EncoderModule):
             in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=layers,
         )
-        return stacked(*fields, train=train, with_means=with_means, name="layers")
+        return stacked(**self.shared, train=train, with_means=with_means, name="layers")
 
 
 def _one_by_one(

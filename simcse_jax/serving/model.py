@@ -60,16 +60,22 @@ class SimCSE:
     name: a run folder, an exported or Hugging Face folder, or a Hub name. pooler: None takes the model's own. dtype:
     the precision of the computation, "float32" or "bfloat16". max_length: texts are cut at this number of tokens,
     special tokens included, or at the number of the model's positions if that is lower; None for 128, or for the limit
-    that its folder states if that is lower. Raises UserError if the model cannot be read, or if it does not say how it
-    pools and `pooler` is not given.
+    that its folder states if that is lower. products: "bfloat16" rounds the factors of matrix products, which CPUs with
+    matrix units multiply several times faster; "auto" does so on such a CPU and nowhere else. Raises UserError if the
+    model cannot be read, or if it does not say how it pools and `pooler` is not given.
     """
 
     @_names_ours
     def __init__(
-        self, name: str | Path, pooler: str | None = None, dtype: str = "float32", max_length: int | None = None
+        self,
+        name: str | Path,
+        pooler: str | None = None,
+        dtype: str = "float32",
+        max_length: int | None = None,
+        products: str = "float32",
     ):
         try:
-            encoder = open_model(str(name), pooler, dtype)
+            encoder = open_model(str(name), pooler, dtype, products=products)
             self.encoder = encoder.cut_at(min(SHORT, encoder.max_length) if max_length is None else max_length)
         except UserError as error:
             raise error.with_traceback(None) from None  # its message says what our calls would not

@@ -17,6 +17,7 @@ from simcse_jax.config.compare import differences
 from simcse_jax.config.layout import LARGEST_GROUP
 from simcse_jax.config.schema import defaults
 from simcse_jax.data.batches import format_rows
+from simcse_jax.encoder.products import precision
 from simcse_jax.model_folder.card import simcse_recipe
 from simcse_jax.system.progress import Heartbeat, duration
 
@@ -113,7 +114,7 @@ def describe(run: Run) -> list[str]:
         f"model: {encoder.family}, {encoder.num_hidden_layers} layers, width {encoder.hidden_size}, {count:,} "
         f"parameters; embedding: {config.model.train_pooler} in training, {config.model.pooler} at test time",
         f"devices: {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh data {mesh.shape['data']} x fsdp "
-        f"{mesh.shape['fsdp']}; compute in {config.model.dtype}",
+        f"{mesh.shape['fsdp']}; compute in {precision(config.model.dtype, run.encoder.products)}",
         f"batch: {layout.batch_size} examples, in {groups} group{'s' * (groups > 1)} of {layout.group_size}; a group "
         f"fills {rows} rows of {layout.row_length} tokens",
         _length(run),

@@ -22,6 +22,7 @@ from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
+from simcse_jax.encoder.products import resolve_products
 from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.model_folder.st_modules import encoder_folder
 from simcse_jax.system.errors import UserError
@@ -99,6 +100,7 @@ def make_encoder(config: Config, folder: Path | None, vocab_size: int, platform:
         sizes,
         jnp.dtype(model.dtype),
         parameters,
+        resolve_products(model.products, model.dtype, platform, "model.products"),
         has_head=model.has_head,
         has_mlm_head=config.mlm.weight > 0,
         unroll=unroll,
@@ -141,7 +143,7 @@ def load_predictor(
             f"of them; the run has data.max_length = {config.data.max_length} and {tokens} tokens.\n"
             f"Use --config.data.max_length={longest} or less, and a model with the run's vocabulary."
         )
-    own = Encoder(sizes, encoder.dtype, encoder.param_dtype, has_mlm_head=True, unroll=encoder.unroll)
+    own = Encoder(**encoder.shared | {"architecture": sizes}, has_mlm_head=True, unroll=encoder.unroll)
 
     load = functools.partial(_load, source, own, mlm_head=True)
     special = ~vocabulary_of(tokenizer).predictable

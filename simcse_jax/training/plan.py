@@ -17,6 +17,7 @@ from simcse_jax.config.schema import Config
 from simcse_jax.data.batches import format_rows
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.data.vocabulary import id_count
+from simcse_jax.encoder.products import precision
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.collectives import Collective, collectives
 from simcse_jax.training.feeding import batch_shapes, load_data
@@ -227,7 +228,7 @@ def shapes(planner: Planner) -> list[str]:
     groups, at_once = own // layout.group_size, config.train.groups_at_once
     lines = [
         f"model: {sizes.family}, {sizes.num_hidden_layers} layers, width {sizes.hidden_size}; "
-        f"compute in {config.model.dtype}",
+        f"compute in {precision(config.model.dtype, planner.encoder.products)}",
         f"batch: {layout.batch_size:,} examples; each device has {own:,}, as {groups} group{'s' * (groups > 1)} of "
         f"{layout.group_size}{f', {at_once} at once' * bool(at_once)}; a group fills {format_rows(planner.rows)} rows "
         f"of {layout.row_length} tokens",

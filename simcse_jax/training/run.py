@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from simcse_jax.config.schema import LOCAL_KEYS, Config
 from simcse_jax.data.batches import Batches
 from simcse_jax.data.corpus import Corpus
@@ -16,9 +18,11 @@ from simcse_jax.data.synonyms import synonyms_fingerprint
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.data.vocabulary import id_count
 from simcse_jax.encoder.model import Encoder
+from simcse_jax.encoder.products import resolve_products
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.hosts.agreement import broadcast, fail_together, is_first, require_equal
+from simcse_jax.model_folder.run_folder import read_run_info
 from simcse_jax.system.errors import about
 from simcse_jax.training.dev import Dev, load_held_out, make_dev, make_perplexity
 from simcse_jax.training.feeding import load_data
@@ -61,9 +65,24 @@ def prepare(config: Config, workdir: Path) -> Run:
     written: UserError, on all processes when one of them finds it.
     """
     require_equal({key: value for key, value in config.flat().items() if key not in LOCAL_KEYS})
+    config = _with_products(config, workdir)
     with undone_if_refused(workdir, config):
         require_shared(workdir)
         return _assemble(config, workdir)
+
+
+def _with_products(config: Config, workdir: Path) -> Config:
+    """Return the config with model.products resolved: as the run in this folder has it, else for these devices.
+
+    Every process gets what process 0 finds, whose processor may be another.
+    """
+    model = config.model
+    with fail_together():
+        asked = model.products
+        if is_first() and asked == "auto" and has_checkpoint(workdir) and (info := read_run_info(workdir)):
+            asked = info["recipe"]["model.products"]
+        found = resolve_products(asked, model.dtype, jax.devices()[0].platform, "model.products")
+    return dataclasses.replace(config, model=dataclasses.replace(model, products=broadcast(found)))
 
 
 def _assemble(config: Config, workdir: Path) -> Run:
