@@ -33,7 +33,15 @@ def test_the_file_and_what_may_continue_it(small_model: Path, tmp_path: Path) ->
     texts = ["a red dog sleeps", "a man plays music", "a red dog sleeps", "two children " * 40]
     (tmp_path / "in.txt").write_text("\n".join(texts) + "\n\n")
     call = [f"--model={small_model}", "--input=in.txt", "--out=out.parquet"]
-    changes = [[], [], ["--nonormalize"], ["--dtype=bfloat16"], ["--max_length=16"], ["--storage=float16"]]
+    changes = [
+        [],
+        [],
+        ["--nonormalize"],
+        ["--dtype=bfloat16"],
+        ["--products=bfloat16"],
+        ["--max_length=16"],
+        ["--storage=float16"],
+    ]
     calls = [*([*call, *change] for change in changes), [*call[:2], "--out=out.csv"]]
     command = [sys.executable, "-c", CALLS, json.dumps(calls)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
@@ -47,6 +55,7 @@ def test_the_file_and_what_may_continue_it(small_model: Path, tmp_path: Path) ->
     assert "out.parquet" in written
     assert left_out.startswith("left out: 1 ")
     assert complete != written
-    for name, line in zip(("normalized", "precision", "max_length", "storage", "out.csv"), refused, strict=True):
+    names = ("normalized", "precision", "products of bfloat16", "max_length", "storage", "out.csv")
+    for name, line in zip(names, refused, strict=True):
         assert line.startswith("error:")
         assert name in line

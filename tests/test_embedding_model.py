@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from simcse_jax import SimCSE
 from simcse_jax.embedding_model import open_model
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.evaluation.sts import evaluate_pairs
@@ -122,6 +123,16 @@ def test_bfloat16_is_another_precision_of_the_same_model(folder: Path) -> None:
     a, b = (model.encode(TEXTS) for model in (exact, coarse))
     assert b.dtype == np.float32
     assert 1e-4 < np.abs(a - b).max() / np.abs(a).max() < 0.1
+
+
+def test_products_of_bfloat16_are_said_and_stay_near(folder: Path) -> None:
+    exact, coarse = open_model(str(folder)), open_model(str(folder), products="bfloat16")
+    assert coarse.fingerprint == exact.fingerprint
+    assert protocol(coarse)["precision"] == "float32, products of bfloat16"
+    for model in (coarse, coarse.cut_at(32), SimCSE(folder, products="bfloat16").encoder):
+        assert model.products == "bfloat16"
+    a, b = (model.encode(TEXTS) for model in (exact, coarse))
+    assert 1e-5 < np.abs(a - b).max() / np.abs(a).max() < 0.02
 
 
 def test_before_training_is_what_the_run_began_with(run: Path, folder: Path, tmp_path: Path) -> None:

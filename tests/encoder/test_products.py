@@ -13,7 +13,7 @@ from simcse_jax.encoder import dropout as drop
 from simcse_jax.encoder import products
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.attention import AttentionMask, attend
-from simcse_jax.encoder.init import init_params, parameter_shapes
+from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.mlm import mlm_scores
 from simcse_jax.encoder.model import Encoder, embed
 from simcse_jax.group import Group, MaskedGroup
@@ -104,12 +104,9 @@ def loss_of(encoder: Encoder, params: Any, packed: tuple[Group, MaskedGroup]) ->
     )
 
 
-EXACT = Encoder(CONFIG, has_head=True, has_mlm_head=True, unroll=True)
-
-
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_every_product_of_a_step_has_a_fast_form(dtype: Any, packed: Any) -> None:
-    encoder = EXACT.clone(dtype=dtype, products="bfloat16")
+    encoder = Encoder(CONFIG, dtype, products="bfloat16", has_head=True, has_mlm_head=True, unroll=True)
     step = jax.jit(jax.grad(lambda params: loss_of(encoder, params, packed)))
     text = step.lower(parameter_shapes(encoder)).as_text()
     forms = [form.groupdict() for form in FORM.finditer(text)]
@@ -125,18 +122,6 @@ def test_every_product_of_a_step_has_a_fast_form(dtype: Any, packed: Any) -> Non
         assert form["a"].endswith("bf16"), form
         assert form["b"].endswith("bf16"), form
         assert form["out"].endswith("xf32"), form
-
-
-def test_gradients_are_near_those_of_exact_products(packed: Any) -> None:
-    params = jax.jit(lambda: init_params(EXACT, 0))()
-
-    def gradient(encoder: Encoder) -> Any:
-        step = jax.jit(jax.grad(lambda params: loss_of(encoder, params, packed)))
-        return step.lower(params).compile({"xla_backend_optimization_level": "0"})(params)
-
-    exact, rounded = gradient(EXACT), gradient(EXACT.clone(products="bfloat16"))
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(exact), jax.tree.leaves(rounded), strict=True):
-        assert 1e-5 < np.linalg.norm(b - a) / np.linalg.norm(a) < 0.05, jax.tree_util.keystr(path)
 
 
 def test_auto_follows_the_processor_and_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from configs import base
 from simcse_jax.config.resolve import resolve
 from simcse_jax.config.schema import Config
 from simcse_jax.embedding_model import open_model
+from simcse_jax.encoder import products
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.evaluation.sts import evaluate_pairs
 from simcse_jax.model_folder.run_folder import export_run, load_best
@@ -299,6 +300,21 @@ def test_other_mathematics_are_refused_and_other_layouts_welcome(files: Path, tm
     assert content() == before
     layout: dict[str, Any] = {"data__packed": True, "train__groups_at_once": 1}
     assert run(files, tmp_path / "run", devices=4, eval__every_steps=3, **layout).step == 12
+
+
+def test_products_are_chosen_by_the_processor_once_and_kept(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_cpu_flags", lambda: frozenset({"amx_bf16"}))
+    started = prepared(files, tmp_path, model__products="auto")
+    assert (started.config.model.products, started.encoder.products) == ("bfloat16", "bfloat16")
+    (tmp_path / "checkpoints/last/3").mkdir(parents=True)
+    (tmp_path / "checkpoints/last/3/files.json").touch()
+    monkeypatch.setattr(products, "_cpu_flags", lambda: frozenset())
+    assert prepared(files, tmp_path, model__products="auto").encoder.products == "bfloat16"
+    with pytest.raises(UserError, match="model.products: 'bfloat16' there, 'float32' now"):
+        prepared(files, tmp_path)
+    assert prepared(files, tmp_path / "other", model__products="auto").encoder.products == "float32"
 
 
 def test_a_folder_that_is_none_is_refused(files: Path, tmp_path: Path) -> None:

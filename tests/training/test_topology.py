@@ -103,6 +103,7 @@ class Kind:
     repeats: bool = False  # the positive is a copy with repeated tokens
     predicts: bool = False  # the positive has tokens of a predictor
     second: str = "none"
+    products: str = "float32"
 
     @property
     def separate_anchors(self) -> bool:
@@ -163,7 +164,7 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
     hiding = Masking(VOCABULARY, 0.4, whole_word=False, seed=3, all_masked=True) if kind.predicts else None
     batches = Batches(kind.examples(), layout, 3, masking, hiding)
     config = dataclasses.replace(CONFIG, cutoff=kind.cutoff, cutoff_rate=0.3)
-    encoder = Encoder(config, dtype, dtype, has_head=True, has_mlm_head=kind.mlm > 0)
+    encoder = Encoder(config, dtype, dtype, kind.products, has_head=True, has_mlm_head=kind.mlm > 0)
     predictor = Predictor(Encoder(CONFIG, dtype, dtype, has_mlm_head=True), VOCABULARY.special)
     of_predictor = jax.jit(lambda: init_params(predictor.encoder, 2))() if kind.predicts else None
     objective = dataclasses.replace(kind.objective, tile=case.tile)
@@ -272,6 +273,17 @@ def test_gradients_are_equal_on_every_layout(name: str, case: Case) -> None:
     other_loss, grads = gradients(case, KINDS[name])
     assert other_loss == pytest.approx(loss, abs=1e-5)
     assert largest_gap(grads, reference) < 1e-5 * largest
+
+
+@pytest.mark.medium
+def test_with_products_of_bfloat16_a_layout_repeats_exactly_and_others_differ_by_rounding() -> None:
+    kind = Kind(products="bfloat16")
+    _, reference = gradients(ONE_DEVICE, kind)
+    assert largest_gap(gradients(ONE_DEVICE, kind)[1], reference) == 0
+    largest = max(float(np.abs(g).max()) for g in jax.tree.leaves(reference))
+    # A factor that layouts sum in another order may round to the neighbour, 2^-8 of it away.
+    assert largest_gap(gradients(COMBINED, kind)[1], reference) < 2e-3 * largest
+    assert largest_gap(reference_gradients("dropout")[1], reference) > 1e-4 * largest
 
 
 def test_another_dropout_key_gives_another_gradient() -> None:
