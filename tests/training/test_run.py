@@ -310,9 +310,9 @@ def test_products_are_chosen_by_the_processor_once_and_kept(
     assert (started.config.model.products, started.encoder.products) == ("bfloat16", "bfloat16")
     (tmp_path / "checkpoints/last/3").mkdir(parents=True)
     (tmp_path / "checkpoints/last/3/files.json").touch()
-    monkeypatch.setattr(products, "_cpu_flags", lambda: frozenset())
+    monkeypatch.setattr(products, "_cpu_flags", frozenset)
     assert prepared(files, tmp_path, model__products="auto").encoder.products == "bfloat16"
-    with pytest.raises(UserError, match="model.products: 'bfloat16' there, 'float32' now"):
+    with pytest.raises(UserError, match=r"model\.products: 'bfloat16' there, 'float32' now"):
         prepared(files, tmp_path)
     assert prepared(files, tmp_path / "other", model__products="auto").encoder.products == "float32"
 
