@@ -5,8 +5,9 @@
 Both sides encode the same distinct sentences with the same model folder in float32, on all cores, and each sorts them
 by length in its own way. The sentences are split into parts, and the sides take turns part by part. The ratio is that
 of the summed seconds, and its spread that over the parts. All vectors of the two sides must agree within 2e-5 in every
-coordinate. Our side compiles in each process, so a first part is timed too, from opening the model. Peak memory is
-that of a process which loads the model and encodes one part.
+coordinate (1e-2 with --products=bfloat16, which rounds the factors of our products). Our side compiles in each process,
+so a first part is timed too, from opening the model. Peak memory is that of a process which loads the model and encodes
+one part.
 
 --peer_batch_size: sentence-transformers' batch size (its default is 32); give several to find its best. Without
 --texts: the sentences of the seven STS tasks. Needs PyTorch and sentence-transformers.
@@ -35,7 +36,8 @@ from simcse_jax.system.errors import UserError
 FLAGS = flags.FLAGS
 
 OURS = "simcse_jax"
-CLOSE = 2e-5
+# How much a coordinate of the two sides may differ, by our products.
+CLOSE = {"float32": 2e-5, "bfloat16": 1e-2}
 Encode = Callable[[list[str]], np.ndarray]
 
 
@@ -59,10 +61,11 @@ def peer_model(folder: str) -> Any:
     return SentenceTransformer(folder, trust_remote_code=False)
 
 
-def sides(folder: str, batch_sizes: list[int]) -> dict[str, Encode]:
+def sides(folder: str, batch_sizes: list[int], products: str) -> dict[str, Encode]:
     """Return the encode functions to compare by name, ours first; both cut texts at sentence-transformers' length."""
     peer = peer_model(folder)
-    encoder, rng = open_model(folder, max_length=peer.max_seq_length), np.random.default_rng(0)
+    encoder = open_model(folder, max_length=peer.max_seq_length, products=products)
+    rng = np.random.default_rng(0)
 
     def ours(texts: list[str]) -> np.ndarray:
         # A new order, so that no packed block of the round before can be used again.
@@ -84,28 +87,28 @@ def seconds(encode: Encode, texts: list[str]) -> tuple[float, np.ndarray]:
     return time.perf_counter() - start, vectors
 
 
-def peak_memory(folder: str, texts: list[str], batch_size: int) -> dict[str, float]:
-    """Return the peak MiB of a process that loads one side's model and encodes the texts; 0: ours."""
+def peak_memory(folder: str, texts: list[str], batch_size: int, products: str) -> dict[str, float]:
+    """Return the peak MiB of a process that loads one side's model and encodes the texts."""
     context = multiprocessing.get_context("spawn")
     found = {}
     for name, size in ((OURS, 0), (f"sentence-transformers, batch {batch_size}", batch_size)):
         with context.Pool(1) as pool:
-            found[name] = pool.apply(_encode_once, (folder, texts, size))
+            found[name] = pool.apply(_encode_once, (folder, texts, size, products))
     return found
 
 
-def _encode_once(folder: str, texts: list[str], batch_size: int) -> float:
-    if batch_size:
+def _encode_once(folder: str, texts: list[str], batch_size: int, products: str) -> float:
+    if batch_size:  # 0 is our side
         peer_model(folder).encode(texts, batch_size=batch_size, show_progress_bar=False)
     else:
-        open_model(folder).encode(texts)
+        open_model(folder, products=products).encode(texts)
     return process_memory.peak() / 2**20
 
 
-def measure(model: str, parts: list[list[str]], batch_sizes: list[int]) -> dict[str, Any]:
+def measure(model: str, parts: list[list[str]], batch_sizes: list[int], products: str = "float32") -> dict[str, Any]:
     """Return the results: seconds of each side by part, and for each peer how many times faster our side is."""
-    first = seconds(lambda texts: open_model(model).encode(texts), parts[0])[0]
-    compared = sides(model, batch_sizes)
+    first = seconds(lambda texts: open_model(model, products=products).encode(texts), parts[0])[0]
+    compared = sides(model, batch_sizes, products)
     for encode in compared.values():
         encode(parts[0])  # compiles every shape and fills the caches
     times: dict[str, list[float]] = {name: [] for name in compared}
@@ -116,9 +119,10 @@ def measure(model: str, parts: list[list[str]], batch_sizes: list[int]) -> dict[
             taken, vectors[name] = seconds(encode, part)
             times[name].append(taken)
         worst = float(np.max([worst, *(np.abs(vectors[OURS] - other).max() for other in vectors.values())]))
-    if not worst <= CLOSE:  # `not <=` also catches NaN
+    if not worst <= CLOSE[products]:  # `not <=` also catches NaN
         raise UserError(f"The sides disagree by {worst:.1e}: they do not encode alike, so no times are told.")
     return {
+        "products": products,
         "sentences": sum(map(len, parts)),
         "parts": len(parts),
         "worst difference": worst,
@@ -130,8 +134,25 @@ def measure(model: str, parts: list[list[str]], batch_sizes: list[int]) -> dict[
             for name in compared
             if name != OURS
         },
-        "peak MiB": peak_memory(model, parts[0], batch_sizes[0]),
+        "peak MiB": peak_memory(model, parts[0], batch_sizes[0], products),
     }
+
+
+def table(figures: dict[str, Any]) -> list[str]:
+    """Return lines: how the vectors agree, a line for each side, and the time of our first part."""
+    count = figures["sentences"]
+    lines = [
+        f"{count:,} sentences in {figures['parts']} parts, our products of {figures['products']}; vectors differ by "
+        f"{figures['worst difference']:.1e} at most"
+    ]
+    for name, times in figures["seconds"].items():
+        line = f"  {name:34s} {sum(times):6.1f} s, {count / sum(times):,.0f} sentences/s"
+        if name in figures["ratio"]:
+            low, high = min(figures["ratio by part"][name]), max(figures["ratio by part"][name])
+            line += f"; ours is {figures['ratio'][name]:.2f} x as fast ({low:.2f} to {high:.2f} by part)"
+        lines.append(line + (f"; peak {figures['peak MiB'][name]:,.0f} MiB" if name in figures["peak MiB"] else ""))
+    first = f"  our first part in a process, weights and compilation included: {figures['first part']:.1f} s"
+    return [*lines, first]
 
 
 def define_flags() -> None:
@@ -141,6 +162,7 @@ def define_flags() -> None:
     flags.DEFINE_string("data", "", "SentEval's data: its folder or a senteval.tar. Default: fetched from the Hub.")
     flags.DEFINE_integer("parts", 10, "Into how many parts the sentences are dealt.", lower_bound=1)
     flags.DEFINE_integer("sentences", 0, "Encode that many sentences, drawn at random; 0 = all.", lower_bound=0)
+    flags.DEFINE_enum("products", "float32", list(CLOSE), "Factors of our matrix products.")
     flags.DEFINE_list("peer_batch_size", ["32", "128"], "sentence-transformers' batch sizes.")
     flags.DEFINE_string("json", "", "Write the figures there as well.")
 
@@ -152,16 +174,8 @@ def main() -> None:
     found = list(open_column(FLAGS.texts)) if FLAGS.texts else sts_sentences(FLAGS.data)
     texts = distinct(found, FLAGS.sentences)
     parts = [texts[n :: FLAGS.parts] for n in range(FLAGS.parts)]
-    figures = measure(FLAGS.model, parts, [int(size) for size in FLAGS.peer_batch_size])
-    worst = figures["worst difference"]
-    print(f"{len(texts):,} sentences in {len(parts)} parts; vectors differ by {worst:.1e} at most")
-    for name, times in figures["seconds"].items():
-        print(f"  {name:34s} {sum(times):6.1f} s, {len(texts) / sum(times):,.0f} sentences/s", end="")
-        if name in figures["ratio"]:
-            low, high = min(figures["ratio by part"][name]), max(figures["ratio by part"][name])
-            print(f"; ours is {figures['ratio'][name]:.2f} x as fast ({low:.2f} to {high:.2f} by part)", end="")
-        print(f"; peak {figures['peak MiB'][name]:,.0f} MiB" if name in figures["peak MiB"] else "")
-    print(f"  our first part in a process, weights and compilation included: {figures['first part']:.1f} s")
+    figures = measure(FLAGS.model, parts, [int(size) for size in FLAGS.peer_batch_size], FLAGS.products)
+    print("\n".join(table(figures)))
     if FLAGS.json:
         Path(FLAGS.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

@@ -40,6 +40,7 @@ class Side:
                 "model.tokenizer": work.tokenizer,
                 "model.dtype": work.dtype,
                 "model.unroll": work.unroll,
+                "model.products": work.products,
                 **{f"model.{key}": value for key, value in dataclasses.asdict(work.sizes).items()},
                 "data.files": work.data,
                 "data.max_length": work.max_length,

@@ -9,6 +9,7 @@ InfoNCE at temperature 0.05, AdamW with linear decay, clipping at 1. The sides (
     jax                    ours: sentences packed into rows
     torch                  transformers' BertModel padded to the batch's longest, both views in one batch, PyTorch's
                            attention kernels, fused AdamW, autocast for bfloat16
+    torch-autocast         `torch` with autocast to bfloat16, whatever --dtype
     torch-eager            the same with transformers' plain attention
     torch-compile          `torch` with torch.compile
     sentence-transformers  its own trainer (pip install 'sentence-transformers[train]'), tokenising included
@@ -49,6 +50,7 @@ OURS = "jax"
 SIDES: dict[str, tuple[str, tuple[Any, ...]]] = {
     OURS: ("benchmarks.train_ours", ()),
     "torch": ("benchmarks.train_torch", ()),
+    "torch-autocast": ("benchmarks.train_torch", (False, "sdpa", True)),
     "torch-eager": ("benchmarks.train_torch", (False, "eager")),
     "torch-compile": ("benchmarks.train_torch", (True,)),
     "sentence-transformers": ("benchmarks.train_sentence_transformers", ()),
@@ -70,7 +72,7 @@ def share_and_check(work: Work, with_torch: bool) -> dict[str, float]:
 
     Raises UserError if they are too large.
     """
-    check = dataclasses.replace(work, dropout=0.0, dtype="float32")
+    check = dataclasses.replace(work, dropout=0.0, dtype="float32", products="float32")
     with started(OURS, check) as ours:
         ours.call("share")
         if not with_torch:
@@ -120,6 +122,7 @@ def measure(work: Work, sides: list[str], steps: int, rounds: int) -> dict[str, 
         "batch size": work.batch_size,
         "max length": work.max_length,
         "dtype": work.dtype,
+        "products": work.products,
         "steps a round": steps,
         "tokens a sentence": float(lengths.mean()),
         "model FLOPs a step": (flops := work.flops(lengths)),
@@ -200,6 +203,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("batch", 64, "Sentences a step.", lower_bound=2)
     flags.DEFINE_integer("max_length", 32, "Tokens of the longest sentence.", lower_bound=3)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What the encoder computes in.")
+    flags.DEFINE_enum("products", "float32", ["float32", "bfloat16", "auto"], "Our model.products.")
     flags.DEFINE_enum("unroll", "auto", ["auto", "on", "off"], "Our model.unroll.")
     flags.DEFINE_list("sides", [OURS, "torch", "torch-compile"], f"Some of {', '.join(SIDES)}; {OURS} is always one.")
     flags.DEFINE_integer("steps", 10, "Steps of each side in a round.", lower_bound=1)
@@ -228,6 +232,7 @@ def main() -> None:
             FLAGS.dtype,
             max(total, CHECKED_STEPS),
             unroll=FLAGS.unroll,
+            products=FLAGS.products,
         )
         figures = measure(work, FLAGS.sides, FLAGS.steps, FLAGS.rounds)
     title = f"{FLAGS.model}, batch {FLAGS.batch}, {FLAGS.max_length} tokens, {FLAGS.dtype}"

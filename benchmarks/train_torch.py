@@ -21,10 +21,13 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Side:
-    """Hold a model in training, and its current state. attention: "sdpa" or "eager", as transformers names it."""
+    """Hold a model in training, and its current state.
 
-    def __init__(self, work: Work, compiled: bool = False, attention: str = "sdpa"):
-        self.work = work
+    attention: "sdpa" or "eager", as transformers names it. autocast: to bfloat16, also where the work is in float32.
+    """
+
+    def __init__(self, work: Work, compiled: bool = False, attention: str = "sdpa", autocast: bool = False):
+        self.work, self.autocast = work, autocast or work.dtype == "bfloat16"
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(0)
         self.model = _first_model(work, attention).to(self.device).train()
@@ -79,7 +82,7 @@ class Side:
             torch.cuda.synchronize()
 
     def _loss(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.work.dtype == "bfloat16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             z = self.model(input_ids=ids, attention_mask=mask).pooler_output
         anchors, positives = functional.normalize(z.float(), dim=-1).chunk(VIEWS)
         cosines = anchors @ positives.T

@@ -39,6 +39,7 @@ class Work:
     steps: int
     dropout: float = DROPOUT
     unroll: str = "auto"  # our side's model.unroll
+    products: str = "float32"  # our side's model.products
 
     @property
     def model(self) -> Path:
