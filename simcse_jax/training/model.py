@@ -143,7 +143,8 @@ def load_predictor(
             f"of them; the run has data.max_length = {config.data.max_length} and {tokens} tokens.\n"
             f"Use --config.data.max_length={longest} or less, and a model with the run's vocabulary."
         )
-    own = Encoder(**encoder.shared | {"architecture": sizes}, has_mlm_head=True, unroll=encoder.unroll)
+    shared = encoder.dtype, encoder.param_dtype, encoder.products
+    own = Encoder(sizes, *shared, has_mlm_head=True, unroll=encoder.unroll)
 
     load = functools.partial(_load, source, own, mlm_head=True)
     special = ~vocabulary_of(tokenizer).predictable
