@@ -103,7 +103,7 @@ def _require_free(workdir: Path) -> None:
 
 
 def _is_foreign(path: Path) -> bool:
-    if path.name.startswith(".") or path.name == "lost+found":
+    if path.name.startswith(".") or path.name in ("lost+found", "tensorboard"):  # the latter perhaps a link elsewhere
         return path.name == ".git"
     return path.is_dir() or path.suffix.lower() not in _BESIDE
 

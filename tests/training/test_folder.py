@@ -67,6 +67,7 @@ def test_logs_notes_and_hidden_files_may_lie_in_the_folder_of_a_new_run(tmp_path
     for name in ("train.log", "nohup.out", "README.md", "run.sh", ".hidden", "simcse-7.mend"):
         (tmp_path / name).touch()
     (tmp_path / ".tokenizer.partial").mkdir()  # left by a start that was killed
+    (tmp_path / "tensorboard").symlink_to(tmp_path.parent)
     with locked_folder(tmp_path):
         pass
 
