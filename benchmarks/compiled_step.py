@@ -32,7 +32,7 @@ def lower(mesh: Mesh, sizes: Architecture, batch_size: int, dtype: str, changes:
     values: dict[str, Any] = {"data.files": "none", "train.batch_size": batch_size, "model.dtype": dtype}
     recipe.update_from_flattened_dict(values | changes)
     config = resolve(recipe, (), mesh.size)
-    unroll = unrolls(config.model, mesh.devices.flat[0].platform)
+    unroll = unrolls(config, mesh.devices.flat[0].platform)
     encoder = Encoder(sizes, jnp.dtype(dtype), has_head=True, unroll=unroll, remat=config.model.remat)
     program = make_program(config, encoder, mesh, views=2, total_steps=1000)
     rows = math.ceil(ROWS * config.group_size / GROUP)

@@ -24,9 +24,9 @@ from jax.sharding import Mesh
 from benchmarks.compiled_step import ENCODERS, GROUP, ROW_LENGTH, ROWS, lower, memory_of
 from simcse_jax import cli
 from simcse_jax.config.schema import ObjectiveConfig
+from simcse_jax.planning.topologies import topology_chips
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.mesh import make_mesh
-from simcse_jax.training.plan import topology_chips
 
 FLAGS = flags.FLAGS
 

@@ -1,15 +1,15 @@
 """Bound the time of a training step by published figures of chips: arithmetic, memory and links of the compiled step.
 
-    JAX_PLATFORMS=cpu python -m benchmarks.roofline --topology=v5e:2x4 --model=bert-base --batch=512
-    JAX_PLATFORMS=cpu python -m benchmarks.roofline --dtype=bfloat16,float32 --breakdown --json=FILE
+    JAX_PLATFORMS=cpu python -m benchmarks.roofline --topology=v5e:2x4,h100:8 --model=bert-base --batch=512
+    JAX_PLATFORMS=cpu python -m benchmarks.roofline --topology=h100:1 --set=model.unroll=off --breakdown --json=FILE
     python -m benchmarks.roofline --on=device --batch=64,512
 
-The step is the real one (benchmarks/compiled_step.py). The TPU's own compiler compiles it for chips that need not be
-present (pip install libtpu): minutes a step, and nothing runs. With --on=device, the compiler of one present device
-does. All figures are of one chip and one step. benchmarks/hlo_costs.py explains what is counted, and how it differs
-from XLA's own `cost_analysis()`, which counts a loop's body once. The published figures (benchmarks/chips.py) are
-taken as fully reached, so no step can be faster. The longest of the three times is the bound, since the other two can
-overlap with it.
+The step is the real one (benchmarks/compiled_step.py). The compiler of the TPU or GPU compiles it for chips that need
+not be present (pip install '.[tpu-plan]' or '.[gpu-plan]'): minutes a step, and nothing runs. With --on=device, the
+compiler of one present device does. All figures are of one chip and one step. simcse_jax/planning/hlo_costs.py explains
+what is counted, and how it differs from XLA's own `cost_analysis()`, which counts a loop's body once. The published
+figures (simcse_jax/planning/chips.py) are taken as fully reached, so no step can be faster. The longest of the three
+times is the bound, since the other two can overlap with it.
 """
 
 from __future__ import annotations
@@ -24,101 +24,19 @@ from typing import Any
 from absl import flags
 from jax.sharding import Mesh
 
-from benchmarks.chips import CHIPS, Assumed, Chip, Sent, gathered
 from benchmarks.compiled_step import ENCODERS, lower, memory_of
-from benchmarks.hlo_costs import GROUPS, Part, parts
 from benchmarks.scaling import whole_numbers
 from simcse_jax import cli
+from simcse_jax.config.schema import KEYS
+from simcse_jax.planning.hlo_costs import GROUPS, Part
+from simcse_jax.planning.least_time import bound, chip_of, work
+from simcse_jax.planning.topologies import topology_chips
 from simcse_jax.system.errors import UserError
-from simcse_jax.training.collectives import Collective, collectives
 from simcse_jax.training.mesh import make_mesh
-from simcse_jax.training.plan import topology_chips
 
 FLAGS = flags.FLAGS
 
-PUBLISHED = Assumed(peak_share=1.0, link_share=1.0, launch=0.0)
-KINDS = {
-    "TPU v5 lite": "v5e",
-    "TPU v5": "v5p",
-    "TPU v6 lite": "v6e",
-    "NVIDIA H100 80GB HBM3": "h100",
-    "NVIDIA H200": "h200",
-}
 DTYPES = ("float32", "bfloat16")
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """Hold what one chip does in one step."""
-
-    flops: float  # of products
-    exact_flops: float  # the part in float32 at full precision
-    accessed: float  # bytes, in whichever memory
-    hbm: float  # bytes through main memory, padding included
-    unknown_loops: int  # instructions in loops of unknown length, counted once
-    xla_flops: float  # XLA's own counts, with a loop's body counted once
-    xla_accessed: float
-    accessed_once: float  # as `accessed`, with a loop's body counted once, to compare with XLA's
-    memory: dict[str, int]
-    sent: list[Collective]
-    parts: list[Part]
-
-
-def work(text: str, cost: dict[str, float], memory: dict[str, int], is_tpu: bool, chips: int) -> Work:
-    """Return the work of a compiled program from its text, `cost_analysis()` and `memory_of`.
-
-    One chip alone sends nothing.
-    """
-    found = parts(text, is_tpu)
-    return Work(
-        flops=sum(part.flops * part.runs for part in found),
-        exact_flops=sum(part.exact_flops * part.runs for part in found),
-        accessed=sum(part.accessed * part.runs for part in found),
-        hbm=sum(part.hbm * part.runs for part in found),
-        unknown_loops=sum(part.times is None for part in found),
-        xla_flops=float(cost.get("flops", 0.0)),
-        xla_accessed=float(cost.get("bytes accessed", 0.0)),
-        accessed_once=sum(part.accessed for part in found),
-        memory=memory,
-        sent=collectives(text) if chips > 1 else [],
-        parts=found,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Bound:
-    """Hold the seconds of one step that a chip's published figures allow, by resource."""
-
-    arithmetic: float
-    hbm: float
-    links: float
-
-    @property
-    def seconds(self) -> float:
-        return max(self.arithmetic, self.hbm, self.links)
-
-    @property
-    def binds(self) -> str:
-        sides = {"arithmetic": self.arithmetic, "HBM": self.hbm, "links": self.links}
-        return max(sides, key=lambda side: sides[side])
-
-
-def bound(done: Work, chip: Chip, shape: tuple[int, ...], chips: int) -> Bound:
-    """Return the bound of this work; shape: the axes of the chips in a torus.
-
-    Products of float32 in full precision run at the chip's rate for those, all others at that of bfloat16, to which
-    TPUs round factors by default.
-    """
-    sent = sum((sent_by(one, chip, shape, chips) for one in done.sent), Sent())
-    arithmetic = (done.flops - done.exact_flops) / chip.peak + done.exact_flops / chip.float32_peak
-    return Bound(arithmetic, done.hbm / chip.hbm, sent.seconds)
-
-
-def sent_by(one: Collective, chip: Chip, shape: tuple[int, ...], chips: int) -> Sent:
-    """Return what a collective over all chips sends; an all-reduce is a scatter and a gather."""
-    size = one.bytes * chips if one.kind == "reduce-scatter" else one.bytes
-    passes = 2 if one.kind == "all-reduce" else 1
-    return gathered(chip, chips, size, PUBLISHED, shape) * (passes * (1 if one.times is None else one.times))
 
 
 HEADER = (
@@ -199,17 +117,20 @@ def short(op_name: str) -> str:
 
 
 def measure(
-    mesh: Mesh, shape: tuple[int, ...], model: str, dtype: str, batch: int, unroll: bool = False
+    mesh: Mesh, shape: tuple[int, ...], model: str, dtype: str, batch: int, changes: dict[str, Any]
 ) -> tuple[dict[str, Any], list[Part]]:
-    """Return the figures of one step, ready for JSON, and its parts."""
-    compiled = lower(mesh, ENCODERS[model], batch, dtype, {"model.unroll": "on" if unroll else "off"}).compile()
+    """Return the figures of one step, ready for JSON, and its parts.
+
+    shape: the axes of the chips in a torus. changes: keys of the recipe by their full names.
+    """
+    compiled = lower(mesh, ENCODERS[model], batch, dtype, changes).compile()
     device = mesh.devices.flat[0]
     cost, is_tpu = compiled.cost_analysis() or {}, device.platform == "tpu"
     done = work(compiled.as_text(), cost, memory_of(compiled), is_tpu, mesh.size)
-    kind = KINDS.get(device.device_kind)
+    chip = chip_of(device.device_kind)
     times = None
-    if kind:
-        found = bound(done, CHIPS[kind], shape, mesh.size)
+    if chip:
+        found = bound(done, chip, shape, mesh.size)
         times = dataclasses.asdict(found)
         times |= {"binds": found.binds, "seconds": found.seconds, "sentences": batch / found.seconds}
     figures = {
@@ -218,7 +139,7 @@ def measure(
         "model": model,
         "dtype": dtype,
         "batch": batch,
-        "unroll": unroll,
+        "changes": changes,
         "work": dataclasses.asdict(done),
         "bound": times,
     }
@@ -231,20 +152,35 @@ def meshes() -> Iterator[tuple[Mesh, tuple[int, ...]]]:
         yield make_mesh(1), ()
         return
     for topology in FLAGS.topology:
-        chips = topology_chips(topology).devices
-        places = [chip.coords for chip in chips]
-        shape = tuple(len(set(axis)) for axis in zip(*places, strict=True))
-        yield make_mesh(len(chips), devices=chips), shape
+        chips = topology_chips(topology)
+        yield make_mesh(len(chips.devices), devices=chips.devices), chips.axes
+
+
+def given_keys(settings: list[str]) -> dict[str, Any]:
+    """Return the keys of a recipe that are given as `section.key=value`; UserError for others and for wrong types."""
+    found = {}
+    for setting in settings:
+        name, sign, value = setting.partition("=")
+        if not sign or name not in KEYS:
+            raise UserError(f"--set={setting}: must be section.key=value, with a key of `--help-config`.")
+        kind = KEYS[name].type
+        try:
+            found[name] = {"True": True, "False": False}[value] if kind is bool else kind(value)
+        except (KeyError, ValueError):
+            raise UserError(
+                f"--set={setting}: {name} takes {kind.__name__}, for example {KEYS[name].default}."
+            ) from None
+    return found
 
 
 def define_flags() -> None:
     """Define the command's flags; only the command calls this, so that tests of other commands may import this file."""
     flags.DEFINE_enum("on", "topology", ["topology", "device"], "Chips that need not be there, or one that is.")
-    flags.DEFINE_list("topology", ["v5e:2x4", "v5p:2x2x2", "v6e:2x4"], "TPU topologies.")
+    flags.DEFINE_list("topology", ["v5e:2x4", "v5p:2x2x2", "v6e:2x4"], "Topologies of TPUs and GPUs.")
     flags.DEFINE_list("model", ["bert-base"], f"Some of {', '.join(ENCODERS)}.")
     flags.DEFINE_list("dtype", ["bfloat16"], f"What the encoder computes in, some of {', '.join(DTYPES)}.")
     flags.DEFINE_list("batch", ["512"], "Global batch sizes.")
-    flags.DEFINE_bool("unroll", False, "Layers as straight-line code (model.unroll).")
+    flags.DEFINE_list("set", [], "Keys of the recipe, such as model.unroll=off.")
     flags.DEFINE_bool("breakdown", False, "Say what accesses the bytes.")
     flags.DEFINE_integer("most", 40, "How many instructions --breakdown lists.", 1)
     flags.DEFINE_string("json", "", "Write every figure there as well.")
@@ -257,12 +193,12 @@ def main() -> None:
         if unknown:
             raise UserError(f"--{name}={','.join(given)}: {unknown[0]!r} is not one of {', '.join(known)}.")
     batches = whole_numbers("batch", FLAGS.batch)
-    cases = []
+    changes, cases = given_keys(FLAGS.set), []
     for mesh, shape in meshes():
         for model in FLAGS.model:
             for dtype in FLAGS.dtype:
                 for batch in batches:
-                    case, found = measure(mesh, shape, model, dtype, batch, FLAGS.unroll)
+                    case, found = measure(mesh, shape, model, dtype, batch, changes)
                     cases.append(case)
                     print("\n".join([HEADER, row(case), "", *notes(case), ""]), flush=True)
                     if FLAGS.breakdown:

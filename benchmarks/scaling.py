@@ -3,8 +3,8 @@
     python -m benchmarks.scaling
     python -m benchmarks.scaling --model=bert-large --chips=h100 --batch=32768 --json=FILE --plot=FILE
 
-Prints benchmarks/scaling_tables.md. benchmarks/scaling_model.py has the formulas, benchmarks/chips.py the chips
-and the assumptions about them.
+Prints benchmarks/scaling_tables.md. benchmarks/scaling_model.py has the formulas, simcse_jax/planning/chips.py the
+chips and the assumptions about them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks.chips import CHIPS, Assumed, Chip
 from benchmarks.scaling_model import MODELS, SUPERVISED, UNSUPERVISED, Model, Recipe, Step, step
 from simcse_jax import cli
+from simcse_jax.planning.chips import CHIPS, Assumed, Chip
 from simcse_jax.system.errors import UserError
 
 FLAGS = flags.FLAGS

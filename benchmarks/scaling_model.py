@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from benchmarks.chips import Assumed, Chip, Sent, gathered
 from benchmarks.sizes import SIZES
+from simcse_jax.planning.chips import Assumed, Chip, Sent, gathered
 
 FLOAT32 = 4
 

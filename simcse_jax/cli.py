@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from simcse_jax.system.devices import quiet_tpu_library
+from simcse_jax.system.devices import quiet_cuda_plugin, quiet_tpu_library
 from simcse_jax.system.errors import UserError, wrong_flags
 
 USER_ERROR_STATUS = 2
@@ -35,6 +35,7 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None, inter
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": it is not needed
     quiet_tpu_library()
+    quiet_cuda_plugin()
 
     _prepare_streams()
     sys.unraisablehook = _unraisable

@@ -5,6 +5,7 @@ The same command resumes an interrupted run. Several processes can train one run
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -63,8 +64,17 @@ _HELP_CONFIG = flags.DEFINE_bool(
 _SEARCH = flags.DEFINE_bool(
     "search", True, "With --plan: compile other batch sizes too, to find the largest that fits."
 )
+_LENGTHS = flags.DEFINE_string(
+    "lengths",
+    "",
+    "With --plan: read no data, but assume texts of MEAN,DEVIATION tokens after the cut at data.max_length, such as "
+    "21.9,8.9, or max for the longest. So does an empty data.files.",
+)
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", "", "With --plan: a TPU topology such as v5e:4x4 instead of this machine's devices."
+    "topology",
+    "",
+    "With --plan: devices that need not be there instead of this machine's: a TPU slice such as v5e:4x4, or GPUs such "
+    "as h100:8.",
 )
 
 
@@ -79,8 +89,9 @@ def main() -> int:
     require_recipe(recipe)
     if _PLAN.value:
         return _plan()
-    if _TOPOLOGY.value:
-        raise UserError(f"--topology={_TOPOLOGY.value} is for plans. Add --plan, or leave it out to train here.")
+    for name, value in (("topology", _TOPOLOGY.value), ("lengths", _LENGTHS.value)):
+        if value:
+            raise UserError(f"--{name}={value} is for plans. Add --plan, or leave it out to train here.")
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(recipe)
     _join()
 
@@ -133,12 +144,17 @@ def _train(config: Config, workdir: Path) -> int:
 
 def _plan() -> int:
     """Print the plan of the recipe's step."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # XLA would report a compilation of minutes as an error
+
     from simcse_jax.config.resolve import resolve
-    from simcse_jax.training.plan import print_plan, topology_chips, visible_chips
+    from simcse_jax.planning.lengths import parse_lengths
+    from simcse_jax.planning.plan import print_plan
+    from simcse_jax.planning.topologies import topology_chips, visible_chips
 
     chips = topology_chips(_TOPOLOGY.value) if _TOPOLOGY.value else visible_chips()
     overridden = config_flags.get_override_values(flags.FLAGS["config"])
-    print_plan(resolve(_CONFIG.value, overridden, len(chips.devices)), chips, search=_SEARCH.value)
+    config = resolve(_CONFIG.value, overridden, len(chips.devices), needs_data=False)
+    print_plan(config, chips, search=_SEARCH.value, lengths=parse_lengths(_LENGTHS.value, config.data))
     return 0
 
 

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import scaling
-from benchmarks.chips import CHIPS, Assumed, fast_links, gathered, torus_shape
 from benchmarks.compiled_step import ENCODERS
 from benchmarks.scaling_model import (
     MODELS,
@@ -28,7 +27,8 @@ from benchmarks.scaling_model import (
 from simcse_jax.config.schema import OptimizerConfig
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.model import Encoder
-from simcse_jax.training.collectives import Collective, collectives
+from simcse_jax.planning.chips import CHIPS, Assumed, fast_links, gathered, torus_shape
+from simcse_jax.planning.collectives import Collective, collectives
 from simcse_jax.training.mesh import AXES, part_specs, state_shardings
 from simcse_jax.training.state import init_state, make_optimizer
 from simcse_jax.training.step import compile_train_step, make_train_step

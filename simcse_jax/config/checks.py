@@ -10,8 +10,10 @@ from simcse_jax.data.positives import POSITIVES
 from simcse_jax.system.errors import UserError
 
 
-def require_consistent(config: Config) -> None:
-    """Raise UserError where keys that are each in range do not go together."""
+def require_consistent(config: Config, needs_data: bool = True) -> None:
+    """Raise UserError where keys that are each in range do not go together, and without data unless none are needed."""
+    if needs_data:
+        require(bool(config.data.files), "data.files", config.data.files, "a file, glob or Hub name")
     for check in (_check_model, _check_data, _check_views, _check_loss):
         check(config)
     values = config.flat()
@@ -47,7 +49,6 @@ def _check_model(config: Config) -> None:
 
 def _check_data(config: Config) -> None:
     data, model = config.data, config.model
-    require(bool(data.files), "data.files", data.files, "a file, glob or Hub name")
     if config.objective.loss == NO_LOSS:
         if data.positive not in ("dropout", "columns"):
             raise UserError(

@@ -139,8 +139,8 @@ class ModelConfig:
     unroll: str = key(
         "auto",
         """Compile layers as straight-line code ("on", slower to compile) or as a loop ("off"). "auto": on for CPUs,
-        where it is a fifth faster; off for GPUs and TPUs, where it moves more bytes (benchmarks/README.md), and with
-        model.remat.""",
+        where it is a fifth faster, and for GPUs without mesh.fsdp, where it moves a third fewer bytes; off for TPUs,
+        where it moves more (benchmarks/README.md), and with model.remat.""",
         one_of=("auto", "on", "off"),
         layout=True,
     )

@@ -1,4 +1,4 @@
-"""Start JAX's devices without the messages and signal handlers of the TPU library on machines without a TPU."""
+"""Start JAX's devices without the messages and signal handlers of libraries for devices that are not there."""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ def quiet_tpu_library() -> None:
         os.environ.update({name: value for name, value in NO_TPU.items() if name not in os.environ})
 
 
+def quiet_cuda_plugin() -> None:
+    """Let JAX load its CUDA plug-in on a machine without a GPU, where it would complain about missing libraries.
+
+    Such a machine has the plug-in for its compiler (the extra gpu-plan), and runs on what else it has.
+    """
+    if not any(os.path.exists(name) for name in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")):
+        os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+
+
 _started_by: list[int] = []  # the process that started the devices
 
 
@@ -46,6 +55,7 @@ def start_devices() -> None:
     """
     require_unforked()
     quiet_tpu_library()
+    quiet_cuda_plugin()
     import jax  # it reads the variables
 
     jax.devices()

@@ -93,6 +93,11 @@ def load_data(config: Config, tokenizer: Any) -> tuple[Corpus, int, Batches]:
     """Return the tokenised data, the number of times that each of its texts is encoded, and its batches."""
     with about("data.files", "files of text"):
         corpus = load_texts(config, config.data.files, tokenizer)
+    return corpus, *make_batches(config, tokenizer, corpus)
+
+
+def make_batches(config: Config, tokenizer: Any, corpus: Corpus) -> tuple[int, Batches]:
+    """Return the number of times that each text of a corpus is encoded, and the batches of a run on it."""
     seed, views = config.train.seed, 0
     examples: Examples = ColumnExamples(corpus)
     if config.objective.loss != "none":
@@ -103,7 +108,7 @@ def load_data(config: Config, tokenizer: Any) -> tuple[Corpus, int, Batches]:
     masking = make_masking(config, tokenizer, seed)
     replacing = _make_replacing(config, tokenizer) if views else None
     layout = dataclasses.replace(make_layout(config), separate_anchors=has_separate_anchors(config, views))
-    return corpus, views, Batches(examples, layout, seed, masking, replacing, config.objective.queue > 0)
+    return views, Batches(examples, layout, seed, masking, replacing, config.objective.queue > 0)
 
 
 def load_texts(config: Config, files: str, tokenizer: Any, split: str = "train") -> Corpus:

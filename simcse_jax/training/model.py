@@ -95,7 +95,7 @@ def make_encoder(config: Config, folder: Path | None, vocab_size: int, platform:
             f"Use --config.objective.widths={sizes.hidden_size},{sizes.hidden_size // 2}, for example."
         )
     parameters = jnp.float64 if model.dtype == "float64" else jnp.float32
-    unroll = unrolls(model, platform)
+    unroll = unrolls(config, platform)
     return Encoder(
         sizes,
         jnp.dtype(model.dtype),
@@ -108,13 +108,17 @@ def make_encoder(config: Config, folder: Path | None, vocab_size: int, platform:
     )
 
 
-def unrolls(model: ModelConfig, platform: str) -> bool:
+def unrolls(config: Config, platform: str) -> bool:
     """Return whether layers run as straight-line code on devices of this platform, "cpu", "gpu" or "tpu".
 
     With `remat` only where asked for: in straight-line code a CPU's scheduler recomputes all layers at once, which
-    takes the memory that `remat` is to save; in a loop it recomputes one after another.
+    takes the memory that `remat` is to save; in a loop it recomputes one after another. With mesh.fsdp on GPUs as
+    well: a loop gathers one layer after another, whatever the compiler.
     """
-    return model.unroll == "on" or (model.unroll == "auto" and platform == "cpu" and not model.remat)
+    model = config.model
+    if model.unroll != "auto":
+        return model.unroll == "on"
+    return not model.remat and (platform == "cpu" or (platform == "gpu" and config.mesh.fsdp == 1))
 
 
 def load_predictor(

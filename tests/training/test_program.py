@@ -14,9 +14,10 @@ from simcse_jax.data.batches import Batch
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.model import Encoder
-from simcse_jax.training.collectives import Collective, collectives
+from simcse_jax.planning.collectives import Collective, collectives
 from simcse_jax.training.feeding import batch_shapes
 from simcse_jax.training.mesh import make_mesh, part_specs
+from simcse_jax.training.model import unrolls
 from simcse_jax.training.program import Program, make_program
 
 WIDTH, BATCH = 256, 1024
@@ -106,3 +107,24 @@ def test_a_device_keeps_its_part_of_parameters_and_moments(fsdp: int) -> None:
     vectors = (size(PARAMETERS) - split) / fsdp
     batch = 4 * (2 * 4 * 23 * 64 + 2 * 2 * 64) + 4 * 2 * BATCH  # groups' tokens and sentences, and text numbers
     assert compiled(fsdp, 0)[1] == pytest.approx(3 * (split / 8 + vectors) + batch, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("platform", "changes", "expected"),
+    [
+        ("cpu", {}, True),
+        ("gpu", {}, True),
+        ("tpu", {}, False),
+        ("cpu", {"mesh.fsdp": 2}, True),
+        ("gpu", {"mesh.fsdp": 2}, False),
+        ("gpu", {"model.remat": True}, False),
+        ("tpu", {"model.unroll": "on"}, True),
+        ("gpu", {"model.unroll": "off"}, False),
+    ],
+)
+def test_layers_are_straight_line_code_where_that_moves_fewer_bytes(
+    platform: str, changes: dict[str, Any], expected: bool
+) -> None:
+    recipe = base.get_config()
+    recipe.update_from_flattened_dict({"data.files": "none"} | changes)
+    assert unrolls(resolve(recipe, (), 8), platform) is expected

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.hlo import Module
+from simcse_jax.planning.hlo import Module
 
 # A loop as a TPU's compiler leaves it: nothing notes how often it turns.
 COUNTED = """

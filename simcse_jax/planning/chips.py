@@ -54,7 +54,10 @@ CHIPS = {
     # nvidia.com/en-us/data-center/h100 (SXM): 1,979 TFLOP/s with sparsity, so 989 dense; float32 67 TFLOP/s; 80 GB,
     # 3.35 TB/s; NVLink 900 GB/s, both directions together. DGX H100: 8 GPUs, a 400 Gb/s network card each.
     "h100": Chip("H100 SXM", 989e12, 67e12, 3.35e12, 8, 450e9, 50e9, 2e-6, 10e-6),
-    # nvidia.com/en-us/data-center/h200: the same but 141 GB, 4.8 TB/s.
+    # nvidia.com/en-us/data-center/a100 (SXM, 80 GB): bfloat16 312 TFLOP/s, float32 19.5; 2,039 GB/s; NVLink 600 GB/s,
+    # both directions together. DGX A100: 8 GPUs, a 200 Gb/s network card each.
+    "a100": Chip("A100 SXM", 312e12, 19.5e12, 2.039e12, 8, 300e9, 25e9, 2e-6, 10e-6),
+    # nvidia.com/en-us/data-center/h200: as the H100 but 141 GB, 4.8 TB/s.
     "h200": Chip("H200 SXM", 989e12, 67e12, 4.8e12, 8, 450e9, 50e9, 2e-6, 10e-6),
 }
 

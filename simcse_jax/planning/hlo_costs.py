@@ -19,8 +19,8 @@ import dataclasses
 import math
 import re
 
-from benchmarks.hlo import Array, Instruction, Module, bits
-from simcse_jax.training.collectives import KINDS
+from simcse_jax.planning.collectives import KINDS
+from simcse_jax.planning.hlo import Array, Instruction, Module, bits
 
 # These move nothing: they name existing arrays, or call a computation that is counted itself.
 _FREE = {

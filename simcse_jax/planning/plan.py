@@ -3,75 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from simcse_jax.config.schema import Config
 from simcse_jax.data.batches import format_rows
-from simcse_jax.data.tokenizer import load_tokenizer
-from simcse_jax.data.vocabulary import id_count
 from simcse_jax.encoder.products import precision
-from simcse_jax.system.errors import UserError
-from simcse_jax.training.collectives import Collective, collectives
-from simcse_jax.training.feeding import batch_shapes, load_data
+from simcse_jax.planning.least_time import Work, bound, chip_of, work
+from simcse_jax.planning.lengths import Lengths, describe, load_plan_data
+from simcse_jax.planning.topologies import Chips, require_cuda_tools
+from simcse_jax.system.progress import while_doing
+from simcse_jax.training.feeding import batch_shapes
 from simcse_jax.training.mesh import make_mesh
-from simcse_jax.training.model import load_predictor, local_model, make_encoder, write_tokenizer
+from simcse_jax.training.model import load_predictor, local_model, make_encoder
 from simcse_jax.training.program import make_program
 
 GIB = 2**30
 SPARE = 0.03  # share of a device's memory that the largest batch leaves free, for compilers and allocators
 ATTEMPTS = 4  # batch sizes that are compiled, at most, to find the largest that fits
-# GiB that a program may use on each device, as the TPU compiler (libtpu 0.0.42) says when a program does not fit.
-# Topologies of TPU v4 list two devices a chip.
-TPU_MEMORY = {"TPU v4": 15.25, "TPU v5 lite": 15.75, "TPU v5": 95.74, "TPU v6 lite": 31.25}
-
-
-@dataclasses.dataclass(frozen=True)
-class Chips:
-    """Hold the devices to compile for, and the bytes of memory of each."""
-
-    devices: tuple[Any, ...]
-    memory: int
-
-
-def visible_chips() -> Chips:
-    """Return the devices of this machine. The virtual devices of a CPU share its memory equally."""
-    devices = tuple(jax.devices())
-    stats = devices[0].memory_stats() or {}
-    memory = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
-    return Chips(devices, int(memory))
-
-
-def topology_chips(topology: str) -> Chips:
-    """Return the chips of a TPU topology such as "v5e:4x4", to compile for; no TPU is needed.
-
-    UserError without libtpu, the TPU's compiler, and for a topology that it does not know.
-    """
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(
-            f"--topology={topology} needs the TPU's compiler, the package libtpu in the release that suits this JAX.\n"
-            "pip install 'jax[tpu]' (the extra tpu-plan)."
-        )
-    from jax.experimental import topologies
-
-    try:
-        devices = tuple(topologies.get_topology_desc(topology, "tpu").devices)
-    except Exception as error:
-        raise UserError(
-            f"--topology={topology} is unknown to the TPU's compiler: {str(error).splitlines()[0][:200]}\n"
-            "For example v4:2x2x1, v5e:2x2, v5e:4x4, v5p:2x2x2 or v6e:4x4; --config.mesh.data=1 plans for one chip."
-        ) from error
-    kind = devices[0].device_kind
-    if kind not in TPU_MEMORY:
-        raise UserError(f"The memory of a {kind!r} is not known here. Known: {', '.join(TPU_MEMORY)}.")
-    return Chips(devices, int(TPU_MEMORY[kind] * 2**30))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +33,7 @@ class StepPlan:
     batch_size: int
     memory: dict[str, int]  # state, batch, temporaries, total
     flops: int = 0  # of matrix products, padding included
-    xla_flops: float = 0.0  # the compiler's count, which counts a loop's body once
-    sent: tuple[Collective, ...] = ()
+    work: Work | None = None  # None where only memory is wanted
 
 
 class DoesNotFit(Exception):
@@ -92,21 +43,25 @@ class DoesNotFit(Exception):
 class Planner:
     """Compile steps of one recipe for a set of chips."""
 
-    def __init__(self, config: Config, chips: Chips):
-        """Read model sizes and data, but no weights; nothing is written but the cache of tokenised data."""
-        self.config, self.chips = config, chips
+    def __init__(self, config: Config, chips: Chips, lengths: Lengths | None = None):
+        """Read model sizes and data, but no weights; nothing is written but the cache of tokenised data.
+
+        lengths: of the texts; data are not read then.
+        """
+        self.config, self.chips, self.lengths = config, chips, lengths
         self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, chips.devices)
         folder = local_model(dataclasses.replace(config.model, init="random"))
-        with tempfile.TemporaryDirectory() as draft:
-            write_tokenizer(config, folder, Path(draft))
-            tokenizer = load_tokenizer(draft)
-        self.encoder = make_encoder(config, folder, id_count(tokenizer), chips.devices[0].platform)
-        _, self.views, self.batches = load_data(config, tokenizer)
+        tokenizer, entries, self.views, self.batches = load_plan_data(config, folder, lengths)
+        self.encoder = make_encoder(config, folder, entries, chips.devices[0].platform)
         self.predictor = load_predictor(config, self.encoder, folder, tokenizer, resumes=True)[0]
-        self.rows = self.batches.planned_rows
+        same_lengths = lengths is not None and not lengths.deviation
+        self.rows = self.batches.row_counts[0] if same_lengths else self.batches.planned_rows
 
-    def compile(self, batch_size: int) -> StepPlan:
-        """Return the plan of a step of this batch size; DoesNotFit where the compiler says so."""
+    def compile(self, batch_size: int, counts: bool = True) -> StepPlan:
+        """Return the plan of a step of this batch size; DoesNotFit where the compiler says so.
+
+        counts: also count operations, bytes and collectives.
+        """
         train = dataclasses.replace(self.config.train, batch_size=batch_size)
         config = dataclasses.replace(self.config, train=train)
         program = make_program(config, self.encoder, self.mesh, self.views, 1000, self.predictor)
@@ -115,8 +70,10 @@ class Planner:
         step: Any = program.train_step
         traced = step.trace(program.shapes, batch)
         try:
-            compiled = traced.lower().compile()
+            with while_doing(f"compiling batch {batch_size:,}"):
+                compiled = traced.lower().compile()
         except jax.errors.JaxRuntimeError as error:
+            require_cuda_tools(error)
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise DoesNotFit(str(error)) from error
@@ -131,19 +88,20 @@ class Planner:
             "temporaries": found.temp_size_in_bytes,
             "total": arguments + found.output_size_in_bytes - found.alias_size_in_bytes + found.temp_size_in_bytes,
         }
-        return StepPlan(
-            batch_size=batch_size,
-            memory=memory,
-            flops=product_flops(traced.jaxpr.jaxpr),
-            xla_flops=float((compiled.cost_analysis() or {}).get("flops", 0.0)),
-            sent=tuple(collectives(compiled.as_text())) if self.mesh.size > 1 else (),
-        )
+        if not counts:
+            return StepPlan(batch_size, memory)
+        cost, is_tpu = compiled.cost_analysis() or {}, self.mesh.devices.flat[0].platform == "tpu"
+        done = work(compiled.as_text(), cost, memory, is_tpu, self.mesh.size)
+        return StepPlan(batch_size, memory, product_flops(traced.jaxpr.jaxpr), done)
 
-    def largest(self, plan: StepPlan | None, limit: int) -> Iterator[tuple[int, bool]]:
+    def largest(
+        self, plan: StepPlan | None, limit: int, begin: Callable[[int], None] = lambda size: None
+    ) -> Iterator[tuple[int, bool]]:
         """Yield (batch size, whether it fits in `limit` bytes) for each size compiled in search of the largest.
 
         Memory is nearly linear in the batch size, so the next size to try is where the line through two known sizes
-        meets the limit. plan: that of the configured batch, None if it did not fit.
+        meets the limit. plan: that of the configured batch, None if it did not fit. begin: called with a size before
+        it is compiled.
         """
         unit = self.mesh.size * self.batches.layout.group_size * max(self.config.train.groups_at_once, 1)
         known = [plan] if plan else []
@@ -152,8 +110,9 @@ class Planner:
             size = next_size(known, limit, unit, fits, fails)
             if size in (fits, fails) or size < unit:
                 return
+            begin(size)
             try:
-                known.append(self.compile(size))
+                known.append(self.compile(size, counts=False))
                 ok = known[-1].memory["total"] <= limit
             except DoesNotFit:
                 ok = False
@@ -191,9 +150,18 @@ def product_flops(jaxpr: Any) -> int:
     return total
 
 
-def print_plan(config: Config, chips: Chips, say: Callable[[str], None] = print, search: bool = True) -> None:
-    """Compile a recipe's step and print what it needs, a line at a time; search: find the largest batch too."""
-    planner = Planner(config, chips)
+def print_plan(
+    config: Config,
+    chips: Chips,
+    say: Callable[[str], None] = print,
+    search: bool = True,
+    lengths: Lengths | None = None,
+) -> None:
+    """Compile a recipe's step and print what it needs, a line at a time.
+
+    search: find the largest batch too. lengths: of the texts, None to read the data.
+    """
+    planner = Planner(config, chips, lengths)
     mesh = planner.mesh
     for line in shapes(planner):
         say(line)
@@ -207,13 +175,18 @@ def print_plan(config: Config, chips: Chips, say: Callable[[str], None] = print,
         plan = None
         say(f"batch {config.train.batch_size:,} does not fit: {str(error).splitlines()[0][:300]}")
     if plan:
-        for line in requirements(plan, chips.memory):
+        for line in requirements(plan, chips, mesh.size):
             say(line)
+    best = plan.batch_size if plan and plan.memory["total"] <= limit else 0
+    if plan and not best:
+        say(f"batch {plan.batch_size:,} does not fit in {limit / GIB:.1f} GiB of each device")
     if not search:
         return
-    best = plan.batch_size if plan and plan.memory["total"] <= limit else 0
-    say(f"looking for the largest batch that fits in {limit / GIB:.1f} GiB of each device, with this layout ...")
-    for size, fits in planner.largest(plan if best else None, limit):
+    say(
+        f"looking for the largest batch that fits in {limit / GIB:.1f} GiB of each device, with this layout: at most "
+        f"{ATTEMPTS} sizes to compile (--search=False leaves it out)"
+    )
+    for size, fits in planner.largest(plan if best else None, limit, lambda size: say(f"  compiling {size:,} ...")):
         say(f"  {size:,}: {'fits' if fits else 'does not fit'}")
         best = max(best, size) if fits else best
     say(f"largest batch that was compiled and fits: {best:,}" if best else "no batch fits")
@@ -226,7 +199,8 @@ def shapes(planner: Planner) -> list[str]:
     config, sizes, layout = planner.config, planner.encoder.architecture, planner.batches.layout
     own = layout.batch_size // config.mesh.devices
     groups, at_once = own // layout.group_size, config.train.groups_at_once
-    lines = [
+    lines = [describe(planner.lengths, config)] if planner.lengths else []
+    lines += [
         f"model: {sizes.family}, {sizes.num_hidden_layers} layers, width {sizes.hidden_size}; "
         f"compute in {precision(config.model.dtype, planner.encoder.products)}",
         f"batch: {layout.batch_size:,} examples; each device has {own:,}, as {groups} group{'s' * (groups > 1)} of "
@@ -244,20 +218,37 @@ def shapes(planner: Planner) -> list[str]:
     return lines
 
 
-def requirements(plan: StepPlan, memory: int) -> list[str]:
-    """Return lines on what the compiled step needs."""
+def requirements(plan: StepPlan, chips: Chips, devices: int) -> list[str]:
+    """Return lines on what the compiled step needs on each of `devices` devices; plan: with counts."""
+    done = plan.work
+    assert done is not None
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in plan.memory.items() if name != "total")
+    note = f" ({chips.note})" * bool(chips.note)
     lines = [
-        f"memory per device: {plan.memory['total'] / GIB:.2f} GiB of {memory / GIB:.1f} ({parts})",
-        f"arithmetic per device and step: {plan.flops / 1e12:.3g} TFLOP in matrix products, counted from shapes "
-        f"(compiler: {plan.xla_flops / 1e12:.3g}, loops counted once)",
+        f"memory per device: {plan.memory['total'] / GIB:.2f} GiB of {chips.memory / GIB:.1f}{note} ({parts})",
+        f"arithmetic per device and step: {plan.flops / 1e12:.3g} TFLOP in matrix products, counted from shapes"
+        + f" (compiler: {done.xla_flops / 1e12:.3g}, loops counted once)" * bool(done.xla_flops),
+        f"bytes through each device's memory in a step: {done.hbm / 1e9:.3g} GB, counted from the compiled program"
+        + ", loops of unknown length once" * bool(done.unknown_loops),
     ]
     sums: dict[tuple[str, bool], tuple[int, int]] = {}
-    for one in plan.sent:
+    for one in done.sent:
         count, size = sums.get((one.kind, one.times is None), (0, 0))
         runs = one.times or 1
         sums[one.kind, one.times is None] = count + runs, size + runs * one.bytes
     for (kind, loops), (count, size) in sums.items():
         where = ", in each turn of a loop" if loops else ""
         lines.append(f"collective per device and step: {count} x {kind}, {size / 2**20:,.2f} MiB{where}")
-    return lines if plan.sent else [*lines, "collectives: none"]
+    if not done.sent:
+        lines.append("collectives: none")
+    if chip := chip_of(chips.devices[0].device_kind):
+        axes = chips.axes if devices == len(chips.devices) else ()
+        least = bound(done, chip, axes, devices)
+        lines += [
+            f"least time of a step: {1e3 * least.seconds:.2f} ms, bound by {least.binds} (arithmetic "
+            f"{1e3 * least.arithmetic:.2f} ms, HBM {1e3 * least.hbm:.2f}, links {1e3 * least.links:.2f}), so at most "
+            f"{plan.batch_size / least.seconds:,.0f} examples/s",
+            f"  by published figures of an {chip.name}, reached in full: {chip.peak / 1e12:,.0f} TFLOP/s in bfloat16, "
+            f"{chip.hbm / 1e12:.3g} TB/s (sources: simcse_jax/planning/chips.py)",
+        ]
+    return lines

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from simcse_jax.training.collectives import Collective, collectives
+from simcse_jax.planning.collectives import Collective, collectives
 
 # As the compilers for CPU and TPU write them: (text, kind, bytes).
 TEXTS = [
