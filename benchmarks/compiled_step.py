@@ -6,16 +6,14 @@ import dataclasses
 import math
 from typing import Any
 
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from benchmarks.sizes import SIZES
 from configs import base
 from simcse_jax.config.resolve import resolve
 from simcse_jax.encoder.architecture import Architecture
-from simcse_jax.encoder.model import Encoder
 from simcse_jax.training.feeding import batch_shapes
-from simcse_jax.training.model import unrolls
+from simcse_jax.training.model import encoder_of
 from simcse_jax.training.program import make_program
 
 ENCODERS = {name: Architecture("bert", 30522, **dataclasses.asdict(sizes)) for name, sizes in SIZES.items()}
@@ -32,8 +30,7 @@ def lower(mesh: Mesh, sizes: Architecture, batch_size: int, dtype: str, changes:
     values: dict[str, Any] = {"data.files": "none", "train.batch_size": batch_size, "model.dtype": dtype}
     recipe.update_from_flattened_dict(values | changes)
     config = resolve(recipe, (), mesh.size)
-    unroll = unrolls(config, mesh.devices.flat[0].platform)
-    encoder = Encoder(sizes, jnp.dtype(dtype), has_head=True, unroll=unroll, remat=config.model.remat)
+    encoder = encoder_of(config, sizes, mesh.devices.flat[0].platform)
     program = make_program(config, encoder, mesh, views=2, total_steps=1000)
     rows = math.ceil(ROWS * config.group_size / GROUP)
     step: Any = program.train_step

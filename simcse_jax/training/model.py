@@ -94,16 +94,20 @@ def make_encoder(config: Config, folder: Path | None, vocab_size: int, platform:
             "must be the largest, or some are used and never trained.\n"
             f"Use --config.objective.widths={sizes.hidden_size},{sizes.hidden_size // 2}, for example."
         )
-    parameters = jnp.float64 if model.dtype == "float64" else jnp.float32
-    unroll = unrolls(config, platform)
+    return encoder_of(config, sizes, platform)
+
+
+def encoder_of(config: Config, sizes: Architecture, platform: str) -> Encoder:
+    """Return the encoder module of these sizes, with the precision and layout that the recipe asks for."""
+    model = config.model
     return Encoder(
         sizes,
         jnp.dtype(model.dtype),
-        parameters,
+        jnp.float64 if model.dtype == "float64" else jnp.float32,
         resolve_products(model.products, model.dtype, platform, "model.products"),
         has_head=model.has_head,
         has_mlm_head=config.mlm.weight > 0,
-        unroll=unroll,
+        unroll=unrolls(config, platform),
         remat=model.remat,
     )
 
