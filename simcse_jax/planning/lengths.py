@@ -11,7 +11,7 @@ import numpy as np
 
 from simcse_jax.config.schema import Config, DataConfig
 from simcse_jax.data.batches import SAMPLED_BATCHES, Batches
-from simcse_jax.data.corpus import read_sentences
+from simcse_jax.data.corpus import CorpusReport, read_sentences
 from simcse_jax.data.positives import POSITIVES
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.data.vocabulary import id_count
@@ -81,15 +81,6 @@ def describe(lengths: Lengths, config: Config) -> str:
     return f"no data is read; assumed: texts of {of}, at most {config.data.max_length}{several} (--lengths)"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Report:
-    """Hold what positives ask of a corpus's report."""
-
-    max_length: int
-    documents: int
-    files: tuple[str, ...] = ()
-
-
 class AssumedTexts:
     """Stand for a corpus of E examples with texts of these lengths; it has no tokens."""
 
@@ -98,7 +89,23 @@ class AssumedTexts:
         self.lengths = lengths.draw((examples, len(self.columns)), data.max_length, seed)
         self.hashes = np.arange(self.lengths.size, dtype=np.uint64).reshape(self.lengths.shape)
         self.documents = np.arange(examples, dtype=np.int32) // 100
-        self.report = _Report(data.max_length, int(self.documents[-1]) + 2)
+        self.report = CorpusReport(
+            files=(),
+            columns=self.columns,
+            ignored_columns=(),
+            examples=examples,
+            empties=0,
+            duplicates=0,
+            documents=int(self.documents[-1]) + 2,  # one document alone would be none
+            max_length=data.max_length,
+            truncated=0,
+            truncated_share=0.0,
+            mean_length=float(self.lengths.mean()),
+            histogram=(),
+            other_splits=0,
+            missing=0,
+            unknown_share=0.0,
+        )
 
     def __len__(self) -> int:
         return len(self.lengths)
