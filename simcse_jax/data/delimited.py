@@ -46,9 +46,10 @@ def _separator(path: Path, name: str) -> str:
     """
     lines = itertools.islice((line for line in text_lines(path, name) if line.strip()), 100)
     counts = [[len(next(csv.reader([line], delimiter=separator))) for separator in ",;"] for line in lines]
-    commas, semicolons = zip(*counts, strict=True) if counts else ((), ())
-    is_first = commas[:1] == (1,) and semicolons[0] > 1
-    return ";" if is_first or (len(set(commas)) > 1 and len(set(semicolons)) == 1 and semicolons[0] > 1) else ","
+    if not counts or counts[0][1] == 1:
+        return ","
+    commas, semicolons = (len({count[n] for count in counts}) for n in (0, 1))
+    return ";" if counts[0][0] == 1 or (commas > 1 and semicolons == 1) else ","
 
 
 def is_list(cell: str) -> bool:
