@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 from simcse_jax.config.keys import Key, When, key, section_keys
 from simcse_jax.data.positives import POSITIVES, WINDOWS
-from simcse_jax.encoder.architecture import CUTOFFS, PRODUCTS
+from simcse_jax.encoder.architecture import ATTENTIONS, CUTOFFS, PRODUCTS
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.objective.losses import LOSSES
 
@@ -142,6 +142,14 @@ class ModelConfig:
         where it is a fifth faster, and for GPUs without mesh.fsdp, where it moves a third fewer bytes; off for TPUs,
         where it moves more (benchmarks/README.md), and with model.remat.""",
         one_of=("auto", "on", "off"),
+        layout=True,
+    )
+    attention: str = key(
+        "auto",
+        """How attention is computed. "plain": by XLA; "fused", on GPUs: in kernels, which write no matrix of scores to
+        memory and skip the blocks of a long row that hold other sentences; "auto": plain, until the kernels have been
+        run on a GPU.""",
+        one_of=ATTENTIONS,
         layout=True,
     )
     remat: bool = key(False, "Recompute layers in the backward pass, to save memory.", layout=True)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 CUTOFFS = ("", "token", "feature", "span")
 # How the factors of an encoder's matrix products may be asked for; see `products.resolve_products`.
 PRODUCTS = ("float32", "bfloat16", "auto")
+# How attention may be asked for; see `attention.choose_attention`.
+ATTENTIONS = ("auto", "plain", "fused")
 
 
 class DenseShape(NamedTuple):

@@ -7,6 +7,7 @@ are cheaper to compute than to write and read.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 
 from simcse_jax.encoder import dropout as drop
 from simcse_jax.encoder.products import rounded, times, times_rows, transposed
+from simcse_jax.system.errors import UserError
 
 
 class AttentionMask(NamedTuple):
@@ -22,6 +24,48 @@ class AttentionMask(NamedTuple):
     segments: jax.Array  # int32[B, T]: a token attends to those with its number; padding is 0, and attends to padding
     keys: jax.Array | None  # uint32[B, 1, T, 1], the keys that `dropout.dropout` takes; None without dropout
     pairs: jax.Array | None  # uint32[B, H, 1, T], its index: (head, position of the key token)
+
+
+WIDEST_HEAD = 128  # features that a head may have in the kernels of `fused_attention`
+GPUS = ("gpu", "cuda", "rocm")  # names of JAX's platforms; devices that are only compiled for say which GPU
+# (qkv [B, T, 3 * H * D], heads H, mask, dropout rate, products) -> context [B, T, H * D]
+Attend = Callable[[jax.Array, int, AttentionMask, float, str], jax.Array]
+
+
+def plain_attention(
+    qkv: jax.Array, heads: int, mask: AttentionMask, rate: float, products: str = "float32"
+) -> jax.Array:
+    """Return [B, T, H * D]: the context of each token and head, one after another.
+
+    qkv: [B, T, 3 * H * D], queries, keys and values of all heads. Others: as of `attend`.
+    """
+    q, k, v = (part.reshape(*part.shape[:-1], heads, -1) for part in jnp.split(qkv, 3, axis=-1))
+    context: jax.Array = attend(q, k, v, mask, rate, products)
+    return context.reshape(*qkv.shape[:2], -1)
+
+
+def choose_attention(asked: str, head_size: int, dtype: str, platform: str) -> Attend:
+    """Return the attention that model.attention asks for, one of `architecture.ATTENTIONS`.
+
+    dtype: the encoder's. platform: of the devices, "cpu", "gpu" or "tpu". "auto" is plain: the kernels have been
+    compiled for GPUs and compared on a CPU, and not yet run on a GPU. Raises UserError where "fused" cannot run.
+    """
+    if asked != "fused":
+        return plain_attention
+    reason = ""
+    if platform not in GPUS:
+        reason = f"runs on GPUs, and these devices are {platform.upper()}s"
+    elif dtype == "float64":
+        reason = 'computes in float32 or bfloat16, and model.dtype is "float64"'
+    elif head_size > WIDEST_HEAD:
+        reason = f"takes heads of at most {WIDEST_HEAD} features, and this model's have {head_size}"
+    if reason:
+        raise UserError(f'model.attention = "fused" {reason}.\nUse --config.model.attention=plain.')
+    # Here, since Pallas takes a while to import.
+    from simcse_jax.encoder.fused_attention import fused_attention
+
+    kernels: Any = fused_attention
+    return kernels
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from simcse_jax.encoder.attention import plain_attention
 from simcse_jax.encoder.mlm import make_mlm_head
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.group import Group
@@ -22,7 +23,7 @@ def init_params(encoder: Encoder, seed: int) -> Any:
     group = Group(one, one, one, one, one[0], one[0])
     pooler = "cls" if encoder.has_head else "cls_before_pooler"
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), 0)
-    params = encoder.clone(unroll=False).init(key, group, pooler)["params"]
+    params = encoder.clone(unroll=False, attend=plain_attention).init(key, group, pooler)["params"]
     if encoder.has_mlm_head:
         hidden = jnp.zeros((1, encoder.architecture.hidden_size), encoder.dtype)
         head = make_mlm_head(encoder).init(jax.random.fold_in(key, 1), hidden, params["embeddings"]["word"])["params"]

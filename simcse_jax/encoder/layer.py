@@ -18,7 +18,7 @@ from simcse_jax.encoder import dropout as drop
 from simcse_jax.encoder import pooling
 from simcse_jax.encoder.activations import ACTIVATIONS
 from simcse_jax.encoder.architecture import Architecture, DenseShape
-from simcse_jax.encoder.attention import AttentionMask, attend
+from simcse_jax.encoder.attention import Attend, AttentionMask, plain_attention
 from simcse_jax.encoder.norm import LayerNorm
 from simcse_jax.encoder.products import product
 
@@ -160,6 +160,7 @@ class Dense(nn.Module):
 class Layer(EncoderModule):
     """Map a hidden state [B, T, D] to (the next one, its sentence means [W, N, D] if `with_means`)."""
 
+    attend: Attend = plain_attention
     train: bool = False
     with_means: bool = False
     first_only: bool = False  # return the hidden state of the sentences' first tokens only, [W, N, D]
@@ -170,7 +171,8 @@ class Layer(EncoderModule):
     ) -> tuple[jax.Array, jax.Array | None]:
         dropout = Dropout(self.architecture, rows, keys, self.train)
         after = dropout.of_first_tokens() if self.first_only else dropout
-        x = Attention(**self.shared, first_only=self.first_only, name="attention")(x, layer, rows, dropout, after)
+        attention = Attention(**self.shared, attend=self.attend, first_only=self.first_only, name="attention")
+        x = attention(x, layer, rows, dropout, after)
         x = FeedForward(**self.shared, name="ffn")(x, layer, after)
         return x, sentence_means(x, rows) if self.with_means else None
 
@@ -178,17 +180,16 @@ class Layer(EncoderModule):
 class Attention(EncoderModule):
     """Apply self-attention within each packed sentence to x [B, T, D], then residual and norm."""
 
+    attend: Attend = plain_attention
     first_only: bool = False  # return only the sentences' first tokens, [W, N, D]; `after` is their dropout
 
     @nn.compact
     def __call__(self, x: jax.Array, layer: jax.Array, rows: PackedRows, dropout: Dropout, after: Dropout) -> jax.Array:
         products = self.architecture.layer_products
-        heads, size = products["attention/out"].inputs
-        qkv = jnp.split(self.dense("qkv", products["attention/qkv"])(x), 3, axis=-1)
-        q, k, v = (part.reshape(*part.shape[:-1], heads, size) for part in qkv)
+        heads, _ = products["attention/out"].inputs
+        qkv = self.dense("qkv", products["attention/qkv"])(x)
         mask = AttentionMask(rows.segments, *dropout.attention_keys(layer, heads))
-        context: jax.Array = attend(q, k, v, mask, dropout.rate, self.products)
-        context = context.reshape(x.shape)
+        context = self.attend(qkv, heads, mask, dropout.rate, self.products)
         if self.first_only:
             x, context = take_first_tokens(x, rows), take_first_tokens(context, rows)
         out = self.dense("out", products["attention/out"])(context)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from simcse_jax.encoder import dropout as drop
 from simcse_jax.encoder import pooling
+from simcse_jax.encoder.attention import Attend, plain_attention
 from simcse_jax.encoder.cutoff import cut
 from simcse_jax.encoder.layer import (
     Dropout,
@@ -56,6 +57,7 @@ class Encoder(EncoderModule):
 
     has_head: a dense + tanh head sits on the first token (Hugging Face's `pooler`, SimCSE's MLP).
     has_mlm_head: the parameters also hold a head for masked language modelling, which `encoder.mlm` runs.
+    attend: how attention is computed: `attention.plain_attention`, or `fused_attention` where that runs.
     unroll: run the layers as straight-line code instead of a loop, with parameters from `unstack_layers`.
     remat: recompute each layer in the backward pass.
     gather: turns the part of a layer's parameters that a device holds into the whole layer's.
@@ -63,6 +65,7 @@ class Encoder(EncoderModule):
 
     has_head: bool = False
     has_mlm_head: bool = False
+    attend: Attend = plain_attention
     unroll: bool = False
     remat: bool = False
     gather: Callable[[Any], Any] | None = None
@@ -121,7 +124,7 @@ class Encoder(EncoderModule):
             policy = None if self.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             # prevent_cse keeps XLA from merging the recomputation with the forward pass; in a loop it cannot do that.
             one = nn.remat(one, prevent_cse=self.unroll, policy=policy)
-        make = functools.partial(one, **self.shared, train=train, with_means=with_means)
+        make = functools.partial(one, **self.shared, attend=self.attend, train=train, with_means=with_means)
         if self.unroll:
             last = functools.partial(make, first_only=first_only)
             made = [(last if n == layers - 1 else make)(name=f"layer_{n}") for n in range(layers)]
@@ -133,7 +136,7 @@ class Encoder(EncoderModule):
             in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=layers,
         )
-        return stacked(**self.shared, train=train, with_means=with_means, name="layers")
+        return stacked(**self.shared, attend=self.attend, train=train, with_means=with_means, name="layers")
 
 
 def _one_by_one(

@@ -114,7 +114,9 @@ def _accessed(module: Module, one: Instruction, chip_memory: bool) -> tuple[floa
     inner = one.called("calls") if one.opcode in ("fusion", "async-start") else ""
     if not one.opcode.endswith("-done"):
         for place, name in enumerate(one.operands):
-            if name in lines and lines[name].opcode != "tuple":
+            # A kernel that is handed an array for each part of it reads each part once.
+            again = one.opcode == "custom-call" and name in one.operands[:place]
+            if name in lines and lines[name].opcode != "tuple" and not again:
                 share = _share_read(module, inner, place) if inner else _share_taken(one, place, lines)
                 for array in lines[name].arrays:
                     count(array, share)

@@ -18,6 +18,7 @@ from simcse_jax.data.positives import POSITIVES
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.data.vocabulary import id_count, vocabulary_of
 from simcse_jax.encoder.architecture import Architecture
+from simcse_jax.encoder.attention import choose_attention
 from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.mlm import Predictor
@@ -107,6 +108,7 @@ def encoder_of(config: Config, sizes: Architecture, platform: str) -> Encoder:
         resolve_products(model.products, model.dtype, platform, "model.products"),
         has_head=model.has_head,
         has_mlm_head=config.mlm.weight > 0,
+        attend=choose_attention(model.attention, sizes.head_size, model.dtype, platform),
         unroll=unrolls(config, platform),
         remat=model.remat,
     )

@@ -74,6 +74,7 @@ def test_a_run_resumes_where_all_of_its_layout_and_the_places_of_its_files_chang
         "data.packed": False,
         "data.row_length": 48,
         "model.unroll": "off",
+        "model.attention": "plain",
         "model.remat": True,
         "train.groups_at_once": 1,
         "train.log_every_steps": 3,

@@ -18,6 +18,8 @@ from simcse_jax.data.examples import ChangedCopies, ColumnExamples, Examples
 from simcse_jax.data.masking import Masking
 from simcse_jax.data.vocabulary import Vocabulary
 from simcse_jax.encoder.architecture import Architecture
+from simcse_jax.encoder.attention import plain_attention
+from simcse_jax.encoder.fused_attention import fused_attention
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
@@ -68,6 +70,7 @@ class Case:
     unroll: bool = False
     remat: bool = False
     tile: int = 1024
+    fused: bool = False
 
 
 ONE_DEVICE = Case("1 device")
@@ -83,6 +86,8 @@ LAYOUTS = (
     Case("2 x 2, fsdp, unrolled, a group at a time", devices=4, fsdp=2, unroll=True, groups_at_once=1),
     Case("2 devices, tiles of at most 5", devices=2, tile=5),
 )
+# The kernels run in interpret mode here, which is slow to compile, and which JAX cannot run on several devices.
+FUSED = Case("1 device, fused attention, recomputed layers", row_length=48, remat=True, fused=True)
 # Much at once: every kind of training meets this layout in the fast tests, and all others in the slow ones.
 COMBINED = Case(
     "2 x 2, fsdp, larger groups, one at a time, tiles", devices=4, fsdp=2, group=8, groups_at_once=1, tile=5
@@ -172,7 +177,11 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
         kind.second, objective, jax.jit(lambda: init_params(encoder, 1))(), of_predictor
     )
     encode = make_encode_groups(
-        encoder.clone(unroll=case.unroll, remat=case.remat),
+        encoder.clone(
+            attend=functools.partial(fused_attention, interpret=True) if case.fused else plain_attention,
+            unroll=case.unroll,
+            remat=case.remat,
+        ),
         "cls",
         case.group,
         mesh,
@@ -261,7 +270,7 @@ def crossed(fast: Callable[[str, Case], bool]) -> list[Any]:
     return [
         pytest.param(name, case, id=f"{name} on {case.name}", marks=[] if fast(name, case) else pytest.mark.slow)
         for name in KINDS
-        for case in (*LAYOUTS, COMBINED)
+        for case in (*LAYOUTS, COMBINED, *([FUSED] if name in ON_ALL else []))
     ]
 
 
@@ -274,7 +283,7 @@ def largest_gap(some: Any, others: Any) -> float:
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize(("name", "case"), crossed(lambda name, _: name in ON_ALL))
+@pytest.mark.parametrize(("name", "case"), crossed(lambda name, case: name in ON_ALL and case is not FUSED))
 def test_gradients_are_equal_on_every_layout(name: str, case: Case) -> None:
     loss, reference = reference_gradients(name)
     largest = max(float(np.abs(g).max()) for g in jax.tree.leaves(reference))
