@@ -17,6 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else tokenizers warn 
 
 import hashlib
 import re
+import signal
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -64,6 +65,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     $SIMCSE_TEST_PROGRAMS names another folder than the default, .pytest_cache/programs.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as for a background job of a script; tests send Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     code = compiled.cpu_code()
     is_kept = compiled.is_reloadable(code)
     root = Path(os.environ.get("SIMCSE_TEST_PROGRAMS") or ROOT / ".pytest_cache" / "programs")
