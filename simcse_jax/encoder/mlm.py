@@ -13,7 +13,7 @@ import numpy as np
 from simcse_jax.encoder.activations import ACTIVATIONS
 from simcse_jax.encoder.layer import EncoderModule
 from simcse_jax.encoder.model import Encoder, embed
-from simcse_jax.encoder.products import product_with_rows
+from simcse_jax.encoder.products import product
 from simcse_jax.group import Group, MaskedGroup
 
 
@@ -32,7 +32,7 @@ class MlmHead(EncoderModule):
         wide = jnp.promote_types(self.dtype, jnp.float32)
         flat = x.reshape(-1, x.shape[-1])
         if self.products == "bfloat16":
-            scores = product_with_rows(flat, words.astype(self.dtype))
+            scores = product(flat, words.astype(self.dtype), by_rows=True)
         else:
             scores = jnp.einsum("nd,vd->nv", flat, words.astype(self.dtype), preferred_element_type=wide)
         scores = scores + jnp.broadcast_to(bias.astype(wide), scores.shape)

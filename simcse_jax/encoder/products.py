@@ -56,44 +56,31 @@ def transposed(x: jax.Array) -> jax.Array:
     return lax.optimization_barrier(swapped.reshape(-1)).reshape(swapped.shape)
 
 
-@jax.custom_vjp
-def product(x: jax.Array, w: jax.Array) -> jax.Array:
-    """Return x [M, K] w [K, N] as float32[M, N], its factors and those of its gradients rounded to bfloat16."""
-    return _product(x, w)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: jax.Array, w: jax.Array, by_rows: bool = False) -> jax.Array:
+    """Return x [M, K] w [K, N] as float32[M, N], its factors and those of its gradients rounded to bfloat16.
+
+    by_rows: w is given as its transpose, [N, K].
+    """
+    return _product(x, w, by_rows)[0]
 
 
-def _product(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _product(x: jax.Array, w: jax.Array, by_rows: bool) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     half = rounded(x), rounded(w)
-    return times(*half), (*half, _like(x), _like(w))
+    return (times_rows if by_rows else times)(*half), (*half, _like(x), _like(w))
 
 
-def _product_gradients(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _product_gradients(by_rows: bool, kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, w, like_x, like_w = kept
     half = rounded(gradient)
-    return times_rows(half, w).astype(like_x.dtype), times(transposed(x), half).astype(like_w.dtype)
+    if by_rows:
+        of_x, of_w = times(half, w), times(transposed(half), x)
+    else:
+        of_x, of_w = times_rows(half, w), times(transposed(x), half)
+    return of_x.astype(like_x.dtype), of_w.astype(like_w.dtype)
 
 
 product.defvjp(_product, _product_gradients)
-
-
-@jax.custom_vjp
-def product_with_rows(x: jax.Array, w: jax.Array) -> jax.Array:
-    """Return x [M, K] times the transpose of w [N, K] as float32[M, N]; rounding as in `product`."""
-    return _product_with_rows(x, w)[0]
-
-
-def _product_with_rows(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    half = rounded(x), rounded(w)
-    return times_rows(*half), (*half, _like(x), _like(w))
-
-
-def _product_with_rows_gradients(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, w, like_x, like_w = kept
-    half = rounded(gradient)
-    return times(half, w).astype(like_x.dtype), times(transposed(half), x).astype(like_w.dtype)
-
-
-product_with_rows.defvjp(_product_with_rows, _product_with_rows_gradients)
 
 
 def _like(x: jax.Array) -> jax.Array:
@@ -142,7 +129,7 @@ def _missing() -> str:
 
     def every(x: jax.Array, w: jax.Array, heads: jax.Array) -> tuple[jax.Array, ...]:
         weights = rounded(times_rows(heads, heads))
-        return *_product_gradients(_product(x, w)[1], product(x, w)), times(transposed(heads), weights)
+        return *_product_gradients(False, _product(x, w, False)[1], product(x, w)), times(transposed(heads), weights)
 
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (((64, 32), jnp.float32), ((32, 48), jnp.float32))]
     heads = jax.ShapeDtypeStruct((2, 4, 64, 32), HALF)

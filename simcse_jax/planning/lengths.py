@@ -11,7 +11,7 @@ import numpy as np
 
 from simcse_jax.config.schema import Config, DataConfig
 from simcse_jax.data.batches import SAMPLED_BATCHES, Batches
-from simcse_jax.data.corpus import CorpusReport, read_sentences
+from simcse_jax.data.corpus import CorpusReport
 from simcse_jax.data.positives import POSITIVES
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.data.vocabulary import id_count
@@ -20,7 +20,7 @@ from simcse_jax.training.feeding import load_data, make_batches, split_list
 from simcse_jax.training.model import write_tokenizer
 
 SHORTEST = 3  # tokens of a text of one word: two special ones around it
-STAND_INS = 2000  # texts that a tokenizer is trained on instead of the data
+STAND_INS = ("Any text will do, since a plan reads no tokens.",)  # what a tokenizer is trained on instead of the data
 TEXTS = 3  # of an example of pairs or triplets, where data.columns does not say: sentence, positive, hard negative
 
 
@@ -120,12 +120,12 @@ def _columns(data: DataConfig) -> tuple[str, ...]:
 def load_plan_data(config: Config, folder: Path | None, lengths: Lengths | None) -> tuple[Any, int, int, Batches]:
     """Return (tokenizer, its entries, views, batches) of a run, or what stands for them where `lengths` are given.
 
-    A tokenizer that would be trained on the data is then trained on other texts and counts as full.
+    A tokenizer that would be trained on the data is then trained on another text and counts as full.
     """
     trains = lengths is not None and config.model.tokenizer == "train"
     with tempfile.TemporaryDirectory() as draft:
         if trains:
-            train_wordpiece(read_sentences(["demo:sentences"], STAND_INS), config.model.vocab_size, draft)
+            train_wordpiece(STAND_INS, config.model.vocab_size, draft)
         else:
             write_tokenizer(config, folder, Path(draft))
         tokenizer = load_tokenizer(draft)
