@@ -151,8 +151,9 @@ class Dense(nn.Module):
         init = nn.initializers.normal(self.deviation)
         kernel = self.param("kernel", init, (*self.inputs, *self.outputs), self.param_dtype).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, self.outputs, self.param_dtype).astype(self.dtype)
-        multiply = product if self.products == "bfloat16" else jnp.matmul
-        out = multiply(x.reshape(-1, x.shape[-1]), kernel.reshape(math.prod(self.inputs), math.prod(self.outputs)))
+        multiply: Any = product if self.products == "bfloat16" else jnp.matmul
+        flat = kernel.reshape(math.prod(self.inputs), math.prod(self.outputs))
+        out: jax.Array = multiply(x.reshape(-1, x.shape[-1]), flat)
         out = out + jnp.broadcast_to(bias.reshape(-1), out.shape)
         return out.astype(self.dtype).reshape(*x.shape[:-1], -1)
 

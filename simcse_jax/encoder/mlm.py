@@ -31,6 +31,7 @@ class MlmHead(EncoderModule):
         bias = self.param("bias", nn.initializers.zeros, (self.architecture.vocab_size,), self.param_dtype)
         wide = jnp.promote_types(self.dtype, jnp.float32)
         flat = x.reshape(-1, x.shape[-1])
+        scores: jax.Array
         if self.products == "bfloat16":
             scores = product(flat, words.astype(self.dtype), by_rows=True)
         else:
