@@ -44,6 +44,7 @@ GOOD: dict[str, tuple[str, list[Any]]] = {
         [("None", "NA"), ("null", 'a "b", c\nd'), ("", ""), ("", "nan")],
     ),
     "mac.csv": ('a,b\rx,"y ""z"""\rp,q\r', [("x", 'y "z"'), ("p", "q")]),
+    "plain_european.csv": ("sent0;sent1\r\na;b\r\n", [("a", "b")]),
     "european.csv": ('sent0;sent1\r\na, b;"c;d"\r\n', [("a, b", "c;d")]),
     "brackets.csv": ("a,b\n[sic] x [y],(z)\n[1],('one')\n", [("[sic] x [y]", "(z)"), ("[1]", "('one')")]),
     "index.csv": (",text\n0," + "x" * 200_000 + "\n", [("x" * 200_000,)]),
