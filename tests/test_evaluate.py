@@ -175,8 +175,9 @@ def test_command(place: Path, tmp_path: Path) -> None:
 @pytest.mark.medium
 def test_command_judges_a_run_into_its_own_folder(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "run-seed1", tmp_path / "run")
-    done = evaluate("--model=run", "--pairs=demo:test", cwd=tmp_path)
+    done = evaluate("--model=run", "--pairs=demo:test", "--max_length=9999", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "--max_length=9999, and run takes" in done.stdout
     scores = json.loads((tmp_path / "run" / "evaluation" / "scores.json").read_text())
     assert list(scores["scores"]) == ["demo:test"]
     assert scores["geometry"]["protocol"]
