@@ -38,7 +38,7 @@ ROWS, HEADS, LENGTH, SIZE = 23, 12, 64, 32
 CALLS = 15
 KINDS = ("float32", "bfloat16")
 
-Form = tuple[Callable[..., jax.Array], Any, tuple[int, ...], tuple[int, ...]]
+Form = tuple[Callable[..., Any], Any, tuple[int, ...], tuple[int, ...]]
 
 
 def _first_axes(x: jax.Array, g: jax.Array) -> jax.Array:
