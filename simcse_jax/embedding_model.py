@@ -24,19 +24,14 @@ from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.families.table import architecture_from_dict, read_architecture
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.model import Encoder
-from simcse_jax.encoder.pooling import POOLERS
+from simcse_jax.encoder.pooling import is_pooler, known, width_of
 from simcse_jax.encoder.products import precision, resolve_products
 from simcse_jax.encoding import SentenceEncoder
+from simcse_jax.model_folder.after_pooling import Step, apply_steps, arrays_of, as_pooled, width_after
+from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.pretrained import load_params
-from simcse_jax.model_folder.st_modules import (
-    PLAIN,
-    TextSettings,
-    encoder_folder,
-    normalizes,
-    read_pooler,
-    read_text_settings,
-    read_widths,
-)
+from simcse_jax.model_folder.st_modules import Pipeline, read_pipeline, read_scaling, read_widths
+from simcse_jax.model_folder.text_settings import PLAIN, TextSettings, read_text_settings
 from simcse_jax.system.devices import require_unforked, start_devices
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
@@ -58,11 +53,12 @@ class _Origin:
     kind: str  # "run folder", "model folder" or "Hub model"
     sizes: Architecture
     tokenizer: PreTrainedTokenizerFast
-    pooler: str  # "" if the model names none, or one that is not among POOLERS
-    normalizes: bool
+    pooler: str  # "" if the model names none that we have
     load: Callable[[str], Any]  # pooler -> parameters
     widths: Sequence[int]  # of its Matryoshka loss
     texts: TextSettings = PLAIN
+    steps: tuple[Step, ...] = ()  # from vectors of its pooler to embeddings
+    scaling: tuple[Step, ...] = ()  # the same for vectors of any other pooler
     workdir: Path | None = None  # of a run folder
     run: dict[str, Any] | None = None  # its config.json
 
@@ -84,7 +80,10 @@ class EmbeddingModel:
         encoder = Encoder(origin.sizes, jnp.dtype(dtype), jnp.float32, self.products, has_head=pooler == "cls")
         self.devices = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
         mesh = Mesh(np.array(jax.local_devices()), ("data",))
-        self._sentences = SentenceEncoder(encoder, origin.tokenizer, mesh, pooler, max_length, origin.texts.prompt)
+        self._sentences = SentenceEncoder(
+            encoder, origin.tokenizer, mesh, pooler, max_length, origin.texts.prompt, origin.texts.include_prompt
+        )
+        self._steps = origin.steps if pooler == origin.pooler else origin.scaling
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.fingerprint, self.name, self.pooler, self.dtype, self.max_length, self.products)
@@ -97,12 +96,12 @@ class EmbeddingModel:
     @property
     def width(self) -> int:
         """Return the number of features of an embedding."""
-        return self._origin.sizes.hidden_size
+        return width_after(self._steps, width_of(self.pooler, self._origin.sizes.hidden_size))
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Return the widths that embeddings may be shortened to, ascending, the whole width included."""
-        return tuple(sorted({self.width, *self._origin.widths}))
+        return tuple(sorted({self.width, *(width for width in self._origin.widths if width < self.width)}))
 
     @property
     def max_length(self) -> int:
@@ -117,7 +116,7 @@ class EmbeddingModel:
     @property
     def parameter_count(self) -> int:
         """Return the number of parameters that encoding uses."""
-        return sum(x.size for x in jax.tree.leaves(self._params))
+        return sum(x.size for x in jax.tree.leaves((self._params, arrays_of(self._steps))))
 
     @functools.cached_property
     def _params(self) -> Any:
@@ -130,16 +129,21 @@ class EmbeddingModel:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Return a hex digest of the weights in use, the sizes and the tokenizer; equal for a run and its export."""
+        """Return a hex digest of the weights in use, the sizes and the tokenizer; equal for a run and its export.
+
+        What a folder adds (a prompt, modules after pooling) is in it too, but for scaling to length 1.
+        """
         digest = hashlib.blake2b(digest_size=16)
         sizes = self._origin.sizes.as_dict()
         for irrelevant in ("dropout", "initializer_range"):
             del sizes[irrelevant]
         backend = json.loads(self._origin.tokenizer.backend_tokenizer.to_str())
         settings = {key: backend[key] for key in backend if key not in ("truncation", "padding")}
-        prompt = [self._origin.texts.prompt] if self._origin.texts.prompt else []
+        texts = self._origin.texts
+        prompt = [texts.prompt, *[False] * (not texts.include_prompt)] if texts.prompt else []
         digest.update(json.dumps([sizes, settings, *prompt], sort_keys=True).encode())
-        for path, array in jax.tree_util.tree_leaves_with_path(self._params):
+        arrays = self._params | arrays_of(self._steps)
+        for path, array in jax.tree_util.tree_leaves_with_path(arrays):
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(np.ascontiguousarray(array, np.float32).tobytes())
         return digest.hexdigest()
@@ -155,13 +159,12 @@ class EmbeddingModel:
 
         texts: as `system.texts.each_text` takes them. normalize: True for vectors of length 1, False for vectors as
         pooled, None for the model's own setting. prompt: put before each text; None for the model's own. Raises
-        UserError if the weights are missing or do not fit the model, for a prompt whose tokens the mean leaves out, and
-        for a text whose vector is not finite.
+        UserError if the weights are missing or do not fit the model, and for a text whose vector is not finite.
         """
         require_unforked()
-        self.texts.require_included(prompt, self.name)
         texts = list(each_text(texts))
-        vectors = self._sentences.encode(self._placed, texts, progress, prompt)
+        pooled = self._sentences.encode(self._placed, texts, progress, prompt)
+        vectors = apply_steps(as_pooled(self._steps) if normalize is False else self._steps, pooled)
         is_finite = np.isfinite(vectors).all(axis=1)
         if not is_finite.all():
             bad = int(np.argmin(is_finite))
@@ -169,7 +172,7 @@ class EmbeddingModel:
                 f"The vector of text {bad}, {texts[bad]!r:.80}, is not finite: the weights of {self.name} are broken, "
                 f"or too large for {self.dtype}.\nUse an earlier checkpoint, or the precision float32."
             )
-        if self._origin.normalizes if normalize is None else normalize:
+        if normalize:
             normalize_rows(vectors, out=vectors)
         return vectors
 
@@ -241,8 +244,8 @@ def open_model(
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype} is unknown. Known: {', '.join(DTYPES)}.")
-    if pooler and pooler not in POOLERS:
-        raise UserError(f"pooler={pooler} is unknown. Known: {', '.join(POOLERS)}.")
+    if pooler and not is_pooler(pooler):
+        raise UserError(f"pooler={pooler} is unknown. Known: {known()}.")
     path = Path(name).expanduser()
     origin = _run_folder(path, pooler) if is_run_folder(path) else _model_folder(name, bool(pooler))
     longest = origin.texts.max_seq_length if max_length is None else _bounded(max_length, origin.sizes.max_length)
@@ -287,7 +290,6 @@ def _run_folder(workdir: Path, pooler: str | None) -> _Origin:
         sizes=architecture_from_dict(info["encoder"]),
         tokenizer=load_tokenizer(workdir / info["tokenizer"]),
         pooler=info["pooler"],
-        normalizes=False,
         load=lambda _: load_best(workdir)[0],
         widths=matryoshka_widths(info),
         workdir=workdir,
@@ -305,18 +307,19 @@ def _model_folder(name: str, pooler_given: bool) -> _Origin:
     inner = encoder_folder(folder)
     sizes = read_architecture(inner)
     try:
-        own = read_pooler(folder)
+        own = read_pipeline(folder)
     except UserError as error:
         if not pooler_given:
             raise UserError(f"{error}\nGive it as --pooler=NAME, in Python as pooler=NAME.") from error
-        own = ""
+        own = Pipeline("")
     return _Origin(
         kind="model folder" if Path(name).expanduser().is_dir() else "Hub model",
         sizes=sizes,
         tokenizer=load_tokenizer(inner),
-        pooler=own,
-        normalizes=normalizes(folder),
+        pooler=own.pooler,
         texts=read_text_settings(folder, sizes.max_length),
+        steps=own.steps,
+        scaling=read_scaling(folder),
         load=lambda pooler: load_params(inner, sizes, head="load" if pooler == "cls" else "none"),
-        widths=read_widths(inner, sizes.hidden_size),
+        widths=read_widths(inner, own.width(sizes.hidden_size)),
     )

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from simcse_jax.data.packing import Slots, fill
 from simcse_jax.encoder.model import Encoder, unstack_layers
-from simcse_jax.encoder.pooling import POOLERS
+from simcse_jax.encoder.pooling import is_pooler, known, parts_of, width_of
 from simcse_jax.group import Group
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import Progress
@@ -48,9 +48,10 @@ class SentenceEncoder:
     """Encode lists of texts with one model, tokenizer and pooler on all devices of a mesh.
 
     model: its dtype is the precision of the computation; float32 products have full precision on every kind of device.
-    tokenizer: a Hugging Face fast tokenizer. mesh: groups are spread over all its axes. pooler: one of
-    `encoder.pooling.POOLERS`. max_length: the number of tokens at which a text is cut, special tokens included; by
-    default the model's limit, not the length that it was trained with. prompt: put before each text. On several hosts,
+    tokenizer: a Hugging Face fast tokenizer. mesh: groups are spread over all its axes. pooler: see
+    `encoder.pooling`. max_length: the number of tokens at which a text is cut, special tokens included; by
+    default the model's limit, not the length that it was trained with. prompt: put before each text. include_prompt:
+    False leaves the tokens of a prompt, the first special token among them, out of what is pooled. On several hosts,
     each calls `encode` with the same arguments and gets the whole result.
     """
 
@@ -62,18 +63,24 @@ class SentenceEncoder:
         pooler: str,
         max_length: int | None = None,
         prompt: str = "",
+        include_prompt: bool = True,
     ):
         limit = model.architecture.max_length
         if max_length is not None and not 3 <= max_length <= limit:
             raise UserError(
                 f"max_length is {max_length}; this model takes 3 to {limit} tokens, for example {min(128, limit)}."
             )
-        if pooler not in POOLERS:
-            raise UserError(f"Unknown pooler {pooler!r}; known: {', '.join(POOLERS)}.")
+        if not is_pooler(pooler):
+            raise UserError(f"Unknown pooler {pooler!r}; known: {known()}.")
+        states = model.architecture.num_hidden_layers + 1
+        if wrong := [part for part in parts_of(pooler) if part.weights and len(part.weights) != states]:
+            raise UserError(
+                f"The pooler {pooler!r} weighs {len(wrong[0].weights)} hidden states; this model has {states}."
+            )
         # Unrolled: a loop would copy each layer's parameters out of the stack for every group.
         self.model, self.tokenizer, self.mesh, self.pooler = model.clone(unroll=True), tokenizer, mesh, pooler
         self.max_length = limit if max_length is None else max_length
-        self.prompt = prompt
+        self.prompt, self.include_prompt = prompt, include_prompt
         self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._cache: dict[tuple[str, ...], list[_Call]] = {}
@@ -92,12 +99,14 @@ class SentenceEncoder:
         other texts change a vector by rounding only. progress: called with the number of texts that were finished since
         the last call. prompt: in place of that of __init__. Raises NoTokensError for a text without tokens.
         """
+        left_out = self._left_out(prompt)
         texts = self._prompted(texts, prompt)
         index: dict[str, int] = {}
         places = np.fromiter((index.setdefault(text, len(index)) for text in texts), np.int64, len(texts))
-        vectors = np.zeros((len(index), self.model.architecture.hidden_size), np.float32)
+        width = width_of(self.pooler, self.model.architecture.hidden_size)
+        vectors = np.zeros((len(index), width), np.float32)
         repeated = np.bincount(places, minlength=len(index))
-        for members, result in self._results(self.placed(params), tuple(index)):
+        for members, result in self._results(self.placed(params), tuple(index), left_out):
             host = np.asarray(result)
             for group, sentences in enumerate(members):
                 vectors[sentences] = host[group, : len(sentences)]
@@ -113,6 +122,14 @@ class SentenceEncoder:
     def _prompted(self, texts: Sequence[str], prompt: str | None = None) -> list[str]:
         prompt = self.prompt if prompt is None else prompt
         return [prompt + text for text in texts]
+
+    def _left_out(self, prompt: str | None) -> int:
+        """Return the number of first tokens that are not pooled, counted as sentence-transformers does."""
+        prompt = self.prompt if prompt is None else prompt
+        if self.include_prompt or not prompt:
+            return 0
+        [tokens] = self._tokens((prompt,))
+        return len(tokens) - (int(tokens[-1]) in self.tokenizer.all_special_ids)
 
     def _encode_groups(self, params: Any, groups: Group) -> jax.Array:
         """Return float32[G, N, D] for groups with leading axis [G]; compiled in __init__."""
@@ -140,13 +157,16 @@ class SentenceEncoder:
         used = {name: params[name] for name in params if name != "mlm"}
         return self._unstacked(jax.tree.map(place, used))
 
-    def _results(self, params: Any, texts: tuple[str, ...]) -> Iterator[tuple[list[np.ndarray], jax.Array]]:
+    def _results(
+        self, params: Any, texts: tuple[str, ...], left_out: int
+    ) -> Iterator[tuple[list[np.ndarray], jax.Array]]:
         """Yield (sentences of each group, float32[G, N, D]), each once the next call has been dispatched."""
         waiting = None
         for start in range(0, len(texts), BLOCK):
             for call in self._calls(texts[start : start + BLOCK]):
                 groups = jax.tree.map(
-                    lambda x: jax.make_array_from_callback(x.shape, self._split, x.__getitem__), call.groups
+                    lambda x: jax.make_array_from_callback(x.shape, self._split, x.__getitem__),
+                    _without_first(call.groups, left_out) if left_out else call.groups,
                 )
                 result = self._apply(params, groups)
                 if waiting:
@@ -207,6 +227,13 @@ class SentenceEncoder:
                 f"{self.model.architecture.vocab_size - 1}. Use the model's own tokenizer."
             )
         return tokens
+
+
+def _without_first(groups: Group, count: int) -> Group:
+    """Return groups whose first `count` tokens of each sentence are not pooled; attention sees them."""
+    lengths = np.maximum(groups.lengths - count, 0)
+    firsts = np.where(lengths > 0, groups.first_tokens + count, groups.first_tokens)
+    return groups._replace(first_tokens=firsts.astype(np.int32), lengths=lengths.astype(np.int32))
 
 
 def row_lengths(max_length: int) -> tuple[int, ...]:

@@ -95,13 +95,13 @@ def main() -> int:
 
 def name_and_pooler(given: str) -> tuple[str, str]:
     """Split a value of --model: ("bert-base-uncased", "avg") for bert-base-uncased:avg; the pooler may be ""."""
-    from simcse_jax.encoder.pooling import POOLERS
+    from simcse_jax.encoder.pooling import is_pooler, known
 
     name, _, pooler = given.rpartition(":")
-    if name and pooler in POOLERS:
+    if name and is_pooler(pooler):
         return name, pooler
     if name and Path(name).expanduser().exists() and not Path(given).expanduser().exists():
-        raise UserError(f"--model={given}: there is no pooler {pooler!r}. Known: {', '.join(POOLERS)}.")
+        raise UserError(f"--model={given}: there is no pooler {pooler!r}. Known: {known()}.")
     return given, ""
 
 

@@ -1,5 +1,6 @@
 """PyTorch's side of the comparisons: small random models of transformers, and their embeddings by each pooler."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,18 @@ def torch_embeddings(model: Any, ids: torch.Tensor, mask: torch.Tensor, pooler: 
     def mean(hidden: torch.Tensor) -> torch.Tensor:
         return torch.stack([h[m.bool()].mean(0) for h, m in zip(hidden, mask, strict=True)])
 
+    def of_tokens(pool: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        return torch.stack([pool(h[m.bool()]) for h, m in zip(states[-1], mask, strict=True)])
+
     match pooler:
+        case "max":
+            return of_tokens(lambda tokens: tokens.amax(0))
+        case "mean_sqrt_len":
+            return of_tokens(lambda tokens: tokens.sum(0) / len(tokens) ** 0.5)
+        case "weighted_mean":
+            return of_tokens(lambda tokens: torch.arange(1.0, len(tokens) + 1) @ tokens / sum(range(len(tokens) + 1)))
+        case "last_token":
+            return of_tokens(lambda tokens: tokens[-1])
         case "cls":
             return output.pooler_output
         case "cls_before_pooler":

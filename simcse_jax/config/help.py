@@ -8,6 +8,7 @@ from simcse_jax.config.keys import Key
 from simcse_jax.config.schema import KEYS, SECTIONS
 
 _WIDTH = 100
+_LONGEST = 140
 
 
 def help_text() -> str:
@@ -33,7 +34,9 @@ def _describe(key: Key) -> list[str]:
         for other, values in key.effects()
     ]
     meaning = [key.meaning, *([f"Has an effect only with {' and '.join(effects)}."] if effects else [])]
+    stated = f"  {key.name} = {default}  [{key.type.__name__}{limit}]{mark}"
     return [
-        f"  {key.name} = {default}  [{key.type.__name__}{limit}]{mark}",
+        # Long lists of values go on in the next line; shorter ones keep their two spaces.
+        stated if len(stated) <= _LONGEST else textwrap.fill(stated, _WIDTH, subsequent_indent=" " * 6),
         textwrap.fill(" ".join(meaning), _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6),
     ]

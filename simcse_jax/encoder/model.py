@@ -75,8 +75,8 @@ class Encoder(EncoderModule):
 
         group: arrays int32[R, T] and int32[N], or those of G groups, stacked. key: uint32[2], the dropout key of this
         step and view, or uint32[V, 2] for V views, each of which encodes all sentences; ValueError without one when
-        `train` is set and the architecture has dropout or a cutoff. pooler: one of `pooling.POOLERS`; "cls" needs a
-        head.
+        `train` is set and the architecture has dropout or a cutoff. pooler: see `encoder.pooling`; "cls" needs a head,
+        and D is the width of what it concatenates.
         """
         z = self._run(group, pooler, None if key is None else key.reshape(-1, 2), train)
         z = z.astype(jnp.promote_types(z.dtype, jnp.float32))  # [W, N, D]
@@ -87,10 +87,8 @@ class Encoder(EncoderModule):
     def _run(self, group: Group, pooler: str, keys: jax.Array | None, train: bool) -> jax.Array:
         if pooler == "cls" and not self.has_head:
             raise ValueError("Encoder: pooler 'cls' needs a head (dense + tanh), and this encoder has none.")
-        if pooler not in pooling.POOLERS:
-            raise ValueError(f"Encoder: unknown pooler {pooler!r}; known: {', '.join(pooling.POOLERS)}.")
-        averaged = pooling.AVERAGED_LAYERS.get(pooler, ())
-        with_means = len(averaged) > 1
+        parts = pooling.parts_of(pooler)
+        with_means = any(part.reads_layers for part in parts)
 
         views = 1 if keys is None else len(keys)
         rows = flatten_rows(group, views)
@@ -104,13 +102,11 @@ class Encoder(EncoderModule):
         of_embeddings = sentence_means(x, rows) if with_means else None
         numbers = jnp.arange(1, self.architecture.num_hidden_layers + 1, dtype=jnp.uint32)
         # An unrolled last layer skips what a pooler of first tokens never reads: about 3/4 of its arithmetic.
-        first_only = self.unroll and not averaged
+        first_only = self.unroll and all(part.reads_first_tokens for part in parts)
         x, of_layers = self._layers(train, with_means, first_only)(x, numbers, rows, keys)
-        if of_embeddings is not None:
-            return jnp.concatenate([of_embeddings[None], of_layers])[jnp.array(averaged)].mean(0)
-        if averaged:
-            return sentence_means(x, rows)
-        z = x if first_only else take_first_tokens(x, rows)
+        means = None if of_embeddings is None else jnp.concatenate([of_embeddings[None], of_layers])
+        pooled = [_pooled(part, x, means, rows, first_only) for part in parts]
+        z = pooled[0] if len(pooled) == 1 else jnp.concatenate(pooled, axis=-1)
         if pooler == "cls":
             z = jnp.tanh(self.dense("head", self.architecture.head_product)(z))
         return z
@@ -137,6 +133,32 @@ class Encoder(EncoderModule):
             length=layers,
         )
         return stacked(**self.shared, attend=self.attend, train=train, with_means=with_means, name="layers")
+
+
+def _pooled(part: pooling.Part, x: jax.Array, means: jax.Array | None, rows: PackedRows, first_only: bool) -> jax.Array:
+    """Return [W, N, D]: the last hidden state x [B, T, D], pooled, or x itself if it has the first tokens only.
+
+    means: [L + 1, W, N, D], the sentence means of all hidden states, where a part reads them.
+    """
+    if part.reads_first_tokens:
+        return x if first_only else take_first_tokens(x, rows)
+    if part.reads_layers:
+        assert means is not None
+        if not part.weights:
+            z = means[jnp.array(pooling.AVERAGED_LAYERS[part.name])].mean(0)
+        elif len(part.weights) != len(means):
+            raise ValueError(f"Encoder: {len(part.weights)} weights of layers; this encoder has {len(means)} states.")
+        else:
+            z = jnp.sum(jnp.array(part.weights, means.dtype)[:, None, None, None] * means, axis=0)
+        return pooling.mean_sqrt_len(z, rows.lengths) if part.name == "mean_sqrt_len" else z
+    if part.name in ("avg", "mean_sqrt_len"):
+        z = sentence_means(x, rows)
+        return z if part.name == "avg" else pooling.mean_sqrt_len(z, rows.lengths)
+    groups, positions = (each.reshape(len(rows.lengths), -1, *each.shape[1:]) for each in (x, rows.positions))
+    if part.name == "weighted_mean":
+        return jax.vmap(pooling.weighted_mean)(groups, rows.first_tokens, rows.lengths, positions)
+    pool = {"max": pooling.largest, "last_token": pooling.last_token}[part.name]
+    return jax.vmap(pool)(groups, rows.first_tokens, rows.lengths)
 
 
 def _one_by_one(

@@ -2,13 +2,15 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from simcse_jax import __version__
 from simcse_jax.encoder.architecture import Architecture
-from simcse_jax.encoder.pooling import AVERAGED_LAYERS
+from simcse_jax.encoder.pooling import AVERAGED_LAYERS, parts_of, width_of
+from simcse_jax.model_folder.after_pooling import Dense, Normalize, Step, width_after
+from simcse_jax.model_folder.text_settings import TextSettings
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _TAGS = ("sentence-transformers", "feature-extraction", "sentence-similarity", "jax")
@@ -19,6 +21,18 @@ _POOLERS = {
     "avg_top2": "the mean over the tokens of the last two layers",
     "avg_first_last": "the mean over the tokens of the first and the last layer",
     "avg_embedding_last": "the mean over the tokens of the embedding layer and the last layer",
+    "max": "the largest entry of each feature over the tokens",
+    "mean_sqrt_len": "the sum over the tokens, divided by the root of their number",
+    "weighted_mean": "the mean over the tokens with weights 1, 2, 3 ...",
+    "last_token": "the last token",
+}
+# The same for PyTorch, of hidden [texts, tokens, D] and mask [texts, tokens, 1]; other poolers are means.
+_IN_TORCH = {
+    "cls_before_pooler": "hidden[:, 0]",
+    "max": 'hidden.masked_fill(mask == 0, float("-inf")).amax(1)',
+    "mean_sqrt_len": "(hidden * mask).sum(1) / mask.sum(1).sqrt()",
+    "weighted_mean": "(hidden * mask.cumsum(1) * mask).sum(1) / (mask.cumsum(1) * mask).sum(1)",
+    "last_token": "hidden[range(len(hidden)), mask.sum((1, 2)) - 1]",
 }
 
 
@@ -29,23 +43,25 @@ def model_card(
     train_pooler: str,
     has_head: bool,
     card: Mapping[str, Any],
-    max_length: int,
-    prompt: str = "",
+    texts: TextSettings,
+    steps: Sequence[Step] = (),
 ) -> str:
     """Return the text of a model card, with its YAML front matter.
 
     name: the folder in the usage examples. card: any of "recipe" (mapping of keys to values), "defaults" (values of
     keys that need not be shown), "data" (mapping or text), "scores" (mapping of names to numbers, times 100), "step",
     and "source", the name of the model that this one is a copy of, if it was not trained here. Missing entries are left
-    out. max_length: tokens at which texts are cut. prompt: what sentence-transformers puts before each text.
+    out. texts: with max_seq_length, at which texts are cut. steps: what follows the pooler.
     """
     recipe, data, scores = card.get("recipe") or {}, card.get("data") or {}, card.get("scores") or {}
     only_mlm = recipe.get("objective.loss") == "none"
+    width = width_after(steps, width_of(pooler, architecture.hidden_size))
     facts = {
         "architecture": f"{architecture.family}, {architecture.num_hidden_layers} layers, "
         f"width {architecture.hidden_size}",
-        "longest text": f"{max_length} tokens",
-        "pooler": f"`{pooler}`: {_POOLERS[pooler]}",
+        "longest text": f"{texts.max_seq_length} tokens",
+        "pooler": f"`{pooler}`: {', beside it '.join(_described(pooler))}",
+        **({"after the pooler": ", ".join(map(_step, steps))} if steps else {}),
         "pooler in training": f"`{train_pooler}`",
         "pooling head": "trained, as `pooler.dense`"
         if has_head
@@ -55,9 +71,9 @@ def model_card(
     sections = [
         _front_matter(recipe, "fill-mask" if only_mlm else "simcse"),
         f"# {name}\n\n{_masked(name, recipe) if only_mlm else _origin(card.get('source'))} A sentence becomes a vector "
-        f"of {architecture.hidden_size} numbers; compare vectors by cosine.",
+        f"of {width} numbers; compare vectors by cosine.",
         _table(facts),
-        "## Use\n\n" + _usage(name, max_length, pooler, prompt),
+        "## Use\n\n" + _usage(name, texts, pooler, steps),
     ]
     if scores:
         at = f" (step {card['step']})" if "step" in card else ""
@@ -71,6 +87,18 @@ def model_card(
         rest = f"\n\nOther keys had the defaults of simcse_jax {__version__}; config.json of the run folder has all."
         sections.append("## Recipe\n\n" + _table(shown) + (rest if defaults else ""))
     return "\n\n".join(sections) + "\n"
+
+
+def _described(pooler: str) -> list[str]:
+    """Return in words what each part of a pooler does."""
+    weighed = " (of a weighted mean of all hidden states)"
+    return [_POOLERS[part.name] + (weighed if part.weights else "") for part in parts_of(pooler)]
+
+
+def _step(step: Step) -> str:
+    if isinstance(step, Dense):
+        return f"Dense ({step.kernel.shape[0]} to {step.kernel.shape[1]}, {step.activation})"
+    return type(step).__name__
 
 
 def _origin(source: str | None) -> str:
@@ -116,19 +144,8 @@ def example(prompt: str) -> str:
     return f"sentences = {json.dumps(texts, ensure_ascii=False)}"
 
 
-def _usage(name: str, max_length: int, pooler: str, prompt: str) -> str:
-    averaged = AVERAGED_LAYERS.get(pooler, ())
-    if averaged:
-        layers = " + ".join(f"states[{layer}]" for layer in averaged)
-        hidden = layers if len(averaged) == 1 else f"({layers}) / {len(averaged)}"
-        pooling = f"""    states = model(**batch, output_hidden_states=True).hidden_states
-    hidden = {hidden}
-    mask = batch["attention_mask"].unsqueeze(-1)
-    embeddings = (hidden * mask).sum(1) / mask.sum(1)"""
-    else:
-        output = "pooler_output" if pooler == "cls" else "last_hidden_state[:, 0]"
-        pooling = f"    embeddings = model(**batch).{output}"
-    return f"""With sentence-transformers:
+def _usage(name: str, texts: TextSettings, pooler: str, steps: Sequence[Step]) -> str:
+    text = f"""With sentence-transformers:
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -137,20 +154,43 @@ from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("{name}")
 embeddings = model.encode(sentences)
 ```
-
+"""
+    if not texts.include_prompt or any(not isinstance(step, Normalize) for step in steps):
+        return text.rstrip()  # transformers alone runs no modules after pooling
+    normalized = "\n    embeddings = torch.nn.functional.normalize(embeddings)" if steps else ""
+    return f"""{text}
 With transformers:
 
 ```python
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-{example(prompt)}
+{example(texts.prompt)}
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModel.from_pretrained("{name}")
-batch = tokenizer(sentences, padding=True, truncation=True, max_length={max_length}, return_tensors="pt")
+batch = tokenizer(sentences, padding=True, truncation=True, max_length={texts.max_seq_length}, return_tensors="pt")
 with torch.no_grad():
-{pooling}
+{_pooled_in_torch(pooler)}{normalized}
 ```"""
+
+
+def _pooled_in_torch(pooler: str) -> str:
+    """Return lines that run `model` on `batch` and make `embeddings`."""
+    if pooler in ("cls", "cls_before_pooler"):
+        output = "pooler_output" if pooler == "cls" else "last_hidden_state[:, 0]"
+        return f"    embeddings = model(**batch).{output}"
+    first, *_ = parts = parts_of(pooler)  # which read the same layers, if a folder holds them
+    if first.weights:
+        hidden = f"sum(weight * state for weight, state in zip({list(first.weights)}, states))"
+    else:
+        averaged = AVERAGED_LAYERS.get(first.name, (-1,))
+        layers = " + ".join(f"states[{layer}]" for layer in averaged)
+        hidden = layers if len(averaged) == 1 else f"({layers}) / {len(averaged)}"
+    pooled = [_IN_TORCH.get(part.name, "(hidden * mask).sum(1) / mask.sum(1)") for part in parts]
+    return f"""    states = model(**batch, output_hidden_states=True).hidden_states
+    hidden = {hidden}
+    mask = batch["attention_mask"].unsqueeze(-1)
+    embeddings = {pooled[0] if len(pooled) == 1 else f"torch.cat([{', '.join(pooled)}], -1)"}"""
 
 
 def _table(rows: Mapping[str, Any]) -> str:

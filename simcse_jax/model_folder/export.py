@@ -16,21 +16,22 @@ from simcse_jax import __version__
 from simcse_jax.data.tokenizer import TOKENIZER_FILES, load_tokenizer, lower_cases
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.families.table import config_json, read_architecture
-from simcse_jax.encoder.pooling import POOLERS
+from simcse_jax.encoder.pooling import is_pooler, known
+from simcse_jax.model_folder.after_pooling import Step
 from simcse_jax.model_folder.card import model_card
+from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.onnx_export import write_onnx
 from simcse_jax.model_folder.pretrained import load_params, to_hugging_face
 from simcse_jax.model_folder.st_modules import (
     OURS,
-    PLAIN,
     WIDTHS,
-    TextSettings,
-    encoder_folder,
-    read_pooler,
-    read_text_settings,
+    Pipeline,
+    read_pipeline,
+    read_scaling,
     read_widths,
     write_modules,
 )
+from simcse_jax.model_folder.text_settings import PLAIN, TextSettings, read_text_settings
 from simcse_jax.model_folder.weight_files import SAFETENSORS, write_weights
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
@@ -49,23 +50,34 @@ def convert(name: str, out: str | Path, pooler: str | None = None, **forms: Any)
     `export_model`. pooler: None = the model's own. The head is written only if the pooler uses it. Raises UserError
     if there is no such model, if it does not say how it pools and `pooler` is not given, and for a run folder.
     """
-    if pooler and pooler not in POOLERS:
-        raise UserError(f"--pooler={pooler} is unknown. Known: {', '.join(POOLERS)}.")
+    if pooler and not is_pooler(pooler):
+        raise UserError(f"--pooler={pooler} is unknown. Known: {known()}.")
     if (Path(name).expanduser() / "checkpoints").is_dir():
         raise UserError(f"--model={name} is a run folder. Export it with --workdir={name}.")
     folder = model_folder(name)
     inner = encoder_folder(folder)
     architecture = read_architecture(inner)
     texts = read_text_settings(folder, architecture.max_length)
-    widths = read_widths(inner, architecture.hidden_size)
-    if not pooler:
-        try:
-            pooler = read_pooler(folder)
-        except UserError as error:
+    try:
+        does = read_pipeline(folder)
+    except UserError as error:
+        if not pooler:
             raise UserError(f"{error}\nGive it as --pooler=NAME.") from error
-    params = load_params(inner, architecture, head="load" if pooler == "cls" else "none")
+        does = Pipeline("")
+    if pooler and pooler != does.pooler:
+        does = Pipeline(pooler, read_scaling(folder))
+    params = load_params(inner, architecture, head="load" if does.pooler == "cls" else "none")
     export_model(
-        Path(out), params, architecture, inner, pooler, card={"source": name}, texts=texts, widths=widths, **forms
+        Path(out),
+        params,
+        architecture,
+        inner,
+        does.pooler,
+        card={"source": name},
+        texts=texts,
+        steps=does.steps,
+        widths=read_widths(inner, does.width(architecture.hidden_size)),
+        **forms,
     )
 
 
@@ -79,6 +91,7 @@ def export_model(
     train_pooler: str = "",
     *,
     texts: TextSettings = PLAIN,
+    steps: Sequence[Step] = (),
     widths: Sequence[int] = (),
     half: bool = False,
     onnx: bool = False,
@@ -89,7 +102,7 @@ def export_model(
     out: a new or empty folder, or an earlier export, which is replaced (files that others put there stay).
     params: the encoder's, on host or device; a head is written even if `pooler` does not use it. tokenizer_folder:
     do_lower_case beside it is kept, see `lower_cases`. texts: the model's other settings, which are kept too.
-    widths: what its embeddings may be shortened to, after a Matryoshka loss.
+    steps: what it does to pooled vectors. widths: what its embeddings may be shortened to, after a Matryoshka loss.
     card: see `model_card`. train_pooler: the pooler in training (default: "cls" if there is a head, else `pooler`).
     half: store the weights as float16; config.json still says to compute in float32. UserError if one is too large.
     onnx, int8: add onnx/model.onnx, and its quantised form; see `write_onnx`.
@@ -111,11 +124,11 @@ def export_model(
         shortened = {WIDTHS: list(widths)} if widths else {}
         write_json(partial / "config.json", config_json(architecture, "mlm" in params) | shortened)
         write_weights(partial / SAFETENSORS, _halved(tensors) if half else tensors)
-        write_modules(partial, pooler, architecture, params.get("head"), texts, lower_cases(tokenizer_folder))
-        text = model_card(out.name, architecture, pooler, train_pooler, "head" in params, card, longest, texts.prompt)
+        write_modules(partial, pooler, architecture, params.get("head"), texts, lower_cases(tokenizer_folder), steps)
+        text = model_card(out.name, architecture, pooler, train_pooler, "head" in params, card, texts, steps)
         (partial / "README.md").write_text(text, encoding="utf-8")
         if onnx:
-            write_onnx(partial, pooler, out.name, texts, int8)
+            write_onnx(partial, pooler, out.name, texts, int8, steps)
         written = sorted([*(path.name for path in partial.iterdir()), OURS])
         ours = {"pooler": pooler, "train_pooler": train_pooler, "version": __version__, "files": written}
         write_json(partial / OURS, ours)

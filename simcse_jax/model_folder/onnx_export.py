@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,11 @@ import jax
 
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.encoder.families.table import read_architecture
+from simcse_jax.model_folder.after_pooling import Step
 from simcse_jax.model_folder.card import example
 from simcse_jax.model_folder.onnx_graph import encoder_graph
 from simcse_jax.model_folder.pretrained import load_params
-from simcse_jax.model_folder.st_modules import TextSettings
+from simcse_jax.model_folder.text_settings import SETTINGS, TextSettings
 from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,16 +43,24 @@ def require_onnx() -> None:
             ) from None
 
 
-def write_onnx(folder: Path, pooler: str, name: str, texts: TextSettings, int8: bool = False) -> None:
+def write_onnx(
+    folder: Path, pooler: str, name: str, texts: TextSettings, int8: bool = False, steps: Sequence[Step] = ()
+) -> None:
     """Add onnx/model.onnx to a folder that `export_model` makes, and to its README.md how to use it.
 
-    The model is that of `encoder_graph`. name, texts: of the usage example. int8: also write model_int8.onnx, with
-    products and tables in 8 bits (ONNX Runtime's dynamic quantisation). It has a quarter of the size, and
-    all-MiniLM-L6-v2 then scores 82.02 instead of 82.03 on STS-B test and 86.55 instead of 86.72 on dev (Spearman x 100,
-    see benchmarks/onnx_quality.py). Raises UserError without the extra [onnx], and if the model is too large for one
-    file.
+    The model is that of `encoder_graph`. name, texts: of the usage example. steps: what follows the pooler. int8: also
+    write model_int8.onnx, with products and tables in 8 bits (ONNX Runtime's dynamic quantisation). It has a quarter of
+    the size, and all-MiniLM-L6-v2 then scores 82.02 instead of 82.03 on STS-B test and 86.55 instead of 86.72 on dev
+    (Spearman x 100, see benchmarks/onnx_quality.py). Raises UserError without the extra [onnx], if the model is too
+    large for one file, and if the tokens of its prompts are not pooled: a graph does not know which these are.
     """
     require_onnx()
+    if not texts.include_prompt and any(texts.prompts.values()):
+        raise UserError(
+            "--onnx: include_prompt = false of the Pooling module leaves the tokens of prompts out of the vector, and "
+            f"no ONNX model here can know how many these are.\nLeave --onnx out, or remove the prompts from {SETTINGS} "
+            "in a copy of the folder."
+        )
     architecture = read_architecture(folder)
     params = load_params(folder, architecture, head="load" if pooler == "cls" else "none")
     size = sum(array.nbytes for array in jax.tree.leaves(params))
@@ -59,7 +69,7 @@ def write_onnx(folder: Path, pooler: str, name: str, texts: TextSettings, int8: 
             f"{folder}: as ONNX the model has {size / 2**30:.1f} GiB, and one file holds at most 2.\n"
             "Leave --onnx out, and use the folder with sentence-transformers; or train a smaller model."
         )
-    model, tokenizer = encoder_graph(params, architecture, pooler), load_tokenizer(folder)
+    model, tokenizer = encoder_graph(params, architecture, pooler, steps), load_tokenizer(folder)
     inner = folder / FOLDER
     inner.mkdir()
     (inner / MODEL).write_bytes(model.SerializeToString())

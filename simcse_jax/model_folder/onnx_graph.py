@@ -7,7 +7,7 @@ exporters write for BERT, so ONNX Runtime finds the patterns that it fuses (erf-
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,7 +15,9 @@ import numpy as np
 
 from simcse_jax import __version__
 from simcse_jax.encoder.architecture import Architecture
-from simcse_jax.encoder.pooling import AVERAGED_LAYERS
+from simcse_jax.encoder.pooling import width_of
+from simcse_jax.model_folder.after_pooling import Step, as_pooled, width_after
+from simcse_jax.model_folder.onnx_pooling import add_steps, normalized, pooled
 
 if TYPE_CHECKING:
     import onnx
@@ -26,7 +28,7 @@ INPUTS = ("input_ids", "attention_mask")
 SENTENCES, TOKENS = "sentence_embedding", "token_embeddings"
 
 
-class _Graph:
+class Graph:
     """Collect nodes and initialisers; every value has its own name."""
 
     def __init__(self) -> None:
@@ -73,17 +75,19 @@ class _Graph:
         return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
 
 
-def encoder_graph(params: Mapping[str, Any], architecture: Architecture, pooler: str) -> onnx.ModelProto:
+def encoder_graph(
+    params: Mapping[str, Any], architecture: Architecture, pooler: str, steps: Sequence[Step] = ()
+) -> onnx.ModelProto:
     """Return the ONNX model of an encoder with its pooler; its embeddings have length 1.
 
-    params: the encoder's, as `load_params` gives them; "cls" needs their head. Inputs:
+    params: the encoder's, as `load_params` gives them; "cls" needs their head. steps: what follows the pooler. Inputs:
     input_ids and attention_mask, int64[batch, tokens], both axes dynamic, padded on either side. Token types are not
     an input: all tokens have the first type, and ONNX Runtime warns of an optional input at every load.
-    Outputs: sentence_embedding float32[batch, D] and token_embeddings float32[batch, tokens, D] (last layer).
+    Outputs: sentence_embedding float32[batch, O] and token_embeddings float32[batch, tokens, D] (last layer).
     """
     from onnx import TensorProto, checker, helper, numpy_helper
 
-    graph = _Graph()
+    graph = Graph()
     mask = graph.cast("attention_mask", "FLOAT")
     order = graph.op("CumSum", "attention_mask", graph.integers(1))  # 1, 2, 3 ... at the tokens of a sentence
     states = _hidden_states(graph, params, architecture, order)
@@ -91,13 +95,15 @@ def encoder_graph(params: Mapping[str, Any], architecture: Architecture, pooler:
     if used != sum(array.size for array in jax.tree.leaves(params["layers"])):
         raise ValueError("encoder_graph: the layers have parameters that this graph does not use.")
     graph.op("Identity", states[-1], name=TOKENS)
-    _normalised(graph, _pooled(graph, params, states, pooler, mask, order))
+    vectors = add_steps(graph, pooled(graph, params, states, pooler, mask, order), as_pooled(steps))
+    normalized(graph, vectors, name=SENTENCES)
+    width = width_after(steps, width_of(pooler, architecture.hidden_size))
 
     places = ["batch", "tokens"]
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, places) for name in INPUTS]
     weights = [numpy_helper.from_array(array, name) for name, array in graph.weights.items()]
     outputs = [
-        helper.make_tensor_value_info(SENTENCES, TensorProto.FLOAT, ["batch", architecture.hidden_size]),
+        helper.make_tensor_value_info(SENTENCES, TensorProto.FLOAT, ["batch", width]),
         helper.make_tensor_value_info(TOKENS, TensorProto.FLOAT, [*places, architecture.hidden_size]),
     ]
     model = helper.make_model(
@@ -112,7 +118,7 @@ def encoder_graph(params: Mapping[str, Any], architecture: Architecture, pooler:
     return model
 
 
-def _hidden_states(graph: _Graph, params: Mapping[str, Any], architecture: Architecture, order: str) -> list[str]:
+def _hidden_states(graph: Graph, params: Mapping[str, Any], architecture: Architecture, order: str) -> list[str]:
     """Return the names of [batch, tokens, D]: the embedding layer's output and each layer's."""
     tables = params["embeddings"]
     # Padding before or between tokens gets the position of a neighbour: it is masked, and that row always exists.
@@ -132,7 +138,7 @@ def _hidden_states(graph: _Graph, params: Mapping[str, Any], architecture: Archi
 
 
 def _layer_output(
-    graph: _Graph, x: str, name: str, params: Mapping[str, Any], architecture: Architecture, seen: str
+    graph: Graph, x: str, name: str, params: Mapping[str, Any], architecture: Architecture, seen: str
 ) -> str:
     """Apply one transformer layer to x [batch, tokens, D]."""
     attention, ffn = params["attention"], params["ffn"]
@@ -161,7 +167,7 @@ def _layer_output(
     return graph.norm(graph.op("Add", down, x), f"{name}.ffn.norm", ffn["norm"], architecture.layer_norm_eps)
 
 
-def _activated(graph: _Graph, x: str, activation: str) -> str:
+def _activated(graph: Graph, x: str, activation: str) -> str:
     """Apply an activation of `encoder.activations.ACTIVATIONS`."""
     if activation in ("relu", "tanh"):
         return graph.op({"relu": "Relu", "tanh": "Tanh"}[activation], x)
@@ -176,31 +182,3 @@ def _activated(graph: _Graph, x: str, activation: str) -> str:
     else:
         raise ValueError(f"encoder_graph: no ONNX nodes for the activation {activation!r}.")
     return graph.op("Mul", graph.op("Mul", x, graph.op("Add", inner, one)), half)
-
-
-def _pooled(graph: _Graph, params: Mapping[str, Any], states: list[str], pooler: str, mask: str, order: str) -> str:
-    """Pool to [batch, D]: one embedding for each sentence, not yet normalised."""
-    averaged = AVERAGED_LAYERS.get(pooler, ())
-    if averaged:
-        weights = mask
-        hidden = states[averaged[0]]
-        if len(averaged) > 1:
-            hidden = graph.op("Mean", *(states[layer] for layer in averaged))
-    else:
-        # Not place 0: where padding stands before the tokens, the first token is elsewhere.
-        is_first = graph.cast(graph.op("Equal", order, graph.integers(1)), "FLOAT")
-        weights, hidden = graph.op("Mul", is_first, mask), states[-1]
-    # One product [batch, 1, tokens] x [batch, tokens, D].
-    total = graph.op("MatMul", graph.op("Unsqueeze", weights, graph.integers(1)), hidden)
-    total = graph.op("Squeeze", total, graph.integers(1))
-    count = graph.op("ReduceSum", weights, graph.integers(1), keepdims=1)
-    pooled = graph.op("Div", total, graph.op("Max", count, graph.number(1.0)))
-    if pooler == "cls":
-        pooled = graph.op("Tanh", graph.dense(pooled, "head", params["head"]["kernel"], params["head"]["bias"]))
-    return pooled
-
-
-def _normalised(graph: _Graph, x: str) -> None:
-    """Add the output: x [batch, D] divided by its norm, which is taken as at least 1e-12."""
-    length = graph.op("ReduceL2", x, axes=[-1], keepdims=1)
-    graph.op("Div", x, graph.op("Max", length, graph.number(1e-12)), name=SENTENCES)

@@ -150,12 +150,22 @@ def model_folder(name: str, weights: bool = True) -> Path:
     for filename in OPTIONAL_FILES:
         _optional_file(name, filename)
     any(_optional_file(name, filename) for filename in TRANSFORMER_SETTINGS)  # the first that is there
+    for place in _module_places(config.parent / "modules.json"):
+        if _optional_file(name, f"{place}/{CONFIG}"):
+            any(_optional_file(name, f"{place}/{filename}") for filename in WEIGHTS)
     if weights and not any(_fetch_weights(name, filename) for filename in WEIGHTS):
         raise UserError(
             f"The model {name!r} has none of {', '.join(WEIGHTS)} (whole or sharded).\n"
             "Without a network, it may be that they are only not cached: fetch the model once where there is a network."
         )
     return config.parent
+
+
+def _module_places(path: Path) -> list[str]:
+    """Return the folders of the modules that modules.json lists; what is malformed is for its reader to say."""
+    entries = read_json(path, list) if path.is_file() else []
+    places = [str(entry.get("path") or "") for entry in entries if isinstance(entry, dict)]
+    return [place for place in places if place and ".." not in place and not place.startswith("/")]
 
 
 def _optional_file(repo: str, filename: str) -> Path | None:

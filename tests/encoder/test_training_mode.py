@@ -71,9 +71,23 @@ def reference_embeddings(params: Any, pooler: str, keep: Any) -> jax.Array:
             z = (means[1] + means[2]) / 2
         case "avg_embedding_last":
             z = (means[0] + means[2]) / 2
+        case "mean_sqrt_len":
+            z = means[2] * np.sqrt(lengths)[:, None]
+        case "max":
+            z = jnp.stack([state[:length].max(0) for state, length in zip(states[-1], lengths, strict=True)])
+        case "weighted_mean":
+            z = sum_of_tokens(states[-1], lengths) / (lengths * (lengths + 1) / 2)[:, None]
+        case "last_token":
+            z = states[-1][np.arange(len(lengths)), lengths - 1]
         case _:
             raise ValueError(pooler)
     return z.reshape(VIEWS, COUNT, WIDTH)
+
+
+def sum_of_tokens(states: jax.Array, lengths: np.ndarray) -> jax.Array:
+    """Return [N, D]: the sum over each sentence's tokens, with the weights 1, 2, 3 ..."""
+    weights = np.arange(1, states.shape[1] + 1) * (np.arange(states.shape[1]) < lengths[:, None])
+    return jnp.einsum("nt,ntd->nd", weights, states)
 
 
 def all_masks() -> dict[tuple[int, int], np.ndarray]:
@@ -121,16 +135,24 @@ def test_embeddings_and_gradients_are_those_of_the_definition(pooler: str, layou
 
 @pytest.mark.parametrize("unroll", [False, True])
 def test_every_pooler_is_that_of_the_definition(unroll: bool) -> None:
-    """Without dropout, for stacked groups."""
+    """Without dropout, for stacked groups; also of all hidden states, weighted, and of several in one."""
+    weighted, joined = "avg@0.25,-0.5,1.25", "max+cls_before_pooler+avg"
     with jax.enable_x64(True):
         encoder = Encoder(ARCHITECTURE, jnp.float64, jnp.float64, has_head=True, unroll=unroll)
         params, group = random_params(encoder), stacked_groups()
-        found = jax.jit(lambda: {pooler: embed(encoder, params, group, pooler) for pooler in POOLERS})()
+        every = (*POOLERS, weighted, joined)
+        found = jax.jit(lambda: {pooler: embed(encoder, params, group, pooler) for pooler in every})()
         expected = jax.jit(lambda: {pooler: reference_embeddings(params, pooler, {})[0] for pooler in POOLERS})()
         for pooler in POOLERS:
             np.testing.assert_allclose(
                 found[pooler].reshape(COUNT, WIDTH), expected[pooler], atol=1e-12, err_msg=pooler
             )
+        parts = [found[part] for part in joined.split("+")]
+        np.testing.assert_array_equal(found[joined], np.concatenate(parts, -1))
+        states, lengths = states_of(params, {})
+        of_layers = [reference.mean(state, lengths)[:COUNT] for state in states]
+        mean = 0.25 * of_layers[0] - 0.5 * of_layers[1] + 1.25 * of_layers[2]
+        np.testing.assert_allclose(found[weighted].reshape(COUNT, WIDTH), mean, atol=1e-12)
 
 
 def test_predictions_of_masked_tokens_are_those_of_the_definition() -> None:

@@ -19,7 +19,7 @@ from simcse_jax import SimCSE
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.embedding_model import open_model
 from simcse_jax.model_folder.export import convert
-from simcse_jax.model_folder.st_modules import read_text_settings
+from simcse_jax.model_folder.text_settings import read_text_settings
 from simcse_jax.mteb_encoder import MtebEncoder
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.vectors import normalize
@@ -171,25 +171,10 @@ def test_where_texts_are_cut(tmp_path: Path, module: dict[str, Any], tokenizer: 
     assert read_text_settings(tmp_path, 64).max_seq_length == length
 
 
-def test_a_prompt_that_the_mean_leaves_out_is_refused_where_it_is_used(folder: Path, tmp_path: Path) -> None:
-    edit(folder, "config_sentence_transformers.json", prompts={"query": PROMPT, "document": ""})
-    edit(folder, "1_Pooling/config.json", include_prompt=False)
-    convert(str(folder), tmp_path / "out")
-    batches: list[dict[str, Any]] = [{"text": TEXTS[:1]}]
-    for encoder in (MtebEncoder(str(folder)), MtebEncoder(str(tmp_path / "out"))):
-        with pytest.raises(UserError, match="include_prompt"):
-            encoder.model.encode(TEXTS[:1], prompt=PROMPT)
-        with pytest.raises(UserError, match="include_prompt"):
-            encoder.encode(batches, prompt_type="query")
-        vectors = encoder.encode(batches, prompt_type="document")
-        np.testing.assert_array_equal(vectors, encoder.model.encode(TEXTS[:1]))
-
-
 REFUSED: dict[str, tuple[str, Any, str]] = {
     "no such prompt": ("config_sentence_transformers.json", {"default_prompt_name": "passage"}, "default_prompt_name"),
     "a prompt that is a list": ("config_sentence_transformers.json", {"prompts": {"query": ["a"]}}, "prompts"),
     "prompts that are a list": ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts"),
-    "a prompt left out of the mean": ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt"),
     "a length that is a text": ("sentence_bert_config.json", {"max_seq_length": "5"}, "max_seq_length"),
     "a change of the config": ("sentence_bert_config.json", {"config_args": {"hidden_act": "relu"}}, "config_args"),
     "another tokenizer": ("sentence_bert_config.json", {"tokenizer_args": {"do_lower_case": True}}, "tokenizer_args"),

@@ -16,7 +16,8 @@ from simcse_jax.embedding_model import open_model
 from simcse_jax.model_folder import onnx_export as onnx_export
 from simcse_jax.model_folder.export import convert
 from simcse_jax.model_folder.onnx_export import FOLDER, MODEL, MODEL_INT8
-from simcse_jax.model_folder.st_modules import PLAIN, read_pooler
+from simcse_jax.model_folder.st_modules import read_pooler
+from simcse_jax.model_folder.text_settings import PLAIN
 from simcse_jax.system.errors import UserError
 from tests.small_models import export_small
 

@@ -77,7 +77,9 @@ def test_a_cached_file_that_has_changed_is_refused(hub_server, request):
 
 
 def test_model_folder_fetches_what_there_is(hub_server):
-    files = {"config.json": "{}", "tokenizer.json": "{}", "modules.json": "[]", "1_Pooling/config.json": "{}"}
+    places = [{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}, {"path": "3_Normalize"}, {"path": "../4"}]
+    files = {"config.json": "{}", "tokenizer.json": "{}", "modules.json": json.dumps(places)}
+    files |= {"1_Pooling/config.json": "{}", "2_Dense/config.json": "{}", "2_Dense/model.safetensors": "weights"}
     for name, content in files.items():
         hub_server.add("owner/net", name, content)
     hub_server.add("owner/net", "pytorch_model.bin", b"weights")

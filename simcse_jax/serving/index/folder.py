@@ -43,12 +43,18 @@ def vector_fingerprint(weights: str, pooler: str, max_length: int) -> str:
     return f"{weights}-{pooler}-{max_length}"
 
 
+def _parts(fingerprint: str) -> list[str]:
+    """Return [weights, pooler, max_length]; a pooler may have a "-" in it."""
+    first, _, rest = fingerprint.partition("-")
+    return [first, *rest.rsplit("-", 1)]
+
+
 def fingerprint_difference(found: str, wanted: str) -> tuple[str, str]:
     """Say with what vectors were made that differs, and which flags make them comparable, "" if another model did.
 
     ("pooler=avg, not cls", "--pooler=avg"), from their fingerprint and that of the model at hand.
     """
-    theirs, ours = found.rsplit("-", 2), wanted.rsplit("-", 2)
+    theirs, ours = _parts(found), _parts(wanted)
     if len(ours) != len(_FINGERPRINT) or len(theirs) != len(_FINGERPRINT):
         return f"the fingerprint {found}, not {wanted}", ""
     parts = {name: (a, b) for name, a, b in zip(_FINGERPRINT, theirs, ours, strict=True) if a != b}

@@ -1,0 +1,83 @@
+"""Read modules.json: which modules of sentence-transformers a folder has, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.json_file import read_json
+
+MODULES = "modules.json"
+_LIBRARY = "sentence_transformers."
+_ADAPTER = "adapter_config.json"
+
+
+class Module(NamedTuple):
+    """Hold one entry of modules.json."""
+
+    kind: str  # the class's name: "Pooling"
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        """Return the path of its settings."""
+        return self.folder / "config.json"
+
+    def settings(self, known: Collection[str]) -> dict[str, Any]:
+        """Return its settings, {} if it has no file; UserError for a key that is not among `known`."""
+        found = read_json(self.file) if self.file.is_file() else {}
+        require_known(self.file, found, known)
+        return found
+
+
+def require_known(file: Path, settings: dict[str, Any], known: Collection[str]) -> None:
+    """Raise UserError for a key that is not known: it may change vectors. null and the like cannot."""
+    for key in settings.keys() - set(known):
+        if settings[key] not in (None, False, "", [], {}):
+            raise UserError(
+                f"{file}: {key} = {settings[key]!r:.80} is unknown here, and may change vectors.\nKnown: "
+                f"{', '.join(sorted(known))}. To use the model without it, remove it in a copy of the folder."
+            )
+
+
+def list_modules(folder: Path) -> list[Module]:
+    """Return the modules of modules.json, in order; none without that file."""
+    path = folder / MODULES
+    entries = read_json(path, list) if path.is_file() else []
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{path} is no list of objects.\nCopy it again from the model's source.")
+    found = []
+    for entry in entries:
+        kind, place = str(entry.get("type", "")), Path(str(entry.get("path", "")))
+        if place.is_absolute() or ".." in place.parts:
+            raise UserError(
+                f"{path} names {place}, which is outside the folder.\nCopy it again from the model's source."
+            )
+        if "." in kind and not kind.startswith(_LIBRARY):
+            raise UserError(
+                f"{path}: type = {kind!r} is code of the folder's own, which never runs here.\nUse a model whose "
+                "modules are sentence-transformers' own."
+            )
+        found.append(Module(kind.split(".")[-1], folder / place))
+    return found
+
+
+def encoder_folder(folder: Path) -> Path:
+    """Return where the encoder itself is: `folder`, or that of the Transformer module, 0_Transformer in old releases.
+
+    Raises UserError where an adapter lies beside it.
+    """
+    inner = next((module.folder for module in list_modules(folder) if module.kind == "Transformer"), folder)
+    if (inner / _ADAPTER).is_file():
+        base = read_json(inner / _ADAPTER).get("base_model_name_or_path")
+        raise UserError(
+            f"{inner / _ADAPTER}: adapters (this is one of {base!r}) are not supported.\n"
+            "Merge it into the model's weights once, where PEFT is installed (pip install peft torch):\n"
+            "  from peft import AutoPeftModelForFeatureExtraction as Adapted; from transformers import AutoTokenizer\n"
+            f"  Adapted.from_pretrained({str(inner)!r}).merge_and_unload().save_pretrained('MERGED')\n"
+            f"  AutoTokenizer.from_pretrained({str(inner)!r}).save_pretrained('MERGED')\n"
+            "and give MERGED with the pooler (--pooler=NAME), or copy modules.json and 1_Pooling there."
+        )
+    return inner

@@ -1,0 +1,100 @@
+"""Read what a folder says of texts: where they are cut, and what comes before them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from simcse_jax.data.tokenizer import transformer_settings
+from simcse_jax.model_folder.module_list import encoder_folder, list_modules
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.json_file import read_json
+
+SETTINGS = "config_sentence_transformers.json"
+_TOKENIZER_SETTINGS = "tokenizer_config.json"
+# Options of loading a model or its tokenizer that change no vector, but for rounding, or are read below.
+_KNOWN_OPTIONS = {"output_hidden_states", "add_pooling_layer", "attn_implementation", "dtype", "torch_dtype"}
+_KNOWN_OPTIONS |= {"use_fast", "trust_remote_code", "model_max_length"}
+# Settings of other kinds of models, and of the tokenizer's place, that change vectors if they are not null.
+_NOT_SUPPORTED = ("tokenizer_name_or_path", "query_length", "document_length", "query_prefix", "document_prefix")
+
+
+class TextSettings(NamedTuple):
+    """Hold what a folder says of texts, by the keys of sentence-transformers; see also `lower_cases`."""
+
+    max_seq_length: int | None = None  # tokens at which texts are cut; None: the model's limit
+    prompts: Mapping[str, str] = {}
+    default_prompt_name: str | None = None
+    include_prompt: bool = True  # whether the tokens of a prompt are pooled with the others
+
+    @property
+    def prompt(self) -> str:
+        """Return what comes before each text."""
+        return self.prompts[self.default_prompt_name] if self.default_prompt_name else ""
+
+
+PLAIN = TextSettings()
+
+
+def read_text_settings(folder: Path, limit: int) -> TextSettings:
+    """Return what a model folder says of texts; UserError where a setting is malformed, or not supported.
+
+    limit: the most tokens that the model takes.
+    """
+    path = folder / SETTINGS
+    settings = read_json(path) if path.is_file() else {}
+    poolings = [module.file for module in list_modules(folder) if module.kind == "Pooling"]
+    inner = encoder_folder(folder)
+    for file, content in ((path, settings), transformer_settings(inner)):
+        if key := next((key for key in _NOT_SUPPORTED if content.get(key) is not None), None):
+            raise UserError(
+                f"{file}: {key} = {content[key]!r} changes tokens or texts, which is not supported.\nTo use the "
+                "model without it, remove it in a copy of the folder, with its tokenizer's files beside config.json."
+            )
+    found = TextSettings(
+        _length(inner, limit),
+        settings.get("prompts") or {},
+        settings.get("default_prompt_name"),
+        all(read_json(pooling).get("include_prompt") is not False for pooling in poolings if pooling.is_file()),
+    )
+    prompts, default = found.prompts, found.default_prompt_name
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise UserError(f"{path}: prompts = {prompts!r} must be an object of texts.")
+    if default is not None and not isinstance(prompts.get(str(default)), str):
+        raise UserError(
+            f"{path}: default_prompt_name = {default!r} is not among prompts ({', '.join(prompts)}).\n"
+            "Name one of these, or set it to null: then no prompt is put before texts."
+        )
+    return found
+
+
+def _length(folder: Path, limit: int) -> int | None:
+    """Return the tokens at which an encoder's folder says to cut texts, at most `limit`; None if it does not say.
+
+    As in sentence-transformers, max_seq_length counts before the tokenizer's model_max_length, where its later releases
+    keep the number. UserError for a wrong number, and for options that would load another model or tokenizer.
+    """
+    path, settings = transformer_settings(folder)
+    options = {key: settings[key] for key in settings if key.endswith(("_args", "_kwargs")) and settings[key]}
+    for key, changes in options.items():
+        if not isinstance(changes, dict) or changes.keys() - _KNOWN_OPTIONS:
+            raise UserError(
+                f"{path}: {key} = {changes!r} changes how the model or its tokenizer is loaded, which is not supported."
+                f"\nIn a copy of the folder, move these keys into config.json or {_TOKENIZER_SETTINGS}."
+            )
+    of_tokenizer = folder / _TOKENIZER_SETTINGS
+    tokenizer = read_json(of_tokenizer) if of_tokenizer.is_file() else {}
+    stated = (
+        *((path, options.get(key, {}), "model_max_length") for key in ("processor_kwargs", "tokenizer_args")),
+        (path, settings, "max_seq_length"),
+        *((of_tokenizer, tokenizer, key) for key in ("model_max_length", "max_len")),
+    )
+    for file, content, key in stated:
+        length = content.get(key)
+        if length is None:
+            continue
+        if not isinstance(length, int | float) or length < 3 or length % 1:
+            raise UserError(f"{file}: {key} = {length!r} must be a whole number of at least 3, or null.")
+        return int(min(length, limit))
+    return None
