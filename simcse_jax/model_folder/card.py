@@ -1,7 +1,6 @@
 """Write the README.md of an exported model: what it is, how it was made, how good it is, how to use it."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from simcse_jax.encoder.pooling import AVERAGED_LAYERS, parts_of, width_of
 from simcse_jax.model_folder.after_pooling import Dense, Normalize, Step, width_after
 from simcse_jax.model_folder.text_settings import TextSettings
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _TAGS = ("sentence-transformers", "feature-extraction", "sentence-similarity", "jax")
 _POOLERS = {
     "cls": "the first token through the trained head (dense + tanh)",
@@ -65,8 +63,7 @@ def model_card(
         "pooler in training": f"`{train_pooler}`",
         "pooling head": "trained, as `pooler.dense`"
         if has_head
-        else "none, and these vectors use none: transformers may report `pooler.*` as missing; its `pooler_output` is "
-        "random",
+        else "none, and these vectors use none: the `pooler` of transformers' class, if it has one, holds zeros",
     }
     sections = [
         _front_matter(recipe, "fill-mask" if only_mlm else "simcse"),
@@ -135,7 +132,13 @@ def _front_matter(recipe: Mapping[str, Any], task: str) -> str:
 
 def _is_hub_name(name: str) -> bool:
     """Return whether a model's name is one of the Hub; a local path must not be published, and the Hub refuses it."""
-    return bool(_HUB_NAME.fullmatch(name)) and not Path(name).exists()
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).exists() and not ("/" in name and Path(name).parent.exists())
 
 
 def example(prompt: str) -> str:

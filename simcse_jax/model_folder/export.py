@@ -21,7 +21,7 @@ from simcse_jax.model_folder.after_pooling import Step
 from simcse_jax.model_folder.card import model_card
 from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.onnx_export import write_onnx
-from simcse_jax.model_folder.pretrained import load_params, to_hugging_face
+from simcse_jax.model_folder.pretrained import load_params, to_hugging_face, zero_head
 from simcse_jax.model_folder.st_modules import (
     OURS,
     WIDTHS,
@@ -120,7 +120,7 @@ def export_model(
     with writing(out):
         partial.mkdir(parents=True)
         _copy_tokenizer(tokenizer_folder, partial, longest)
-        tensors = to_hugging_face(params, architecture)
+        tensors = to_hugging_face(params, architecture) | zero_head(params, architecture)
         shortened = {WIDTHS: list(widths)} if widths else {}
         write_json(partial / "config.json", config_json(architecture, "mlm" in params) | shortened)
         write_weights(partial / SAFETENSORS, _halved(tensors) if half else tensors)

@@ -86,6 +86,25 @@ def to_hugging_face(params: Mapping[str, Any], architecture: Architecture) -> Te
     return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
 
 
+def zero_head(params: Mapping[str, Any], architecture: Architecture) -> Tensors:
+    """Return zeros for the head on [CLS] of transformers' class, under its names; none where params have the head.
+
+    Without them transformers draws that head at random, and reports weights as missing. `load_params` takes a head of
+    zeros for none.
+    """
+    names = FAMILIES[architecture.family].names
+    if "head" in params or not names.head:
+        return {}
+    head = {part: np.zeros(size, np.float32) for part, size in _head_sizes(architecture).items()}
+    prefix = names.prefix if "mlm" in params else ""
+    return {prefix + name: np.ascontiguousarray(tensor) for name, tensor in _dense(names.head, head)}
+
+
+def _head_sizes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    inputs, outputs = architecture.head_product
+    return {"kernel": inputs + outputs, "bias": outputs}
+
+
 def _tree(
     architecture: Architecture,
     names: WeightNames,
@@ -185,7 +204,7 @@ def _modern(name: str) -> str:
 def _with_head(names: WeightNames, stored: Tensors, folder: str | Path) -> WeightNames:
     """Return the names with those that the head on [CLS] has in this folder; UserError without a head."""
     for name in (names.head, _SIMCSE_HEAD):
-        if f"{name}.weight" in stored:
+        if np.any(stored.get(f"{name}.weight", 0)):
             return dataclasses.replace(names, head=name)
     raise UserError(
         f"{folder} has no trained head ({names.head}.weight), which the pooler 'cls' needs.\n"
