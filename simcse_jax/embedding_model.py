@@ -222,8 +222,8 @@ class EmbeddingModel:
 
     def _select(self, params: Any) -> Any:
         """Return the parameters that this pooler uses, as float32."""
-        names = ("embeddings", "layers", "head") if self.pooler == "cls" else ("embeddings", "layers")
-        used = {name: params[name] for name in params if name in names}
+        unused = ("mlm",) if self.pooler == "cls" else ("mlm", "head")
+        used = {name: params[name] for name in params if name not in unused}
         return jax.tree.map(lambda x: np.asarray(x, np.float32), used)
 
 

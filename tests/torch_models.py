@@ -7,14 +7,42 @@ import numpy as np
 import torch
 import transformers
 
-FAMILIES = ("bert", "roberta", "xlm-roberta")
-_CLASSES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta"}
+FAMILIES = (
+    *("bert", "roberta", "xlm-roberta", "distilbert", "electra"),
+    *("albert", "mpnet", "modernbert", "nomic_bert", "gte"),
+)
+# Families whose bare class in transformers has no head on [CLS].
+WITHOUT_HEAD = ("distilbert", "electra", "modernbert", "nomic_bert", "gte")
+_CLASSES = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "xlm-roberta": "XLMRoberta",
+    "distilbert": "DistilBert",
+    "electra": "Electra",
+    "albert": "Albert",
+    "mpnet": "MPNet",
+    "modernbert": "ModernBert",
+    "nomic_bert": "NomicBert",
+    "gte": "Gte",
+}
 _SIZES: dict[str, Any] = {
     "vocab_size": 120,
     "hidden_size": 32,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "intermediate_size": 48,
+    "max_position_embeddings": 40,
+}
+_AFTER_PADDING = {"max_position_embeddings": 42, "layer_norm_eps": 1e-5, "pad_token_id": 1}
+_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+_CHANGES: dict[str, dict[str, Any]] = {
+    "roberta": _AFTER_PADDING | {"type_vocab_size": 1},
+    "xlm-roberta": _AFTER_PADDING | {"type_vocab_size": 1},
+    "electra": {"embedding_size": 16},
+    "albert": {"embedding_size": 16},
+    "mpnet": _AFTER_PADDING,
+    "modernbert": _TOKENS | {"local_attention": 8},
+    "gte": {"pad_token_id": 0},
 }
 
 
@@ -23,17 +51,8 @@ def random_model(family: str, kind: str = "Model", **changes: Any) -> Any:
 
     kind: the class's suffix, "Model" or "ForMaskedLM"; changes: keys of its config.
     """
-    if family == "bert":
-        sizes = _SIZES | {"max_position_embeddings": 40}
-    else:
-        sizes = _SIZES | {
-            "max_position_embeddings": 42,
-            "type_vocab_size": 1,
-            "layer_norm_eps": 1e-5,
-            "pad_token_id": 1,
-        }
     name = _CLASSES[family]
-    config = getattr(transformers, f"{name}Config")(**sizes | changes)
+    config = getattr(transformers, f"{name}Config")(**_SIZES | _CHANGES.get(family, {}) | changes)
     model = getattr(transformers, name + kind)(config).eval()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():

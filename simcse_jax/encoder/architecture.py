@@ -46,6 +46,29 @@ class Architecture:
     cutoff: str = ""  # one of CUTOFFS
     cutoff_rate: float = 0.1
     position_offset: int = 0  # row of the position table for a sentence's first token; follows from the family
+    # Below: where families differ from BERT. A run folder states these fields only where they differ.
+    embedding_size: int = 0  # width of the tables, if a dense layer maps it to hidden_size; 0: they have hidden_size
+    shared_layers: bool = False  # all layers have the same parameters
+    gated: bool = False  # activation(x a) * (x b) in place of activation(x a) within the FFN (GLU)
+    pre_norm: bool = False  # norms before attention and FFN, one after the last layer, none before the first attention
+    without_bias: tuple[str, ...] = ()  # of `layer_products`, "norm" (all of them) and "mlm/dense"
+    mlm_act: str = ""  # activation of the head for masked language modelling; "" = hidden_act
+    relative_buckets: int = 0  # of a bias on attention scores for each head and bucket of distances; 0: no such bias
+    rope_theta: float = 0.0  # base of rotary positions; 0: a table of positions
+    rope_scale: float = 1.0  # what rotary positions are multiplied by
+    local_layers: tuple[int, ...] = ()  # layers, from 1, in which tokens attend to near tokens only
+    local_window: int = 0  # distance of the farthest token that is near
+    local_rope_theta: float = 0.0  # base of rotary positions in local layers
+
+    @property
+    def table_size(self) -> int:
+        """Return the width of the embedding tables."""
+        return self.embedding_size or self.hidden_size
+
+    @property
+    def stored_layers(self) -> int:
+        """Return the number of layers that have parameters of their own."""
+        return 1 if self.shared_layers else self.num_hidden_layers
 
     @property
     def max_length(self) -> int:
@@ -59,8 +82,9 @@ class Architecture:
 
     @property
     def tables(self) -> dict[str, int]:
-        """Return the rows of each embedding table; all are hidden_size wide, and their rows are summed."""
-        tables = {"word": self.vocab_size, "position": self.max_position_embeddings, "token_type": self.type_vocab_size}
+        """Return the rows of each embedding table; all are table_size wide, and their rows are summed."""
+        positions = 0 if self.rope_theta else self.max_position_embeddings
+        tables = {"word": self.vocab_size, "position": positions, "token_type": self.type_vocab_size}
         return {name: rows for name, rows in tables.items() if rows}
 
     @property
@@ -70,17 +94,36 @@ class Architecture:
         return {
             "attention/qkv": DenseShape(width, (3, *heads)),
             "attention/out": DenseShape(heads, width),
-            "ffn/up": DenseShape(width, inner),
+            "ffn/up": DenseShape(width, (2, *inner) if self.gated else inner),
             "ffn/down": DenseShape(inner, width),
         }
 
     @property
+    def projection(self) -> DenseShape | None:
+        """Return the dense product from the tables' width to that of the layers, None where they are the same."""
+        return DenseShape((self.embedding_size,), (self.hidden_size,)) if self.embedding_size else None
+
+    @property
     def head_product(self) -> DenseShape:
-        """Return the dense product of the head: of the one on [CLS], and of the first one for token prediction."""
+        """Return the dense product of the head on [CLS]."""
         return DenseShape((self.hidden_size,), (self.hidden_size,))
+
+    @property
+    def mlm_product(self) -> DenseShape:
+        """Return the first dense product of the head for masked language modelling."""
+        return DenseShape((self.hidden_size,), (self.table_size,))
+
+    def has_bias(self, place: str) -> bool:
+        """Return whether a product or norm has a bias; place: as in `without_bias`."""
+        return place not in self.without_bias
 
     def as_dict(self) -> dict[str, Any]:
         """Return what a run folder stores; `families.table.architecture_from_dict` reads it."""
         fields = dataclasses.asdict(self)
         del fields["position_offset"]  # follows from the family
-        return fields
+        later = [field.name for field in dataclasses.fields(self)]
+        later = later[later.index("position_offset") + 1 :]
+        return {name: value for name, value in fields.items() if name not in later or value != _DEFAULTS[name]}
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Architecture)}

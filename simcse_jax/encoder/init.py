@@ -24,6 +24,8 @@ def init_params(encoder: Encoder, seed: int) -> Any:
     pooler = "cls" if encoder.has_head else "cls_before_pooler"
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), 0)
     params = encoder.clone(unroll=False, attend=plain_attention).init(key, group, pooler)["params"]
+    if encoder.architecture.shared_layers:  # stacked too: a stack of one
+        params = {**params, "layers": jax.tree.map(lambda x: x[None], params["layers"])}
     if encoder.has_mlm_head:
         hidden = jnp.zeros((1, encoder.architecture.hidden_size), encoder.dtype)
         head = make_mlm_head(encoder).init(jax.random.fold_in(key, 1), hidden, params["embeddings"]["word"])["params"]

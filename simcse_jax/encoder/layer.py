@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from simcse_jax.encoder import dropout as drop
-from simcse_jax.encoder import pooling
+from simcse_jax.encoder import pooling, rotary
 from simcse_jax.encoder.activations import ACTIVATIONS
 from simcse_jax.encoder.architecture import Architecture, DenseShape
-from simcse_jax.encoder.attention import Attend, AttentionMask, plain_attention
+from simcse_jax.encoder.attention import Attend, plain_attention
+from simcse_jax.encoder.attention_block import AttentionMask
 from simcse_jax.encoder.norm import LayerNorm
 from simcse_jax.encoder.products import product
 
@@ -125,18 +127,25 @@ class EncoderModule(nn.Module):
         return {name: getattr(self, name) for name in names}
 
     def norm(self, name: str) -> LayerNorm:
-        return LayerNorm(self.architecture.layer_norm_eps, self.param_dtype, name=name)
+        of = self.architecture
+        return LayerNorm(of.layer_norm_eps, self.param_dtype, of.has_bias("norm"), name=name)
 
-    def dense(self, name: str, shape: DenseShape) -> Dense:
+    def dense(self, name: str, shape: DenseShape, has_bias: bool = True) -> Dense:
         deviation = self.architecture.initializer_range
-        return Dense(shape.inputs, shape.outputs, deviation, self.dtype, self.param_dtype, self.products, name=name)
+        shared = self.dtype, self.param_dtype, self.products
+        return Dense(shape.inputs, shape.outputs, deviation, *shared, has_bias, name=name)
+
+    def layer_dense(self, place: str) -> Dense:
+        """Return the dense layer at this place in a layer's parameters, "attention/qkv" for example."""
+        of = self.architecture
+        return self.dense(place.split("/")[1], of.layer_products[place], of.has_bias(place))
 
 
 class Dense(nn.Module):
     """Map x [..., I] to [..., O] by one product of two flat matrices, for any axes of x and the parameters.
 
     With several leading axes, XLA would transpose x to compute the kernel's gradient. Parameters: kernel [*inputs,
-    *outputs], bias [*outputs]; I and O are the products of `inputs` and of `outputs`.
+    *outputs] and, if `has_bias`, bias [*outputs]; I and O are the products of `inputs` and of `outputs`.
     """
 
     inputs: tuple[int, ...]
@@ -145,16 +154,18 @@ class Dense(nn.Module):
     dtype: Any
     param_dtype: Any
     products: str = "float32"
+    has_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.initializers.normal(self.deviation)
         kernel = self.param("kernel", init, (*self.inputs, *self.outputs), self.param_dtype).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, self.outputs, self.param_dtype).astype(self.dtype)
         multiply: Any = product if self.products == "bfloat16" else jnp.matmul
         flat = kernel.reshape(math.prod(self.inputs), math.prod(self.outputs))
         out: jax.Array = multiply(x.reshape(-1, x.shape[-1]), flat)
-        out = out + jnp.broadcast_to(bias.reshape(-1), out.shape)
+        if self.has_bias:
+            bias = self.param("bias", nn.initializers.zeros, self.outputs, self.param_dtype).astype(self.dtype)
+            out = out + jnp.broadcast_to(bias.reshape(-1), out.shape)
         return out.astype(self.dtype).reshape(*x.shape[:-1], -1)
 
 
@@ -168,41 +179,64 @@ class Layer(EncoderModule):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, layer: jax.Array, rows: PackedRows, keys: jax.Array | None
+        self, x: jax.Array, layer: jax.Array, rows: PackedRows, keys: jax.Array | None, bias: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None]:
+        """Apply the layer with this number, from 1; bias: [H, T, T], added to the scores of attention."""
         dropout = Dropout(self.architecture, rows, keys, self.train)
         after = dropout.of_first_tokens() if self.first_only else dropout
         attention = Attention(**self.shared, attend=self.attend, first_only=self.first_only, name="attention")
-        x = attention(x, layer, rows, dropout, after)
+        x = attention(x, layer, rows, dropout, after, bias)
         x = FeedForward(**self.shared, name="ffn")(x, layer, after)
         return x, sentence_means(x, rows) if self.with_means else None
 
 
 class Attention(EncoderModule):
-    """Apply self-attention within each packed sentence to x [B, T, D], then residual and norm."""
+    """Apply self-attention within each packed sentence to x [B, T, D], with residual and norm."""
 
     attend: Attend = plain_attention
     first_only: bool = False  # return only the sentences' first tokens, [W, N, D]; `after` is their dropout
 
     @nn.compact
-    def __call__(self, x: jax.Array, layer: jax.Array, rows: PackedRows, dropout: Dropout, after: Dropout) -> jax.Array:
-        products = self.architecture.layer_products
-        heads, _ = products["attention/out"].inputs
-        qkv = self.dense("qkv", products["attention/qkv"])(x)
-        mask = AttentionMask(rows.segments, *dropout.attention_keys(layer, heads))
+    def __call__(
+        self,
+        x: jax.Array,
+        layer: jax.Array,
+        rows: PackedRows,
+        dropout: Dropout,
+        after: Dropout,
+        bias: jax.Array | None,
+    ) -> jax.Array:
+        of, norm = self.architecture, self.norm("norm")
+        heads = of.num_attention_heads
+        # The embeddings before the first layer are normalised already.
+        normal = jnp.where(layer == 1, x, norm(x)) if of.pre_norm else x
+        qkv = self.layer_dense("attention/qkv")(normal)
+        is_local = jnp.isin(layer, np.array(of.local_layers, np.uint32)) if of.local_layers else None
+        if of.rope_theta:
+            qkv = rotary.rotate(qkv, heads, rotary.angles(of, rows.positions, is_local, qkv.dtype))
+        near = None if is_local is None else jnp.where(is_local, of.local_window, x.shape[1])
+        mask = AttentionMask(rows.segments, *dropout.attention_keys(layer, heads), bias, near)
         context = self.attend(qkv, heads, mask, dropout.rate, self.products)
         if self.first_only:
             x, context = take_first_tokens(x, rows), take_first_tokens(context, rows)
-        out = self.dense("out", products["attention/out"])(context)
-        return self.norm("norm")(x + after.apply(out, layer, drop.ATTENTION_OUTPUT))
+        out = self.layer_dense("attention/out")(context)
+        x = x + after.apply(out, layer, drop.ATTENTION_OUTPUT)
+        return x if of.pre_norm else norm(x)
 
 
 class FeedForward(EncoderModule):
-    """Apply the two dense layers to x [B, T, D], then residual and norm."""
+    """Apply two dense layers to x [B, T, D], the first of two parts if gated, with residual and norm."""
 
     @nn.compact
     def __call__(self, x: jax.Array, layer: jax.Array, dropout: Dropout) -> jax.Array:
-        products = self.architecture.layer_products
-        up = ACTIVATIONS[self.architecture.hidden_act](self.dense("up", products["ffn/up"])(x))
-        out = self.dense("down", products["ffn/down"])(up)
-        return self.norm("norm")(x + dropout.apply(out, layer, drop.FFN_OUTPUT))
+        of, norm = self.architecture, self.norm("norm")
+        activation = ACTIVATIONS[of.hidden_act]
+        up = self.layer_dense("ffn/up")(norm(x) if of.pre_norm else x)
+        if of.gated:
+            activated, factor = jnp.split(up, 2, axis=-1)
+            up = activation(activated) * factor
+        else:
+            up = activation(up)
+        out = self.layer_dense("ffn/down")(up)
+        x = x + dropout.apply(out, layer, drop.FFN_OUTPUT)
+        return x if of.pre_norm else norm(x)

@@ -25,10 +25,11 @@ class MlmHead(EncoderModule):
 
     @nn.compact
     def __call__(self, hidden: jax.Array, words: jax.Array) -> jax.Array:
-        """Return scores [..., V] of at least float32, for hidden [..., D] and word embeddings [V, D]."""
-        x = self.dense("dense", self.architecture.head_product)(hidden.astype(self.dtype))
-        x = self.norm("norm")(ACTIVATIONS[self.architecture.hidden_act](x))
-        bias = self.param("bias", nn.initializers.zeros, (self.architecture.vocab_size,), self.param_dtype)
+        """Return scores [..., V] of at least float32, for hidden [..., D] and word embeddings [V, E]."""
+        of = self.architecture
+        x = self.dense("dense", of.mlm_product, of.has_bias("mlm/dense"))(hidden.astype(self.dtype))
+        x = self.norm("norm")(ACTIVATIONS[of.mlm_act or of.hidden_act](x))
+        bias = self.param("bias", nn.initializers.zeros, (of.vocab_size,), self.param_dtype)
         wide = jnp.promote_types(self.dtype, jnp.float32)
         flat = x.reshape(-1, x.shape[-1])
         scores: jax.Array

@@ -28,13 +28,17 @@ from simcse_jax.encoder.layer import (
     sentence_means,
     take_first_tokens,
 )
+from simcse_jax.encoder.relative import relative_bias
 
 if TYPE_CHECKING:
     from simcse_jax.group import Group
 
 
 class Embeddings(EncoderModule):
-    """Sum the embeddings of words, positions and (the first) token type, and normalise: int32[B, T] to [B, T, D]."""
+    """Sum the embeddings of words, positions and (the first) token type, and normalise: int32[B, T] to [B, T, E].
+
+    E is the width of the tables.
+    """
 
     @nn.compact
     def __call__(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
@@ -42,11 +46,12 @@ class Embeddings(EncoderModule):
 
         def table(name: str) -> jax.Array:
             init = nn.initializers.normal(architecture.initializer_range)
-            return self.param(name, init, (tables[name], architecture.hidden_size), self.param_dtype)
+            return self.param(name, init, (tables[name], architecture.table_size), self.param_dtype)
 
         # Rows are looked up before they are rounded: a table is many times larger than what a batch reads of it.
         x = table("word")[ids].astype(self.dtype)
-        x = x + table("position")[positions + architecture.position_offset].astype(self.dtype)
+        if "position" in tables:
+            x = x + table("position")[positions + architecture.position_offset].astype(self.dtype)
         if "token_type" in tables:
             x = x + table("token_type")[0][None, None].astype(self.dtype)
         return self.norm("norm")(x)
@@ -90,29 +95,50 @@ class Encoder(EncoderModule):
         parts = pooling.parts_of(pooler)
         with_means = any(part.reads_layers for part in parts)
 
+        architecture = self.architecture
         views = 1 if keys is None else len(keys)
         rows = flatten_rows(group, views)
         ids, positions = (jnp.reshape(x, (-1, x.shape[-1])) for x in (group.ids, group.positions))
         x = Embeddings(**self.shared, name="embeddings")(ids, positions)
         x = jnp.tile(x, (views, 1, 1))  # views differ from the first dropout on
-        dropout = Dropout(self.architecture, rows, keys, train)
+        dropout = Dropout(architecture, rows, keys, train)
         if dropout.cutoff:
-            x = cut(x, dropout.cutoff, self.architecture.cutoff_rate, dropout, rows)
+            x = cut(x, dropout.cutoff, architecture.cutoff_rate, dropout, rows)
         x = dropout.apply(x, 0, drop.EMBEDDINGS)
+        if architecture.projection:
+            x = self.dense("projection", architecture.projection)(x)
         of_embeddings = sentence_means(x, rows) if with_means else None
-        numbers = jnp.arange(1, self.architecture.num_hidden_layers + 1, dtype=jnp.uint32)
+        numbers = jnp.arange(1, architecture.num_hidden_layers + 1, dtype=jnp.uint32)
         # An unrolled last layer skips what a pooler of first tokens never reads: about 3/4 of its arithmetic.
-        first_only = self.unroll and all(part.reads_first_tokens for part in parts)
-        x, of_layers = self._layers(train, with_means, first_only)(x, numbers, rows, keys)
-        means = None if of_embeddings is None else jnp.concatenate([of_embeddings[None], of_layers])
+        only_first = all(part.reads_first_tokens for part in parts)
+        first_only = self.unroll and only_first and not architecture.shared_layers
+        bias = self._relative_bias(x.shape[1])
+        x, of_layers = self._layers(train, with_means, first_only)(x, numbers, rows, keys, bias)
+        if architecture.pre_norm:
+            x = self.norm("final_norm")(x)
+        means = None
+        if of_embeddings is not None:
+            if architecture.pre_norm:
+                of_layers = of_layers.at[-1].set(sentence_means(x, rows))
+            means = jnp.concatenate([of_embeddings[None], of_layers])
         pooled = [_pooled(part, x, means, rows, first_only) for part in parts]
         z = pooled[0] if len(pooled) == 1 else jnp.concatenate(pooled, axis=-1)
         if pooler == "cls":
-            z = jnp.tanh(self.dense("head", self.architecture.head_product)(z))
+            z = jnp.tanh(self.dense("head", architecture.head_product)(z))
         return z
+
+    def _relative_bias(self, tokens: int) -> jax.Array | None:
+        """Return [H, T, T], which every layer adds to its scores; None where the architecture has none."""
+        of = self.architecture
+        if not of.relative_buckets:
+            return None
+        shape = of.relative_buckets, of.num_attention_heads
+        table = self.param("relative", nn.initializers.normal(of.initializer_range), shape, self.param_dtype)
+        return relative_bias(table, tokens)
 
     def _layers(self, train: bool, with_means: bool, first_only: bool) -> Callable:
         layers, one, gather = self.architecture.num_hidden_layers, Layer, self.gather
+        shared = self.architecture.shared_layers
         if gather is not None:
             one = nn.map_variables(one, "params", trans_in_fn=lambda held: {"params": gather(held["params"])})
         if self.remat or gather is not None:
@@ -123,13 +149,16 @@ class Encoder(EncoderModule):
         make = functools.partial(one, **self.shared, attend=self.attend, train=train, with_means=with_means)
         if self.unroll:
             last = functools.partial(make, first_only=first_only)
+            if shared:
+                return functools.partial(_one_by_one, [make(name="layer_0")] * layers)
             made = [(last if n == layers - 1 else make)(name=f"layer_{n}") for n in range(layers)]
             return functools.partial(_one_by_one, made)
         stacked = nn.scan(
             one,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            variable_axes={} if shared else {"params": 0},
+            variable_broadcast="params" if shared else False,
+            split_rngs={"params": not shared},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=layers,
         )
         return stacked(**self.shared, attend=self.attend, train=train, with_means=with_means, name="layers")
@@ -162,12 +191,15 @@ def _pooled(part: pooling.Part, x: jax.Array, means: jax.Array | None, rows: Pac
 
 
 def _one_by_one(
-    layers: list[Layer], x: jax.Array, numbers: jax.Array, rows: PackedRows, keys: jax.Array | None
+    layers: list[Layer], x: jax.Array, numbers: jax.Array, *shared: Any
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Call layers in turn, and return what the scanned layers would: (x, their sentence means, stacked)."""
+    """Call layers in turn, and return what the scanned layers would: (x, their sentence means, stacked).
+
+    shared: what all layers take after x and their number.
+    """
     found = []
     for layer, number in zip(layers, numbers, strict=True):
-        x, of_layer = layer(x, number, rows, keys)
+        x, of_layer = layer(x, number, *shared)
         found.append(of_layer)
     return x, None if found[0] is None else jnp.stack(found)
 
@@ -180,13 +212,24 @@ def unstack_layers(params: Any) -> Any:
     return {name: params[name] for name in params if name != "layers"} | each
 
 
+def as_applied(encoder: Encoder, params: Any) -> Any:
+    """Return stacked parameters as the encoder's `apply` takes them: see `unstack_layers`.
+
+    A loop over shared layers takes the one layer's without the axis over which they are stacked.
+    """
+    if encoder.unroll:
+        return unstack_layers(params)
+    if encoder.architecture.shared_layers:
+        return params | {"layers": jax.tree.map(lambda x: x[0], params["layers"])}
+    return params
+
+
 def embed(encoder: Encoder, params: Any, group: Group, pooler: str, key: jax.Array | None = None) -> jax.Array:
     """Return the embeddings of a group's sentences, float32[N, D], [G, N, D] or [V, G, N, D]; see `Encoder`.
 
     params: stacked over layers, also where the encoder has `unroll`. key: uint32[2] or uint32[V, 2] turns dropout on,
     as in training; None leaves it off.
     """
-    params = unstack_layers(params) if encoder.unroll else params
-    out = encoder.apply({"params": params}, group, pooler, key, key is not None)
+    out = encoder.apply({"params": as_applied(encoder, params)}, group, pooler, key, key is not None)
     assert isinstance(out, jax.Array)  # Linen returns a pair only when collections are mutable
     return out

@@ -11,15 +11,22 @@ import jax.numpy as jnp
 
 
 class LayerNorm(nn.Module):
-    """Normalise x [..., D] to mean 0 and variance 1 over D, then scale and shift. Parameters: scale [D], bias [D]."""
+    """Normalise x [..., D] to mean 0 and variance 1 over D, then scale and shift.
+
+    Parameters: scale [D], and bias [D] if `has_bias`.
+    """
 
     epsilon: float
     param_dtype: Any = jnp.float32
+    has_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
+        if self.has_bias:
+            bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
+        else:
+            bias = jnp.zeros_like(scale)
         return layer_norm(x, scale, bias, self.epsilon)
 
 

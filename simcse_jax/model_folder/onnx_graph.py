@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
 from simcse_jax import __version__
+from simcse_jax.encoder import rotary
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.pooling import width_of
+from simcse_jax.encoder.relative import buckets
 from simcse_jax.model_folder.after_pooling import Step, as_pooled, width_after
 from simcse_jax.model_folder.onnx_pooling import add_steps, normalized, pooled
 
@@ -43,6 +45,14 @@ class Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
+    def split(self, x: str) -> tuple[str, str]:
+        """Return the halves of x along its last axis."""
+        from onnx import helper
+
+        names = tuple(f"Split_{len(self.nodes)}_{half}" for half in (0, 1))
+        self.nodes.append(helper.make_node("Split", [x], list(names), name=names[0], axis=-1))
+        return names[0], names[1]
+
     def cast(self, x: str, kind: str) -> str:
         """Cast x to ONNX's type FLOAT or BOOL."""
         from onnx import TensorProto
@@ -64,15 +74,26 @@ class Graph:
         self.weights[name] = np.array(values, np.int64)
         return name
 
-    def dense(self, x: str, name: str, kernel: Any, bias: Any) -> str:
-        """Map x [..., I] to [..., O] with a kernel of I * O entries and a bias of O entries, of any shapes."""
-        bias = np.asarray(bias).reshape(-1)
-        product = self.op("MatMul", x, self.weight(f"{name}.weight", np.asarray(kernel).reshape(-1, len(bias))))
-        return self.op("Add", product, self.weight(f"{name}.bias", bias))
+    def dense(self, x: str, name: str, layer: Mapping[str, Any], outputs: int) -> str:
+        """Map x [..., I] to [..., O] with a kernel of I * O entries and, if there is one, a bias of O entries."""
+        product = self.op("MatMul", x, self.weight(f"{name}.weight", np.reshape(layer["kernel"], (-1, outputs))))
+        if "bias" not in layer:
+            return product
+        return self.op("Add", product, self.weight(f"{name}.bias", np.reshape(layer["bias"], -1)))
 
     def norm(self, x: str, name: str, params: Mapping[str, Any], epsilon: float) -> str:
-        scale, bias = (self.weight(f"{name}.{part}", params[part]) for part in ("scale", "bias"))
-        return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
+        parts = [self.weight(f"{name}.{part}", params[part]) for part in ("scale", "bias") if part in params]
+        return self.op("LayerNormalization", x, *parts, axis=-1, epsilon=epsilon)
+
+
+class _Places(NamedTuple):
+    """Hold the names of what attention knows of the tokens' places; "" for what the architecture does not have."""
+
+    seen: str  # bool[batch, 1, 1, tokens]: what may be attended to
+    near: str  # bool[batch, 1, tokens, tokens]: the same in local layers
+    bias: str  # float[batch, H, tokens, tokens], added to the scores
+    turns: tuple[str, str]  # cos and sin, float[batch, 1, tokens, D / 2], of rotary positions
+    local_turns: tuple[str, str]  # the same in local layers
 
 
 def encoder_graph(
@@ -92,7 +113,10 @@ def encoder_graph(
     order = graph.op("CumSum", "attention_mask", graph.integers(1))  # 1, 2, 3 ... at the tokens of a sentence
     states = _hidden_states(graph, params, architecture, order)
     used = sum(array.size for name, array in graph.weights.items() if name.startswith("layer."))
-    if used != sum(array.size for array in jax.tree.leaves(params["layers"])):
+    stored = sum(array.size for array in jax.tree.leaves(params["layers"]))
+    if architecture.pre_norm:  # the first layer has no norm before attention
+        stored -= sum(array[0].size for array in params["layers"]["attention"]["norm"].values())
+    if used != stored:
         raise ValueError("encoder_graph: the layers have parameters that this graph does not use.")
     graph.op("Identity", states[-1], name=TOKENS)
     vectors = add_steps(graph, pooled(graph, params, states, pooler, mask, order), as_pooled(steps))
@@ -120,51 +144,135 @@ def encoder_graph(
 
 def _hidden_states(graph: Graph, params: Mapping[str, Any], architecture: Architecture, order: str) -> list[str]:
     """Return the names of [batch, tokens, D]: the embedding layer's output and each layer's."""
-    tables = params["embeddings"]
+    tables, epsilon = params["embeddings"], architecture.layer_norm_eps
     # Padding before or between tokens gets the position of a neighbour: it is masked, and that row always exists.
     before = graph.op("Max", graph.op("Sub", order, graph.integers(1)), graph.integers(0))
-    places = graph.op("Add", before, graph.integers(architecture.position_offset))
-    words = graph.op("Gather", graph.weight("embeddings.word", tables["word"]), "input_ids")
-    x = graph.op("Add", words, graph.op("Gather", graph.weight("embeddings.position", tables["position"]), places))
+    x = graph.op("Gather", graph.weight("embeddings.word", tables["word"]), "input_ids")
+    if "position" in tables:
+        places = graph.op("Add", before, graph.integers(architecture.position_offset))
+        x = graph.op("Add", x, graph.op("Gather", graph.weight("embeddings.position", tables["position"]), places))
     if "token_type" in tables:
         x = graph.op("Add", x, graph.weight("embeddings.token_type", tables["token_type"][0]))
-    states = [graph.norm(x, "embeddings.norm", tables["norm"], architecture.layer_norm_eps)]
+    x = graph.norm(x, "embeddings.norm", tables["norm"], epsilon)
+    if "projection" in params:
+        x = graph.dense(x, "projection", params["projection"], architecture.hidden_size)
+    states = [x]
 
-    seen = graph.op("Unsqueeze", graph.cast("attention_mask", "BOOL"), graph.integers(1, 2))  # [batch, 1, 1, tokens]
+    at = _places(graph, params, architecture, before)
     for number in range(architecture.num_hidden_layers):
-        layer = jax.tree.map(operator.itemgetter(number), params["layers"])
-        states.append(_layer_output(graph, states[-1], f"layer.{number}", layer, architecture, seen))
+        own = 0 if architecture.shared_layers else number
+        layer = jax.tree.map(operator.itemgetter(own), params["layers"])
+        states.append(_layer_output(graph, states[-1], own, layer, architecture, number, at))
+    if "final_norm" in params:
+        states[-1] = graph.norm(states[-1], "final_norm", params["final_norm"], epsilon)
     return states
 
 
+def _places(graph: Graph, params: Mapping[str, Any], architecture: Architecture, before: str) -> _Places:
+    """Return what attention knows of places; before: int64[batch, tokens], each token's place in its sentence."""
+    seen = graph.op("Unsqueeze", graph.cast("attention_mask", "BOOL"), graph.integers(1, 2))
+    near = bias = ""
+    if architecture.local_layers or architecture.relative_buckets:
+        keys, queries = (graph.op("Unsqueeze", before, graph.integers(axis)) for axis in (1, 2))
+        distance = graph.op("Sub", keys, queries)  # [batch, queries, keys]
+        if architecture.local_layers:
+            is_near = graph.op("LessOrEqual", graph.op("Abs", distance), graph.integers(architecture.local_window))
+            near = graph.op("And", seen, graph.op("Unsqueeze", is_near, graph.integers(1)))
+        if architecture.relative_buckets:
+            farthest = architecture.max_length - 1
+            known = buckets(np.arange(-farthest, farthest + 1), architecture.relative_buckets)
+            table = graph.weight("relative", np.asarray(params["relative"])[known])
+            by_pair = graph.op("Gather", table, graph.op("Add", distance, graph.integers(farthest)))
+            bias = graph.op("Transpose", by_pair, perm=(0, 3, 1, 2))
+    turns = _turns(graph, architecture, before, architecture.rope_theta)
+    local_turns = _turns(graph, architecture, before, architecture.local_rope_theta)
+    return _Places(seen, near, bias, turns, local_turns)
+
+
+def _turns(graph: Graph, architecture: Architecture, before: str, base: float) -> tuple[str, str]:
+    """Return cosine and sine of the angles of rotary positions with this base; nothing for base 0."""
+    if not base:
+        return "", ""
+    places = graph.op("Unsqueeze", graph.cast(before, "FLOAT"), graph.integers(1, 3))
+    angles = graph.op("Mul", places, graph.weight(f"rotary_{base!r}", rotary.rates(architecture, base)))
+    return graph.op("Cos", angles), graph.op("Sin", angles)
+
+
 def _layer_output(
-    graph: Graph, x: str, name: str, params: Mapping[str, Any], architecture: Architecture, seen: str
+    graph: Graph,
+    x: str,
+    own: int,
+    params: Mapping[str, Any],
+    architecture: Architecture,
+    number: int,
+    at: _Places,
 ) -> str:
-    """Apply one transformer layer to x [batch, tokens, D]."""
+    """Apply layer `number`, from 0, whose parameters are those of layer `own`, to x [batch, tokens, D]."""
+    of, name, width = architecture, f"layer.{own}", architecture.hidden_size
     attention, ffn = params["attention"], params["ffn"]
-    heads, size, width = architecture.num_attention_heads, architecture.head_size, architecture.hidden_size
+
+    def norm(x: str, part: str) -> str:
+        return graph.norm(x, f"{name}.{part}.norm", params[part]["norm"], of.layer_norm_eps)
+
+    normal = norm(x, "attention") if of.pre_norm and number else x
+    mixed = _mixed(graph, normal, name, attention, of, at, number + 1 in of.local_layers)
+    x = graph.op("Add", graph.dense(mixed, f"{name}.attention.out", attention["out"], width), x)
+    x = x if of.pre_norm else norm(x, "attention")
+
+    normal = norm(x, "ffn") if of.pre_norm else x
+    if of.gated:
+        parts = [{part: np.take(a, n, a.ndim - 2) for part, a in ffn["up"].items()} for n in (0, 1)]
+        activated, factor = (
+            graph.dense(normal, f"{name}.ffn.{called}", part, of.intermediate_size)
+            for called, part in zip(("gate", "up"), parts, strict=True)
+        )
+        up = graph.op("Mul", _activated(graph, activated, of.hidden_act), factor)
+    else:
+        up = _activated(graph, graph.dense(normal, f"{name}.ffn.up", ffn["up"], of.intermediate_size), of.hidden_act)
+    x = graph.op("Add", graph.dense(up, f"{name}.ffn.down", ffn["down"], width), x)
+    return x if of.pre_norm else norm(x, "ffn")
+
+
+def _mixed(
+    graph: Graph, x: str, name: str, attention: Mapping[str, Any], of: Architecture, at: _Places, is_local: bool
+) -> str:
+    """Return the context of x [batch, tokens, D]: the values of all heads, one after another."""
+    heads, size, width = of.num_attention_heads, of.head_size, of.hidden_size
     split = graph.integers(0, 0, heads, size)  # 0 keeps an axis
+    turns = at.local_turns if is_local else at.turns
     # Keys are laid out for the product with queries.
     axes = {"query": (0, 2, 1, 3), "key": (0, 2, 3, 1), "value": (0, 2, 1, 3)}
     parts = []
     for place, (part, order) in enumerate(axes.items()):
-        kernel, bias = attention["qkv"]["kernel"][:, place], attention["qkv"]["bias"][place]
-        made = graph.dense(x, f"{name}.attention.{part}", np.reshape(kernel, (width, width)), bias)
-        parts.append(graph.op("Transpose", graph.op("Reshape", made, split), perm=order))
+        own = {"kernel": attention["qkv"]["kernel"][:, place]}
+        if "bias" in attention["qkv"]:
+            own["bias"] = attention["qkv"]["bias"][place]
+        made = graph.op("Reshape", graph.dense(x, f"{name}.attention.{part}", own, width), split)
+        if turns[0] and part != "value":
+            made = _turned(graph, graph.op("Transpose", made, perm=(0, 2, 1, 3)), turns)
+            parts.append(graph.op("Transpose", made, perm=(0, 1, 3, 2)) if part == "key" else made)
+        else:
+            parts.append(graph.op("Transpose", made, perm=order))
     query, key, value = parts
     scores = graph.op("MatMul", graph.op("Mul", query, graph.number(size**-0.5)), key)
+    if at.bias:
+        scores = graph.op("Add", scores, at.bias)
     # The lowest number, not minus infinity: a sentence without tokens would otherwise give NaN.
-    masked = graph.op("Where", seen, scores, graph.number(float(np.finfo(np.float32).min)))
+    lowest = graph.number(float(np.finfo(np.float32).min))
+    masked = graph.op("Where", at.near if is_local else at.seen, scores, lowest)
     mixed = graph.op("MatMul", graph.op("Softmax", masked, axis=-1), value)
-    joined = graph.op("Reshape", graph.op("Transpose", mixed, perm=(0, 2, 1, 3)), graph.integers(0, 0, width))
-    kernel = np.reshape(attention["out"]["kernel"], (width, width))
-    out = graph.dense(joined, f"{name}.attention.out", kernel, attention["out"]["bias"])
-    x = graph.norm(graph.op("Add", out, x), f"{name}.attention.norm", attention["norm"], architecture.layer_norm_eps)
+    return graph.op("Reshape", graph.op("Transpose", mixed, perm=(0, 2, 1, 3)), graph.integers(0, 0, width))
 
-    up = graph.dense(x, f"{name}.ffn.up", ffn["up"]["kernel"], ffn["up"]["bias"])
-    down = _activated(graph, up, architecture.hidden_act)
-    down = graph.dense(down, f"{name}.ffn.down", ffn["down"]["kernel"], ffn["down"]["bias"])
-    return graph.norm(graph.op("Add", down, x), f"{name}.ffn.norm", ffn["norm"], architecture.layer_norm_eps)
+
+def _turned(graph: Graph, x: str, turns: tuple[str, str]) -> str:
+    """Return x [batch, H, tokens, D] with feature i turned together with feature i + D / 2; see `encoder.rotary`."""
+    first, second = graph.split(x)
+    cos, sin = turns
+    parts = (
+        graph.op("Sub", graph.op("Mul", first, cos), graph.op("Mul", second, sin)),
+        graph.op("Add", graph.op("Mul", second, cos), graph.op("Mul", first, sin)),
+    )
+    return graph.op("Concat", *parts, axis=-1)
 
 
 def _activated(graph: Graph, x: str, activation: str) -> str:

@@ -34,7 +34,7 @@ def pooled(graph: Graph, params: Mapping[str, Any], states: list[str], pooler: s
     if len(vectors) > 1:
         return graph.op("Concat", *vectors, axis=-1)
     if pooler == "cls":
-        return graph.op("Tanh", graph.dense(vectors[0], "head", params["head"]["kernel"], params["head"]["bias"]))
+        return graph.op("Tanh", graph.dense(vectors[0], "head", params["head"], len(params["head"]["bias"])))
     return vectors[0]
 
 

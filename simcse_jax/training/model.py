@@ -108,7 +108,7 @@ def encoder_of(config: Config, sizes: Architecture, platform: str) -> Encoder:
         resolve_products(model.products, model.dtype, platform, "model.products"),
         has_head=model.has_head,
         has_mlm_head=config.mlm.weight > 0,
-        attend=choose_attention(model.attention, sizes.head_size, model.dtype, platform),
+        attend=choose_attention(model.attention, sizes, model.dtype, platform),
         unroll=unrolls(config, platform),
         remat=model.remat,
     )

@@ -1,5 +1,6 @@
 """The kernels of fused attention, run on the CPU, against the plain attention: values and all gradients."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.attention import Attend, AttentionMask, choose_attention, plain_attention
 from simcse_jax.encoder.fused_attention import fused_attention, needed_blocks
 from simcse_jax.system.errors import UserError
@@ -119,11 +121,15 @@ def test_needed_blocks_hold_all_of_a_blocks_sentences_and_no_others(lengths: lis
     assert [list(range(*map(int, span))) for span in spans] == sharing
 
 
+def of_heads(size: int) -> Architecture:
+    return Architecture("bert", 100, 2 * size, 2, 2, 64)
+
+
 def test_kernels_run_where_they_are_asked_for() -> None:
-    assert choose_attention("fused", 128, "float32", "gpu") is fused_attention
-    assert choose_attention("fused", 64, "bfloat16", "cuda") is fused_attention
+    assert choose_attention("fused", of_heads(128), "float32", "gpu") is fused_attention
+    assert choose_attention("fused", of_heads(64), "bfloat16", "cuda") is fused_attention
     for asked in ("auto", "plain"):
-        assert choose_attention(asked, 64, "bfloat16", "gpu") is plain_attention
+        assert choose_attention(asked, of_heads(64), "bfloat16", "gpu") is plain_attention
 
 
 @pytest.mark.parametrize(
@@ -132,4 +138,10 @@ def test_kernels_run_where_they_are_asked_for() -> None:
 )
 def test_fused_is_refused_where_kernels_do_not_run(size: int, dtype: str, platform: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        choose_attention("fused", size, dtype, platform)
+        choose_attention("fused", of_heads(size), dtype, platform)
+
+
+@pytest.mark.parametrize("change", [{"relative_buckets": 32}, {"local_layers": (2,), "local_window": 64}], ids=str)
+def test_fused_is_refused_for_what_its_kernels_do_not_compute(change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="relative bias"):
+        choose_attention("fused", dataclasses.replace(of_heads(64), **change), "float32", "gpu")

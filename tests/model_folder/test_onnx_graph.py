@@ -15,7 +15,7 @@ from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.model_folder.onnx_graph import OPSET, encoder_graph
 from simcse_jax.model_folder.pretrained import load_params
-from tests.torch_models import FAMILIES, pad, random_model, torch_embeddings
+from tests.torch_models import FAMILIES, WITHOUT_HEAD, pad, random_model, torch_embeddings
 
 TOLERANCE = 2e-6  # of vectors of length 1
 LENGTHS = (38, 2, 17, 9)
@@ -36,7 +36,7 @@ def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 def graph_of(model: Any, folder: Path, pooler: str) -> onnx.ModelProto:
     model.save_pretrained(folder)
     config = read_architecture(folder)
-    return encoder_graph(load_params(folder, config, "load"), config, pooler)
+    return encoder_graph(load_params(folder, config, "load" if pooler == "cls" else "none"), config, pooler)
 
 
 def vectors(model: onnx.ModelProto, ids: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
@@ -56,7 +56,8 @@ def error(ours: np.ndarray, theirs: torch.Tensor) -> float:
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     *(("bert", pooler, {}) for pooler in POOLERS),
-    *((family, "cls", {}) for family in FAMILIES[1:]),
+    *((family, "avg_embedding_last" if family in WITHOUT_HEAD else "cls", {}) for family in FAMILIES[1:]),
+    ("modernbert", "avg_top2", {"attention_bias": True, "mlp_bias": True, "norm_bias": True}),
     *(("bert", "avg", {"hidden_act": activation}) for activation in ACTIVATIONS),
     *(("bert", pooler, {"num_hidden_layers": n}) for n in (1, 2) for pooler in ("avg_first_last", "avg_top2")),
 ]

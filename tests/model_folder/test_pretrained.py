@@ -59,9 +59,12 @@ def load(folder: Path, head: Any = "load") -> Any:
 @pytest.mark.parametrize("family", torch_models.FAMILIES)
 def test_round_trip_is_exact(family: str, kind: str, tmp_path: Path) -> None:
     random_model(family, kind).save_pretrained(tmp_path)
-    config, stored = read_architecture(tmp_path), load_file(tmp_path / WEIGHTS)
+    config = read_architecture(tmp_path)
+    # Transformers writes NomicBERT and GTE as their first releases did.
+    stored = FAMILIES[family].modern(load_file(tmp_path / WEIGHTS))
     is_plain = kind == "Model"
-    params = load_params(tmp_path, config, "load" if is_plain else "none", mlm_head=not is_plain)
+    has_head = is_plain and family not in torch_models.WITHOUT_HEAD
+    params = load_params(tmp_path, config, "load" if has_head else "none", mlm_head=not is_plain)
     tensors = to_hugging_face(params, config)
     assert tensors.keys() == stored.keys()
     for name, tensor in tensors.items():
@@ -70,7 +73,7 @@ def test_round_trip_is_exact(family: str, kind: str, tmp_path: Path) -> None:
         assert tensor.flags.c_contiguous
     (tmp_path / "config.json").write_text(json.dumps(config_json(config, not is_plain)))
     assert read_architecture(tmp_path) == config
-    assert architecture_from_dict(config.as_dict()) == config
+    assert architecture_from_dict(json.loads(json.dumps(config.as_dict()))) == config
     assert "position_offset" not in config.as_dict()  # what run folders have always stored
 
 
@@ -207,7 +210,7 @@ def test_unreadable_weights(bert: Path, tmp_path: Path) -> None:
 
 
 CONFIG_ERRORS = {
-    "another architecture": ({"model_type": "distilbert"}, r"model_type = 'distilbert'[\s\S]*bert, roberta, camembert"),
+    "another architecture": ({"model_type": "xlnet"}, r"model_type = 'xlnet'[\s\S]*bert, roberta, camembert"),
     "no model type": ({"model_type": None, "architectures": None}, r'no model_type[\s\S]*"model_type": "bert"'),
     "another class": ({"model_type": None, "architectures": ["T5Model"]}, r"architectures = \['T5Model'\]"),
     "activation": ({"hidden_act": "mish"}, r"hidden_act = 'mish' is unknown.\nKnown: gelu,"),

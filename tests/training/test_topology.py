@@ -17,6 +17,7 @@ from simcse_jax.data.changes import Tokens, repetition
 from simcse_jax.data.examples import ChangedCopies, ColumnExamples, Examples
 from simcse_jax.data.masking import Masking
 from simcse_jax.data.vocabulary import Vocabulary
+from simcse_jax.encoder import attention
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.attention import plain_attention
 from simcse_jax.encoder.fused_attention import fused_attention
@@ -109,6 +110,7 @@ class Kind:
     predicts: bool = False  # the positive has tokens of a predictor
     second: str = "none"
     products: str = "float32"
+    architecture: Architecture = CONFIG
 
     @property
     def separate_anchors(self) -> bool:
@@ -147,6 +149,24 @@ KINDS = {
     "sigmoid": Kind(objective=ObjectiveConfig("sigmoid", 0.1, bias=-5.0, learned_temperature=True, learning_rate=0.01)),
     "momentum and queue": Kind(objective=ObjectiveConfig(queue=50), second="momentum", cutoff="token"),
 }
+_ROTARY: dict[str, Any] = {"gated": True, "rope_theta": 1e3}
+_ALL_PRODUCTS = tuple(CONFIG.layer_products)
+# How other families' encoders differ from BERT's, all with the heads of both losses.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "electra": {"embedding_size": 16},
+    "albert": {"embedding_size": 16, "shared_layers": True},
+    "mpnet": {"relative_buckets": 32},
+    "modernbert": _ROTARY
+    | {"pre_norm": True, "without_bias": (*_ALL_PRODUCTS, "norm", "mlm/dense"), "type_vocab_size": 0}
+    | {"local_layers": (2,), "local_window": 3, "local_rope_theta": 1e2},
+    "nomic_bert": _ROTARY | {"without_bias": _ALL_PRODUCTS},
+    "gte": _ROTARY | {"without_bias": ("ffn/up",), "rope_scale": 0.9},
+}
+KINDS |= {
+    family: Kind(mlm=0.5, architecture=dataclasses.replace(CONFIG, family=family, **changes))
+    for family, changes in FAMILIES.items()
+}
+SLOW_ALWAYS = ("predicted tokens", "electra", "nomic_bert", "gte")  # others have what they have
 # These meet every layout in the fast tests.
 ON_ALL = ("dropout", "hard negatives", "dropout and MLM")
 
@@ -168,7 +188,7 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
     masking = Masking(VOCABULARY, 0.3, whole_word=True, seed=3) if kind.mlm else None
     hiding = Masking(VOCABULARY, 0.4, whole_word=False, seed=3, all_masked=True) if kind.predicts else None
     batches = Batches(kind.examples(), layout, 3, masking, hiding)
-    config = dataclasses.replace(CONFIG, cutoff=kind.cutoff, cutoff_rate=0.3)
+    config = dataclasses.replace(kind.architecture, cutoff=kind.cutoff, cutoff_rate=0.3)
     encoder = Encoder(config, dtype, dtype, kind.products, has_head=True, has_mlm_head=kind.mlm > 0)
     predictor = Predictor(Encoder(CONFIG, dtype, dtype, has_mlm_head=True), VOCABULARY.special)
     of_predictor = jax.jit(lambda: init_params(predictor.encoder, 2))() if kind.predicts else None
@@ -321,10 +341,21 @@ def require_equal_runs(name: str, case: Case, steps: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(kind, marks=pytest.mark.slow if kind == "predicted tokens" else ()) for kind in KINDS]
+    "name", [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW_ALWAYS else ()) for kind in KINDS]
 )
 def test_a_few_steps_are_equal_in_float64(name: str) -> None:
     require_equal_runs(name, COMBINED, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["modernbert", "mpnet"])
+def test_rows_in_blocks_are_as_whole_rows_on_several_devices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = reference_run(name, 3)
+    for constant, value in (("LONGEST_WHOLE_ROW", 8), ("QUERIES", 8), ("REACH", 3)):
+        monkeypatch.setattr(attention, constant, value)
+    blocks = trained(COMBINED, KINDS[name], 3)
+    np.testing.assert_allclose(blocks.losses, whole.losses, atol=1e-9)
+    assert largest_gap(blocks.arrays, whole.arrays) < 1e-9
 
 
 # Every kind meets every layout in its gradients; here, three kinds do, and the others the one that has much at once.

@@ -6,7 +6,6 @@ from typing import Any
 
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.families.family import ConfigFile, Family, WeightNames
-from simcse_jax.system.errors import UserError
 
 NAMES = WeightNames(
     prefix="bert.",
@@ -29,6 +28,7 @@ NAMES = WeightNames(
     mlm_dense="cls.predictions.transform.dense",
     mlm_norm="cls.predictions.transform.LayerNorm",
     mlm_output="cls.predictions",
+    mlm_decoder="cls.predictions.decoder",
     task_heads=("cls.", "classifier.", "qa_outputs.", "pooler."),
 )
 
@@ -47,12 +47,7 @@ def read(file: ConfigFile, family: str = "bert", pad_token_id: int = 0) -> Archi
         "intermediate_size",
         "max_position_embeddings",
     )
-    width, heads = sizes["hidden_size"], sizes["num_attention_heads"]
-    if width % heads:
-        raise UserError(
-            f"{file.path}: hidden_size = {width} does not divide over num_attention_heads = {heads}.\n"
-            f"In BERT each head has 64 features: {max(width // 64, 1)} heads."
-        )
+    file.require_heads(sizes)
     return Architecture(
         family=family,
         **sizes,

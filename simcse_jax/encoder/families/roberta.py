@@ -17,6 +17,7 @@ NAMES = dataclasses.replace(
     mlm_dense="lm_head.dense",
     mlm_norm="lm_head.layer_norm",
     mlm_output="lm_head",
+    mlm_decoder="lm_head.decoder",
     task_heads=("lm_head.", "classifier.", "qa_outputs.", "pooler."),
 )
 

@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from simcse_jax.encoder.architecture import Architecture
+from simcse_jax.encoder.families.albert import ALBERT
 from simcse_jax.encoder.families.bert import BERT
+from simcse_jax.encoder.families.distilbert import DISTILBERT
+from simcse_jax.encoder.families.electra import ELECTRA
 from simcse_jax.encoder.families.family import ConfigFile, Family
+from simcse_jax.encoder.families.modernbert import MODERNBERT
+from simcse_jax.encoder.families.mpnet import MPNET
 from simcse_jax.encoder.families.roberta import ROBERTA, XLM_ROBERTA
+from simcse_jax.encoder.families.rotary_bert import GTE, NOMIC_BERT
 from simcse_jax.system.errors import UserError
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (BERT, ROBERTA, XLM_ROBERTA)}
+_LISTED = (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT, ELECTRA, ALBERT, MPNET, MODERNBERT, NOMIC_BERT, GTE)
+FAMILIES: dict[str, Family] = {family.name: family for family in _LISTED}
 
 
 def read_architecture(folder: str | Path) -> Architecture:
@@ -46,7 +53,9 @@ def config_json(architecture: Architecture, has_mlm_head: bool = False) -> dict[
 
 def architecture_from_dict(fields: Mapping[str, Any]) -> Architecture:
     """Return the architecture that a run folder stores (`Architecture.as_dict`)."""
-    architecture = Architecture(**fields)
+    # JSON holds tuples as lists.
+    given: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
+    architecture = Architecture(**given)
     return FAMILIES[architecture.family].complete(architecture)
 
 
