@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
 from jax.sharding import Mesh
 
-from benchmarks.sizes import SIZES
 from configs import base
 from simcse_jax.config.resolve import resolve
 from simcse_jax.encoder.architecture import Architecture
@@ -16,7 +14,6 @@ from simcse_jax.training.feeding import batch_shapes
 from simcse_jax.training.model import encoder_of
 from simcse_jax.training.program import make_program
 
-ENCODERS = {name: Architecture("bert", 30522, **dataclasses.asdict(sizes)) for name, sizes in SIZES.items()}
 # 64 Wikipedia sentences, with a mean of 21.9 tokens, fill 23 rows of 64; smaller groups take a proportional share.
 GROUP, ROWS, ROW_LENGTH = 64, 23, 64
 

@@ -21,7 +21,8 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
-from benchmarks.compiled_step import ENCODERS, GROUP, ROW_LENGTH, ROWS, lower, memory_of
+from benchmarks.compiled_step import GROUP, ROW_LENGTH, ROWS, lower, memory_of
+from benchmarks.sizes import ENCODERS
 from simcse_jax import cli
 from simcse_jax.config.schema import ObjectiveConfig
 from simcse_jax.planning.topologies import topology_chips

@@ -24,8 +24,9 @@ from typing import Any
 from absl import flags
 from jax.sharding import Mesh
 
-from benchmarks.compiled_step import ENCODERS, lower, memory_of
+from benchmarks.compiled_step import lower, memory_of
 from benchmarks.scaling import whole_numbers
+from benchmarks.sizes import ENCODERS
 from simcse_jax import cli
 from simcse_jax.config.schema import KEYS
 from simcse_jax.planning.hlo_costs import GROUPS, Part

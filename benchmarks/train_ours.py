@@ -18,8 +18,10 @@ from configs import base
 from simcse_jax.config.resolve import resolve
 from simcse_jax.data.batches import Batch, Rows
 from simcse_jax.data.corpus import read_sentences
+from simcse_jax.encoder.families.table import config_json
 from simcse_jax.model_folder.export import export_model
 from simcse_jax.system.host_memory import keep_freed_memory
+from simcse_jax.system.json_file import write_json
 from simcse_jax.training.feeding import batch_shapes, feed, split_list
 from simcse_jax.training.folder import TOKENIZER
 from simcse_jax.training.program import Compilations
@@ -32,16 +34,18 @@ class Side:
 
     def __init__(self, work: Work):
         keep_freed_memory()  # as `simcse_jax.train` does
+        sizes = work.folder / "sizes"
+        sizes.mkdir(exist_ok=True)
+        write_json(sizes / "config.json", config_json(work.architecture))
         recipe = base.get_config()
         recipe.update_from_flattened_dict(
             {
-                "model.name": "",
+                "model.name": str(sizes),
                 "model.init": "random",
                 "model.tokenizer": work.tokenizer,
                 "model.dtype": work.dtype,
                 "model.unroll": work.unroll,
                 "model.products": work.products,
-                **{f"model.{key}": value for key, value in dataclasses.asdict(work.sizes).items()},
                 "data.files": work.data,
                 "data.max_length": work.max_length,
                 "data.cache_dir": str(work.folder / "cache"),

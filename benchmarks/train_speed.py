@@ -3,11 +3,11 @@
     python -m benchmarks.train_speed --model=bert-base --batch=64 --data=sentences.txt --tokenizer=DIR --json=FILE
     python -m benchmarks.train_speed --model=bert-large --batch=512 --dtype=bfloat16 ...    # on a GPU
 
-Every side trains unsupervised SimCSE of a BERT with the same random weights: dropout 0.1 everywhere, the MLP head,
-InfoNCE at temperature 0.05, AdamW with linear decay, clipping at 1. The sides (--sides):
+Every side trains unsupervised SimCSE from the same random weights, of a BERT or another family: dropout 0.1 everywhere,
+the MLP head, InfoNCE at temperature 0.05, AdamW with linear decay, clipping at 1. The sides (--sides):
 
     jax                    ours: sentences packed into rows
-    torch                  transformers' BertModel padded to the batch's longest, both views in one batch, PyTorch's
+    torch                  transformers' model padded to the batch's longest, both views in one batch, PyTorch's
                            attention kernels, fused AdamW, autocast for bfloat16
     torch-autocast         `torch` with autocast to bfloat16, whatever --dtype
     torch-eager            the same with transformers' plain attention
@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from benchmarks.sizes import SIZES
+from benchmarks.sizes import ENCODERS
 from benchmarks.train_work import VIEWS, Work
 from benchmarks.workers import Worker
 from simcse_jax import cli
@@ -197,7 +197,7 @@ def draw(figures: dict[str, Any], title: str, path: str) -> None:
 
 def define_flags() -> None:
     """Define the command's flags; only the command calls this, so that tests of other commands may import this file."""
-    flags.DEFINE_enum("model", "bert-base", list(SIZES), "Whose sizes; weights are random.")
+    flags.DEFINE_enum("model", "bert-base", list(ENCODERS), "Whose sizes; weights are random.")
     flags.DEFINE_string("data", "", "Sentences to train on, as train's data.files.")
     flags.DEFINE_string("tokenizer", "", "A folder with the tokenizer, such as that of bert-base-uncased.")
     flags.DEFINE_integer("batch", 64, "Sentences a step.", lower_bound=2)
@@ -226,7 +226,7 @@ def main() -> None:
             Path(folder),
             FLAGS.data,
             str(Path(FLAGS.tokenizer).absolute()),
-            SIZES[FLAGS.model],
+            ENCODERS[FLAGS.model],
             FLAGS.batch,
             FLAGS.max_length,
             FLAGS.dtype,

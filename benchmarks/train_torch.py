@@ -1,22 +1,25 @@
 """Run PyTorch's side of `benchmarks.train_speed`: SimCSE's step as its users write it, with PyTorch's fast options.
 
-transformers' BertModel with PyTorch's own attention kernels, the batch padded to its longest sentence, both views in
+transformers' model with PyTorch's own attention kernels, the batch padded to its longest sentence, both views in
 one pass, fused AdamW; bfloat16 by autocast.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import BertModel
+from transformers import AutoConfig, AutoModel
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks import process_memory
 from benchmarks.train_work import CLIP_NORM, LEARNING_RATE, TEMPERATURE, VIEWS, Work
 
+# Keys for the rate of dropout in the config.json of one family or another.
+RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+RATES += ("embedding_dropout", "mlp_dropout")
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -30,7 +33,7 @@ class Side:
         self.work, self.autocast = work, autocast or work.dtype == "bfloat16"
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(0)
-        self.model = _first_model(work, attention).to(self.device).train()
+        self.model = _Encoder(work, attention).to(self.device).train()
         self.parameters = list(self.model.parameters())
         self.loss = torch.compile(self._loss) if compiled else self._loss
         self.optimizer = torch.optim.AdamW(self.parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
@@ -83,7 +86,7 @@ class Side:
 
     def _loss(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            z = self.model(input_ids=ids, attention_mask=mask).pooler_output
+            z = self.model(ids, mask)
         anchors, positives = functional.normalize(z.float(), dim=-1).chunk(VIEWS)
         cosines = anchors @ positives.T
         return functional.cross_entropy(cosines / TEMPERATURE, torch.arange(len(cosines), device=self.device))
@@ -98,11 +101,28 @@ class Side:
         return loss.detach(), norm
 
 
-def _first_model(work: Work, attention: str) -> Any:
-    disable_progress_bar()
-    return BertModel.from_pretrained(
-        work.model,
-        attn_implementation=attention,
-        hidden_dropout_prob=work.dropout,
-        attention_probs_dropout_prob=work.dropout,
-    )
+class _Encoder(torch.nn.Module):
+    """Return a sentence's embedding: by the model's own head on its first token, or by that of the Dense module."""
+
+    def __init__(self, work: Work, attention: str):
+        super().__init__()
+        disable_progress_bar()
+        config = AutoConfig.from_pretrained(work.model)
+        for rate in RATES:
+            if hasattr(config, rate):
+                setattr(config, rate, work.dropout)
+        # MPNet has plain attention only.
+        plain_only = config.model_type == "mpnet"
+        self.encoder = AutoModel.from_pretrained(
+            work.model, config=config, attn_implementation="eager" if plain_only else attention
+        )
+        self.head = None
+        if getattr(self.encoder, "pooler", None) is None:
+            tensors = load_file(work.model / "2_Dense" / "model.safetensors")
+            outputs, inputs = tensors["linear.weight"].shape
+            self.head = torch.nn.Linear(inputs, outputs)
+            self.head.load_state_dict({name.removeprefix("linear."): tensor for name, tensor in tensors.items()})
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        out = self.encoder(input_ids=ids, attention_mask=mask)
+        return out.pooler_output if self.head is None else torch.tanh(self.head(out.last_hidden_state[:, 0]))

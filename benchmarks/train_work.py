@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.scaling_model import Model
-from benchmarks.sizes import Sizes
+from simcse_jax.encoder.architecture import Architecture
 
 VIEWS = 2
 TEMPERATURE = 0.05
@@ -24,7 +24,7 @@ DROPOUT = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Describe unsupervised SimCSE of a BERT with random weights: AdamW, linear decay over `steps` steps, clipping.
+    """Describe unsupervised SimCSE of an encoder with random weights: AdamW, linear decay over `steps` steps, clipping.
 
     dtype: the encoder's precision, "float32" or "bfloat16"; parameters are float32.
     """
@@ -32,7 +32,7 @@ class Work:
     folder: Path  # shared by the sides
     data: str
     tokenizer: str
-    sizes: Sizes
+    architecture: Architecture
     batch_size: int
     max_length: int
     dtype: str
@@ -73,10 +73,10 @@ class Work:
         lengths [steps, B]. Counts the products with matrices, attention of each token to those of its sentence, the
         head on the first tokens, and the cosines. Optimizer, norms and dropout multiply next to nothing.
         """
-        sizes, tokens = self.sizes, lengths.astype(np.float64)
-        model = Model(sizes.num_hidden_layers, sizes.hidden_size, sizes.intermediate_size)
-        matrices = 2 * model.matrices * tokens.sum(1)
-        attention = 4 * model.layers * model.width * (tokens**2).sum(1)
-        head = 2 * model.width**2 * lengths.shape[1]
-        cosines = 2 * model.width * lengths.shape[1] ** 2
+        of, tokens = self.architecture, lengths.astype(np.float64)
+        weights = sum(math.prod(product.sizes) for product in of.layer_products.values())
+        matrices = 2 * of.num_hidden_layers * weights * tokens.sum(1)
+        attention = 4 * of.num_hidden_layers * of.hidden_size * (tokens**2).sum(1)
+        head = 2 * of.hidden_size**2 * lengths.shape[1]
+        cosines = 2 * of.hidden_size * lengths.shape[1] ** 2
         return float(3 * (VIEWS * (matrices + attention + head) + cosines).mean())

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from benchmarks import roofline
-from benchmarks.compiled_step import ENCODERS
 from benchmarks.scaling_model import UNSUPERVISED, Model, encoder_flops, loss_flops
+from benchmarks.sizes import ENCODERS
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.planning.hlo_costs import Part, parts
 from simcse_jax.planning.topologies import topology_chips

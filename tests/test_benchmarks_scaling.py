@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import scaling
-from benchmarks.compiled_step import ENCODERS
 from benchmarks.scaling_model import (
     MODELS,
     SUPERVISED,
@@ -24,6 +23,7 @@ from benchmarks.scaling_model import (
     loss_flops,
     step,
 )
+from benchmarks.sizes import ENCODERS
 from simcse_jax.config.schema import OptimizerConfig
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.model import Encoder

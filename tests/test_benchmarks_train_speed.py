@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 from benchmarks import train_ours, train_speed
-from benchmarks.sizes import SIZES, Sizes
+from benchmarks.sizes import ENCODERS
 from benchmarks.train_work import Work
 from benchmarks.workers import Worker
 from simcse_jax.data import demo
 from simcse_jax.data.tokenizer import train_wordpiece
 from simcse_jax.system.errors import UserError
 
-TINY = Sizes(num_hidden_layers=2, hidden_size=64, num_attention_heads=4, intermediate_size=128)
+TINY_SIZES = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "num_hidden_layers": 2}
+TINY = {name: dataclasses.replace(of, **TINY_SIZES) for name, of in ENCODERS.items()}
 
 FAST = 1e-3  # a learning rate that shows in the losses of five steps
 
@@ -32,12 +33,16 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
     train_wordpiece(sentences, 300, folder / "tokenizer")
     (folder / "shared").mkdir()
     files = str(folder / "sentences.txt"), str(folder / "tokenizer")
-    return Work(folder / "shared", *files, TINY, batch_size=8, max_length=16, dtype="float32", steps=7)
+    return Work(folder / "shared", *files, TINY["minilm"], batch_size=8, max_length=16, dtype="float32", steps=7)
 
 
 @pytest.fixture(scope="module")
 def ours(work: Work) -> train_ours.Side:
-    """Our side without dropout, which has written what the others read."""
+    return sharing(work)
+
+
+def sharing(work: Work) -> train_ours.Side:
+    """Return our side without dropout, which has written what the others read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_ours, "LEARNING_RATE", FAST)
         side = train_ours.Side(dataclasses.replace(work, dropout=0.0))
@@ -60,12 +65,25 @@ def test_both_sides_train_alike(work: Work, ours: train_ours.Side, monkeypatch: 
         assert (np.abs(other / b - 1)[1:, 0] > 10 * train_speed.LOSS_TOLERANCE).any()
 
 
+@pytest.mark.parametrize("name", ["distilbert", "mpnet-base", "modernbert-base"])
+def test_other_families_train_as_pytorchs(
+    name: str, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five steps of AdamW from the same weights."""
+    torch_side = pytest.importorskip("benchmarks.train_torch")
+    monkeypatch.setattr(torch_side, "LEARNING_RATE", FAST)
+    own = dataclasses.replace(work, folder=tmp_path, architecture=TINY[name], dropout=0.0)
+    a, b = np.array(sharing(own).losses(5)), np.array(torch_side.Side(own).losses(5))
+    np.testing.assert_allclose(a[:, 1], b[:, 1], rtol=train_speed.NORM_TOLERANCE, atol=0)
+    assert np.abs(a / b - 1)[0, 0] < train_speed.LOSS_TOLERANCE
+
+
 def test_flops(work: Work) -> None:
     """Of one sentence of 3 tokens and one of 5, by hand; and 6 a parameter and token is nearly all of BERT-base's."""
     matrices = 2 * (4 * 64 * 64 + 2 * 64 * 128)
     forward = 2 * (2 * matrices * 8 + 2 * 4 * 64 * (9 + 25) + 2 * 2 * 64 * 64) + 2 * 64 * 2 * 2
     assert work.flops(np.array([[3, 5]])) == 3 * forward
-    base = dataclasses.replace(work, sizes=SIZES["bert-base"])
+    base = dataclasses.replace(work, architecture=ENCODERS["bert-base"])
     assert base.flops(np.full((2, 64), 22)) == pytest.approx(6 * 84_934_656 * 2 * 64 * 22, rel=0.015)
 
 
