@@ -114,6 +114,12 @@ class EmbeddingModel:
         return self._origin.pooler
 
     @property
+    def left_out(self) -> list[str]:
+        """Return the kinds of modules of its folder that are not used, since they follow another pooler."""
+        used = [] if self.pooler == self.own_pooler else as_pooled(self._origin.steps)
+        return [type(step).__name__ for step in used if step not in self._steps]
+
+    @property
     def parameter_count(self) -> int:
         """Return the number of parameters that encoding uses."""
         return sum(x.size for x in jax.tree.leaves((self._params, arrays_of(self._steps))))

@@ -35,7 +35,8 @@ def judge_models(models: Iterable[EmbeddingModel], suite: TaskSuite, say: Say = 
     for model in waiting:
         if model.pooler != model.own_pooler:
             own = f"it was made for {model.own_pooler}" if model.own_pooler else "its folder names no known pooler"
-            say(f"NOTE: {model.name} is judged with the pooler {model.pooler}, as asked; {own}.")
+            also = f"; its modules {', '.join(model.left_out)} are left out" if model.left_out else ""
+            say(f"NOTE: {model.name} is judged with the pooler {model.pooler}, as asked; {own}{also}.")
     judged, shown = [], set()
     while waiting:
         model = waiting.pop(0)  # no other reference keeps its weights

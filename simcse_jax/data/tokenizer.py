@@ -1,5 +1,6 @@
 """Load the fast tokenizer of a model folder; train a WordPiece for models that start from random weights."""
 
+import itertools
 import json
 import os
 from collections import Counter
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("sentencepiece.bpe.model",))
+ALL_TOKENIZER_FILES = (
+    *itertools.chain(*TOKENIZER_FILES),
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 # Left open, transformers asks on stdin whether to run a folder's code, and a line of a user's queries may answer.
 _OWN_FILES: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}

@@ -3,7 +3,6 @@
 No PyTorch is needed to write it.
 """
 
-import itertools
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from simcse_jax import __version__
-from simcse_jax.data.tokenizer import TOKENIZER_FILES, load_tokenizer, lower_cases
+from simcse_jax.data.tokenizer import ALL_TOKENIZER_FILES, load_tokenizer, lower_cases
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.families.table import config_json, read_architecture
 from simcse_jax.encoder.pooling import is_pooler, known
@@ -40,7 +39,6 @@ from simcse_jax.system.whole_file import writing
 
 _TOKENIZER = "tokenizer.json"
 _TOKENIZER_SETTINGS = "tokenizer_config.json"
-_TOKENIZER_FILES = (*itertools.chain(*TOKENIZER_FILES), "special_tokens_map.json", "added_tokens.json")
 
 
 def convert(name: str, out: str | Path, pooler: str | None = None, **forms: Any) -> None:
@@ -180,7 +178,7 @@ def _keep_foreign(out: Path, partial: Path, previous: set[str]) -> None:
 def _copy_tokenizer(source: Path, target: Path, max_length: int) -> None:
     """Copy the tokenizer's files, add a missing tokenizer.json, and set its length limit to the model's."""
     tokenizer = load_tokenizer(source)
-    for name in _TOKENIZER_FILES:
+    for name in ALL_TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
     path = source / _TOKENIZER_SETTINGS

@@ -6,12 +6,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from simcse_jax.model_folder.lora import merged_folder
 from simcse_jax.system.errors import UserError
-from simcse_jax.system.json_file import read_json
+from simcse_jax.system.hub import ADAPTER, model_folder
+from simcse_jax.system.json_file import is_empty, read_json
+from simcse_jax.system.notes import note
 
 MODULES = "modules.json"
 _LIBRARY = "sentence_transformers."
-_ADAPTER = "adapter_config.json"
+_KEYS = ("idx", "name", "path", "type", "kwargs")
 
 
 class Module(NamedTuple):
@@ -33,9 +36,11 @@ class Module(NamedTuple):
 
 
 def require_known(file: Path, settings: dict[str, Any], known: Collection[str]) -> None:
-    """Raise UserError for a key that is not known: it may change vectors. null and the like cannot."""
-    for key in settings.keys() - set(known):
-        if settings[key] not in (None, False, "", [], {}):
+    """Raise UserError for a key that is not known: it may change vectors. null and the like cannot, and are noted."""
+    for key in sorted(settings.keys() - set(known)):
+        if is_empty(settings[key]):
+            note(f"{file}: {key} = {settings[key]!r} is unknown here, and changes no vector.")
+        else:
             raise UserError(
                 f"{file}: {key} = {settings[key]!r:.80} is unknown here, and may change vectors.\nKnown: "
                 f"{', '.join(sorted(known))}. To use the model without it, remove it in a copy of the folder."
@@ -50,6 +55,7 @@ def list_modules(folder: Path) -> list[Module]:
         raise UserError(f"{path} is no list of objects.\nCopy it again from the model's source.")
     found = []
     for entry in entries:
+        require_known(path, entry, _KEYS)
         kind, place = str(entry.get("type", "")), Path(str(entry.get("path", "")))
         if place.is_absolute() or ".." in place.parts:
             raise UserError(
@@ -64,20 +70,16 @@ def list_modules(folder: Path) -> list[Module]:
     return found
 
 
-def encoder_folder(folder: Path) -> Path:
+def encoder_folder(folder: Path, weights: bool = True) -> Path:
     """Return where the encoder itself is: `folder`, or that of the Transformer module, 0_Transformer in old releases.
 
-    Raises UserError where an adapter lies beside it.
+    For an adapter, it is a folder in the cache with the merged model, or with weights = False, that of the base model.
     """
     inner = next((module.folder for module in list_modules(folder) if module.kind == "Transformer"), folder)
-    if (inner / _ADAPTER).is_file():
-        base = read_json(inner / _ADAPTER).get("base_model_name_or_path")
-        raise UserError(
-            f"{inner / _ADAPTER}: adapters (this is one of {base!r}) are not supported.\n"
-            "Merge it into the model's weights once, where PEFT is installed (pip install peft torch):\n"
-            "  from peft import AutoPeftModelForFeatureExtraction as Adapted; from transformers import AutoTokenizer\n"
-            f"  Adapted.from_pretrained({str(inner)!r}).merge_and_unload().save_pretrained('MERGED')\n"
-            f"  AutoTokenizer.from_pretrained({str(inner)!r}).save_pretrained('MERGED')\n"
-            "and give MERGED with the pooler (--pooler=NAME), or copy modules.json and 1_Pooling there."
-        )
-    return inner
+    if not (inner / ADAPTER).is_file():
+        return inner
+    base = read_json(inner / ADAPTER).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{inner / ADAPTER}: base_model_name_or_path = {base!r} must name a folder or a Hub model.")
+    of_base = encoder_folder(model_folder(base, weights), weights)
+    return merged_folder(inner, of_base) if weights else of_base

@@ -190,6 +190,15 @@ def read_scaling(folder: Path) -> tuple[Step, ...]:
     return (*[Normalize()] * normalizes, *_cuts(folder))
 
 
+def left_out_of_training(folder: Path) -> list[str]:
+    """Return what a model folder adds to its encoder that a model trained from it does not have, in words."""
+    found = [module.folder.name for module in list_modules(folder) if module.kind in ("Dense", "LayerNorm")]
+    has_head = (folder / OURS).is_file() and read_json(folder / OURS).get("pooler") == "cls"
+    found = found[has_head:]
+    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    return [*found, *(key for key in ("default_prompt_name", "truncate_dim") if settings.get(key) is not None)]
+
+
 def read_pooler(folder: str | Path) -> str:
     """Return the pooler that a model folder was made for; see `read_pipeline`."""
     return read_pipeline(folder).pooler

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from simcse_jax.data.tokenizer import transformer_settings
-from simcse_jax.model_folder.module_list import encoder_folder, list_modules
+from simcse_jax.model_folder.module_list import encoder_folder, list_modules, require_known
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.json_file import read_json
+from simcse_jax.system.notes import note
 
 SETTINGS = "config_sentence_transformers.json"
 _TOKENIZER_SETTINGS = "tokenizer_config.json"
@@ -18,6 +19,16 @@ _KNOWN_OPTIONS = {"output_hidden_states", "add_pooling_layer", "attn_implementat
 _KNOWN_OPTIONS |= {"use_fast", "trust_remote_code", "model_max_length"}
 # Settings of other kinds of models, and of the tokenizer's place, that change vectors if they are not null.
 _NOT_SUPPORTED = ("tokenizer_name_or_path", "query_length", "document_length", "query_prefix", "document_prefix")
+_NOT_SUPPORTED += ("query_expansion",)
+# What other settings must be, where they are given.
+_FIXED: dict[str, Any] = {
+    "model_type": "SentenceTransformer",
+    "transformer_task": "feature-extraction",
+    "module_output_name": "token_embeddings",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+}
+_KNOWN = ("__version__", "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim", "requirements")
+_KNOWN_OF_ENCODER = ("max_seq_length", "do_lower_case", "unpad_inputs")
 
 
 class TextSettings(NamedTuple):
@@ -46,12 +57,23 @@ def read_text_settings(folder: Path, limit: int) -> TextSettings:
     settings = read_json(path) if path.is_file() else {}
     poolings = [module.file for module in list_modules(folder) if module.kind == "Pooling"]
     inner = encoder_folder(folder)
-    for file, content in ((path, settings), transformer_settings(inner)):
+    of_encoder, transformer = transformer_settings(inner)
+    options = [key for key in transformer if key.endswith(("_args", "_kwargs"))]  # see `_length`
+    for file, content, known in ((path, settings, _KNOWN), (of_encoder, transformer, (*_KNOWN_OF_ENCODER, *options))):
         if key := next((key for key in _NOT_SUPPORTED if content.get(key) is not None), None):
             raise UserError(
                 f"{file}: {key} = {content[key]!r} changes tokens or texts, which is not supported.\nTo use the "
                 "model without it, remove it in a copy of the folder, with its tokenizer's files beside config.json."
             )
+        for key, only in _FIXED.items():
+            if content.get(key) not in (None, only):
+                raise UserError(
+                    f"{file}: {key} = {content[key]!r} is not supported; only {only!r} is.\nUse the model with "
+                    "sentence-transformers."
+                )
+        require_known(file, content, (*known, *_FIXED, *_NOT_SUPPORTED))
+    if (similarity := settings.get("similarity_fn_name")) not in (None, "cosine"):
+        note(f"{path}: similarity_fn_name = {similarity!r} changes no vector; similarities here are cosines.")
     found = TextSettings(
         _length(inner, limit),
         settings.get("prompts") or {},

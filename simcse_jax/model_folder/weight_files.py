@@ -40,6 +40,11 @@ def read_weights(folder: str | Path) -> dict[str, np.ndarray]:
     )
 
 
+def read_weight_file(path: Path) -> dict[str, np.ndarray]:
+    """Return every weight of one file, safetensors or PyTorch's by its suffix, as float32."""
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pytorch(path)
+
+
 def _shards(index: Path) -> list[Path]:
     names = shard_names(index)
     missing = [name for name in names if not (index.parent / name).is_file()]

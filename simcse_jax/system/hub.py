@@ -13,6 +13,7 @@ from simcse_jax.system.errors import UserError
 from simcse_jax.system.json_file import read_json
 
 CONFIG = "config.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # tried in this order; each may also be sharded, with an index
 OPTIONAL_FILES = (
     "tokenizer.json",
@@ -26,7 +27,7 @@ OPTIONAL_FILES = (
     "1_Pooling/config.json",
     "config_sentence_transformers.json",
     "simcse_jax.json",
-    "adapter_config.json",
+    ADAPTER,
 )
 # What sentence-transformers says of an encoder: by the family's name in old folders, in others by the first.
 TRANSFORMER_SETTINGS = tuple(
@@ -144,21 +145,23 @@ def model_folder(name: str, weights: bool = True) -> Path:
             f"The model folder {name!r} does not exist (looked in {Path.cwd()}).\n"
             "Give a folder that holds config.json, or a Hub name such as bert-base-uncased or OWNER/NAME."
         )
-    config = hub_file(name, CONFIG)
-    if config is None:
+    config, adapter = hub_file(name, CONFIG), _optional_file(name, ADAPTER)
+    main = config or adapter
+    if main is None:
         raise UserError(f"The Hub repository {name!r} has no {CONFIG}, so it is no model that can be loaded.")
     for filename in OPTIONAL_FILES:
         _optional_file(name, filename)
     any(_optional_file(name, filename) for filename in TRANSFORMER_SETTINGS)  # the first that is there
-    for place in _module_places(config.parent / "modules.json"):
+    for place in _module_places(main.parent / "modules.json"):
         if _optional_file(name, f"{place}/{CONFIG}"):
             any(_optional_file(name, f"{place}/{filename}") for filename in WEIGHTS)
-    if weights and not any(_fetch_weights(name, filename) for filename in WEIGHTS):
+    wanted = ADAPTER_WEIGHTS if adapter else WEIGHTS
+    if weights and not any(_fetch_weights(name, filename) for filename in wanted):
         raise UserError(
-            f"The model {name!r} has none of {', '.join(WEIGHTS)} (whole or sharded).\n"
+            f"The model {name!r} has none of {', '.join(wanted)} (whole or sharded).\n"
             "Without a network, it may be that they are only not cached: fetch the model once where there is a network."
         )
-    return config.parent
+    return main.parent
 
 
 def _module_places(path: Path) -> list[str]:

@@ -22,6 +22,11 @@ def read_json(path: Path, kind: type = dict, way_out: str = "Copy it again from 
     return content
 
 
+def is_empty(value: Any) -> bool:
+    """Return whether a value of a key states nothing: null, false, an empty text, list or object."""
+    return value is None or value is False or value in ("", [], {})
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write content as indented JSON."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

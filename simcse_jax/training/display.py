@@ -158,6 +158,11 @@ def _notes(run: Run) -> list[str]:
         )
     elif run.dev.note:
         notes.append(f"note: eval.data = {run.config.eval.data!r} has {run.dev.note}")
+    if run.left_out:
+        notes.append(
+            f"note: {', '.join(run.left_out)} of {run.config.model.name} are no part of training, nor of the model "
+            "that it makes: it starts from the encoder alone"
+        )
     share = layout.batch_size // run.program.mesh.size
     if layout.group_size < min(share, LARGEST_GROUP) / 4:
         notes.append(

@@ -38,8 +38,14 @@ BERT_BASE = Architecture("bert", 30522, 768, 12, 12, 3072)
 
 
 def local_model(model: ModelConfig) -> Path | None:
-    """Return the local folder of model.name, fetched from the Hub if need be; None where no model is named."""
-    return encoder_folder(model_folder(model.name, weights=model.init == "pretrained")) if model.name else None
+    """Return the local folder of model.name's encoder, fetched if need be; None where no model is named."""
+    folder = source_folder(model)
+    return encoder_folder(folder, weights=model.init == "pretrained") if folder else None
+
+
+def source_folder(model: ModelConfig) -> Path | None:
+    """Return the local folder of all that model.name has, modules included; None where no model is named."""
+    return model_folder(model.name, weights=model.init == "pretrained") if model.name else None
 
 
 def write_tokenizer(config: Config, folder: Path | None, to: Path) -> None:
@@ -52,7 +58,7 @@ def write_tokenizer(config: Config, folder: Path | None, to: Path) -> None:
         texts = read_sentences(split_list(config.data.files), TOKENIZER_SENTENCES, split_list(config.data.columns))
         train_wordpiece(texts, model.vocab_size, to)
         return
-    source = encoder_folder(model_folder(model.tokenizer, weights=False)) if model.tokenizer else folder
+    source = encoder_folder(model_folder(model.tokenizer, weights=False), weights=False) if model.tokenizer else folder
     assert source is not None  # `resolve` refuses a recipe with neither
     load_tokenizer(source).save_pretrained(to)
 

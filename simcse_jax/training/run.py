@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from simcse_jax.encoder.products import resolve_products
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.hosts.agreement import broadcast, fail_together, is_first, require_equal
+from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.run_folder import read_run_info
+from simcse_jax.model_folder.st_modules import left_out_of_training
 from simcse_jax.system.errors import about
 from simcse_jax.training.dev import Dev, load_held_out, make_dev, make_perplexity
 from simcse_jax.training.feeding import load_data
@@ -38,7 +40,7 @@ from simcse_jax.training.folder import (
     write_run_info,
 )
 from simcse_jax.training.mesh import make_mesh, place
-from simcse_jax.training.model import first_params, load_predictor, local_model, make_encoder, write_tokenizer
+from simcse_jax.training.model import first_params, load_predictor, make_encoder, source_folder, write_tokenizer
 from simcse_jax.training.program import Program, make_program
 from simcse_jax.training.state import PREDICTOR, TrainState, encoder_params, make_schedule
 
@@ -56,6 +58,7 @@ class Run:
     learning_rate: Callable[[int], Any]
     initial_state: Callable[[], TrainState]
     dev: Dev | None  # how parameters are scored; None without eval.data and mlm.validation
+    left_out: Sequence[str] = ()  # what the folder of model.name has that training does not use
 
 
 def prepare(config: Config, workdir: Path) -> Run:
@@ -92,7 +95,9 @@ def _assemble(config: Config, workdir: Path) -> Run:
         with about("eval.data", "a file of graded pairs, or nothing for no evaluation"):
             pairs = load_graded_pairs(config.eval.data) if config.eval.data else None
         with about("model.name", "a model folder"):
-            folder = local_model(config.model)
+            source = source_folder(config.model)
+            folder = encoder_folder(source, weights=config.model.init == "pretrained") if source else None
+            left_out = left_out_of_training(source) if source and config.model.init == "pretrained" else ()
         if is_first() and not (resumes and (workdir / TOKENIZER).is_dir()):
             write_tokenizer(config, folder, tokenizer_draft(workdir))
     with fail_together():
@@ -124,6 +129,7 @@ def _assemble(config: Config, workdir: Path) -> Run:
         learning_rate=make_schedule(config.optimizer, total_steps),
         initial_state=functools.partial(_initial_state, program, initial_params, predictor_params),
         dev=make_dev(pairs, sentences, make_perplexity(held_out, encoder, mesh) if held_out else None),
+        left_out=left_out,
     )
     _write(workdir, run_info(run, contents))
     return run

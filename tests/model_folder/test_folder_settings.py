@@ -186,8 +186,27 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "lengths of queries": ("sentence_bert_config.json", {"query_length": 32}, "query_length"),
     "lengths of documents": ("config_sentence_transformers.json", {"document_length": 180}, "document_length"),
     "a text for true": ("sentence_bert_config.json", {"do_lower_case": "yes"}, "do_lower_case"),
+    "an unknown key": ("config_sentence_transformers.json", {"scale": 2}, r"scale = 2 is unknown"),
+    "an unknown key of the encoder": ("sentence_bert_config.json", {"first_layer": 0}, r"first_layer = 0 is unknown"),
+    "another kind of model": ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "model_type"),
+    "the scores of tokens": ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task"),
+    "an output of its own": (
+        "sentence_bert_config.json",
+        {"modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}}},
+        "modality_config",
+    ),
     "an adapter": ("adapter_config.json", {"peft_type": "LORA"}, "adapter_config.json"),
 }
+
+
+def test_what_changes_no_vector_is_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = open_model(str(folder)).encode(TEXTS)
+    edit(folder, "config_sentence_transformers.json", similarity_fn_name="dot", scale=None)
+    edit(folder, "1_Pooling/config.json", top=False)
+    np.testing.assert_array_equal(open_model(str(folder)).encode(TEXTS), before)
+    lines = capsys.readouterr().err.splitlines()
+    for said in ("similarity_fn_name = 'dot'", "scale = None", "1_Pooling/config.json: top = False"):
+        assert sum(said in line for line in lines) == 1, (said, lines)
 
 
 @pytest.mark.parametrize(("name", "keys", "said"), REFUSED.values(), ids=REFUSED)

@@ -17,14 +17,17 @@ from simcse_jax import SimCSE
 from simcse_jax.data import demo
 from simcse_jax.data.tokenizer import train_wordpiece
 from simcse_jax.embedding_model import open_model
+from simcse_jax.evaluation.suite import TaskSuite
+from simcse_jax.judging import judge_models
 from simcse_jax.model_folder.after_pooling import ACTIVATIONS, apply_steps
 from simcse_jax.model_folder.export import convert
 from simcse_jax.model_folder.st_modules import read_pipeline
 from simcse_jax.mteb_encoder import MtebEncoder
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.vectors import normalize
+from simcse_jax.training.display import describe
 from tests.model_folder.test_onnx_export import onnx_vectors
-from tests.small_models import VOCABULARY
+from tests.small_models import FROM_FOLDER, VOCABULARY, prepare_small
 from tests.torch_models import random_model, relative_error
 
 WIDTH, LAYERS, LONGEST = 32, 2, 40
@@ -231,6 +234,21 @@ def test_fingerprints_tell_modules_apart(made: Made, tmp_path: Path) -> None:
     assert len(set(found)) == len(steps) - 1
     cut_to(8)(tmp_path / "0")
     assert open_model(str(tmp_path / "0")).fingerprint not in found
+
+
+def test_what_is_left_out_is_said(made: Made, tmp_path: Path) -> None:
+    """By a training from such a folder, and where it is judged with another pooler."""
+    made.save(tmp_path / "source", pooling("mean"), dense(), st.Normalize, **PROMPTED)
+    flags = FROM_FOLDER | {"model__name": str(tmp_path / "source")}
+    lines = describe(prepare_small(tmp_path / "run", tmp_path / "cache", **flags))
+    assert any("2_Dense, default_prompt_name of" in line for line in lines)
+    judge_models([open_model(str(tmp_path / "source"), "max")], TaskSuite(()), say=lines.append)
+    assert "Dense are left out" in next(line for line in lines if line.startswith("NOTE"))
+    convert(str(tmp_path / "source"), tmp_path / "out", "max")
+    edit(tmp_path / "out" / "config_sentence_transformers.json", default_prompt_name=None)
+    flags = FROM_FOLDER | {"model__name": str(tmp_path / "out")}
+    lines = describe(prepare_small(tmp_path / "other", tmp_path / "cache", **flags))
+    assert not any("no part of training" in line for line in lines)
 
 
 # What is refused ------------------------------------------------------------------------------------------------------

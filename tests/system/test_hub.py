@@ -89,6 +89,14 @@ def test_model_folder_fetches_what_there_is(hub_server):
     assert found == {*files, "pytorch_model.bin"}
 
 
+def test_an_adapter_needs_no_config_and_no_weights_of_a_model(hub_server):
+    hub_server.add("owner/net", "adapter_config.json", "{}")
+    with pytest.raises(UserError, match=r"none of adapter_model\.safetensors"):
+        model_folder("owner/net")
+    hub_server.add("owner/net", "adapter_model.safetensors", b"weights")
+    assert (model_folder("owner/net") / "adapter_model.safetensors").read_bytes() == b"weights"
+
+
 def test_model_folder_fetches_shards(hub_server):
     index = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
     hub_server.add("owner/net", "config.json", "{}")
