@@ -9,13 +9,15 @@ from simcse_jax.config.schema import Config, DataConfig, MeshConfig
 from simcse_jax.system.errors import UserError
 
 LARGEST_GROUP = 64
-LONGEST_ROW = 512
+LONGEST_ROW = 512  # that packing chooses by itself
+LARGEST_GROUP_TOKENS = LARGEST_GROUP * LONGEST_ROW  # of a group's longest sentences
 
 
 def with_layout(config: Config, devices: int, processes: int) -> Config:
     """Return the config with its mesh and group size for `devices` visible devices of all `processes` together."""
     mesh = _resolve_mesh(config.mesh, devices, processes)
-    config = dataclasses.replace(config, mesh=mesh, group_size=group_size(config.train.batch_size, mesh.devices))
+    examples = group_size(config.train.batch_size, mesh.devices, config.data.max_length)
+    config = dataclasses.replace(config, mesh=mesh, group_size=examples)
     _check_groups_at_once(config)
     _check_row_length(config.data)
     return config
@@ -23,7 +25,7 @@ def with_layout(config: Config, devices: int, processes: int) -> Config:
 
 def with_batch_size(config: Config, size: int) -> Config:
     """Return the config with batches of this size, which its devices divide, and no more groups at a time."""
-    examples = group_size(size, config.mesh.devices)
+    examples = group_size(size, config.mesh.devices, config.data.max_length)
     at_once = config.train.groups_at_once and math.gcd(
         config.train.groups_at_once, size // config.mesh.devices // examples
     )
@@ -41,8 +43,13 @@ def row_length(data: DataConfig) -> int:
     return max(min(2 * data.max_length, LONGEST_ROW), data.max_length)
 
 
-def group_size(batch_size: int, devices: int) -> int:
-    """Return the largest group, at most 64 examples, that divides each device's share of the batch."""
+def largest_group(max_length: int) -> int:
+    """Return the most examples that a group may have: 64, or fewer where sentences of max_length tokens are long."""
+    return max(min(LARGEST_GROUP, LARGEST_GROUP_TOKENS // max_length), 1)
+
+
+def group_size(batch_size: int, devices: int, max_length: int) -> int:
+    """Return the number of examples of a group: the largest that divides each device's share of the batch."""
     if batch_size % devices:
         below, above = batch_size // devices * devices, -(-batch_size // devices) * devices
         nearest = [str(n) for n in (below, above) if n >= 2]
@@ -52,7 +59,7 @@ def group_size(batch_size: int, devices: int) -> int:
             "with --config.mesh.data."
         )
     share = batch_size // devices
-    return max(size for size in range(1, min(share, LARGEST_GROUP) + 1) if share % size == 0)
+    return max(size for size in range(1, min(share, largest_group(max_length)) + 1) if share % size == 0)
 
 
 def _resolve_mesh(mesh: MeshConfig, visible: int, processes: int) -> MeshConfig:

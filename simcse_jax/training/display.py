@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from simcse_jax.config.compare import differences
-from simcse_jax.config.layout import LARGEST_GROUP
+from simcse_jax.config.layout import largest_group
 from simcse_jax.config.schema import defaults
 from simcse_jax.data.batches import format_rows
 from simcse_jax.encoder.products import precision
@@ -164,10 +164,11 @@ def _notes(run: Run) -> list[str]:
             "that it makes: it starts from the encoder alone"
         )
     share = layout.batch_size // run.program.mesh.size
-    if layout.group_size < min(share, LARGEST_GROUP) / 4:
+    largest = largest_group(run.config.data.max_length)
+    if layout.group_size < min(share, largest) / 4:
         notes.append(
             f"note: {share} examples a device divide into groups of {layout.group_size} only, which is slow; a "
-            f"multiple of {LARGEST_GROUP} is best"
+            f"multiple of {largest} is best"
         )
     return notes
 

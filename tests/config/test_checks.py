@@ -43,6 +43,11 @@ def test_groups_are_the_largest_that_divide(devices: int, batch: int, group: int
     assert resolved({"train.batch_size": batch}, devices).group_size == group
 
 
+@pytest.mark.parametrize(("max_length", "group"), [(512, 64), (1024, 32), (8192, 4), (100_000, 1)])
+def test_groups_of_long_sentences_are_small(max_length: int, group: int) -> None:
+    assert resolved({"train.batch_size": 128, "data.max_length": max_length}).group_size == group
+
+
 def test_another_batch_size_keeps_groups_at_once_that_divide() -> None:
     config = resolved({"train.batch_size": 512, "train.groups_at_once": 4})
     smaller = with_batch_size(config, 384)
