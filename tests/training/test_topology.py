@@ -111,6 +111,7 @@ class Kind:
     second: str = "none"
     products: str = "float32"
     architecture: Architecture = CONFIG
+    pooler: str = "cls"
 
     @property
     def separate_anchors(self) -> bool:
@@ -147,6 +148,7 @@ KINDS = {
         3, ObjectiveConfig("margin_ranking", margin=0.5, similarity="dot"), mlm=0.5, second="copy"
     ),
     "sigmoid": Kind(objective=ObjectiveConfig("sigmoid", 0.1, bias=-5.0, learned_temperature=True, learning_rate=0.01)),
+    "poolers of all tokens": Kind(pooler="max+mean_sqrt_len+weighted_mean+last_token"),
     "momentum and queue": Kind(objective=ObjectiveConfig(queue=50), second="momentum", cutoff="token"),
 }
 _ROTARY: dict[str, Any] = {"gated": True, "rope_theta": 1e3}
@@ -202,7 +204,7 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
             unroll=case.unroll,
             remat=case.remat,
         ),
-        "cls",
+        kind.pooler,
         case.group,
         mesh,
         predictor if kind.predicts else None,
