@@ -1,0 +1,113 @@
+"""What config.json says in each family: published files, both of transformers' formats, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simcse_jax.encoder.architecture import Architecture
+from simcse_jax.encoder.families.table import config_json, read_architecture
+from simcse_jax.system.errors import UserError
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 120,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+}
+NOMIC: dict[str, Any] = {
+    "model_type": "nomic_bert",
+    "activation_function": "swiglu",
+    "vocab_size": 120,
+    "n_embd": 32,
+    "n_layer": 4,
+    "n_head": 4,
+    "n_inner": 48,
+    "n_positions": 40,
+}
+DISTIL: dict[str, Any] = {
+    "model_type": "distilbert",
+    "vocab_size": 120,
+    "max_position_embeddings": 40,
+    "dim": 32,
+    "n_layers": 4,
+    "n_heads": 4,
+    "hidden_dim": 48,
+}
+
+
+def read(folder: Path, content: dict[str, Any]) -> Architecture:
+    (folder / "config.json").write_text(json.dumps(content))
+    return read_architecture(folder)
+
+
+def test_modernbert_of_transformers_4_and_5(tmp_path: Path) -> None:
+    """As ModernBERT-base's config.json has it, and as transformers 5 writes it."""
+    first = {"global_attn_every_n_layers": 3, "local_attention": 128, "local_rope_theta": 10000.0}
+    first |= {"global_rope_theta": 160000.0, "norm_eps": 1e-05, "norm_bias": False, "decoder_bias": True}
+    found = read(tmp_path, SIZES | first | {"model_type": "modernbert"})
+    assert (found.local_layers, found.local_window) == ((2, 3), 64)
+    assert (found.rope_theta, found.local_rope_theta) == (160000.0, 10000.0)
+    kinds = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    ropes = {"full_attention": 160000.0, "sliding_attention": 10000.0}
+    later = {
+        "layer_types": kinds,
+        "local_attention": 128,
+        "rope_parameters": {kind: {"rope_theta": theta, "rope_type": "default"} for kind, theta in ropes.items()},
+    }
+    assert read(tmp_path, SIZES | later | {"model_type": "modernbert"}) == found
+    written = config_json(found)
+    assert (written["layer_types"], written["global_attn_every_n_layers"]) == (kinds, 3)
+    assert written["rope_parameters"] == later["rope_parameters"]
+
+
+def test_ntk_scaling_of_gte(tmp_path: Path) -> None:
+    """The base is multiplied by the factor, the highest rate stays near 1, and the lowest is divided by it."""
+    plain = SIZES | {"model_type": "new", "rope_theta": 20_000, "position_embedding_type": "rope"}
+    found = read(tmp_path, plain | {"rope_scaling": {"type": "ntk", "factor": 8.0}})
+    assert found.rope_theta == 160_000
+    assert found.rope_scale == pytest.approx(8 ** (-2 / 8))
+    lowest = found.rope_scale * found.rope_theta ** (-6 / 8)
+    assert lowest == pytest.approx(20_000 ** (-6 / 8) / 8)
+    assert read(tmp_path, plain).rope_theta == 20_000
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "several groups of layers": (SIZES | {"model_type": "albert", "num_hidden_groups": 2}, "num_hidden_groups = 2"),
+    "inner groups": (SIZES | {"model_type": "albert", "inner_group_num": 2}, "inner_group_num = 2"),
+    "buckets": (SIZES | {"model_type": "mpnet", "relative_attention_num_buckets": 64}, "num_buckets = 64"),
+    "sizes of DistilBERT": (DISTIL | {"dim": None, "n_heads": None}, "lacks dim, n_heads"),
+    "heads of DistilBERT": (DISTIL | {"n_heads": 5}, "dim = 32 does not divide over n_heads = 5"),
+    "layer types": (SIZES | {"model_type": "modernbert", "layer_types": ["full_attention"]}, "layer_types"),
+    "scaled positions": (
+        SIZES | {"model_type": "modernbert", "rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
+        r"rope_parameters: full_attention: rope_type = 'yarn'",
+    ),
+    "own decoder": (SIZES | {"model_type": "modernbert", "tie_word_embeddings": False}, "tie_word_embeddings"),
+    "flag": (SIZES | {"model_type": "modernbert", "norm_bias": "no"}, "norm_bias = 'no' must be true or false"),
+    "list for an object": (SIZES | {"model_type": "gte", "rope_parameters": [1]}, "rope_parameters = .* an object"),
+    "base": (SIZES | {"model_type": "gte", "rope_parameters": {"rope_theta": -1}}, "rope_theta = -1"),
+    "long positions of NomicBERT": (NOMIC | {"rotary_scaling_factor": 2}, "rotary_scaling_factor = 2"),
+    "experts": (NOMIC | {"num_experts": 8}, "num_experts = 8"),
+    "pre-norm of NomicBERT": (NOMIC | {"prenorm": True}, "prenorm = True"),
+    "gate": (NOMIC | {"activation_function": "gelu"}, "activation_function = 'gelu' is unknown. Known: swiglu, geglu"),
+    "linear scaling of GTE": (
+        SIZES | {"model_type": "new", "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        "rope_scaling: type = 'dynamic'",
+    ),
+    "remote code": (
+        SIZES | {"model_type": "jina", "auto_map": {"AutoModel": "jina-ai/code--modeling.JinaModel"}},
+        "model_type = 'jina' is another architecture",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_would_give_other_vectors_is_refused_by_its_key(
+    tmp_path: Path, content: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, content)
