@@ -93,6 +93,8 @@ def _read_pytorch(path: Path) -> dict[str, np.ndarray]:
             f"{path.name} in {path.parent} is a pickle, which only PyTorch reads, and PyTorch is not installed.\n"
             "Either `pip install torch`, or convert the folder once where PyTorch is:\n"
             "  from transformers import AutoModel; AutoModel.from_pretrained('IN').save_pretrained('OUT')\n"
+            "(with modules after pooling: from sentence_transformers import SentenceTransformer; "
+            "SentenceTransformer('IN').save('OUT'))\n"
             f"which writes {SAFETENSORS}; many models on the Hub have that file as well."
         ) from None
     try:  # weights_only: a pickle may otherwise run any code
