@@ -9,10 +9,10 @@ import transformers
 
 FAMILIES = (
     *("bert", "roberta", "xlm-roberta", "distilbert", "electra"),
-    *("albert", "mpnet", "modernbert", "nomic_bert", "gte"),
+    *("albert", "mpnet", "deberta-v2", "modernbert", "nomic_bert", "gte"),
 )
 # Families whose bare class in transformers has no head on [CLS].
-WITHOUT_HEAD = ("distilbert", "electra", "modernbert", "nomic_bert", "gte")
+WITHOUT_HEAD = ("distilbert", "electra", "deberta-v2", "modernbert", "nomic_bert", "gte")
 _CLASSES = {
     "bert": "Bert",
     "roberta": "Roberta",
@@ -21,6 +21,7 @@ _CLASSES = {
     "electra": "Electra",
     "albert": "Albert",
     "mpnet": "MPNet",
+    "deberta-v2": "DebertaV2",
     "modernbert": "ModernBert",
     "nomic_bert": "NomicBert",
     "gte": "Gte",
@@ -41,6 +42,14 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "electra": {"embedding_size": 16},
     "albert": {"embedding_size": 16},
     "mpnet": _AFTER_PADDING,
+    "deberta-v2": {
+        "relative_attention": True,
+        "position_buckets": 12,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": "p2c|c2p",
+        "position_biased_input": False,
+    },
     "modernbert": _TOKENS | {"local_attention": 8},
     "gte": {"pad_token_id": 0},
 }

@@ -1,5 +1,6 @@
 """Load the fast tokenizer of a model folder; train a WordPiece for models that start from random weights."""
 
+import importlib.util
 import itertools
 import json
 import os
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-TOKENIZER_FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("sentencepiece.bpe.model",))
+# SentencePiece models as XLM-RoBERTa and DeBERTa call them.
+SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spm.model")
+TOKENIZER_FILES = (
+    *(("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt")),
+    *((name,) for name in SENTENCEPIECE_FILES),
+)
 ALL_TOKENIZER_FILES = (
     *itertools.chain(*TOKENIZER_FILES),
     "tokenizer_config.json",
@@ -31,8 +37,9 @@ _OWN_FILES: dict[str, Any] = {"local_files_only": True, "trust_remote_code": Fal
 def load_tokenizer(folder: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":
     """Return the fast tokenizer of a model folder, with its padding, first and last tokens known.
 
-    Needs tokenizer.json, vocab.txt (BERT) or vocab.json + merges.txt (RoBERTa); config.json or tokenizer_config.json
-    should say the family, else the vocabulary file does. torch is not needed.
+    Needs tokenizer.json, vocab.txt (BERT), vocab.json + merges.txt (RoBERTa) or, with the package sentencepiece, its
+    model; config.json or tokenizer_config.json should say the family, else the vocabulary file does. torch is not
+    needed.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -41,6 +48,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":
         wanted = ", or ".join(" + ".join(names) for names in TOKENIZER_FILES)
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
         raise UserError(f"{folder} holds no tokenizer.\n  wanted: {wanted}\n  found: {found}\nCopy them there.")
+    _require_sentencepiece(folder)
     # Without torch, transformers prints advice that does not apply here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
@@ -56,8 +64,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":
             raise UserError(_slow(folder)) from error
         raise UserError(
             f"The tokenizer in {folder} does not load: {type(error).__name__}: {reason}\n"
-            "Its files may be cut short, or of another model: copy them again from the model's source.\n"
-            "A folder with only sentencepiece.bpe.model also needs `pip install sentencepiece`."
+            "Its files may be cut short, or of another model: copy them again from the model's source."
         ) from error
     if not tokenizer.is_fast:
         raise UserError(_slow(folder))
@@ -73,6 +80,16 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> "PreTrainedTokenizerFast":
             "tokenizer.json has no post_processor.\nCopy tokenizer.json again from the model's source."
         )
     return _lower_cased(tokenizer) if lower_cases(folder) else tokenizer
+
+
+def _require_sentencepiece(folder: Path) -> None:
+    """Raise UserError if the tokenizer is a SentencePiece model alone, and the package that reads it is missing."""
+    found = [name for names in TOKENIZER_FILES for name in names if (folder / name).is_file()]
+    if set(found) <= set(SENTENCEPIECE_FILES) and importlib.util.find_spec("sentencepiece") is None:
+        raise UserError(
+            f"{folder} has its tokenizer as {found[0]} only, which the package sentencepiece reads.\n"
+            "Run `pip install sentencepiece`, or copy tokenizer.json there from a model with the same tokenizer."
+        )
 
 
 def _slow(folder: Path) -> str:

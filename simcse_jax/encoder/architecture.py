@@ -59,6 +59,9 @@ class Architecture:
     local_layers: tuple[int, ...] = ()  # layers, from 1, in which tokens attend to near tokens only
     local_window: int = 0  # distance of the farthest token that is near
     local_rope_theta: float = 0.0  # base of rotary positions in local layers
+    # Buckets of distances on either side whose vectors meet queries and keys (disentangled attention); 0: none, and
+    # then a table of positions.
+    disentangled_buckets: int = 0
 
     @property
     def table_size(self) -> int:
@@ -83,7 +86,7 @@ class Architecture:
     @property
     def tables(self) -> dict[str, int]:
         """Return the rows of each embedding table; all are table_size wide, and their rows are summed."""
-        positions = 0 if self.rope_theta else self.max_position_embeddings
+        positions = 0 if self.rope_theta or self.disentangled_buckets else self.max_position_embeddings
         tables = {"word": self.vocab_size, "position": positions, "token_type": self.type_vocab_size}
         return {name: rows for name, rows in tables.items() if rows}
 

@@ -54,7 +54,7 @@ def choose_attention(asked: str, architecture: Architecture, dtype: str, platfor
         reason = 'computes in float32 or bfloat16, and model.dtype is "float64"'
     elif architecture.head_size > WIDEST_HEAD:
         reason = f"takes heads of at most {WIDEST_HEAD} features, and this model's have {architecture.head_size}"
-    elif architecture.relative_buckets or architecture.local_layers:
+    elif architecture.relative_buckets or architecture.disentangled_buckets or architecture.local_layers:
         reason = f"has neither the relative bias nor the local windows of other families; this is {architecture.family}"
     if reason:
         raise UserError(f'model.attention = "fused" {reason}.\nUse --config.model.attention=plain.')
@@ -111,7 +111,7 @@ def _backward(rate: float, products: str, kept: Any, gradient: jax.Array) -> tup
             shape = (*x.shape[:axis], k.shape[1], *x.shape[axis + 1 :])
             return jax.lax.dynamic_update_slice_in_dim(jnp.zeros(shape, x.dtype), x, first_key, axis)
 
-        return of_q, whole(of_k, 1), whole(of_v, 1), None if of_bias is None else whole(of_bias, 2)
+        return of_q, whole(of_k, 1), whole(of_v, 1), None if of_bias is None else whole(of_bias, of_bias.ndim - 1)
 
     def step(sums: Any, place: jax.Array) -> tuple[Any, Any]:
         of_q, of_k, of_v, of_bias = _near_or_all(of_block, place, k.shape[1], mask)
@@ -120,7 +120,7 @@ def _backward(rate: float, products: str, kept: Any, gradient: jax.Array) -> tup
     wide = jnp.promote_types(k.dtype, jnp.float32)
     start = jnp.zeros_like(k, wide), jnp.zeros_like(v, wide)
     (of_k, of_v), (of_q, of_bias) = jax.lax.scan(step, start, jnp.arange(0, q.shape[1], QUERIES))
-    of_bias = None if of_bias is None else _joined(of_bias, 1)
+    of_bias = None if mask.bias is None else _joined(of_bias, mask.bias.ndim - 2)
     return _joined(of_q, 1), of_k.astype(k.dtype), of_v.astype(v.dtype), _of_mask(of_bias)
 
 
@@ -161,7 +161,7 @@ def _cut(
         part_of_keys(mask.segments, 1),
         None if mask.keys is None else part_of_queries(mask.keys, 2),
         None if mask.pairs is None else part_of_keys(mask.pairs, 3),
-        None if mask.bias is None else part_of_keys(part_of_queries(mask.bias, 1), 2),
+        None if mask.bias is None else part_of_keys(part_of_queries(mask.bias, mask.bias.ndim - 2), mask.bias.ndim - 1),
         mask.near,
         part_of_queries(mask.segments, 1),
         place - first_key,
@@ -181,12 +181,12 @@ def _padded(mask: AttentionMask, over: int) -> AttentionMask:
     def padded(x: jax.Array | None, *axes: int, value: int = 0) -> jax.Array | None:
         if x is None:
             return None
-        widths = [(0, over if axis in axes else 0) for axis in range(x.ndim)]
+        widths = [(0, over if axis in axes or axis - x.ndim in axes else 0) for axis in range(x.ndim)]
         return jnp.pad(x, widths, constant_values=value)
 
     return mask._replace(
         segments=jnp.pad(mask.segments, ((0, 0), (0, over)), constant_values=-1),
         keys=padded(mask.keys, 2),
         pairs=padded(mask.pairs, 3),
-        bias=padded(mask.bias, 1, 2),
+        bias=padded(mask.bias, -2, -1),
     )

@@ -24,7 +24,7 @@ class AttentionMask(NamedTuple):
     segments: jax.Array  # int32[B, T]: a token attends to those with its number; padding is 0, and attends to padding
     keys: jax.Array | None  # uint32[B, 1, Q, 1], the keys that `dropout.dropout` takes; None without dropout
     pairs: jax.Array | None  # uint32[B, H, 1, T], its index: (head, position of the key token)
-    bias: jax.Array | None = None  # [H, Q, T], added to the scores
+    bias: jax.Array | None = None  # [H, Q, T] for all rows or [B, H, Q, T], added to the scores
     near: jax.Array | None = None  # int32[]: a token attends to tokens at most this far away; None: to all
     queries: jax.Array | None = None  # int32[B, Q]: segments of the queries; None: the queries are all tokens
     first: jax.Array | None = None  # int32[]: place of the first query, from that of the first key; None: 0
@@ -114,14 +114,17 @@ def _of_logits(weights: jax.Array, of_weights: jax.Array) -> jax.Array:
 
 
 def _of_bias(of_logits: jax.Array, mask: AttentionMask) -> jax.Array | None:
-    return None if mask.bias is None else of_logits.sum(0).astype(mask.bias.dtype)
+    if mask.bias is None:
+        return None
+    return (of_logits.sum(0) if mask.bias.ndim == 3 else of_logits).astype(mask.bias.dtype)
 
 
 def _scaled(products: jax.Array, q: jax.Array, mask: AttentionMask) -> jax.Array:
     """Return [B, H, Q, T] of at least float32: the softmax's input; the lowest number where a token is not attended."""
     scores = products * q.shape[-1] ** -0.5
     if mask.bias is not None:
-        scores = scores + mask.bias[None].astype(scores.dtype)
+        bias = mask.bias[None] if mask.bias.ndim == 3 else mask.bias
+        scores = scores + bias.astype(scores.dtype)
     queries = mask.segments if mask.queries is None else mask.queries
     attended = queries[:, None, :, None] == mask.segments[:, None, None, :]
     if mask.near is not None:

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simcse_jax.encoder import disentangled, pooling, rotary
 from simcse_jax.encoder import dropout as drop
-from simcse_jax.encoder import pooling, rotary
 from simcse_jax.encoder.activations import ACTIVATIONS
 from simcse_jax.encoder.architecture import Architecture, DenseShape
 from simcse_jax.encoder.attention import Attend, plain_attention
@@ -179,13 +179,17 @@ class Layer(EncoderModule):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, layer: jax.Array, rows: PackedRows, keys: jax.Array | None, bias: jax.Array | None
+        self, x: jax.Array, layer: jax.Array, rows: PackedRows, keys: jax.Array | None, relative: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Apply the layer with this number, from 1; bias: [H, T, T], added to the scores of attention."""
+        """Apply the layer with this number, from 1.
+
+        relative: what attention knows of distances. [H, T, T] is added to its scores, and [2 T + 1, D] are the vectors
+        of `disentangled`.
+        """
         dropout = Dropout(self.architecture, rows, keys, self.train)
         after = dropout.of_first_tokens() if self.first_only else dropout
         attention = Attention(**self.shared, attend=self.attend, first_only=self.first_only, name="attention")
-        x = attention(x, layer, rows, dropout, after, bias)
+        x = attention(x, layer, rows, dropout, after, relative)
         x = FeedForward(**self.shared, name="ffn")(x, layer, after)
         return x, sentence_means(x, rows) if self.with_means else None
 
@@ -204,16 +208,20 @@ class Attention(EncoderModule):
         rows: PackedRows,
         dropout: Dropout,
         after: Dropout,
-        bias: jax.Array | None,
+        relative: jax.Array | None,
     ) -> jax.Array:
         of, norm = self.architecture, self.norm("norm")
         heads = of.num_attention_heads
         # The embeddings before the first layer are normalised already.
         normal = jnp.where(layer == 1, x, norm(x)) if of.pre_norm else x
-        qkv = self.layer_dense("attention/qkv")(normal)
+        dense = self.layer_dense("attention/qkv")
+        qkv, bias = dense(normal), relative
         is_local = jnp.isin(layer, np.array(of.local_layers, np.uint32)) if of.local_layers else None
         if of.rope_theta:
             qkv = rotary.rotate(qkv, heads, rotary.angles(of, rows.positions, is_local, qkv.dtype))
+        if of.disentangled_buckets:
+            assert relative is not None  # `Encoder` makes it
+            qkv, bias = disentangled.with_distances(qkv, dense(relative), heads)
         near = None if is_local is None else jnp.where(is_local, of.local_window, x.shape[1])
         mask = AttentionMask(rows.segments, *dropout.attention_keys(layer, heads), bias, near)
         context = self.attend(qkv, heads, mask, dropout.rate, self.products)

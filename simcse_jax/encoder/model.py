@@ -15,8 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from simcse_jax.encoder import disentangled, pooling
 from simcse_jax.encoder import dropout as drop
-from simcse_jax.encoder import pooling
 from simcse_jax.encoder.attention import Attend, plain_attention
 from simcse_jax.encoder.cutoff import cut
 from simcse_jax.encoder.layer import (
@@ -112,8 +112,8 @@ class Encoder(EncoderModule):
         # An unrolled last layer skips what a pooler of first tokens never reads: about 3/4 of its arithmetic.
         only_first = all(part.reads_first_tokens for part in parts)
         first_only = self.unroll and only_first and not architecture.shared_layers
-        bias = self._relative_bias(x.shape[1])
-        x, of_layers = self._layers(train, with_means, first_only)(x, numbers, rows, keys, bias)
+        relative = self._relative(x.shape[1])
+        x, of_layers = self._layers(train, with_means, first_only)(x, numbers, rows, keys, relative)
         if architecture.pre_norm:
             x = self.norm("final_norm")(x)
         means = None
@@ -127,14 +127,19 @@ class Encoder(EncoderModule):
             z = jnp.tanh(self.dense("head", architecture.head_product)(z))
         return z
 
-    def _relative_bias(self, tokens: int) -> jax.Array | None:
-        """Return [H, T, T], which every layer adds to its scores; None where the architecture has none."""
+    def _relative(self, tokens: int) -> jax.Array | None:
+        """Return what all layers know of distances, see `Layer`; None where the architecture has no such thing."""
         of = self.architecture
-        if not of.relative_buckets:
-            return None
-        shape = of.relative_buckets, of.num_attention_heads
-        table = self.param("relative", nn.initializers.normal(of.initializer_range), shape, self.param_dtype)
-        return relative_bias(table, tokens)
+        init = nn.initializers.normal(of.initializer_range)
+        if of.relative_buckets:
+            shape = of.relative_buckets, of.num_attention_heads
+            return relative_bias(self.param("relative", init, shape, self.param_dtype), tokens)
+        if of.disentangled_buckets:
+            shape = 2 * of.disentangled_buckets, of.hidden_size
+            table = self.param("relative", init, shape, self.param_dtype)
+            vectors = disentangled.by_distance(table, tokens, of.max_position_embeddings)
+            return self.norm("relative_norm")(vectors).astype(self.dtype)
+        return None
 
     def _layers(self, train: bool, with_means: bool, first_only: bool) -> Callable:
         layers, one, gather = self.architecture.num_hidden_layers, Layer, self.gather

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from simcse_jax import __version__
-from simcse_jax.encoder import rotary
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.pooling import width_of
-from simcse_jax.encoder.relative import buckets
 from simcse_jax.model_folder.after_pooling import Step, as_pooled, width_after
+from simcse_jax.model_folder.onnx_places import Places, make_places, scores, turned
 from simcse_jax.model_folder.onnx_pooling import add_steps, normalized, pooled
 
 if TYPE_CHECKING:
@@ -86,16 +85,6 @@ class Graph:
         return self.op("LayerNormalization", x, *parts, axis=-1, epsilon=epsilon)
 
 
-class _Places(NamedTuple):
-    """Hold the names of what attention knows of the tokens' places; "" for what the architecture does not have."""
-
-    seen: str  # bool[batch, 1, 1, tokens]: what may be attended to
-    near: str  # bool[batch, 1, tokens, tokens]: the same in local layers
-    bias: str  # float[batch, H, tokens, tokens], added to the scores
-    turns: tuple[str, str]  # cos and sin, float[batch, 1, tokens, D / 2], of rotary positions
-    local_turns: tuple[str, str]  # the same in local layers
-
-
 def encoder_graph(
     params: Mapping[str, Any], architecture: Architecture, pooler: str, steps: Sequence[Step] = ()
 ) -> onnx.ModelProto:
@@ -158,7 +147,7 @@ def _hidden_states(graph: Graph, params: Mapping[str, Any], architecture: Archit
         x = graph.dense(x, "projection", params["projection"], architecture.hidden_size)
     states = [x]
 
-    at = _places(graph, params, architecture, before)
+    at = make_places(graph, params, architecture, before)
     for number in range(architecture.num_hidden_layers):
         own = 0 if architecture.shared_layers else number
         layer = jax.tree.map(operator.itemgetter(own), params["layers"])
@@ -168,36 +157,6 @@ def _hidden_states(graph: Graph, params: Mapping[str, Any], architecture: Archit
     return states
 
 
-def _places(graph: Graph, params: Mapping[str, Any], architecture: Architecture, before: str) -> _Places:
-    """Return what attention knows of places; before: int64[batch, tokens], each token's place in its sentence."""
-    seen = graph.op("Unsqueeze", graph.cast("attention_mask", "BOOL"), graph.integers(1, 2))
-    near = bias = ""
-    if architecture.local_layers or architecture.relative_buckets:
-        keys, queries = (graph.op("Unsqueeze", before, graph.integers(axis)) for axis in (1, 2))
-        distance = graph.op("Sub", keys, queries)  # [batch, queries, keys]
-        if architecture.local_layers:
-            is_near = graph.op("LessOrEqual", graph.op("Abs", distance), graph.integers(architecture.local_window))
-            near = graph.op("And", seen, graph.op("Unsqueeze", is_near, graph.integers(1)))
-        if architecture.relative_buckets:
-            farthest = architecture.max_length - 1
-            known = buckets(np.arange(-farthest, farthest + 1), architecture.relative_buckets)
-            table = graph.weight("relative", np.asarray(params["relative"])[known])
-            by_pair = graph.op("Gather", table, graph.op("Add", distance, graph.integers(farthest)))
-            bias = graph.op("Transpose", by_pair, perm=(0, 3, 1, 2))
-    turns = _turns(graph, architecture, before, architecture.rope_theta)
-    local_turns = _turns(graph, architecture, before, architecture.local_rope_theta)
-    return _Places(seen, near, bias, turns, local_turns)
-
-
-def _turns(graph: Graph, architecture: Architecture, before: str, base: float) -> tuple[str, str]:
-    """Return cosine and sine of the angles of rotary positions with this base; nothing for base 0."""
-    if not base:
-        return "", ""
-    places = graph.op("Unsqueeze", graph.cast(before, "FLOAT"), graph.integers(1, 3))
-    angles = graph.op("Mul", places, graph.weight(f"rotary_{base!r}", rotary.rates(architecture, base)))
-    return graph.op("Cos", angles), graph.op("Sin", angles)
-
-
 def _layer_output(
     graph: Graph,
     x: str,
@@ -205,7 +164,7 @@ def _layer_output(
     params: Mapping[str, Any],
     architecture: Architecture,
     number: int,
-    at: _Places,
+    at: Places,
 ) -> str:
     """Apply layer `number`, from 0, whose parameters are those of layer `own`, to x [batch, tokens, D]."""
     of, name, width = architecture, f"layer.{own}", architecture.hidden_size
@@ -234,45 +193,34 @@ def _layer_output(
 
 
 def _mixed(
-    graph: Graph, x: str, name: str, attention: Mapping[str, Any], of: Architecture, at: _Places, is_local: bool
+    graph: Graph, x: str, name: str, attention: Mapping[str, Any], of: Architecture, at: Places, is_local: bool
 ) -> str:
     """Return the context of x [batch, tokens, D]: the values of all heads, one after another."""
-    heads, size, width = of.num_attention_heads, of.head_size, of.hidden_size
-    split = graph.integers(0, 0, heads, size)  # 0 keeps an axis
+    split = graph.integers(0, 0, of.num_attention_heads, of.head_size)  # 0 keeps an axis
     turns = at.local_turns if is_local else at.turns
     # Keys are laid out for the product with queries.
     axes = {"query": (0, 2, 1, 3), "key": (0, 2, 3, 1), "value": (0, 2, 1, 3)}
+
+    def dense(x: str, part: str) -> str:
+        place = list(axes).index(part)
+        own = {kind: np.take(array, place, -3) for kind, array in attention["qkv"].items()}  # [..., 3, H, D / H]
+        return graph.dense(x, f"{name}.attention.{part}", own, of.hidden_size)
+
     parts = []
-    for place, (part, order) in enumerate(axes.items()):
-        own = {"kernel": attention["qkv"]["kernel"][:, place]}
-        if "bias" in attention["qkv"]:
-            own["bias"] = attention["qkv"]["bias"][place]
-        made = graph.op("Reshape", graph.dense(x, f"{name}.attention.{part}", own, width), split)
+    for part, order in axes.items():
+        made = graph.op("Reshape", dense(x, part), split)
         if turns[0] and part != "value":
-            made = _turned(graph, graph.op("Transpose", made, perm=(0, 2, 1, 3)), turns)
+            made = turned(graph, graph.op("Transpose", made, perm=(0, 2, 1, 3)), turns)
             parts.append(graph.op("Transpose", made, perm=(0, 1, 3, 2)) if part == "key" else made)
         else:
             parts.append(graph.op("Transpose", made, perm=order))
     query, key, value = parts
-    scores = graph.op("MatMul", graph.op("Mul", query, graph.number(size**-0.5)), key)
-    if at.bias:
-        scores = graph.op("Add", scores, at.bias)
+    found = scores(graph, query, key, of, at, dense)
     # The lowest number, not minus infinity: a sentence without tokens would otherwise give NaN.
     lowest = graph.number(float(np.finfo(np.float32).min))
-    masked = graph.op("Where", at.near if is_local else at.seen, scores, lowest)
+    masked = graph.op("Where", at.near if is_local else at.seen, found, lowest)
     mixed = graph.op("MatMul", graph.op("Softmax", masked, axis=-1), value)
-    return graph.op("Reshape", graph.op("Transpose", mixed, perm=(0, 2, 1, 3)), graph.integers(0, 0, width))
-
-
-def _turned(graph: Graph, x: str, turns: tuple[str, str]) -> str:
-    """Return x [batch, H, tokens, D] with feature i turned together with feature i + D / 2; see `encoder.rotary`."""
-    first, second = graph.split(x)
-    cos, sin = turns
-    parts = (
-        graph.op("Sub", graph.op("Mul", first, cos), graph.op("Mul", second, sin)),
-        graph.op("Add", graph.op("Mul", second, cos), graph.op("Mul", first, sin)),
-    )
-    return graph.op("Concat", *parts, axis=-1)
+    return graph.op("Reshape", graph.op("Transpose", mixed, perm=(0, 2, 1, 3)), graph.integers(0, 0, of.hidden_size))
 
 
 def _activated(graph: Graph, x: str, activation: str) -> str:

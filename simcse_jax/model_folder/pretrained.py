@@ -132,6 +132,9 @@ def _tree(
         params["projection"] = dense(of.projection)
     if of.relative_buckets:
         params["relative"] = leaf((of.relative_buckets, of.num_attention_heads))
+    if of.disentangled_buckets:
+        params["relative"] = leaf((2 * of.disentangled_buckets, of.hidden_size))
+        params["relative_norm"] = norm(width)
     for place in names.layer_parts:
         block, part = place.split("/")
         shape = of.layer_products.get(place)
@@ -162,6 +165,8 @@ def _tensors(
         yield from _dense(names.projection, params["projection"])
     if "relative" in params:
         yield f"{names.relative}.weight", params["relative"]
+    if "relative_norm" in params:
+        yield from _norm(names.relative_norm, params["relative_norm"])
     for number in range(architecture.stored_layers):
         start = names.layer.format(number)
         for place, called in names.layer_parts.items():

@@ -22,6 +22,7 @@ OPTIONAL_FILES = (
     "vocab.json",
     "merges.txt",
     "sentencepiece.bpe.model",
+    "spm.model",
     "special_tokens_map.json",
     "modules.json",
     "1_Pooling/config.json",

@@ -136,6 +136,15 @@ def test_missing_and_broken_files(tmp_path):
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["sentencepiece.bpe.model", "spm.model"])
+def test_a_sentencepiece_model_alone_asks_for_its_package(tmp_path, monkeypatch, name):
+    (tmp_path / "config.json").write_text('{"model_type": "deberta-v2"}')
+    (tmp_path / name).write_bytes(b"model")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=rf"{name} only[\s\S]*`pip install sentencepiece`"):
+        load_tokenizer(tmp_path)
+
+
 def test_tokenizer_without_special_tokens(tmp_path):
     from tokenizers import Tokenizer, models
 

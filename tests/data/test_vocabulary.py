@@ -70,6 +70,22 @@ def test_sentencepiece() -> None:
     assert [word.strip("\u2581") for word in starts(tokenizer, "story sto")] == ["story", "sto"]
 
 
+def test_deberta(tmp_path: Path) -> None:
+    """As its published folders have it: [MASK] after all pieces, [UNK] among the special ones."""
+    from transformers import DebertaV2Tokenizer
+
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+    pieces = ["\u2581", "\u2581st", "ory", "o", ",", "no", "ries"]
+    scores = [0.0] * len(special) + [-float(n) for n in range(1, 1 + len(pieces))]
+    DebertaV2Tokenizer(vocab=list(zip(special + pieces, scores, strict=True))).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    vocabulary = vocabulary_of(tokenizer)
+    assert (vocabulary.mask_id, vocabulary.unknown, len(vocabulary.special)) == (11, 3, 12)
+    np.testing.assert_array_equal(np.flatnonzero(vocabulary.special), [0, 1, 2, 11])
+    words = [word.strip("\u2581") for word in starts(tokenizer, "story,no stories")]
+    assert words == ["story", ",", "no", "stories"]
+
+
 def test_ids_that_no_token_has_are_no_text(wordpiece: Any) -> None:
     class Gapped:
         """Token ids 0, 1 and 9 of a tokenizer's."""

@@ -141,7 +141,11 @@ def test_fused_is_refused_where_kernels_do_not_run(size: int, dtype: str, platfo
         choose_attention("fused", of_heads(size), dtype, platform)
 
 
-@pytest.mark.parametrize("change", [{"relative_buckets": 32}, {"local_layers": (2,), "local_window": 64}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"relative_buckets": 32}, {"disentangled_buckets": 256}, {"local_layers": (2,), "local_window": 64}],
+    ids=str,
+)
 def test_fused_is_refused_for_what_its_kernels_do_not_compute(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="relative bias"):
         choose_attention("fused", dataclasses.replace(of_heads(64), **change), "float32", "gpu")

@@ -15,12 +15,14 @@ from simcse_jax.encoder.attention_block import AttentionMask
 
 B, T, H, D = 2, 45, 3, 8  # no multiple of a block
 RATE = 0.2
-CASES = {
-    "plain": (None, False, "float32"),
-    "a window within reach": (3, False, "float32"),
-    "a window beyond reach": (9, False, "float32"),
-    "bias": (None, True, "float32"),
-    "window and bias, rounded products": (3, True, "bfloat16"),
+CASES: dict[str, tuple[int | None, tuple[int, ...], str]] = {  # window, shape of the bias, products
+    "plain": (None, (), "float32"),
+    "a window within reach": (3, (), "float32"),
+    "a window beyond reach": (9, (), "float32"),
+    "bias": (None, (H, T, T), "float32"),
+    "bias of each row": (None, (B, H, T, T), "float32"),
+    "window and bias, rounded products": (3, (H, T, T), "bfloat16"),
+    "window and bias of each row, rounded products": (3, (B, H, T, T), "bfloat16"),
 }
 
 
@@ -29,15 +31,15 @@ def in_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(attention, name, value)
 
 
-def made(near: int | None, has_bias: bool) -> tuple[jax.Array, jax.Array, AttentionMask]:
-    """Return qkv and a gradient, and rows of several sentences, one without padding."""
+def made(near: int | None, of_bias: tuple[int, ...]) -> tuple[jax.Array, jax.Array, AttentionMask]:
+    """Return qkv and a gradient, and rows of several sentences, one without padding; of_bias: its shape, () = none."""
     rng = np.random.default_rng(0)
     qkv, gradient = (jnp.asarray(rng.normal(size=(B, T, n * H * D)), jnp.float32) for n in (3, 1))
     segments = np.ones((B, T), np.int32)
     segments[0, 20:], segments[1, 5:], segments[1, 40:] = 2, 2, 0
     keys = rng.integers(0, 2**32, (B, 1, T, 1), np.uint32)
     pairs = np.arange(B * H * T, dtype=np.uint32).reshape(B, H, 1, T)
-    bias = jnp.asarray(rng.normal(size=(H, T, T)), jnp.float32) if has_bias else None
+    bias = jnp.asarray(rng.normal(size=of_bias), jnp.float32) if of_bias else None
     reach = None if near is None else jnp.int32(near)
     arrays = [jnp.asarray(array) for array in (segments, keys, pairs)]
     return qkv, gradient, AttentionMask(arrays[0], arrays[1], arrays[2], bias, reach)
@@ -56,7 +58,7 @@ def result(function: Any, qkv: jax.Array, gradient: jax.Array, mask: AttentionMa
 def definition(qkv: jax.Array, heads: int, mask: AttentionMask, rate: float) -> jax.Array:
     q, k, v = jnp.moveaxis(qkv.reshape(B, T, 3, heads, D), 2, 0)
     scores = jnp.einsum("bthd,bshd->bhts", q, k) / np.sqrt(D)
-    scores = scores if mask.bias is None else scores + mask.bias[None]
+    scores = scores if mask.bias is None else scores + jnp.broadcast_to(mask.bias, scores.shape)
     attended = mask.segments[:, None, :, None] == mask.segments[:, None, None, :]
     if mask.near is not None:
         attended &= (jnp.abs(jnp.arange(T)[:, None] - jnp.arange(T)[None]) <= mask.near)[None, None]
@@ -72,10 +74,10 @@ def definition(qkv: jax.Array, heads: int, mask: AttentionMask, rate: float) -> 
 def test_values_and_gradients_are_those_of_the_definition(
     name: str, in_blocks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    near, has_bias, products = CASES[name]
+    near, of_bias, products = CASES[name]
     if in_blocks:
         in_small_blocks(monkeypatch)
-    given = made(near, has_bias)
+    given = made(near, of_bias)
     expected = result(definition, *given)
     found = result(functools.partial(plain_attention, products=products), *given)
     tolerance = 2e-6 if products == "float32" else 2e-2
@@ -85,7 +87,7 @@ def test_values_and_gradients_are_those_of_the_definition(
 
 
 def test_blocks_round_products_as_whole_rows_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    given, rounded = made(3, True), functools.partial(plain_attention, products="bfloat16")
+    given, rounded = made(3, (H, T, T)), functools.partial(plain_attention, products="bfloat16")
     whole = result(rounded, *given)
     in_small_blocks(monkeypatch)
     for ours, theirs in zip(result(rounded, *given), whole, strict=True):

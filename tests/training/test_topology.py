@@ -158,6 +158,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "electra": {"embedding_size": 16},
     "albert": {"embedding_size": 16, "shared_layers": True},
     "mpnet": {"relative_buckets": 32},
+    "deberta-v2": {"disentangled_buckets": 6, "type_vocab_size": 0},
     "modernbert": _ROTARY
     | {"pre_norm": True, "without_bias": (*_ALL_PRODUCTS, "norm", "mlm/dense"), "type_vocab_size": 0}
     | {"local_layers": (2,), "local_window": 3, "local_rope_theta": 1e2},
@@ -350,7 +351,7 @@ def test_a_few_steps_are_equal_in_float64(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["modernbert", "mpnet"])
+@pytest.mark.parametrize("name", ["modernbert", "mpnet", "deberta-v2"])
 def test_rows_in_blocks_are_as_whole_rows_on_several_devices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = reference_run(name, 3)
     for constant, value in (("LONGEST_WHOLE_ROW", 8), ("QUERIES", 8), ("REACH", 3)):

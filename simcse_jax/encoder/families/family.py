@@ -41,7 +41,8 @@ class WeightNames:
     mlm_decoder: str  # has the word embeddings once more
     task_heads: tuple[str, ...]  # how names begin that an encoder may leave unread
     projection: str = ""  # dense layer from the tables' width to that of the layers
-    relative: str = ""  # table of the bias by distance
+    relative: str = ""  # table by distance
+    relative_norm: str = ""
     final_norm: str = ""
 
 
@@ -90,6 +91,12 @@ class ConfigFile:
         rest = copy.copy(self)
         rest.content = {name: value for name, value in self.content.items() if name != key}
         return rest
+
+    def with_defaults(self, **defaults: Any) -> ConfigFile:
+        """Return the same file with these values for missing keys and null."""
+        filled = copy.copy(self)
+        filled.content = defaults | {name: value for name, value in self.content.items() if value is not None}
+        return filled
 
     def sizes(self, *keys: str, **renamed: str) -> dict[str, int]:
         """Return whole numbers of at least 1, by their key; an error names all that are missing.

@@ -9,6 +9,7 @@ from typing import Any
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.families.albert import ALBERT
 from simcse_jax.encoder.families.bert import BERT
+from simcse_jax.encoder.families.deberta_v2 import DEBERTA_V2
 from simcse_jax.encoder.families.distilbert import DISTILBERT
 from simcse_jax.encoder.families.electra import ELECTRA
 from simcse_jax.encoder.families.family import ConfigFile, Family
@@ -18,7 +19,10 @@ from simcse_jax.encoder.families.roberta import ROBERTA, XLM_ROBERTA
 from simcse_jax.encoder.families.rotary_bert import GTE, NOMIC_BERT
 from simcse_jax.system.errors import UserError
 
-_LISTED = (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT, ELECTRA, ALBERT, MPNET, MODERNBERT, NOMIC_BERT, GTE)
+_LISTED = (
+    *(BERT, ROBERTA, XLM_ROBERTA, DISTILBERT, ELECTRA),
+    *(ALBERT, MPNET, DEBERTA_V2, MODERNBERT, NOMIC_BERT, GTE),
+)
 FAMILIES: dict[str, Family] = {family.name: family for family in _LISTED}
 
 
