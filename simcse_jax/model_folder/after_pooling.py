@@ -6,14 +6,14 @@ Each is a step that maps float32[N, I] to float32[N, O], on the host.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from simcse_jax.model_folder.module_list import Module
+from simcse_jax.model_folder.torch_activations import ACTIVATIONS
 from simcse_jax.model_folder.weight_files import read_weights
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.vectors import normalize
@@ -21,54 +21,6 @@ from simcse_jax.system.vectors import normalize
 LAYER_NORM_EPSILON = 1e-5  # PyTorch's default, which the module always has
 TOGETHER = 4096  # vectors that pass through the steps at once
 Tensors = dict[str, np.ndarray]
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(0.5 * x))
-
-
-def _softplus(x: np.ndarray) -> np.ndarray:
-    return np.logaddexp(x, 0)
-
-
-def _gelu(x: np.ndarray) -> np.ndarray:
-    from scipy.special import erf
-
-    return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
-
-
-def _negative(x: np.ndarray) -> np.ndarray:
-    """Return exp(x) - 1 for x < 0, and 0 elsewhere."""
-    return np.expm1(np.minimum(x, 0))
-
-
-SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
-RRELU_SLOPE = (1 / 8 + 1 / 3) / 2
-# The classes of torch.nn, as they are without arguments.
-ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "Identity": lambda x: x,
-    "Tanh": np.tanh,
-    "ReLU": lambda x: np.maximum(x, 0),
-    "GELU": _gelu,
-    "SiLU": lambda x: x * _sigmoid(x),
-    "Sigmoid": _sigmoid,
-    "LeakyReLU": lambda x: np.where(x < 0, 0.01 * x, x),
-    "RReLU": lambda x: np.where(x < 0, RRELU_SLOPE * x, x),
-    "ELU": lambda x: np.maximum(x, 0) + _negative(x),
-    "CELU": lambda x: np.maximum(x, 0) + _negative(x),
-    "SELU": lambda x: SELU_SCALE * (np.maximum(x, 0) + SELU_ALPHA * _negative(x)),
-    "Softplus": _softplus,
-    "LogSigmoid": lambda x: -_softplus(-x),
-    "Softsign": lambda x: x / (1 + np.abs(x)),
-    "Mish": lambda x: x * np.tanh(_softplus(x)),
-    "ReLU6": lambda x: np.clip(x, 0, 6),
-    "Hardtanh": lambda x: np.clip(x, -1, 1),
-    "Hardsigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
-    "Hardswish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
-    "Tanhshrink": lambda x: x - np.tanh(x),
-    "Softshrink": lambda x: np.sign(x) * np.maximum(np.abs(x) - 0.5, 0),
-    "Hardshrink": lambda x: np.where(np.abs(x) > 0.5, x, 0),
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,7 +33,7 @@ class Dense:
     residual: np.ndarray | None = None
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        out = ACTIVATIONS[self.activation](x @ self.kernel + (0 if self.bias is None else self.bias))
+        out = ACTIVATIONS[self.activation].apply(x @ self.kernel + (0 if self.bias is None else self.bias))
         return out if self.residual is None else out + x @ self.residual
 
     def width(self, width: int) -> int:

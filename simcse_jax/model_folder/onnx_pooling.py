@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS, Part, parts_of
-from simcse_jax.model_folder.after_pooling import (
-    LAYER_NORM_EPSILON,
-    RRELU_SLOPE,
-    SELU_ALPHA,
-    SELU_SCALE,
-    Cut,
-    Dense,
-    LayerNorm,
-    Step,
-)
+from simcse_jax.model_folder.after_pooling import LAYER_NORM_EPSILON, Cut, Dense, LayerNorm, Step
+from simcse_jax.model_folder.torch_activations import ACTIVATIONS
 from simcse_jax.system.vectors import SHORTEST
 
 if TYPE_CHECKING:
@@ -92,7 +84,7 @@ def _dense(graph: Graph, x: str, name: str, step: Dense) -> str:
     out = graph.op("MatMul", x, graph.weight(f"{name}.weight", step.kernel))
     if step.bias is not None:
         out = graph.op("Add", out, graph.weight(f"{name}.bias", step.bias))
-    out = ACTIVATIONS[step.activation](graph, out)
+    out = ACTIVATIONS[step.activation].nodes(graph, out)
     if step.residual is None:
         return out
     return graph.op("Add", out, graph.op("MatMul", x, graph.weight(f"{name}.residual", step.residual)))
@@ -102,47 +94,3 @@ def normalized(graph: Graph, x: str, name: str = "") -> str:
     """Return the name of x [batch, D] divided by its norm, which is taken as at least 1e-12."""
     length = graph.op("ReduceL2", x, axes=[-1], keepdims=1)
     return graph.op("Div", x, graph.op("Max", length, graph.number(SHORTEST)), name=name)
-
-
-def _clip(graph: Graph, x: str, low: float, high: float) -> str:
-    return graph.op("Clip", x, graph.number(low), graph.number(high))
-
-
-def _gelu(graph: Graph, x: str) -> str:
-    inner = graph.op("Erf", graph.op("Div", x, graph.number(2**0.5)))
-    return graph.op("Mul", graph.op("Mul", x, graph.op("Add", inner, graph.number(1.0))), graph.number(0.5))
-
-
-def _hard_sigmoid(graph: Graph, x: str) -> str:
-    return graph.op("HardSigmoid", x, alpha=1 / 6, beta=0.5)
-
-
-def _plain(kind: str, **attributes: Any) -> Callable[[Graph, str], str]:
-    return lambda graph, x: graph.op(kind, x, **attributes)
-
-
-# The nodes of `after_pooling.ACTIVATIONS`.
-ACTIVATIONS: dict[str, Callable[[Graph, str], str]] = {
-    "Identity": lambda graph, x: x,
-    "Tanh": _plain("Tanh"),
-    "ReLU": _plain("Relu"),
-    "GELU": _gelu,
-    "SiLU": lambda graph, x: graph.op("Mul", x, graph.op("Sigmoid", x)),
-    "Sigmoid": _plain("Sigmoid"),
-    "LeakyReLU": _plain("LeakyRelu", alpha=0.01),
-    "RReLU": _plain("LeakyRelu", alpha=RRELU_SLOPE),
-    "ELU": _plain("Elu", alpha=1.0),
-    "CELU": _plain("Elu", alpha=1.0),
-    "SELU": _plain("Selu", alpha=SELU_ALPHA, gamma=SELU_SCALE),
-    "Softplus": _plain("Softplus"),
-    "LogSigmoid": lambda graph, x: graph.op("Neg", graph.op("Softplus", graph.op("Neg", x))),
-    "Softsign": _plain("Softsign"),
-    "Mish": lambda graph, x: graph.op("Mul", x, graph.op("Tanh", graph.op("Softplus", x))),
-    "ReLU6": lambda graph, x: _clip(graph, x, 0.0, 6.0),
-    "Hardtanh": lambda graph, x: _clip(graph, x, -1.0, 1.0),
-    "Hardsigmoid": _hard_sigmoid,
-    "Hardswish": lambda graph, x: graph.op("Mul", x, _hard_sigmoid(graph, x)),
-    "Tanhshrink": lambda graph, x: graph.op("Sub", x, graph.op("Tanh", x)),
-    "Softshrink": _plain("Shrink", lambd=0.5, bias=0.5),
-    "Hardshrink": _plain("Shrink", lambd=0.5, bias=0.0),
-}

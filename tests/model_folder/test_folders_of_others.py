@@ -1,5 +1,7 @@
 """Folders as sentence-transformers writes them: its vectors by every way that encodes, or a refusal by file and key."""
 
+import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -7,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
@@ -19,9 +23,12 @@ from simcse_jax.data.tokenizer import train_wordpiece
 from simcse_jax.embedding_model import open_model
 from simcse_jax.evaluation.suite import TaskSuite
 from simcse_jax.judging import judge_models
-from simcse_jax.model_folder.after_pooling import ACTIVATIONS, apply_steps
+from simcse_jax.model_folder.after_pooling import Dense, apply_steps
 from simcse_jax.model_folder.export import convert
+from simcse_jax.model_folder.onnx_graph import IR_VERSION, OPSET, Graph
+from simcse_jax.model_folder.onnx_pooling import add_steps
 from simcse_jax.model_folder.st_modules import read_pipeline
+from simcse_jax.model_folder.torch_activations import ACTIVATIONS
 from simcse_jax.mteb_encoder import MtebEncoder
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.vectors import normalize
@@ -202,15 +209,31 @@ def test_vectors_are_those_of_sentence_transformers(
 
 
 def test_every_activation(made: Made, tmp_path: Path) -> None:
+    """In NumPy, and as ONNX."""
     vectors = np.linspace(-8, 8, 5 * WIDTH, dtype=np.float32).reshape(5, WIDTH)
     made.save(tmp_path, pooling("mean"), dense())
+    graph, expected = Graph(), dict[str, np.ndarray]()
     for name in ACTIVATIONS:
         module = st.Dense(WIDTH, 16, activation_function=getattr(torch.nn, name)()).eval()
         module.save(str(tmp_path / "2_Dense"))
-        expected = module({"sentence_embedding": torch.tensor(vectors)})["sentence_embedding"].detach().numpy()
-        np.testing.assert_allclose(
-            apply_steps(read_pipeline(tmp_path).steps, vectors), expected, atol=3e-6, err_msg=name
-        )
+        found = module({"sentence_embedding": torch.tensor(vectors)})["sentence_embedding"].detach().numpy()
+        [step] = read_pipeline(tmp_path).steps
+        np.testing.assert_allclose(apply_steps([step], vectors), found, atol=3e-6, err_msg=name)
+        assert isinstance(step, Dense)
+        once = dataclasses.replace(step, kernel=np.eye(WIDTH), bias=None)
+        graph.op("Identity", add_steps(graph, "x", [once]), name=name)
+        expected[name] = once(vectors)
+    floats = functools.partial(onnx.helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT)
+    weights = [onnx.numpy_helper.from_array(array, name) for name, array in graph.weights.items()]
+    outputs = [floats(name, shape=["n", WIDTH]) for name in expected]
+    made_graph = onnx.helper.make_graph(graph.nodes, "all", [floats("x", shape=["n", WIDTH])], outputs, weights)
+    model = onnx.helper.make_model(
+        made_graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    outcomes: Any = session.run([*expected], {"x": vectors})
+    for name, found in zip(expected, outcomes, strict=True):
+        np.testing.assert_allclose(found, expected[name], atol=3e-6, err_msg=name)
 
 
 def test_a_pooler_in_place_of_the_folders_own(made: Made, tmp_path: Path) -> None:
