@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from simcse_jax.encoder.families.family import Tensors
 from simcse_jax.model_folder.module_list import Module
 from simcse_jax.model_folder.torch_activations import ACTIVATIONS
 from simcse_jax.model_folder.weight_files import read_weights
@@ -20,7 +21,6 @@ from simcse_jax.system.vectors import normalize
 
 LAYER_NORM_EPSILON = 1e-5  # PyTorch's default, which the module always has
 TOGETHER = 4096  # vectors that pass through the steps at once
-Tensors = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from simcse_jax.data.tokenizer import ALL_TOKENIZER_FILES, TOKENIZER_FILES
+from simcse_jax.encoder.families.family import Tensors
 from simcse_jax.model_folder.weight_files import SAFETENSORS, read_weight_file, read_weights, write_weights
 from simcse_jax.system.cache import cache_folder
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import ADAPTER, ADAPTER_WEIGHTS, CONFIG, TRANSFORMER_SETTINGS
 from simcse_jax.system.json_file import is_empty, read_json
 
-Tensors = dict[str, np.ndarray]
 # Keys of adapter_config.json that are read here, or that say how the adapter was made.
 _READ = {"peft_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
 _MADE = {"target_modules", "exclude_modules", "task_type", "inference_mode", "auto_mapping", "lora_dropout"}

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from simcse_jax.data.tokenizer import transformer_settings
+from simcse_jax.encoder.families.family import Tensors
 from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS, parts_of
-from simcse_jax.model_folder.after_pooling import Tensors, require_finite
+from simcse_jax.model_folder.after_pooling import require_finite
 from simcse_jax.model_folder.module_list import Module
 from simcse_jax.model_folder.weight_files import read_weights
 from simcse_jax.system.errors import UserError
