@@ -10,6 +10,7 @@ layer, has its own name: `avg_embedding_last`.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from typing import NamedTuple
 
@@ -57,13 +58,17 @@ class Part(NamedTuple):
 
 @functools.lru_cache
 def parts_of(pooler: str) -> tuple[Part, ...]:
-    """Return what a pooler concatenates; ValueError for one that is unknown."""
+    """Return what a pooler concatenates; ValueError for one that is unknown or malformed."""
     parts = []
     for text in re.split(r"\+(?=[a-z])", pooler):  # not in 1e+20
         name, weighed, weights = text.partition("@")
         if name not in POOLERS or (weighed and name not in _WEIGHED):
             raise ValueError(f"unknown pooler {text!r}; known: {known()}")
-        parts.append(Part(name, tuple(map(float, weights.split(","))) if weighed else ()))
+        part = Part(name, tuple(map(float, weights.split(","))) if weighed else ())
+        total = sum(part.weights)
+        if weighed and (total == 0 or not math.isfinite(total)):
+            raise ValueError(f"the pooler {text!r} has weights of sum {total:g}; it must be finite and not 0")
+        parts.append(part)
     if len(parts) > 1 and any(part.name == "cls" for part in parts):
         raise ValueError(f"the pooler {pooler!r} joins cls, which stands alone; known: {known()}")
     return tuple(parts)

@@ -71,5 +71,6 @@ def test_values_and_gradients_are_those_of_the_definition(name: str, one_per_row
 def test_names_of_poolers() -> None:
     assert all(map(pooling.is_pooler, (*pooling.POOLERS, "max+avg", "avg@1,0.5,1e+20", "avg@1,-2+mean_sqrt_len@1,2")))
     assert not any(map(pooling.is_pooler, ("", "mean", "avg+", "cls+avg", "max@1,2", "avg@", "avg@x")))
+    assert not any(map(pooling.is_pooler, ("avg@nan,1", "avg@1,inf", "avg@inf,-inf", "avg@0,0", "max+avg@1,-1")))
     assert pooling.parts_of("avg@1e+2,2+max") == (pooling.Part("avg", (100.0, 2.0)), pooling.Part("max"))
     assert pooling.width_of("max+avg", 8) == 16
