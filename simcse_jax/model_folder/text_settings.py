@@ -78,17 +78,28 @@ def read_text_settings(folder: Path, limit: int) -> TextSettings:
         _length(inner, limit),
         settings.get("prompts") or {},
         settings.get("default_prompt_name"),
-        all(read_json(pooling).get("include_prompt") is not False for pooling in poolings if pooling.is_file()),
+        all(_includes_prompt(pooling) for pooling in poolings if pooling.is_file()),
     )
     prompts, default = found.prompts, found.default_prompt_name
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
         raise UserError(f"{path}: prompts = {prompts!r} must be an object of texts.")
-    if default is not None and not isinstance(prompts.get(str(default)), str):
+    if default is not None and not (isinstance(default, str) and isinstance(prompts.get(default), str)):
         raise UserError(
             f"{path}: default_prompt_name = {default!r} is not among prompts ({', '.join(prompts)}).\n"
             "Name one of these, or set it to null: then no prompt is put before texts."
         )
     return found
+
+
+def _includes_prompt(file: Path) -> bool:
+    """Return whether a Pooling module pools the tokens of a prompt; UserError where that is neither true nor false."""
+    value = read_json(file).get("include_prompt", True)
+    if not isinstance(value, bool):
+        raise UserError(
+            f"{file}: include_prompt = {value!r:.80} must be true or false.\nIf a prompt's tokens are pooled with the "
+            "others, set it to true in a copy of the folder."
+        )
+    return value
 
 
 def _length(folder: Path, limit: int) -> int | None:

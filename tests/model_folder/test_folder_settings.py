@@ -173,6 +173,12 @@ def test_where_texts_are_cut(tmp_path: Path, module: dict[str, Any], tokenizer: 
 
 REFUSED: dict[str, tuple[str, Any, str]] = {
     "no such prompt": ("config_sentence_transformers.json", {"default_prompt_name": "passage"}, "default_prompt_name"),
+    "a prompt whose name is a number": (
+        "config_sentence_transformers.json",
+        {"prompts": {"1": "a "}, "default_prompt_name": 1},
+        "default_prompt_name = 1",
+    ),
+    "a number for whether a prompt is pooled": ("1_Pooling/config.json", {"include_prompt": 0}, "include_prompt = 0"),
     "a prompt that is a list": ("config_sentence_transformers.json", {"prompts": {"query": ["a"]}}, "prompts"),
     "prompts that are a list": ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts"),
     "a length that is a text": ("sentence_bert_config.json", {"max_seq_length": "5"}, "max_seq_length"),
