@@ -31,6 +31,7 @@ _MADE |= {"peft_version", "layers_to_transform", "layers_pattern", "loftq_config
 _MADE |= {"megatron_core", "qalora_group_size"}  # of what is off unless other keys say so
 # What other keys have where they change nothing; init_lora_weights: other ways change the base model's weights.
 _PLAIN = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "orthogonal"), "revision": ("main",)}
+_COPY = "Copy the adapter again from its source."
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<which>[AB])(?:\.default)?\.weight")
 
 
@@ -41,8 +42,6 @@ def merged_folder(inner: Path, base: Path) -> Path:
     """
     settings = read_json(inner / ADAPTER)
     _require_plain(inner, settings)
-    if base.resolve() == inner.resolve():
-        raise UserError(f"{inner / ADAPTER}: base_model_name_or_path is this folder.\nName the adapted model there.")
     folder = cache_folder("merged") / _digest(inner, base)
     if folder.is_dir():
         return folder
@@ -122,23 +121,34 @@ def _name_in(weights: Tensors, layer: str) -> str:
 
 
 def _scale(inner: Path, settings: dict[str, Any], layer: str, rank: int) -> float:
-    stated = _of_layer(settings.get("rank_pattern") or {}, layer, settings.get("r"))
-    alpha = _of_layer(settings.get("alpha_pattern") or {}, layer, settings.get("lora_alpha"))
+    stated, alpha = (
+        _of_layer(_patterns(inner, settings, key), layer, settings.get(default))
+        for key, default in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
+    )
     if stated != rank or type(alpha) not in (int, float):
         raise UserError(
             f"{inner / ADAPTER}: r = {stated!r} and lora_alpha = {alpha!r} for {layer}, whose weights have rank {rank}."
-            "\nCopy the adapter again from its source."
+            f"\n{_COPY}"
         )
     return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
 
 
-def _of_layer(patterns: dict[str, Any], layer: str, default: Any) -> Any:
-    """Return the value of the first pattern that matches a layer's name, or the end of it, as PEFT chooses it."""
-    for pattern, value in patterns.items():
-        whole = pattern if pattern.startswith("^") else rf"(.*\.)?({pattern})$"
-        if re.match(whole, layer):
-            return value
-    return default
+def _patterns(inner: Path, settings: dict[str, Any], key: str) -> dict[re.Pattern[str], Any]:
+    """Return the values that layers have by a pattern of their name or the end of it, as PEFT reads it."""
+    stated = settings.get(key) or {}
+    if not isinstance(stated, dict):
+        raise UserError(f"{inner / ADAPTER}: {key} = {stated!r:.80} must be an object.\n{_COPY}")
+    try:
+        return {re.compile(name if name.startswith("^") else rf"(.*\.)?({name})$"): stated[name] for name in stated}
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(
+            f"{inner / ADAPTER}: {key} = {stated!r:.80} holds what is no regular expression: {error}.\n{_COPY}"
+        ) from error
+
+
+def _of_layer(patterns: dict[re.Pattern[str], Any], layer: str, default: Any) -> Any:
+    """Return the value of the first pattern that matches a layer's name."""
+    return next((value for pattern, value in patterns.items() if pattern.match(layer)), default)
 
 
 def _digest(inner: Path, base: Path) -> str:

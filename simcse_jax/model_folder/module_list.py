@@ -70,10 +70,11 @@ def list_modules(folder: Path) -> list[Module]:
     return found
 
 
-def encoder_folder(folder: Path, weights: bool = True) -> Path:
+def encoder_folder(folder: Path, weights: bool = True, adapters: tuple[Path, ...] = ()) -> Path:
     """Return where the encoder itself is: `folder`, or that of the Transformer module, 0_Transformer in old releases.
 
     For an adapter, it is a folder in the cache with the merged model, or with weights = False, that of the base model.
+    adapters: whose base this is. UserError if it is one of them.
     """
     inner = next((module.folder for module in list_modules(folder) if module.kind == "Transformer"), folder)
     if not (inner / ADAPTER).is_file():
@@ -81,5 +82,11 @@ def encoder_folder(folder: Path, weights: bool = True) -> Path:
     base = read_json(inner / ADAPTER).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise UserError(f"{inner / ADAPTER}: base_model_name_or_path = {base!r} must name a folder or a Hub model.")
-    of_base = encoder_folder(model_folder(base, weights), weights)
+    place = (inner / ADAPTER).resolve()
+    if place in adapters:
+        raise UserError(
+            f"{' and '.join(map(str, adapters))}: base_model_name_or_path leads back to the adapter itself.\nName the "
+            "model that was adapted there."
+        )
+    of_base = encoder_folder(model_folder(base, weights), weights, (*adapters, place))
     return merged_folder(inner, of_base) if weights else of_base

@@ -151,6 +151,9 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "another rank": (keys(r=4), "r = 4"),
     "no base": (keys(base_model_name_or_path=None), "base_model_name_or_path"),
     "a base that is not there": (keys(base_model_name_or_path="./nowhere"), "nowhere"),
+    "itself": (lambda folder: keys(base_model_name_or_path=str(folder))(folder), "leads back"),
+    "a broken pattern": (keys(rank_pattern={"(": 3}), r"adapter_config\.json: rank_pattern = .*'\('"),
+    "a list for patterns": (keys(alpha_pattern=["query"]), r"adapter_config\.json: alpha_pattern = \['query'\]"),
     "an embedding": (in_weights(base_model__model__x__lora_embedding_A=np.zeros((2, 3), np.float32)), "lora_embedding"),
     "half a pair": (in_weights(**{f"base_model__model__{LAYER}__lora_B__weight": None}), "encoder.layer.0"),
     "an unknown layer": (
@@ -170,3 +173,19 @@ def test_what_is_refused(adapter: Path, change: Callable[[Path], None], said: st
     with pytest.raises(UserError, match=said):
         open_model(str(adapter))
     assert not (adapter.parent / "cache").exists() or not [*(adapter.parent / "cache").glob("merged/*")]
+
+
+def test_adapters_that_name_each_other(adapter: Path) -> None:
+    other = shutil.copytree(adapter, adapter.with_name("other"))
+    edit(other / "adapter_config.json", base_model_name_or_path=str(adapter))
+    edit(adapter / "adapter_config.json", base_model_name_or_path=str(other))
+    with pytest.raises(UserError, match=r"adapter/adapter_config\.json and .*other/adapter_config\.json: .*leads back"):
+        open_model(str(adapter))
+
+
+def test_an_adapter_of_an_adapted_model(base: Path, adapter: Path) -> None:
+    """The second adapts what the first makes, so both are merged."""
+    second = shutil.copytree(adapter, adapter.with_name("second"))
+    edit(second / "adapter_config.json", base_model_name_or_path=str(adapter))
+    expected = open_model(str(merged_by_hand(base, adapter, {QUERY: 2 * 8 / 2, OUT: 2 * 4.5 / 3}))).encode(TEXTS)
+    np.testing.assert_allclose(open_model(str(second)).encode(TEXTS), expected, rtol=0, atol=1e-6)
