@@ -121,6 +121,7 @@ class Breaker:
         ended = status = process.wait()
         at = max((line["step"] for line in read_metrics(workdir)), default=-1)
         if kind == "both":
+            (workdir / "checkpoints").mkdir(exist_ok=True, parents=True)  # a run that failed at its start has none
             shutil.copytree(workdir / "checkpoints", self.folder / f"{name}-copy")
         damage = self._damage(name, kind, chance)
         if kind == "both":
@@ -169,7 +170,8 @@ class Breaker:
         step = chance.randint(4 if kind in ("truncate", "flip", "both") else 1, STEPS - 6)
         while process.poll() is None and max((line["step"] for line in read_metrics(workdir)), default=-1) < step:
             time.sleep(0.002)
-        while kind == "both" and process.poll() is None and len(complete_steps(workdir / "checkpoints" / "last")) < 2:
+        needed = {"truncate": 1, "flip": 1, "both": 2}.get(kind, 0)  # complete checkpoints to damage
+        while process.poll() is None and len(complete_steps(workdir / "checkpoints" / "last")) < needed:
             time.sleep(0.002)
         if kind == "save":
             while process.poll() is None and not list(workdir.glob("checkpoints/*/*.orbax-checkpoint-tmp*")):
