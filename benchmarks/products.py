@@ -25,7 +25,7 @@ from absl import flags
 from jax import lax
 
 from benchmarks import encode_speed, train_speed
-from benchmarks.sizes import SIZES
+from benchmarks.sizes import ENCODERS, SIZES
 from benchmarks.train_work import Work
 from simcse_jax import cli
 from simcse_jax.data.texts import open_column
@@ -111,7 +111,7 @@ def training(data: str, tokenizer: str, model: str, rounds: int) -> dict[str, An
                 Path(folder),
                 data,
                 str(Path(tokenizer).absolute()),
-                SIZES[model],
+                ENCODERS[model],
                 64,
                 32,
                 "float32",

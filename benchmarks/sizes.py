@@ -26,6 +26,7 @@ SIZES = {
 
 # Encoders whose training is measured: these sizes of BERT, and other families' base sizes.
 ENCODERS = {name: Architecture("bert", 30522, **dataclasses.asdict(sizes)) for name, sizes in SIZES.items()} | {
+    "tiny": Architecture("bert", 1000, 64, 2, 4, 128),  # to see that a command works
     "distilbert": Architecture("distilbert", 30522, 768, 6, 12, 3072, type_vocab_size=0),
     "mpnet-base": Architecture(
         *("mpnet", 30527, 768, 12, 12, 3072),

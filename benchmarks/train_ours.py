@@ -46,6 +46,7 @@ class Side:
                 "model.dtype": work.dtype,
                 "model.unroll": work.unroll,
                 "model.products": work.products,
+                "model.attention": work.attention,
                 "data.files": work.data,
                 "data.max_length": work.max_length,
                 "data.cache_dir": str(work.folder / "cache"),

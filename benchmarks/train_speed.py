@@ -41,6 +41,7 @@ from benchmarks.sizes import ENCODERS
 from benchmarks.train_work import VIEWS, Work
 from benchmarks.workers import Worker
 from simcse_jax import cli
+from simcse_jax.encoder.architecture import ATTENTIONS
 from simcse_jax.system.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -72,7 +73,7 @@ def share_and_check(work: Work, with_torch: bool) -> dict[str, float]:
 
     Raises UserError if they are too large.
     """
-    check = dataclasses.replace(work, dropout=0.0, dtype="float32", products="float32")
+    check = dataclasses.replace(work, dropout=0.0, dtype="float32", products="float32", attention="plain")
     with started(OURS, check) as ours:
         ours.call("share")
         if not with_torch:
@@ -205,6 +206,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What the encoder computes in.")
     flags.DEFINE_enum("products", "float32", ["float32", "bfloat16", "auto"], "Our model.products.")
     flags.DEFINE_enum("unroll", "auto", ["auto", "on", "off"], "Our model.unroll.")
+    flags.DEFINE_enum("attention", "auto", list(ATTENTIONS), "Our model.attention.")
     flags.DEFINE_list("sides", [OURS, "torch", "torch-compile"], f"Some of {', '.join(SIDES)}; {OURS} is always one.")
     flags.DEFINE_integer("steps", 10, "Steps of each side in a round.", lower_bound=1)
     flags.DEFINE_integer("rounds", 7, "How often each side has its turn.", lower_bound=1)
@@ -233,6 +235,7 @@ def main() -> None:
             max(total, CHECKED_STEPS),
             unroll=FLAGS.unroll,
             products=FLAGS.products,
+            attention=FLAGS.attention,
         )
         figures = measure(work, FLAGS.sides, FLAGS.steps, FLAGS.rounds)
     title = f"{FLAGS.model}, batch {FLAGS.batch}, {FLAGS.max_length} tokens, {FLAGS.dtype}"
@@ -246,9 +249,9 @@ def main() -> None:
     )
     print("\n".join(table(figures)))
     if FLAGS.json:
-        Path(FLAGS.json).write_text(
-            json.dumps({"model": FLAGS.model, "unroll": FLAGS.unroll, **figures}, indent=2) + "\n", encoding="utf-8"
-        )
+        layout = {"unroll": FLAGS.unroll, "attention": FLAGS.attention}
+        content = json.dumps({"model": FLAGS.model, **layout, **figures}, indent=2)
+        Path(FLAGS.json).write_text(content + "\n", encoding="utf-8")
     if FLAGS.plot:
         draw(figures, title, FLAGS.plot)
 

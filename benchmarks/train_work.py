@@ -40,6 +40,7 @@ class Work:
     dropout: float = DROPOUT
     unroll: str = "auto"  # our side's model.unroll
     products: str = "float32"  # our side's model.products
+    attention: str = "auto"  # our side's model.attention
 
     @property
     def model(self) -> Path:
