@@ -54,6 +54,23 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "gte": {"pad_token_id": 0},
 }
 
+# Other sizes and settings within a family, which its published models have: (family, changes of its config).
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "electra without a projection": ("electra", {"embedding_size": 32}),
+    "electra, relu": ("electra", {"hidden_act": "relu"}),
+    "distilbert, relu": ("distilbert", {"activation": "relu"}),
+    "mpnet, relu": ("mpnet", {"hidden_act": "relu"}),
+    "modernbert, heads of relu": ("modernbert", {"classifier_activation": "relu", "classifier_bias": True}),
+    "gte, linear scaling": (
+        "gte",
+        {
+            "type_vocab_size": 2,
+            "hidden_act": "relu",
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0},
+        },
+    ),
+}
+
 
 def random_model(family: str, kind: str = "Model", **changes: Any) -> Any:
     """Return a model in evaluation mode with random weights, also in norms and biases, so that a mix-up shows.

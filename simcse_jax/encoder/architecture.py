@@ -116,6 +116,11 @@ class Architecture:
         """Return the first dense product of the head for masked language modelling."""
         return DenseShape((self.hidden_size,), (self.table_size,))
 
+    @property
+    def needs_plain_attention(self) -> bool:
+        """Return whether attention computes more than the kernels of `fused_attention` do."""
+        return bool(self.relative_buckets or self.disentangled_buckets or self.local_layers)
+
     def has_bias(self, place: str) -> bool:
         """Return whether a product or norm has a bias; place: as in `without_bias`."""
         return place not in self.without_bias

@@ -54,7 +54,7 @@ def choose_attention(asked: str, architecture: Architecture, dtype: str, platfor
         reason = 'computes in float32 or bfloat16, and model.dtype is "float64"'
     elif architecture.head_size > WIDEST_HEAD:
         reason = f"takes heads of at most {WIDEST_HEAD} features, and this model's have {architecture.head_size}"
-    elif architecture.relative_buckets or architecture.disentangled_buckets or architecture.local_layers:
+    elif architecture.needs_plain_attention:
         reason = f"has neither the relative bias nor the local windows of other families; this is {architecture.family}"
     if reason:
         raise UserError(f'model.attention = "fused" {reason}.\nUse --config.model.attention=plain.')

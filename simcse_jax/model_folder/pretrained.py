@@ -23,6 +23,7 @@ from simcse_jax.encoder.families.roberta import ROBERTA
 from simcse_jax.encoder.families.table import FAMILIES
 from simcse_jax.model_folder.after_pooling import Dense
 from simcse_jax.model_folder.module_list import list_modules
+from simcse_jax.model_folder.pooling_module import read_pooling
 from simcse_jax.model_folder.weight_files import read_weights
 from simcse_jax.system.errors import UserError
 
@@ -226,14 +227,14 @@ def _all_names() -> list[WeightNames]:
 
 def _stored(folder: str | Path, family: Family) -> Tensors:
     """Return a folder's weights by today's names in transformers, without a model's prefix and without empty tables."""
-    found = family.modern(read_weights(folder))
-    twice = [name for name, count in Counter(map(_modern, found)).items() if count > 1]
+    found = family.rename(read_weights(folder))
+    twice = [name for name, count in Counter(map(_without_prefix, found)).items() if count > 1]
     if twice:
         raise UserError(f"The weights in {folder} hold {_listed(twice)} twice, with a prefix and without.")
-    return {_modern(name): array for name, array in found.items() if array.size}
+    return {_without_prefix(name): array for name, array in found.items() if array.size}
 
 
-def _modern(name: str) -> str:
+def _without_prefix(name: str) -> str:
     for names in _all_names():
         name = name.removeprefix(names.prefix)
     if "LayerNorm." in name:  # gamma and beta: until 2019
@@ -258,6 +259,8 @@ def _dense_head(folder: Path, width: int) -> Tensors:
     """Return the head on [CLS] that modules.json has as a Dense with tanh after Pooling; {} for other modules."""
     modules = list_modules(folder)
     if [module.kind for module in modules[:3]] != ["Transformer", "Pooling", "Dense"]:
+        return {}
+    if read_pooling(modules[1:2], folder) != "cls_before_pooler":
         return {}
     step = Dense.read(modules[2], width)
     if step.activation != "Tanh" or step.bias is None or step.residual is not None or len(step.bias) != width:

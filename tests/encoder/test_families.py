@@ -75,6 +75,25 @@ def test_ntk_scaling_of_gte(tmp_path: Path) -> None:
     assert read(tmp_path, plain).rope_theta == 20_000
 
 
+@pytest.mark.parametrize("model_type", ["gte", "new", "nomic_bert"])
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("kind", ["rope_type", "type"])
+def test_linear_scaling_is_read_under_every_key(tmp_path: Path, model_type: str, key: str, kind: str) -> None:
+    found = read(
+        tmp_path, SIZES | {"model_type": model_type, "rope_theta": 500.0, key: {kind: "linear", "factor": 2.0}}
+    )
+    assert (found.rope_theta, found.rope_scale) == (500.0, 0.5)
+    written = config_json(found)["rope_parameters"]
+    assert written == {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}
+
+
+def test_dropout_of_the_folder_is_kept(tmp_path: Path) -> None:
+    """A run has that of its recipe; a folder that is only converted keeps its own."""
+    content = SIZES | {"model_type": "albert", "hidden_dropout_prob": 0.0}
+    assert config_json(read(tmp_path, content))["hidden_dropout_prob"] == 0.0
+    assert config_json(read(tmp_path, SIZES | {"model_type": "modernbert"}))["attention_dropout"] == 0.0
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "several groups of layers": (SIZES | {"model_type": "albert", "num_hidden_groups": 2}, "num_hidden_groups = 2"),
     "inner groups": (SIZES | {"model_type": "albert", "inner_group_num": 2}, "inner_group_num = 2"),
@@ -86,7 +105,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         SIZES | {"model_type": "modernbert", "rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
         r"rope_parameters: full_attention: rope_type = 'yarn'",
     ),
-    "own decoder": (SIZES | {"model_type": "modernbert", "tie_word_embeddings": False}, "tie_word_embeddings"),
+    "null base": (SIZES | {"model_type": "modernbert", "local_rope_theta": None}, "local_rope_theta = null"),
+    "layer types of lists": (SIZES | {"model_type": "modernbert", "layer_types": [["full_attention"]] * 4}, "layer_t"),
+    "odd heads": (SIZES | {"model_type": "modernbert", "hidden_size": 36}, "each head has 9 features"),
+    "odd heads of NomicBERT": (NOMIC | {"n_embd": 36}, "each head has 9 features"),
+    "gates in a list": (NOMIC | {"activation_function": ["swiglu"]}, "activation_function"),
+    "scores that are not scaled": (NOMIC | {"scale_attn_weights": False}, "scale_attn_weights = False"),
+    "longer positions of GTE": (SIZES | {"model_type": "gte", "logn_attention_scale": True}, "logn_attention_scale"),
+    "scaling without a kind": (SIZES | {"model_type": "new", "rope_scaling": {"factor": 2.0}}, "rope_type = None"),
+    "scaling of NomicBERT": (
+        SIZES | {"model_type": "nomic_bert", "rope_scaling": {"type": "ntk", "factor": 2.0}},
+        "rope_type = 'ntk' is not supported; default and linear are",
+    ),
+    "two scalings": (
+        SIZES | {"model_type": "gte", "rope_scaling": {"rope_type": "linear"}, "rope_parameters": {"rope_theta": 9.0}},
+        "both rope_parameters and rope_scaling",
+    ),
     "flag": (SIZES | {"model_type": "modernbert", "norm_bias": "no"}, "norm_bias = 'no' must be true or false"),
     "list for an object": (SIZES | {"model_type": "gte", "rope_parameters": [1]}, "rope_parameters = .* an object"),
     "base": (SIZES | {"model_type": "gte", "rope_parameters": {"rope_theta": -1}}, "rope_theta = -1"),
@@ -96,7 +130,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "gate": (NOMIC | {"activation_function": "gelu"}, "activation_function = 'gelu' is unknown. Known: swiglu, geglu"),
     "linear scaling of GTE": (
         SIZES | {"model_type": "new", "rope_scaling": {"type": "dynamic", "factor": 2.0}},
-        "rope_scaling: type = 'dynamic'",
+        "rope_scaling: rope_type = 'dynamic'",
     ),
     "remote code": (
         SIZES | {"model_type": "jina", "auto_map": {"AutoModel": "jina-ai/code--modeling.JinaModel"}},

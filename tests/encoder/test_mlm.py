@@ -20,7 +20,7 @@ from simcse_jax.group import MaskedGroup
 from simcse_jax.model_folder.export import export_model
 from simcse_jax.model_folder.pretrained import load_params
 from tests.packed import pack
-from tests.torch_models import FAMILIES, pad, random_model
+from tests.torch_models import FAMILIES, VARIANTS, pad, random_model
 
 LENGTHS = (7, 12, 3, 9)
 
@@ -42,9 +42,13 @@ def masked_group(rng: np.random.Generator) -> tuple[list[np.ndarray], Any, Maske
     return tokens, group, masked, at
 
 
-@pytest.mark.parametrize(("family", "unroll"), [(family, n % 2 == 0) for n, family in enumerate(FAMILIES)])
-def test_scores_are_those_of_pytorch(family: str, unroll: bool, tmp_path: Path) -> None:
-    model = random_model(family, "ForMaskedLM")
+OF_EACH = {family: (family, {}) for family in FAMILIES} | VARIANTS
+
+
+@pytest.mark.parametrize(("name", "unroll"), [(name, n % 2 == 0) for n, name in enumerate(OF_EACH)])
+def test_scores_are_those_of_pytorch(name: str, unroll: bool, tmp_path: Path) -> None:
+    family, changes = OF_EACH[name]
+    model = random_model(family, "ForMaskedLM", **changes)
     model.save_pretrained(tmp_path)
     encoder, params = loaded(tmp_path)
     tokens, group, masked, at = masked_group(np.random.default_rng(0))

@@ -61,7 +61,7 @@ def test_round_trip_is_exact(family: str, kind: str, tmp_path: Path) -> None:
     random_model(family, kind).save_pretrained(tmp_path)
     config = read_architecture(tmp_path)
     # Transformers writes NomicBERT and GTE as their first releases did.
-    stored = FAMILIES[family].modern(load_file(tmp_path / WEIGHTS))
+    stored = FAMILIES[family].rename(load_file(tmp_path / WEIGHTS))
     is_plain = kind == "Model"
     has_head = is_plain and family not in torch_models.WITHOUT_HEAD
     params = load_params(tmp_path, config, "load" if has_head else "none", mlm_head=not is_plain)

@@ -38,6 +38,7 @@ def read(file: ConfigFile) -> Architecture:
     return dataclasses.replace(
         found,
         hidden_act=file.activation("hidden_act", default="gelu_new"),
+        dropout=file.fraction("hidden_dropout_prob", default=0.0),
         embedding_size=file.size("embedding_size", default=128, least=1),
         shared_layers=True,
     )

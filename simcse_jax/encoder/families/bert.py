@@ -36,7 +36,7 @@ NAMES = WeightNames(
 def read(file: ConfigFile, family: str = "bert", pad_token_id: int = 0) -> Architecture:
     """Return the architecture that a config.json states; pad_token_id: where the file gives none.
 
-    Dropout is a matter of the training, whatever the file says. Other defaults are those of transformers' classes.
+    Dropout is 0.1, whatever the file says: a run has that of its recipe. Other defaults are transformers'.
     """
     file.require(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     sizes: dict[str, Any] = file.sizes(

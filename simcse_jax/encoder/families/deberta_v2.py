@@ -96,5 +96,5 @@ DEBERTA_V2 = Family(
     names=NAMES,
     read=read,
     write=write,
-    modern=_used,
+    rename=_used,
 )

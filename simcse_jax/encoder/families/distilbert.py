@@ -45,6 +45,7 @@ def read(file: ConfigFile) -> Architecture:
         **sizes,
         hidden_act=file.activation("activation", default="gelu"),
         type_vocab_size=0,
+        dropout=file.fraction("dropout", default=0.1),
         pad_token_id=file.size("pad_token_id", default=0),
         initializer_range=file.fraction("initializer_range", default=0.02),
     )

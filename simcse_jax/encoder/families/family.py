@@ -57,7 +57,7 @@ class Family:
     names: WeightNames
     read: Callable[[ConfigFile], Architecture]
     write: Callable[[Architecture], dict[str, Any]]  # what config.json has beside model_type, architectures and dtype
-    modern: Callable[[Tensors], Tensors] = dict  # weights as older files name and join them -> as `names` has them
+    rename: Callable[[Tensors], Tensors] = dict  # weights as older files name and join them -> as `names` has them
 
     def complete(self, architecture: Architecture) -> Architecture:
         """Return the architecture with the fields that follow from the family."""
@@ -142,8 +142,9 @@ class ConfigFile:
         return value
 
     def fraction(self, key: str, default: float) -> float:
-        """Return a number in [0, 1)."""
-        value = self.content.get(key, default)
+        """Return a number in [0, 1); `default` for a missing key or null."""
+        value = self.content.get(key)
+        value = default if value is None else value
         if type(value) not in (int, float) or not 0 <= value < 1:
             raise UserError(f"{self.path}: {key} = {value!r} must be a number in [0, 1), for example {default}.")
         return float(value)
@@ -156,8 +157,9 @@ class ConfigFile:
         return default if value is None else value
 
     def activation(self, key: str, default: str) -> str:
-        """Return the name of an activation that we have."""
-        value = self.content.get(key, default)
+        """Return the name of an activation that we have; `default` for a missing key or null."""
+        value = self.content.get(key)
+        value = default if value is None else value
         if not isinstance(value, str) or value not in ACTIVATIONS:
             raise UserError(f"{self.path}: {key} = {value!r} is unknown.\nKnown: {', '.join(ACTIVATIONS)}.")
         return value
@@ -171,3 +173,12 @@ class ConfigFile:
                     f"{self.path}: {key} = {value!r} is not supported; only {wanted!r} is.\n"
                     "Use a model whose config.json has it so."
                 )
+
+
+def require_pairs_of_features(file: ConfigFile, head_size: int) -> None:
+    """Refuse heads of an odd number of features, which rotary positions cannot turn in pairs."""
+    if head_size % 2:
+        raise UserError(
+            f"{file.path}: each head has {head_size} features; rotary positions need an even number.\n"
+            "Take config.json again from the model's source."
+        )

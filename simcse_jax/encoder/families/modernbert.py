@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from simcse_jax.encoder.architecture import Architecture
-from simcse_jax.encoder.families.family import ConfigFile, Family, WeightNames
+from simcse_jax.encoder.families.family import ConfigFile, Family, WeightNames, require_pairs_of_features
 from simcse_jax.system.errors import UserError
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"  # values of layer_types
@@ -38,7 +38,6 @@ NAMES = WeightNames(
 
 def read(file: ConfigFile) -> Architecture:
     """Return the architecture that a config.json states, of transformers 4 or 5."""
-    file.require(decoder_bias=True, tie_word_embeddings=True)
     sizes: dict[str, Any] = file.sizes(
         "vocab_size",
         "hidden_size",
@@ -48,6 +47,7 @@ def read(file: ConfigFile) -> Architecture:
         "max_position_embeddings",
     )
     file.require_heads(sizes)
+    require_pairs_of_features(file, sizes["hidden_size"] // sizes["num_attention_heads"])
     hidden_act = file.activation("hidden_activation", default="gelu")
     mlm_act = file.activation("classifier_activation", default="gelu")
     biases = {
@@ -66,6 +66,7 @@ def read(file: ConfigFile) -> Architecture:
         layer_norm_eps=file.fraction("norm_eps", default=1e-5),
         pad_token_id=file.size("pad_token_id", default=50283),
         initializer_range=file.fraction("initializer_range", default=0.02),
+        dropout=file.fraction("attention_dropout", default=0.0),
         gated=True,
         pre_norm=True,
         without_bias=tuple(place for place, key in biases.items() if not file.flag(key, default=False)),
@@ -83,7 +84,7 @@ def _local_layers(file: ConfigFile, layers: int) -> tuple[int, ...]:
     if kinds is None:
         every = file.size("global_attn_every_n_layers", default=3, least=1)
         return tuple(n + 1 for n in range(layers) if n % every)
-    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= {GLOBAL, LOCAL}:
+    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in (GLOBAL, LOCAL) for kind in kinds):
         raise UserError(
             f"{file.path}: layer_types = {kinds!r:.200} must list {GLOBAL} or {LOCAL} for each of {layers} layers."
         )
@@ -93,6 +94,10 @@ def _local_layers(file: ConfigFile, layers: int) -> tuple[int, ...]:
 def _theta(file: ConfigFile, kind: str, key: str, default: float) -> float:
     """Return the base of rotary positions, which transformers 5 states in rope_parameters."""
     file.require(rope_scaling=None)
+    if key in file.content and file.content[key] is None:  # releases of transformers differ in what null means
+        raise UserError(
+            f"{file.path}: {key} = null is not supported. Write the number that the model was trained with."
+        )
     of_kind = file.part("rope_parameters").part(kind)
     of_kind.require(rope_type="default")
     return of_kind.number("rope_theta", file.number(key, default))

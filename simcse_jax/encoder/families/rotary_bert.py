@@ -14,7 +14,13 @@ import numpy as np
 
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.families import bert
-from simcse_jax.encoder.families.family import ConfigFile, Family, Tensors, WeightNames
+from simcse_jax.encoder.families.family import (
+    ConfigFile,
+    Family,
+    Tensors,
+    WeightNames,
+    require_pairs_of_features,
+)
 from simcse_jax.system.errors import UserError
 
 NOMIC_NAMES = WeightNames(
@@ -71,14 +77,14 @@ _NOMIC_JOINED = {"attn.Wqkv.": _QKV}
 _GTE_JOINED = {"attention.qkv_proj.": _QKV, "mlp.up_gate_proj.": ("mlp.up_proj.", "mlp.gate_proj.")}
 
 
-def _modern(tensors: Tensors, renamed: dict[str, str], joined: Mapping[str, tuple[str, ...]]) -> Tensors:
+def _renamed(tensors: Tensors, renamed: dict[str, str], joined: Mapping[str, tuple[str, ...]]) -> Tensors:
     """Return weights under today's names, split where the first releases join them."""
     found: Tensors = {}
     for name, tensor in tensors.items():
         for old, new in renamed.items():
             name = name.replace(old, new)
         parts = next(((old, into) for old, into in joined.items() if old in name), None)
-        if parts is None:
+        if parts is None or len(tensor) % len(parts[1]):  # the wrong size is told of the name as it is
             found[name] = tensor
             continue
         for new, part in zip(parts[1], np.split(tensor, len(parts[1])), strict=True):
@@ -86,10 +92,20 @@ def _modern(tensors: Tensors, renamed: dict[str, str], joined: Mapping[str, tupl
     return found
 
 
+def _renamed_nomic(tensors: Tensors) -> Tensors:
+    """Return weights under today's names; the first releases' head for masked tokens has no biases."""
+    found = _renamed(tensors, _NOMIC_RENAMED, _NOMIC_JOINED)
+    for place in ("cls.predictions.transform.dense", "cls.predictions.decoder"):
+        bias = "cls.predictions.bias" if place.endswith("decoder") else f"{place}.bias"
+        if f"{place}.weight" in found and bias not in found and f"{place}.bias" not in found:
+            found[bias] = np.zeros(len(found[f"{place}.weight"]), np.float32)
+    return found
+
+
 def _read_nomic(file: ConfigFile) -> Architecture:
     """Return the architecture that a config.json states, of transformers 5 or of the first releases."""
     if file.content.get("n_embd") is None:
-        found = _read_modern(file, "nomic_bert", theta=1000.0, hidden_act="silu")
+        found = _read_current(file, "nomic_bert", theta=1000.0, hidden_act="silu")
         file.require(head_dim=found.head_size)
     else:
         found = _read_first_nomic(file)
@@ -107,6 +123,7 @@ def _read_first_nomic(file: ConfigFile) -> Architecture:
     }
     sizes: dict[str, Any] = file.sizes("vocab_size", **names)
     file.require_heads(sizes, "n_embd", "n_head")
+    require_pairs_of_features(file, sizes["hidden_size"] // sizes["num_attention_heads"])
     file.require(
         prenorm=False,
         parallel_block=False,
@@ -120,16 +137,19 @@ def _read_first_nomic(file: ConfigFile) -> Architecture:
         mlp_fc2_bias=False,
         causal=False,
         num_experts=0,
-        type_vocab_size=2,
+        scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=False,
     )
     gates = {"swiglu": "silu", "geglu": "gelu"}
     gate = file.content.get("activation_function")
-    if gate not in gates:
+    if not isinstance(gate, str) or gate not in gates:
         raise UserError(f"{file.path}: activation_function = {gate!r} is unknown. Known: {', '.join(gates)}.")
     return Architecture(
         family="nomic_bert",
         **sizes,
         hidden_act=gates[gate],
+        type_vocab_size=file.size("type_vocab_size", default=2),
+        dropout=file.fraction("resid_pdrop", default=0.0),
         layer_norm_eps=file.fraction("layer_norm_epsilon", default=1e-12),
         pad_token_id=file.size("pad_token_id", default=0),
         initializer_range=file.fraction("initializer_range", default=0.02),
@@ -140,16 +160,8 @@ def _read_first_nomic(file: ConfigFile) -> Architecture:
 
 def _read_gte(file: ConfigFile) -> Architecture:
     """Return the architecture that a config.json states, of transformers 5 or of the first releases."""
-    if file.content.get("model_type") == "new":
-        file.require(position_embedding_type="rope", layer_norm_type="layer_norm", logn_attention_scale=False)
-    found = _read_modern(file, "gte", theta=160_000.0, hidden_act="gelu")
-    scaling = file.part("rope_scaling")
-    if scaling.content:
-        # Base and rates are scaled so that the highest rate stays near and the lowest is divided by the factor.
-        scaling.require(type="ntk", mixed_b=None)
-        factor = scaling.number("factor", 1.0)
-        scale = factor ** (-2 / found.head_size)
-        found = dataclasses.replace(found, rope_theta=found.rope_theta * factor, rope_scale=scale)
+    file.require(position_embedding_type="rope", layer_norm_type="layer_norm", logn_attention_scale=False)
+    found = _read_current(file, "gte", theta=160_000.0, hidden_act="gelu")
     return dataclasses.replace(
         found,
         without_bias=("ffn/up",),
@@ -159,20 +171,40 @@ def _read_gte(file: ConfigFile) -> Architecture:
     )
 
 
-def _read_modern(file: ConfigFile, family: str, theta: float, hidden_act: str) -> Architecture:
+def _read_current(file: ConfigFile, family: str, theta: float, hidden_act: str) -> Architecture:
     """Return the architecture of a config.json with BERT's keys and rotary positions."""
-    stated = file.part("rope_parameters")
-    kind = stated.content.get("rope_type") or "default"
-    if kind not in ("default", "linear"):
-        raise UserError(f"{stated.path}: rope_type = {kind!r} is not supported; default and linear are.")
-    plain = file.without("position_embedding_type")
+    found = bert.read(file.without("position_embedding_type"), family)
+    require_pairs_of_features(file, found.head_size)
+    base, scale = _rope(file, theta, found.head_size, is_gte=family == "gte")
     return dataclasses.replace(
-        bert.read(plain, family),
+        found,
         hidden_act=file.activation("hidden_act", default=hidden_act),
+        dropout=file.fraction("hidden_dropout_prob", default=0.0 if family == "nomic_bert" else 0.1),
         gated=True,
-        rope_theta=stated.number("rope_theta", file.number("rope_theta", theta)),
-        rope_scale=1 / stated.number("factor", 1.0) if kind == "linear" else 1.0,
+        rope_theta=base,
+        rope_scale=scale,
     )
+
+
+def _rope(file: ConfigFile, theta: float, head_size: int, is_gte: bool) -> tuple[float, float]:
+    """Return base and scale of rotary positions; theta: the base where the file gives none."""
+    current, older = file.part("rope_parameters"), file.part("rope_scaling")
+    if current.content and older.content:
+        raise UserError(f"{file.path} has both rope_parameters and rope_scaling.\nLeave one of them in a copy.")
+    stated = older if older.content else current
+    kind = stated.content.get("rope_type", stated.content.get("type", None if older.content else "default"))
+    base = stated.number("rope_theta", file.number("rope_theta", theta))
+    if kind == "default":
+        return base, 1.0
+    if kind == "linear":
+        return base, 1 / stated.number("factor", 1.0)
+    if kind == "ntk" and is_gte:
+        # Base and rates are scaled so that the highest rate stays near and the lowest is divided by the factor.
+        stated.require(mixed_b=None)
+        factor = stated.number("factor", 1.0)
+        return base * factor, factor ** (-2 / head_size)
+    known = "default, linear and ntk" if is_gte else "default and linear"
+    raise UserError(f"{stated.path}: rope_type = {kind!r} is not supported; {known} are.")
 
 
 def _write(architecture: Architecture) -> dict[str, Any]:
@@ -193,7 +225,7 @@ NOMIC_BERT = Family(
     names=NOMIC_NAMES,
     read=_read_nomic,
     write=_write,
-    modern=lambda tensors: _modern(tensors, _NOMIC_RENAMED, _NOMIC_JOINED),
+    rename=_renamed_nomic,
 )
 GTE = Family(
     "gte",
@@ -203,5 +235,5 @@ GTE = Family(
     names=GTE_NAMES,
     read=_read_gte,
     write=_write,
-    modern=lambda tensors: _modern(tensors, _GTE_RENAMED, _GTE_JOINED),
+    rename=lambda tensors: _renamed(tensors, _GTE_RENAMED, _GTE_JOINED),
 )

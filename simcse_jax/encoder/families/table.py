@@ -29,8 +29,8 @@ FAMILIES: dict[str, Family] = {family.name: family for family in _LISTED}
 def read_architecture(folder: str | Path) -> Architecture:
     """Return the architecture of the model in a Hugging Face folder.
 
-    Raises UserError for a missing or malformed config.json, another architecture, an unknown activation, relative
-    position embeddings, a decoder, and missing or impossible sizes.
+    Raises UserError for a missing or malformed config.json, another architecture, a setting that is not supported, and
+    missing or impossible sizes.
     """
     file = ConfigFile(Path(folder) / "config.json")
     family = _family_of(file)
@@ -44,7 +44,7 @@ def read_architecture(folder: str | Path) -> Architecture:
 
 
 def config_json(architecture: Architecture, has_mlm_head: bool = False) -> dict[str, Any]:
-    """Return the content of a config.json that transformers 4 and 5 read, and `read_architecture` too.
+    """Return the content of a config.json that transformers and `read_architecture` read.
 
     has_mlm_head: whether the weights are those of the class for masked language modelling.
     """
