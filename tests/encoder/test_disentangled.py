@@ -46,28 +46,31 @@ def given(tokens: int) -> tuple[jax.Array, jax.Array]:
     return qkv, table
 
 
-def definition(qkv: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Return the sum over both pairs in float64, entry by entry."""
-    tokens = qkv.shape[1]
-    of_tokens, of_rows = qkv.reshape(B, tokens, 3, H, D), table.reshape(12, 3, H, D)
-    scores = np.zeros((B, H, tokens, tokens))
-    for t in range(tokens):
-        for s in range(tokens):
-            row = of_rows[table_rows(np.array(t - s), 6, 40)]
-            q, k = of_tokens[:, t, 0], of_tokens[:, s, 1]
-            scores[:, :, t, s] = np.einsum("bhd,hd->bh", q, row[1]) + np.einsum("bhd,hd->bh", k, row[0])
-    return scores / np.sqrt(3 * D)
+def definition(qkv: jax.Array, table: jax.Array) -> jax.Array:
+    """Return the sum over both pairs, with a vector looked up for every query and key."""
+    places = np.arange(qkv.shape[1])
+    of_pairs = table.reshape(12, 3, H, D)[table_rows(places[:, None] - places[None], 6, 40)]  # [T, T, 3, H, D]
+    of_tokens = qkv.reshape(B, -1, 3, H, D)
+    of_queries = jnp.einsum("bthd,tshd->bhts", of_tokens[:, :, 0], of_pairs[:, :, 1])
+    of_keys = jnp.einsum("bshd,tshd->bhts", of_tokens[:, :, 1], of_pairs[:, :, 0])
+    return (of_queries + of_keys) / np.sqrt(3 * D)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 9])
-def test_scores_are_those_of_the_definition(tokens: int) -> None:
+def test_scores_and_their_gradients_are_those_of_the_definition(tokens: int) -> None:
     qkv, table = given(tokens)
-    found, bias = with_distances(qkv, by_distance(table, tokens, 40), H)
-    np.testing.assert_allclose(
-        bias, definition(np.asarray(qkv, np.float64), np.asarray(table, np.float64)), rtol=1e-5, atol=1e-5
-    )
+
+    def ours(qkv: jax.Array, table: jax.Array) -> jax.Array:
+        return with_distances(qkv, by_distance(table, tokens, 40), H)[1]
+
+    expected, theirs = jax.vjp(definition, qkv, table)
+    found, backward = jax.vjp(ours, qkv, table)
+    gradient = jnp.asarray(np.random.default_rng(1).normal(size=found.shape), jnp.float32)
+    for one, other in zip((found, *backward(gradient)), (expected, *theirs(gradient)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
     queries, others = np.split(np.asarray(qkv), [H * D], axis=-1)
-    np.testing.assert_allclose(found, np.concatenate([queries / np.sqrt(3), others], -1), rtol=1e-6)
+    scaled = with_distances(qkv, by_distance(table, tokens, 40), H)[0]
+    np.testing.assert_allclose(scaled, np.concatenate([queries / np.sqrt(3), others], -1), rtol=1e-6)
 
 
 @functools.cache

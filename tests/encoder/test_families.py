@@ -37,6 +37,19 @@ DISTIL: dict[str, Any] = {
     "n_heads": 4,
     "hidden_dim": 48,
 }
+# As transformers writes deberta-v3-base's.
+DEBERTA: dict[str, Any] = SIZES | {
+    "model_type": "deberta-v2",
+    "relative_attention": True,
+    "position_buckets": 12,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+    "max_relative_positions": -1,
+    "type_vocab_size": 0,
+    "layer_norm_eps": 1e-7,
+}
 
 
 def read(folder: Path, content: dict[str, Any]) -> Architecture:
@@ -89,11 +102,36 @@ def test_linear_scaling_is_read_under_every_key(tmp_path: Path, model_type: str,
 
 def test_dropout_of_the_folder_is_kept(tmp_path: Path) -> None:
     """A run has that of its recipe; a folder that is only converted keeps its own."""
-    content = SIZES | {"model_type": "albert", "hidden_dropout_prob": 0.0}
-    assert config_json(read(tmp_path, content))["hidden_dropout_prob"] == 0.0
+    for of in (SIZES | {"model_type": "albert"}, DEBERTA):
+        assert config_json(read(tmp_path, of | {"hidden_dropout_prob": 0.0}))["hidden_dropout_prob"] == 0.0
     assert config_json(read(tmp_path, SIZES | {"model_type": "modernbert"}))["attention_dropout"] == 0.0
 
 
+def test_ways_to_say_the_same_of_a_deberta(tmp_path: Path) -> None:
+    found = read(tmp_path, DEBERTA)
+    assert (found.disentangled_buckets, found.layer_norm_eps, list(found.tables)) == (12, 1e-7, ["word"])
+    for same in ({"pos_att_type": "C2P | p2c"}, {"max_relative_positions": 40}, {"legacy": False}):
+        assert read(tmp_path, DEBERTA | same) == found
+    for default in ("max_relative_positions", "type_vocab_size", "layer_norm_eps"):
+        assert read(tmp_path, {key: value for key, value in DEBERTA.items() if key != default}) == found
+
+
+# Where a key is missing (None), transformers takes a value that is not supported.
+REFUSED_DEBERTAS: dict[str, tuple[dict[str, Any], str]] = {
+    "no distances": ({"relative_attention": None}, "relative_attention = False is not supported"),
+    "projections of distances": ({"share_att_key": None}, "share_att_key = False"),
+    "no norm of distances": ({"norm_rel_ebd": None}, "norm_rel_ebd = 'none'"),
+    "positions too": ({"position_biased_input": None}, "position_biased_input = True"),
+    "token types": ({"type_vocab_size": 2}, "type_vocab_size = 2"),
+    "a convolution": ({"conv_kernel_size": 3}, "conv_kernel_size = 3"),
+    "narrow tables": ({"embedding_size": 16}, "embedding_size = 16"),
+    "wide heads": ({"attention_head_size": 16}, "attention_head_size = 16"),
+    "one pair": ({"pos_att_type": "c2p"}, "pos_att_type = 'c2p'"),
+    "no pairs": ({"pos_att_type": None}, "pos_att_type = None"),
+    "another range": ({"max_relative_positions": 512}, "max_relative_positions = 512"),
+    "no buckets": ({"position_buckets": None}, "has no position_buckets"),
+    "distances without buckets": ({"position_buckets": -1}, "position_buckets = -1 must be a whole number from 2"),
+}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "several groups of layers": (SIZES | {"model_type": "albert", "num_hidden_groups": 2}, "num_hidden_groups = 2"),
     "inner groups": (SIZES | {"model_type": "albert", "inner_group_num": 2}, "inner_group_num = 2"),
@@ -136,6 +174,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         SIZES | {"model_type": "jina", "auto_map": {"AutoModel": "jina-ai/code--modeling.JinaModel"}},
         "model_type = 'jina' is another architecture",
     ),
+    **{f"DeBERTa: {name}": (DEBERTA | change, message) for name, (change, message) in REFUSED_DEBERTAS.items()},
 }
 
 

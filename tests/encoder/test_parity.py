@@ -60,7 +60,10 @@ class Pair:
             return {pooler: relative_error(ours[pooler], self.torch_embed(tokens, pooler)) for pooler in self.poolers}
 
 
-ONE_AND_SLOW_OTHERS = [FAMILIES[0], *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[1:])]
+# DeBERTa's distances have a way of their own to each layer's queries and keys.
+SOME_AND_SLOW_OTHERS = [
+    pytest.param(family, marks=() if family in ("bert", "deberta-v2") else pytest.mark.slow) for family in FAMILIES
+]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -77,7 +80,7 @@ def test_poolers_match_torch(pair: Pair) -> None:
     assert max(errors.values()) < TOLERANCE, errors
 
 
-@pytest.mark.parametrize("pair", ONE_AND_SLOW_OTHERS, indirect=True)
+@pytest.mark.parametrize("pair", SOME_AND_SLOW_OTHERS, indirect=True)
 def test_gradients_match_torch(pair: Pair) -> None:
     """Of a loss that mixes two poolers, which together use every parameter."""
     poolers = (pair.poolers[0], "avg_embedding_last")

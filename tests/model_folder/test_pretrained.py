@@ -234,35 +234,6 @@ def test_config_errors(bert: Path, tmp_path: Path, change: dict[str, Any], messa
         read_architecture(tmp_path)
 
 
-DEBERTA_ERRORS = {
-    "no relative positions": ({"relative_attention": None}, "relative_attention = False is not supported"),
-    "projections of their own": ({"share_att_key": False}, "share_att_key = False"),
-    "no norm": ({"norm_rel_ebd": None}, "norm_rel_ebd = 'none'"),
-    "positions too": ({"position_biased_input": None}, "position_biased_input = True"),
-    "token types": ({"type_vocab_size": 2}, "type_vocab_size = 2"),
-    "a convolution": ({"conv_kernel_size": 3}, "conv_kernel_size = 3"),
-    "narrow tables": ({"embedding_size": 16}, "embedding_size = 16"),
-    "one pair only": ({"pos_att_type": "c2p"}, "pos_att_type = 'c2p'"),
-    "another range": ({"max_relative_positions": 512}, "max_relative_positions = 512"),
-    "no buckets": ({"position_buckets": None}, "has no position_buckets"),
-    "distances without buckets": ({"position_buckets": -1}, "position_buckets = -1 must be a whole number from 2"),
-}
-
-
-@pytest.mark.parametrize(("change", "message"), DEBERTA_ERRORS.values(), ids=DEBERTA_ERRORS)
-def test_what_other_debertas_have_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    """A key that is missing too: transformers then takes a value that is not supported."""
-    random_model("deberta-v2").config.save_pretrained(tmp_path)
-    content = json.loads((tmp_path / "config.json").read_text())
-    for same_model in ({}, {"pos_att_type": " C2P | p2c"}, {"max_relative_positions": 40}, {"legacy": False}):
-        (tmp_path / "config.json").write_text(json.dumps(content | same_model))
-        assert read_architecture(tmp_path).disentangled_buckets == 12
-    changed = {key: value for key, value in (content | change).items() if value is not None}
-    (tmp_path / "config.json").write_text(json.dumps(changed))
-    with pytest.raises(UserError, match=message):
-        read_architecture(tmp_path)
-
-
 def test_what_published_debertas_hold_besides_is_passed_over(tmp_path: Path) -> None:
     random_model("deberta-v2").save_pretrained(tmp_path)
     plain = load(tmp_path, "none")

@@ -52,6 +52,7 @@ def read(file: ConfigFile) -> Architecture:
     return dataclasses.replace(
         found,
         type_vocab_size=0,
+        dropout=file.fraction("hidden_dropout_prob", default=0.1),
         layer_norm_eps=file.fraction("layer_norm_eps", default=1e-7),
         disentangled_buckets=file.size("position_buckets", default=256, least=2),
     )
