@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from simcse_jax.data.tokenizer import transformer_settings
+from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.families.family import Tensors
 from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS, parts_of
@@ -49,8 +50,10 @@ def read_pooling(modules: Sequence[Module], inner: Path) -> str:
     """
     *before, pooling = modules
     settings = pooling.settings(_SETTINGS)
+    architecture = read_architecture(inner)
+    _require_width(pooling, settings, architecture.hidden_size)
     names = [_MODES[mode] for mode in _modes(pooling, settings)]
-    weights = _layer_weights(before[0], inner) if before else ()
+    weights = _layer_weights(before[0], inner, architecture) if before else ()
     if not weights:
         return "+".join(names)
     last_only = tuple(np.eye(len(weights))[-1])
@@ -90,10 +93,21 @@ def _weighed(name: str, weights: tuple[float, ...]) -> str:
     return f"{name}@{','.join(f'{weight:.9g}' for weight in weights)}"
 
 
-def _layer_weights(module: Module, inner: Path) -> tuple[float, ...]:
+def _require_width(module: Module, settings: dict[str, Any], width: int) -> None:
+    """Raise UserError for a module made for hidden states of another width."""
+    for key in _WIDTHS:
+        if settings.get(key) not in (None, width):
+            raise UserError(
+                f"{module.file}: {key} = {settings[key]!r:.80}, but the encoder has width {width}.\nCopy the folder "
+                f"again from the model's source, or if the file is right otherwise, set it to {width}."
+            )
+
+
+def _layer_weights(module: Module, inner: Path, architecture: Architecture) -> tuple[float, ...]:
     """Return the weight of each hidden state, the embedding layer first; their sum is 1."""
     settings = module.settings((*_WIDTHS, "layer_start", "num_hidden_layers"))
-    start, states = settings.get("layer_start", 4), read_architecture(inner).num_hidden_layers + 1
+    _require_width(module, settings, architecture.hidden_size)
+    start, states = settings.get("layer_start", 4), architecture.num_hidden_layers + 1
     tensors = read_weights(module.folder)
     require_finite(module.folder, tensors)
     found = tensors.get("layer_weights", np.zeros(0)).astype(np.float64)

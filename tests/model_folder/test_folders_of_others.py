@@ -311,6 +311,21 @@ REFUSED: dict[str, tuple[list[Callable[[], Any]], Callable[[Path], None], str]] 
     "no mode": (DENSE, as_release_2(), r"1_Pooling/config\.json pools by nothing"),
     "a list for keys": (DENSE, lambda folder: edit_whole(folder / "1_Pooling/config.json", []), "holds a list"),
     "an unknown key of pooling": (DENSE, keys_of("1_Pooling/config.json", top=3), "1_Pooling/config.json: top = 3"),
+    "pooling of another width": (
+        DENSE,
+        keys_of("1_Pooling/config.json", embedding_dimension=48),
+        r"1_Pooling/config\.json: embedding_dimension = 48, .* 32",
+    ),
+    "pooling of another width, in release 2": (
+        DENSE,
+        keys_of("1_Pooling/config.json", word_embedding_dimension=48),
+        r"1_Pooling/config\.json: word_embedding_dimension = 48, .* 32",
+    ),
+    "weighed layers of another width": (
+        [layers(), pooling("mean")],
+        keys_of("1_WeightedLayerPooling/config.json", embedding_dimension=48),
+        r"1_WeightedLayerPooling/config\.json: embedding_dimension = 48",
+    ),
     "an unknown key of dense": (DENSE, keys_of("2_Dense/config.json", gate=True), "2_Dense/config.json: gate = True"),
     "an activation with arguments": (
         DENSE,
