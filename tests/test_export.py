@@ -138,15 +138,25 @@ def test_libraries_agree(tmp_path: Path, texts: list[str], family: str, pooler: 
     np.testing.assert_allclose(onnx_vectors(out, texts, LIMIT), normalize(ours), rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("pooler", [*POOLERS, "max+avg", "avg@0.25,0,0.5,0.25+mean_sqrt_len@0.25,0,0.5,0.25"])
+JOINED = ("max+avg", "avg@0.25,0,0.5,0.25+mean_sqrt_len@0.25,0,0.5,0.25")
+
+
+@pytest.mark.parametrize(
+    ("family", "pooler"), [*(("bert", pooler) for pooler in (*POOLERS, *JOINED)), *((f, "cls") for f in FAMILIES[1:])]
+)
 def test_the_code_on_the_card_runs(
-    source: Source, tmp_path: Path, pooler: str, monkeypatch: pytest.MonkeyPatch
+    source: Source, tmp_path: Path, family: str, pooler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = [Normalize()] if "+" in pooler else []
-    card = (source.export(tmp_path / "my-model", pooler, steps=steps) / "README.md").read_text(encoding="utf-8")
+    made = source if family == "bert" else make_source(family, tmp_path)
+    out = made.export(tmp_path / "my-model", pooler, steps=steps)
+    card = (out / "README.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == (1 if family in WITHOUT_HEAD else 2)  # transformers alone runs no Dense module
+    place = re.search("trained, as `(.*)`", card)
+    assert place if family not in WITHOUT_HEAD else "trained, in the Dense module" in card
+    assert not place or f"{place[1]}.weight" in load_file(out / "model.safetensors")
     results: list[Any] = []
     for code in blocks:
         names: dict[str, Any] = {}

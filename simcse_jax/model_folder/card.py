@@ -7,6 +7,7 @@ from typing import Any
 
 from simcse_jax import __version__
 from simcse_jax.encoder.architecture import Architecture
+from simcse_jax.encoder.families.table import FAMILIES
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS, parts_of, width_of
 from simcse_jax.model_folder.after_pooling import Dense, Normalize, Step, width_after
 from simcse_jax.model_folder.text_settings import TextSettings
@@ -61,16 +62,14 @@ def model_card(
         "pooler": f"`{pooler}`: {', beside it '.join(_described(pooler))}",
         **({"after the pooler": ", ".join(map(_step, steps))} if steps else {}),
         "pooler in training": f"`{train_pooler}`",
-        "pooling head": "trained, as `pooler.dense`"
-        if has_head
-        else "none, and these vectors use none: the `pooler` of transformers' class, if it has one, holds zeros",
+        "pooling head": _head(architecture, pooler, has_head),
     }
     sections = [
         _front_matter(recipe, "fill-mask" if only_mlm else "simcse"),
         f"# {name}\n\n{_masked(name, recipe) if only_mlm else _origin(card.get('source'))} A sentence becomes a vector "
         f"of {width} numbers; compare vectors by cosine.",
         _table(facts),
-        "## Use\n\n" + _usage(name, texts, pooler, steps),
+        "## Use\n\n" + _usage(name, architecture, texts, pooler, steps),
     ]
     if scores:
         at = f" (step {card['step']})" if "step" in card else ""
@@ -84,6 +83,17 @@ def model_card(
         rest = f"\n\nOther keys had the defaults of simcse_jax {__version__}; config.json of the run folder has all."
         sections.append("## Recipe\n\n" + _table(shown) + (rest if defaults else ""))
     return "\n\n".join(sections) + "\n"
+
+
+def _head(architecture: Architecture, pooler: str, has_head: bool) -> str:
+    """Return in words whether there is a head on the first token, and where."""
+    place = FAMILIES[architecture.family].names.head
+    if not has_head:
+        return "none, and these vectors use none" + (f": `{place}` holds zeros" if place else "")
+    if place:
+        return f"trained, as `{place}`"
+    where = "in the Dense module after Pooling" if pooler == "cls" else "but left out: these vectors use none"
+    return f"trained, {where} (transformers' class has no place for it)"
 
 
 def _described(pooler: str) -> list[str]:
@@ -147,7 +157,8 @@ def example(prompt: str) -> str:
     return f"sentences = {json.dumps(texts, ensure_ascii=False)}"
 
 
-def _usage(name: str, texts: TextSettings, pooler: str, steps: Sequence[Step]) -> str:
+def _usage(name: str, architecture: Architecture, texts: TextSettings, pooler: str, steps: Sequence[Step]) -> str:
+    family = FAMILIES[architecture.family]
     text = f"""With sentence-transformers:
 
 ```python
@@ -158,7 +169,8 @@ model = SentenceTransformer("{name}")
 embeddings = model.encode(sentences)
 ```
 """
-    if not texts.include_prompt or any(not isinstance(step, Normalize) for step in steps):
+    head_apart = pooler == "cls" and not family.names.head
+    if head_apart or not texts.include_prompt or any(not isinstance(step, Normalize) for step in steps):
         return text.rstrip()  # transformers alone runs no modules after pooling
     normalized = "\n    embeddings = torch.nn.functional.normalize(embeddings)" if steps else ""
     return f"""{text}
