@@ -15,7 +15,8 @@ from simcse_jax.system.json_file import read_json
 CONFIG = "config.json"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # tried in this order; each may also be sharded, with an index
-OPTIONAL_FILES = (
+_MODULES = "modules.json"
+_OF_TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.txt",
@@ -24,12 +25,8 @@ OPTIONAL_FILES = (
     "sentencepiece.bpe.model",
     "spm.model",
     "special_tokens_map.json",
-    "modules.json",
-    "1_Pooling/config.json",
-    "config_sentence_transformers.json",
-    "simcse_jax.json",
-    ADAPTER,
 )
+_OF_FOLDER = ("1_Pooling/config.json", "config_sentence_transformers.json", "simcse_jax.json")
 # What sentence-transformers says of an encoder: by the family's name in old folders, in others by the first.
 TRANSFORMER_SETTINGS = tuple(
     f"sentence_{family}_config.json"
@@ -146,30 +143,38 @@ def model_folder(name: str, weights: bool = True) -> Path:
             f"The model folder {name!r} does not exist (looked in {Path.cwd()}).\n"
             "Give a folder that holds config.json, or a Hub name such as bert-base-uncased or OWNER/NAME."
         )
-    config, adapter = hub_file(name, CONFIG), _optional_file(name, ADAPTER)
+    modules = _modules(_optional_file(name, _MODULES))
+    inner = next((place for kind, place in modules if kind == "Transformer"), "")  # 0_Transformer/ in old releases
+    config, adapter = hub_file(name, inner + CONFIG), _optional_file(name, inner + ADAPTER)
     main = config or adapter
     if main is None:
-        raise UserError(f"The Hub repository {name!r} has no {CONFIG}, so it is no model that can be loaded.")
-    for filename in OPTIONAL_FILES:
+        raise UserError(f"The Hub repository {name!r} has no {inner}{CONFIG}, so it is no model that can be loaded.")
+    for filename in (*_OF_FOLDER, *(inner + filename for filename in _OF_TOKENIZER)):
         _optional_file(name, filename)
-    any(_optional_file(name, filename) for filename in TRANSFORMER_SETTINGS)  # the first that is there
-    for place in _module_places(main.parent / "modules.json"):
-        if _optional_file(name, f"{place}/{CONFIG}"):
-            any(_optional_file(name, f"{place}/{filename}") for filename in WEIGHTS)
+    any(_optional_file(name, inner + filename) for filename in TRANSFORMER_SETTINGS)  # the first that is there
+    for _, place in modules:
+        if place not in ("", inner) and _optional_file(name, place + CONFIG):
+            any(_optional_file(name, place + filename) for filename in WEIGHTS)
     wanted = ADAPTER_WEIGHTS if adapter else WEIGHTS
-    if weights and not any(_fetch_weights(name, filename) for filename in wanted):
+    if weights and not any(_fetch_weights(name, inner + filename) for filename in wanted):
         raise UserError(
-            f"The model {name!r} has none of {', '.join(wanted)} (whole or sharded).\n"
+            f"The model {name!r} has none of {', '.join(inner + filename for filename in wanted)} (whole or sharded).\n"
             "Without a network, it may be that they are only not cached: fetch the model once where there is a network."
         )
-    return main.parent
+    return main.parents[len(Path(inner).parts)]
 
 
-def _module_places(path: Path) -> list[str]:
-    """Return the folders of the modules that modules.json lists; what is malformed is for its reader to say."""
-    entries = read_json(path, list) if path.is_file() else []
-    places = [str(entry.get("path") or "") for entry in entries if isinstance(entry, dict)]
-    return [place for place in places if place and ".." not in place and not place.startswith("/")]
+def _modules(path: Path | None) -> list[tuple[str, str]]:
+    """Return the class and the folder ("" or "NAME/") of each module that modules.json lists.
+
+    What is malformed is for its reader to say.
+    """
+    entries = read_json(path, list) if path else []
+    found = [
+        (str(entry.get("type")), Path(str(entry.get("path") or ""))) for entry in entries if isinstance(entry, dict)
+    ]
+    inside = [(kind, place) for kind, place in found if ".." not in place.parts and not place.is_absolute()]
+    return [(kind.split(".")[-1], f"{place.as_posix()}/" if place.parts else "") for kind, place in inside]
 
 
 def _optional_file(repo: str, filename: str) -> Path | None:
@@ -187,7 +192,8 @@ def _fetch_weights(repo: str, filename: str) -> bool:
     index = _optional_file(repo, f"{filename}.index.json")
     if index is None:
         return False
-    missing = [shard for shard in shard_names(index) if hub_file(repo, shard) is None]
+    place = filename.rpartition("/")[0]
+    missing = [shard for shard in shard_names(index) if hub_file(repo, str(Path(place, shard))) is None]
     if missing:
         raise UserError(f"The model {repo!r} lacks {', '.join(missing)}, which its {index.name} names.")
     return True

@@ -23,6 +23,7 @@ from simcse_jax.model_folder.text_settings import read_text_settings
 from simcse_jax.mteb_encoder import MtebEncoder
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.vectors import normalize
+from tests.conftest import HubServer
 from tests.model_folder.test_onnx_export import onnx_vectors
 from tests.small_models import FROM_FOLDER, prepare_small
 
@@ -119,6 +120,13 @@ def test_vectors_are_those_of_sentence_transformers(folder: Path, tmp_path: Path
     card = (out / "README.md").read_text(encoding="utf-8")
     assert (f'"{PROMPT}A man plays' in card) == (given != TEXTS)
     assert f"max_length={longest}, return" in card
+
+
+def test_an_old_layout_on_the_hub(folder: Path, hub_server: HubServer) -> None:
+    all_of_them(folder)
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        hub_server.add("owner/net", str(path.relative_to(folder)), path.read_bytes())
+    np.testing.assert_array_equal(SimCSE("owner/net").encode(TEXTS), SimCSE(folder).encode(TEXTS))
 
 
 def test_a_run_keeps_the_lower_case_of_its_model(folder: Path, tmp_path: Path) -> None:

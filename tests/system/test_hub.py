@@ -89,6 +89,26 @@ def test_model_folder_fetches_what_there_is(hub_server):
     assert found == {*files, "pytorch_model.bin"}
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_model_folder_of_an_old_release(hub_server, sharded: bool):
+    """Its encoder and tokenizer are in the folder of the Transformer module."""
+    modules = {"0_Transformer": "x.Transformer", "1_Pooling": "x.Pooling"}
+    entries = [{"path": place, "type": kind} for place, kind in modules.items()]
+    weights = ("model.safetensors.index.json", "model-1-of-1.safetensors") if sharded else ("pytorch_model.bin",)
+    of_encoder = ("config.json", "vocab.txt", "sentence_bert_config.json", *weights)
+    index = json.dumps({"weight_map": {"a": "model-1-of-1.safetensors"}})
+    files = {f"0_Transformer/{name}": index for name in of_encoder}
+    files |= {"modules.json": json.dumps(entries), "1_Pooling/config.json": "{}"}
+    for name, content in files.items():
+        hub_server.add("owner/net", name, content)
+    for _ in range(2):
+        folder = model_folder("owner/net")
+        assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {*files}
+    (hub_server.root / "owner/net/0_Transformer/config.json").unlink()
+    with pytest.raises(UserError, match=r"has no 0_Transformer/config\.json"):
+        model_folder("owner/net")
+
+
 def test_an_adapter_needs_no_config_and_no_weights_of_a_model(hub_server):
     hub_server.add("owner/net", "adapter_config.json", "{}")
     with pytest.raises(UserError, match=r"none of adapter_model\.safetensors"):
