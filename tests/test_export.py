@@ -152,6 +152,7 @@ def test_the_code_on_the_card_runs(
     out = made.export(tmp_path / "my-model", pooler, steps=steps)
     card = (out / "README.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
+    assert ("remote code" in card) == (family in ("nomic_bert", "gte"))
     blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert len(blocks) == (1 if family in WITHOUT_HEAD else 2)  # transformers alone runs no Dense module
     place = re.search("trained, as `(.*)`", card)

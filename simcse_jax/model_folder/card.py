@@ -34,6 +34,13 @@ _IN_TORCH = {
     "last_token": "hidden[range(len(hidden)), mask.sum((1, 2)) - 1]",
 }
 
+# Families whose first releases were remote code, and that transformers itself has had since its release 5 only.
+_RECENT = ("nomic_bert", "gte")
+_ONLY_RECENT = (
+    "Only a recent transformers 5 (5.24, say) reads this architecture: release 4 does not, nor does the remote code of "
+    "its publishers read this folder.\n\n"
+)
+
 
 def model_card(
     name: str,
@@ -159,7 +166,8 @@ def example(prompt: str) -> str:
 
 def _usage(name: str, architecture: Architecture, texts: TextSettings, pooler: str, steps: Sequence[Step]) -> str:
     family = FAMILIES[architecture.family]
-    text = f"""With sentence-transformers:
+    text = _ONLY_RECENT if family.name in _RECENT else ""
+    text += f"""With sentence-transformers:
 
 ```python
 from sentence_transformers import SentenceTransformer
