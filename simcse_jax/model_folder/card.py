@@ -37,8 +37,8 @@ _IN_TORCH = {
 # Families whose first releases were remote code, and that transformers itself has had since its release 5 only.
 _RECENT = ("nomic_bert", "gte")
 _ONLY_RECENT = (
-    "Only a recent transformers 5 (5.24, say) reads this architecture: release 4 does not, nor does the remote code of "
-    "its publishers read this folder.\n\n"
+    "Only a recent transformers 5 (5.24, say) reads this folder: neither release 4 nor the remote code of the model's "
+    "publishers does.\n\n"
 )
 
 
