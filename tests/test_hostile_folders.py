@@ -161,13 +161,18 @@ def with_weight(value: float) -> Callable[[Path], None]:
     return change
 
 
+def huge(folder: Path) -> None:
+    edit(folder / "config.json", vocab_size=10**7, hidden_size=4 * 10**6)
+    edit(folder / "1_Pooling" / "config.json", word_embedding_dimension=4 * 10**6)
+
+
 DEEP = "[" * 100_000
 # What is wrong with a folder: the change that makes it so, and what the message names.
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "200,000 layers": (write("config.json", {"num_hidden_layers": 200_000}), "num_hidden_layers"),
     "1,000 layers": (write("config.json", {"num_hidden_layers": 1000}), r"missing \(15968\)"),
     "10^12 tokens": (write("config.json", {"vocab_size": 10**12}), "vocab_size"),
-    "10^7 tokens": (write("config.json", {"vocab_size": 10**7, "hidden_size": 4 * 10**6}), "10000000"),
+    "10^7 tokens": (huge, "10000000"),
     "deep config": (write("config.json", DEEP), r"config\.json"),
     "deep modules": (write("modules.json", DEEP), r"modules\.json"),
     "deep settings of ours": (write("simcse_jax.json", DEEP), r"simcse_jax\.json"),
@@ -197,7 +202,7 @@ def test_what_is_broken_is_said(folder: Path, change: Callable[[Path], object], 
 
 @pytest.mark.parametrize("way_in", [WAYS_IN["export"], WAYS_IN["train"]], ids=["export", "train"])
 def test_sizes_are_compared_before_anything_is_made(folder: Path, way_in: Callable[[Path], object]) -> None:
-    edit(folder / "config.json", vocab_size=10**7, hidden_size=4 * 10**6)
+    huge(folder)
     with pytest.raises(UserError, match="10000000"):
         way_in(folder)
 

@@ -99,7 +99,7 @@ def _require_width(module: Module, settings: dict[str, Any], width: int) -> None
         if settings.get(key) not in (None, width):
             raise UserError(
                 f"{module.file}: {key} = {settings[key]!r:.80}, but the encoder has width {width}.\nCopy the folder "
-                f"again from the model's source, or if the file is right otherwise, set it to {width}."
+                f"again from the model's source, or if the encoder is the right one, set it to {width}."
             )
 
 
