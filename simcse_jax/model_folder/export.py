@@ -20,7 +20,7 @@ from simcse_jax.model_folder.after_pooling import Step
 from simcse_jax.model_folder.card import model_card
 from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.onnx_export import write_onnx
-from simcse_jax.model_folder.pretrained import load_params, to_hugging_face, zero_head
+from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.model_folder.st_modules import (
     OURS,
     WIDTHS,
@@ -32,6 +32,7 @@ from simcse_jax.model_folder.st_modules import (
 )
 from simcse_jax.model_folder.text_settings import PLAIN, TextSettings, read_text_settings
 from simcse_jax.model_folder.weight_files import SAFETENSORS, write_weights
+from simcse_jax.model_folder.weight_mapping import to_hugging_face, zero_head
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
 from simcse_jax.system.json_file import read_json, write_json

@@ -1,30 +1,28 @@
-"""Convert between the weights of a Hugging Face folder and the encoder's parameters.
-
-Hugging Face stores one [out, in] matrix per projection and layer; we store [in, out] kernels, stacked over layers, with
-query, key and value in one. The names of the weights are in `encoder/families/`.
-"""
+"""Read an encoder's parameters from a Hugging Face folder, and say what in it does not fit."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from simcse_jax.encoder.architecture import Architecture, DenseShape
+from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.families.bert import BERT
 from simcse_jax.encoder.families.family import Family, Tensors, WeightNames
 from simcse_jax.encoder.families.roberta import ROBERTA
 from simcse_jax.encoder.families.table import FAMILIES
+from simcse_jax.encoder.init import parameter_shapes
+from simcse_jax.encoder.model import Encoder
 from simcse_jax.model_folder.after_pooling import Dense
 from simcse_jax.model_folder.module_list import list_modules
 from simcse_jax.model_folder.pooling_module import read_pooling
 from simcse_jax.model_folder.weight_files import read_weights
+from simcse_jax.model_folder.weight_mapping import named_tensors
 from simcse_jax.system.errors import UserError
 
 Params = dict[str, Any]
@@ -49,9 +47,11 @@ def load_params(
     if mlm_head:
         names = _with_mlm_head(names, stored, folder)
 
+    shapes = parameter_shapes(Encoder(architecture, has_head=head == "load", has_mlm_head=mlm_head))
+
     def made(leaf: Callable[[tuple[int, ...]], np.ndarray]) -> tuple[Params, list[tuple[str, np.ndarray]]]:
-        params = _tree(architecture, names, head == "load", mlm_head, leaf)
-        return params, [*_tensors(params, architecture, names), *_mlm_tensors(params, names)]
+        params = jax.tree.map(lambda x: leaf(x.shape), shapes)
+        return params, list(named_tensors(params, architecture, names))
 
     # First of arrays that take no memory: config.json may state any size.
     _, expected = made(lambda shape: np.broadcast_to(np.float32(0), shape))
@@ -73,152 +73,6 @@ def require_finite(params: Params, folder: str | Path) -> None:
                 "so the training that made them has failed.\nTake an earlier checkpoint, or train again with a lower "
                 "learning rate."
             )
-
-
-def to_hugging_face(params: Mapping[str, Any], architecture: Architecture) -> Tensors:
-    """Return the parameters under the names of the family's bare encoder in transformers, contiguous float32.
-
-    With a head of masked language modelling, the names are those of the class with that head, where the encoder's have
-    a prefix. Also maps gradients, being linear.
-    """
-    names, arrays = FAMILIES[architecture.family].names, jax.tree.map(np.asarray, params)
-    tensors = dict(_tensors(arrays, architecture, names))
-    for table in names.tables.keys() - params["embeddings"].keys():  # without token types: one type, see `bert.write`
-        tensors[f"{names.tables[table]}.weight"] = np.zeros((1, architecture.table_size))
-    if "mlm" in params:
-        tensors = {names.prefix + name: tensor for name, tensor in tensors.items()}
-    tensors |= dict(_mlm_tensors(arrays, names))
-    return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
-
-
-def zero_head(params: Mapping[str, Any], architecture: Architecture) -> Tensors:
-    """Return zeros for the head on [CLS] of transformers' class, under its names; none where params have the head.
-
-    Without them transformers draws that head at random, and reports weights as missing. `load_params` takes a head of
-    zeros for none.
-    """
-    names = FAMILIES[architecture.family].names
-    if "head" in params or not names.head:
-        return {}
-    head = {part: np.zeros(size, np.float32) for part, size in _head_sizes(architecture).items()}
-    prefix = names.prefix if "mlm" in params else ""
-    return {prefix + name: np.ascontiguousarray(tensor) for name, tensor in _dense(names.head, head)}
-
-
-def _head_sizes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    inputs, outputs = architecture.head_product
-    return {"kernel": inputs + outputs, "bias": outputs}
-
-
-def _tree(
-    architecture: Architecture,
-    names: WeightNames,
-    has_head: bool,
-    has_mlm_head: bool,
-    leaf: Callable[[tuple[int, ...]], Any],
-) -> Params:
-    """Return the tree of the parameters, made of leaf(shape)."""
-    of, width, layers = architecture, (architecture.hidden_size,), (architecture.stored_layers,)
-
-    def norm(shape: tuple[int, ...]) -> Params:
-        return {part: leaf(shape) for part in ("scale", *(["bias"] if of.has_bias("norm") else []))}
-
-    def dense(shape: DenseShape, stack: tuple[int, ...] = (), has_bias: bool = True) -> Params:
-        bias = {"bias": leaf(stack + shape.outputs)} if has_bias else {}
-        return {"kernel": leaf(stack + shape.inputs + shape.outputs)} | bias
-
-    tables = {table: leaf((rows, of.table_size)) for table, rows in of.tables.items()}
-    params: Params = {"embeddings": {**tables, "norm": norm((of.table_size,))}, "layers": {}}
-    if of.projection:
-        params["projection"] = dense(of.projection)
-    if of.relative_buckets:
-        params["relative"] = leaf((of.relative_buckets, of.num_attention_heads))
-    if of.disentangled_buckets:
-        params["relative"] = leaf((2 * of.disentangled_buckets, of.hidden_size))
-        params["relative_norm"] = norm(width)
-    for place in names.layer_parts:
-        block, part = place.split("/")
-        shape = of.layer_products.get(place)
-        made = dense(shape, layers, of.has_bias(place)) if shape else norm(layers + width)
-        params["layers"].setdefault(block, {})[part] = made
-    if of.pre_norm:
-        params["final_norm"] = norm(width)
-    if has_head:
-        params["head"] = dense(of.head_product)
-    if has_mlm_head:
-        transform = dense(of.mlm_product, has_bias=of.has_bias("mlm/dense"))
-        params["mlm"] = {"dense": transform, "norm": norm((of.table_size,)), "bias": leaf((of.vocab_size,))}
-    return params
-
-
-def _tensors(
-    params: Mapping[str, Any], architecture: Architecture, names: WeightNames
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the tensors of a Hugging Face folder, (name, view of NumPy parameters), without those of an MLM head.
-
-    A head on [CLS] that the family's models in transformers do not have is left out.
-    """
-    for table, name in names.tables.items():
-        if table in params["embeddings"]:
-            yield f"{name}.weight", params["embeddings"][table]
-    yield from _norm(names.embedding_norm, params["embeddings"]["norm"])
-    if "projection" in params:
-        yield from _dense(names.projection, params["projection"])
-    if "relative" in params:
-        yield f"{names.relative}.weight", params["relative"]
-    if "relative_norm" in params:
-        yield from _norm(names.relative_norm, params["relative_norm"])
-    for number in range(architecture.stored_layers):
-        start = names.layer.format(number)
-        for place, called in names.layer_parts.items():
-            if architecture.pre_norm and place == "attention/norm" and number == 0:
-                continue  # the embeddings are normalised already
-            block, part = place.split("/")
-            layer = {name: array[number] for name, array in params["layers"][block][part].items()}
-            shape = architecture.layer_products.get(place)
-            if shape is None:
-                assert isinstance(called, str)
-                yield from _norm(start + called, layer)
-                continue
-            for name, one in _parts(called, layer, len(shape.inputs)):
-                yield from _dense(start + name, one, len(shape.inputs))
-    if "final_norm" in params:
-        yield from _norm(names.final_norm, params["final_norm"])
-    if "head" in params and names.head:
-        yield from _dense(names.head, params["head"])
-
-
-def _parts(
-    called: str | tuple[str, ...], layer: Mapping[str, np.ndarray], inputs: int
-) -> Iterator[tuple[str, Mapping[str, np.ndarray]]]:
-    """Yield (name, dense layer) of each part of a layer: the first axis of its outputs says which, if it has names."""
-    if isinstance(called, str):
-        yield called, layer
-        return
-    axes = {"kernel": inputs, "bias": 0}
-    split = {name: np.moveaxis(array, axes[name], 0) for name, array in layer.items()}
-    for n, name in enumerate(called):
-        yield name, {part: array[n] for part, array in split.items()}
-
-
-def _mlm_tensors(params: Mapping[str, Any], names: WeightNames) -> Iterator[tuple[str, np.ndarray]]:
-    if "mlm" in params:
-        yield from _dense(names.mlm_dense, params["mlm"]["dense"])
-        yield from _norm(names.mlm_norm, params["mlm"]["norm"])
-        yield f"{names.mlm_output}.bias", params["mlm"]["bias"]
-
-
-def _dense(name: str, layer: Mapping[str, np.ndarray], inputs: int = 1) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield kernel and bias; inputs: the number of the kernel's input axes."""
-    yield f"{name}.weight", layer["kernel"].reshape(math.prod(layer["kernel"].shape[:inputs]), -1).T
-    if "bias" in layer:
-        yield f"{name}.bias", layer["bias"].reshape(-1)
-
-
-def _norm(name: str, layer: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    yield f"{name}.weight", layer["scale"]
-    if "bias" in layer:
-        yield f"{name}.bias", layer["bias"]
 
 
 def _all_names() -> list[WeightNames]:

@@ -19,7 +19,8 @@ from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.model import Encoder, embed
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.group import Group
-from simcse_jax.model_folder.pretrained import load_params, to_hugging_face
+from simcse_jax.model_folder.pretrained import load_params
+from simcse_jax.model_folder.weight_mapping import to_hugging_face
 from tests.packed import pack
 from tests.torch_models import FAMILIES, WITHOUT_HEAD, pad, random_model, relative_error, torch_embeddings
 

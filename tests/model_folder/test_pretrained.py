@@ -16,10 +16,13 @@ import safetensors.torch
 import torch
 from safetensors.numpy import load_file, save_file
 
+from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.families import bert as bert_family
 from simcse_jax.encoder.families.bert import BERT
+from simcse_jax.encoder.families.family import SIZES
 from simcse_jax.encoder.families.table import FAMILIES, architecture_from_dict, config_json, read_architecture
-from simcse_jax.model_folder.pretrained import load_params, to_hugging_face
+from simcse_jax.model_folder.pretrained import load_params
+from simcse_jax.model_folder.weight_mapping import to_hugging_face
 from simcse_jax.system.errors import UserError
 from tests import torch_models
 from tests.torch_models import random_model
@@ -232,6 +235,62 @@ def test_config_errors(bert: Path, tmp_path: Path, change: dict[str, Any], messa
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
         read_architecture(tmp_path)
+
+
+def test_run_folders_of_bert_store_what_they_always_did() -> None:
+    stored = Architecture(family="bert", **dict.fromkeys(SIZES, 4)).as_dict()
+    assert stored.keys() == {
+        *("family", *SIZES, "hidden_act", "type_vocab_size", "layer_norm_eps", "pad_token_id", "initializer_range"),
+        *("dropout", "cutoff", "cutoff_rate"),
+    }
+
+
+def test_first_releases_of_nomic_bert(tmp_path: Path) -> None:
+    """Their head for masked tokens has no biases; what does not split into query, key and value is named as it is."""
+    random_model("nomic_bert", "ForMaskedLM").save_pretrained(tmp_path)
+    head = "cls.predictions."
+    biases = (head + "bias", head + "decoder.bias", head + "transform.dense.bias")
+    variant(tmp_path, tmp_path, without(*biases))
+    architecture = read_architecture(tmp_path)
+    mlm = load_params(tmp_path, architecture, "none", mlm_head=True)["mlm"]
+    assert mlm["dense"]["kernel"].any()
+    for bias in (mlm["bias"], mlm["dense"]["bias"]):
+        assert not bias.any()
+
+    joined = "encoder.layers.0.attn.Wqkv.weight"
+    variant(tmp_path, tmp_path, lambda tensors: tensors | {joined: np.ones((97, 32), np.float32)})
+    with pytest.raises(UserError, match=r"attn\.Wqkv\.weight"):
+        load(tmp_path, "none")
+
+
+@pytest.mark.parametrize(
+    ("pooling", "activation", "has_head"), [("cls", "Tanh", True), ("mean", "Tanh", False), ("cls", "ReLU", False)]
+)
+def test_a_dense_module_is_the_head_of_a_family_without_one(
+    tmp_path: Path, pooling: str, activation: str, has_head: bool
+) -> None:
+    """Only as the head is trained: tanh, behind the first token."""
+    random_model("distilbert").save_pretrained(tmp_path)
+    kernel = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
+    dense = {"in_features": 32, "out_features": 32, "bias": True}
+    dense["activation_function"] = f"torch.nn.modules.activation.{activation}"
+    for place, config in {"1_Pooling": {"pooling_mode": pooling, "embedding_dimension": 32}, "2_Dense": dense}.items():
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "config.json").write_text(json.dumps(config))
+    save_file({"linear.weight": kernel, "linear.bias": kernel[0]}, tmp_path / "2_Dense" / WEIGHTS)
+    modules = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
+    entries = [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for n, (path, kind) in enumerate(modules.items())
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(entries))
+    if has_head:
+        head = load(tmp_path)["head"]
+        np.testing.assert_array_equal(head["kernel"], kernel.T)
+        np.testing.assert_array_equal(head["bias"], kernel[0])
+    else:
+        with pytest.raises(UserError, match="no trained head"):
+            load(tmp_path)
 
 
 def test_what_published_debertas_hold_besides_is_passed_over(tmp_path: Path) -> None:

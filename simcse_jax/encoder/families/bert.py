@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from simcse_jax.encoder.architecture import Architecture
-from simcse_jax.encoder.families.family import ConfigFile, Family, WeightNames
+from simcse_jax.encoder.families.family import SIZES, ConfigFile, Family, WeightNames
 
 NAMES = WeightNames(
     prefix="bert.",
@@ -39,14 +39,7 @@ def read(file: ConfigFile, family: str = "bert", pad_token_id: int = 0) -> Archi
     Dropout is 0.1, whatever the file says: a run has that of its recipe. Other defaults are transformers'.
     """
     file.require(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
-    sizes: dict[str, Any] = file.sizes(
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "max_position_embeddings",
-    )
+    sizes: dict[str, Any] = file.sizes(*SIZES)
     file.require_heads(sizes)
     return Architecture(
         family=family,

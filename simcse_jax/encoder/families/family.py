@@ -17,8 +17,11 @@ from simcse_jax.system.json_file import read_json
 
 # Far above any model, and low enough that no array's size overflows.
 LARGEST_SIZE, LARGEST = 10_000_000, {"num_hidden_layers": 1000, "n_layers": 1000, "n_layer": 1000}
-
-
+# BERT's keys for the sizes of an encoder.
+SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    "max_position_embeddings",
+)
 Tensors = dict[str, np.ndarray]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from simcse_jax.encoder.architecture import Architecture
-from simcse_jax.encoder.families.family import ConfigFile, Family, WeightNames, require_pairs_of_features
+from simcse_jax.encoder.families.family import SIZES, ConfigFile, Family, WeightNames, require_pairs_of_features
 from simcse_jax.system.errors import UserError
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"  # values of layer_types
@@ -38,14 +38,7 @@ NAMES = WeightNames(
 
 def read(file: ConfigFile) -> Architecture:
     """Return the architecture that a config.json states, of transformers 4 or 5."""
-    sizes: dict[str, Any] = file.sizes(
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "max_position_embeddings",
-    )
+    sizes: dict[str, Any] = file.sizes(*SIZES)
     file.require_heads(sizes)
     require_pairs_of_features(file, sizes["hidden_size"] // sizes["num_attention_heads"])
     hidden_act = file.activation("hidden_activation", default="gelu")

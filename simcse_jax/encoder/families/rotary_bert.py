@@ -95,10 +95,13 @@ def _renamed(tensors: Tensors, renamed: dict[str, str], joined: Mapping[str, tup
 def _renamed_nomic(tensors: Tensors) -> Tensors:
     """Return weights under today's names; the first releases' head for masked tokens has no biases."""
     found = _renamed(tensors, _NOMIC_RENAMED, _NOMIC_JOINED)
-    for place in ("cls.predictions.transform.dense", "cls.predictions.decoder"):
-        bias = "cls.predictions.bias" if place.endswith("decoder") else f"{place}.bias"
-        if f"{place}.weight" in found and bias not in found and f"{place}.bias" not in found:
-            found[bias] = np.zeros(len(found[f"{place}.weight"]), np.float32)
+    head = "cls.predictions."
+    words = [tensor for name, tensor in found.items() if name.endswith(f"{NOMIC_NAMES.tables['word']}.weight")]
+    kernel = found.get(f"{head}transform.dense.weight")
+    if kernel is not None and words:
+        found.setdefault(f"{head}transform.dense.bias", np.zeros(len(kernel), np.float32))
+        if f"{head}decoder.bias" not in found:
+            found.setdefault(f"{head}bias", np.zeros(len(words[0]), np.float32))
     return found
 
 
