@@ -238,7 +238,8 @@ def test_config_errors(bert: Path, tmp_path: Path, change: dict[str, Any], messa
 
 
 def test_run_folders_of_bert_store_what_they_always_did() -> None:
-    stored = Architecture(family="bert", **dict.fromkeys(SIZES, 4)).as_dict()
+    sizes: dict[str, Any] = dict.fromkeys(SIZES, 4)
+    stored = Architecture(family="bert", **sizes).as_dict()
     assert stored.keys() == {
         *("family", *SIZES, "hidden_act", "type_vocab_size", "layer_norm_eps", "pad_token_id", "initializer_range"),
         *("dropout", "cutoff", "cutoff_rate"),
