@@ -148,7 +148,7 @@ def _tokenise(rows: Sequence[tuple[int, tuple[str, ...]]], tokeniser: Tokeniser,
         full *= has_tokens
         flat = itertools.chain.from_iterable(e.ids for e, has in zip(encoded, has_tokens, strict=True) if has)
         ids, offsets = _truncate(np.fromiter(flat, np.int32, int(full.sum())), full, tokeniser.max_length, suffix)
-        hashes = np.where(has_tokens, _text_hashes(texts), np.uint64(0))
+        hashes = np.where(has_tokens, text_hashes(texts), np.uint64(0))
         arrays += [pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids)), pa.array(full), pa.array(hashes)]
         if v < 2:
             is_kept &= has_tokens
@@ -174,7 +174,7 @@ def _truncate(flat: np.ndarray, full: np.ndarray, max_length: int, suffix: int) 
     return flat[source], offsets
 
 
-def _text_hashes(texts: Sequence[str]) -> np.ndarray:
+def text_hashes(texts: Sequence[str]) -> np.ndarray:
     """Return uint64[n], BLAKE2b of the UTF-8 bytes."""
     digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
