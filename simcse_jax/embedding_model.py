@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simcse_jax.config.compare import differences
+from simcse_jax.config.schema import parse_numbers
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.families.table import architecture_from_dict, read_architecture
@@ -204,7 +205,12 @@ class EmbeddingModel:
         drawn = jax.jit(functools.partial(init_params, encoder, recipe[SEED]))()
         origin = f"random, seed {recipe[SEED]}"
         if recipe["model.init"] == "pretrained":
-            loaded = load_params(encoder_folder(model_folder(recipe["model.name"])), self._origin.sizes, head="none")
+            folder, kept = (
+                encoder_folder(model_folder(recipe["model.name"])),
+                parse_numbers(recipe["model.keep_layers"]),
+            )
+            sizes = read_architecture(folder) if kept else self._origin.sizes
+            loaded = load_params(folder, sizes, head="none", layers=kept)
             drawn = loaded | ({"head": drawn["head"]} if info["has_head"] else {})
             origin = f"pretrained, {recipe['model.name']}"
         params = self._select(drawn)

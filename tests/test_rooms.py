@@ -17,7 +17,8 @@ MAY_IMPORT = {
     "objective": set(),
     "evaluation": {"data", "objective"},
     "hosts": set(),
-    "training": {"config", "data", "encoder", "encoding", "evaluation", "hosts", "model_folder", "objective"},
+    "training": {"config", "data", "encoder", "encoding", "embedding_model", "evaluation", "hosts", "model_folder"}
+    | {"objective"},
     "planning": {"config", "data", "encoder", "training"},
     "encoding": {"data", "encoder"},
     "sweeping": {"config", "evaluation", "training"},

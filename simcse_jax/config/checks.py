@@ -7,6 +7,8 @@ from typing import Any
 from simcse_jax.config.compare import idle_keys, idle_message
 from simcse_jax.config.schema import KEYS, NO_LOSS, Config
 from simcse_jax.data.positives import POSITIVES
+from simcse_jax.objective.distillation import DISTILLATIONS, NEED_PAIRS
+from simcse_jax.objective.losses import GRADED
 from simcse_jax.system.errors import UserError
 
 
@@ -14,7 +16,7 @@ def require_consistent(config: Config, needs_data: bool = True) -> None:
     """Raise UserError where keys that are each in range do not go together, and without data unless none are needed."""
     if needs_data:
         require(bool(config.data.files), "data.files", config.data.files, "a file, glob or Hub name")
-    for check in (_check_model, _check_data, _check_views, _check_loss):
+    for check in (_check_model, _check_data, _check_views, _check_loss, _check_teacher):
         check(config)
     values = config.flat()
     if idle := idle_keys(values):
@@ -35,6 +37,11 @@ def _check_model(config: Config) -> None:
             f"model.pooler = 'cls' evaluates through a head that model.train_pooler = {model.train_pooler!r} never "
             "trains.\nUse --config.model.train_pooler=cls, or another model.pooler."
         )
+    try:
+        _ = model.kept_layers
+    except ValueError:
+        limit = "comma-separated numbers of layers from 0, ascending, each once"
+        require(False, "model.keep_layers", model.keep_layers, limit)
     if model.init == "pretrained":
         require(bool(model.name), "model.name", model.name, "a folder or Hub name")
     if model.tokenizer == "train":
@@ -56,6 +63,7 @@ def _check_data(config: Config) -> None:
                 "compared.\nUse --config.data.positive=dropout"
             )
         return
+    _check_scores(config)
     predicted = POSITIVES[data.positive].predicted
     if data.positive == "crop" or predicted:
         require(data.rate > 0, "data.rate", data.rate, f"above 0 with data.positive = {data.positive!r}")
@@ -65,6 +73,20 @@ def _check_data(config: Config) -> None:
             "nothing.\nStart from a pretrained model, or name one with the same tokenizer: "
             "--config.data.mask_model=DIR."
         )
+
+
+def _check_scores(config: Config) -> None:
+    data, loss = config.data, config.objective.loss
+    if loss not in GRADED:
+        return
+    require(bool(data.scores), "data.scores", data.scores, f"a column of scores with objective.loss = {loss!r}")
+    require(
+        data.positive == "columns", "data.positive", data.positive, f"columns with objective.loss = {loss!r}", "columns"
+    )
+    try:
+        _ = data.limits
+    except ValueError:
+        require(False, "data.score_range", data.score_range, "LOWEST,HIGHEST, two numbers, the lower one first")
 
 
 def _check_views(config: Config) -> None:
@@ -96,13 +118,40 @@ def _check_loss(config: Config) -> None:
         objective.widths,
         "comma-separated numbers above 0, each once",
     )
-    if objective.loss == NO_LOSS and not config.mlm.weight:
+    if objective.loss == NO_LOSS and not config.mlm.weight and not config.teacher.name:
         raise UserError(
-            f"objective.loss = {NO_LOSS!r} with mlm.weight = 0 leaves nothing to train.\n"
-            "Use --config.mlm.weight=1, or --config.objective.loss=info_nce."
+            f"objective.loss = {NO_LOSS!r} with mlm.weight = 0 and no teacher.name leaves nothing to train.\n"
+            "Use --config.mlm.weight=1, a teacher, or --config.objective.loss=info_nce."
         )
-    if objective.loss == NO_LOSS and config.model.has_head:
+    if objective.loss == NO_LOSS and not config.teacher.name and config.model.has_head:
         raise UserError(
             f"objective.loss = {NO_LOSS!r} never trains the head of the pooler 'cls'.\n"
             "Use --config.model.pooler=avg --config.model.train_pooler=avg."
+        )
+
+
+def _check_teacher(config: Config) -> None:
+    objective = config.objective
+    if objective.guide and objective.queue:
+        raise UserError(
+            f"objective.guide = True with objective.queue = {objective.queue}: the teacher's vectors of queued texts "
+            "are not kept.\nUse --config.objective.queue=0, or leave the guide out: --config.objective.guide=False."
+        )
+    if config.teacher.name and not config.teacher.weights and not objective.guide:
+        raise UserError(
+            f"teacher.name = {config.teacher.name!r} has no effect with teacher.{' = teacher.'.join(DISTILLATIONS)} = "
+            "0 and objective.guide = False.\nGive a loss a weight, for example --config.teacher.kl=1, or leave the "
+            "teacher out: "
+            "--config.teacher.name="
+        )
+    pairs = [name for name in NEED_PAIRS if name in config.teacher.weights]
+    if pairs and objective.loss == NO_LOSS and config.data.positive != "columns":
+        raise UserError(
+            f"teacher.{pairs[0]} compares sentences with their positives, and with objective.loss = {NO_LOSS!r} and "
+            f"data.positive = {config.data.positive!r} there are none.\nUse --config.data.positive=columns."
+        )
+    if config.teacher.name.endswith(".parquet") and config.teacher.products != "float32":
+        raise UserError(
+            f"teacher.products = {config.teacher.products!r} has no effect with vectors of a file, "
+            f"{config.teacher.name!r}.\nUse --config.teacher.products=float32."
         )

@@ -9,6 +9,7 @@ A new key needs its line here, and nothing else. Relations between keys beyond `
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
@@ -16,13 +17,20 @@ from simcse_jax.config.keys import Key, When, key, section_keys
 from simcse_jax.data.positives import POSITIVES, WINDOWS
 from simcse_jax.encoder.architecture import ATTENTIONS, CUTOFFS, PRODUCTS
 from simcse_jax.encoder.pooling import POOLERS
-from simcse_jax.objective.losses import LOSSES
+from simcse_jax.objective.distillation import DISTILLATIONS
+from simcse_jax.objective.losses import GRADED, LOSSES
 
 DURATIONS = ("steps", "epochs", "examples")
 NO_LOSS = "none"
 _CONTRASTIVE = When("objective.loss", lambda _: tuple(LOSSES))
 _RANDOM = When("model.init", ("random",))
 _MLM = When("mlm.weight")
+_TEACHER = When("teacher.name")
+
+
+def parse_numbers(value: str) -> tuple[int, ...]:
+    """Return the numbers of a comma-separated value, such as that of model.keep_layers."""
+    return tuple(int(number) for number in value.split(",") if number.strip())
 
 
 def _losses_that_read(name: str) -> tuple[str, ...]:
@@ -53,6 +61,13 @@ class ModelConfig:
         """"pretrained": weights from model.name; "random": new weights, sizes from model.name, or from the keys below
         where these are not 0.""",
         one_of=("pretrained", "random"),
+    )
+    keep_layers: str = key(
+        "",
+        """The layers of model.name to start from, by number from 0, ascending: "0,3,6,9" makes an encoder of four; "":
+        all of them. The run and what it exports have only these.""",
+        effective=When("model.init", ("pretrained",)),
+        example="0,2",
     )
     num_hidden_layers: int = key(0, "Layers; 0: as model.name.", at_least=0, effective=_RANDOM)
     hidden_size: int = key(0, "Width of the hidden states; 0: as model.name.", at_least=0, effective=_RANDOM)
@@ -155,6 +170,14 @@ class ModelConfig:
     remat: bool = key(False, "Recompute layers in the backward pass, to save memory.", layout=True)
 
     @property
+    def kept_layers(self) -> tuple[int, ...]:
+        """Return the layers to keep, () for all; ValueError where keep_layers is wrong."""
+        kept = parse_numbers(self.keep_layers)
+        if list(kept) != sorted({*kept}) or min(kept, default=0) < 0:
+            raise ValueError(self.keep_layers)
+        return kept
+
+    @property
     def has_head(self) -> bool:
         """Return whether a dense + tanh head is trained or used."""
         return "cls" in (self.pooler, self.train_pooler)
@@ -177,6 +200,19 @@ class DataConfig:
         "",
         """Comma-separated column names: sentence[,positive[,hard negative ...]]. "": sent0, sent1, hard_neg* where the
         header has them, else the columns of text without ids, labels and scores (docs/data.md).""",
+    )
+    score_range: str = key(
+        "",
+        """"LOWEST,HIGHEST": scores beyond are refused; "": every finite number is allowed.""",
+        effective=When("objective.loss", lambda _: GRADED),
+        example="0,5",
+    )
+    scores: str = key(
+        "",
+        """The column of scores of graded pairs, numbers of any scale, of which the order counts: what a graded loss
+        ("cosent", "angle") learns.""",
+        effective=When("objective.loss", lambda _: GRADED),
+        example="score",
     )
     positive: str = key(
         "dropout",
@@ -226,6 +262,16 @@ class DataConfig:
         "", 'Where tokenised data is kept; "": $SIMCSE_CACHE or ~/.cache/simcse_jax.', layout=True, local=True
     )
 
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Return the lowest and highest score that are allowed; ValueError where score_range is wrong."""
+        if not self.score_range:
+            return -math.inf, math.inf
+        lowest, highest = map(float, self.score_range.split(","))
+        if not lowest < highest:
+            raise ValueError(self.score_range)
+        return lowest, highest
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -265,7 +311,8 @@ class ObjectiveConfig:
     loss: str = key(
         "info_nce",
         """"info_nce": the paper's; "triplet": FaceNet's, of squared distances on the unit sphere; "margin_ranking": of
-        similarities; "sigmoid": SigLIP's; "none": masked language modelling alone (mlm.weight above 0).""",
+        similarities; "sigmoid": SigLIP's; "cosent" and "angle" (AnglE): of graded pairs (data.scores); "none": nothing
+        but masked language modelling (mlm.weight above 0), a teacher (teacher.name), or both.""",
         one_of=lambda: (*LOSSES, NO_LOSS),
     )
     temperature: float = key(0.05, "Similarities are divided by it.", above=0, effective=_READ_BY_LOSS)
@@ -319,6 +366,47 @@ class ObjectiveConfig:
     mask_duplicates: bool = key(
         True, "Leave out candidates whose text equals the anchor's or its positive's.", effective=_READ_BY_LOSS
     )
+    false_negatives: str = key(
+        "",
+        """Leave out candidates too similar to the anchor to be its negatives: of a cosine above s(p) - m ("absolute"),
+        above s(p) - m |s(p)| ("relative"), or above m ("fixed"), with s(p) the cosine of the positive and m the
+        false_negative_margin. "": no candidate but those of equal text.""",
+        one_of=("", "absolute", "relative", "fixed"),
+        effective=_READ_BY_LOSS,
+        example="absolute",
+    )
+    false_negative_margin: float = key(
+        0.0,
+        "The m of objective.false_negatives; with 0, what is closer than the positive is left out.",
+        effective=When("objective.false_negatives"),
+        example=0.1,
+    )
+    guide: bool = key(
+        False,
+        """Let the teacher's vectors, not the embeddings, decide what objective.false_negatives leaves out (GIST). The
+        start model is its own guide with teacher.name = model.name.""",
+        effective=(When("objective.false_negatives"), _TEACHER),
+    )
+    hardness: float = key(
+        0.0,
+        """Weigh a negative by e^(hardness cos), without a gradient through that weight (Robinson et al. 2021); 0: all
+        alike.""",
+        at_least=0,
+        effective=_READ_BY_LOSS,
+        example=1.0,
+    )
+    hardness_of: str = key(
+        "all",
+        """The negatives that are weighed by hardness: "all", those of the "batch", or an anchor's "own" hard
+        negatives.""",
+        one_of=("all", "batch", "own"),
+        effective=When("objective.hardness"),
+    )
+    hardness_normalized: bool = key(
+        True,
+        "Divide these weights by their mean over an anchor's negatives, so that they only shift weight between them.",
+        effective=When("objective.hardness"),
+    )
     tile: int = key(
         1024,
         """Similarities are computed, and held, for at most this many anchors against the candidates of as many examples
@@ -332,7 +420,7 @@ class ObjectiveConfig:
     @property
     def matryoshka_widths(self) -> tuple[int, ...]:
         """Return the widths of a Matryoshka loss; empty without one."""
-        return tuple(int(width) for width in self.widths.split(",") if width.strip())
+        return parse_numbers(self.widths)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -366,6 +454,75 @@ class MlmConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    """Keys of distillation: whose vectors the encoder learns, and by which losses."""
+
+    name: str = key(
+        "",
+        """Where the vectors that the encoder learns come from: a model (run folder, model folder or Hub name), which
+        encodes each text of the data once, into the cache; or .parquet files that `embed` wrote from these texts,
+        comma-separated. "": no teacher. Where a run resumes, the vectors must be of the same model or file.""",
+        resumable=True,
+        local=True,
+        example="sentence-transformers/all-MiniLM-L6-v2",
+    )
+    width: int = key(
+        0,
+        """Reduce the teacher's vectors to so many features, their first axes of a singular value decomposition: to the
+        encoder's width, so that mse needs no projection. 0: all.""",
+        at_least=0,
+        effective=_TEACHER,
+        example=256,
+    )
+    mse: float = key(
+        0.0,
+        """Weight of the squared distance between an embedding and its teacher's vector, both of length 1; where widths
+        differ, a learned projection comes between, which is not exported. 0: none.""",
+        at_least=0,
+        effective=_TEACHER,
+        example=1.0,
+    )
+    kl: float = key(
+        0.0,
+        """Weight of the divergence between the teacher's softmax of a text's similarities with the other texts of the
+        batch, and the encoder's. 0: none.""",
+        at_least=0,
+        effective=_TEACHER,
+        example=1.0,
+    )
+    temperature: float = key(
+        0.05, "The teacher's similarities are divided by it.", above=0, effective=When("teacher.kl")
+    )
+    student_temperature: float = key(
+        0.0,
+        "The encoder's similarities are divided by it; 0: as the teacher's.",
+        at_least=0,
+        effective=When("teacher.kl"),
+        example=0.05,
+    )
+    products: str = key(
+        "float32",
+        """Factors of the teacher's matrix products, as model.products says of the encoder's.""",
+        one_of=PRODUCTS,
+        effective=_TEACHER,
+    )
+
+    margin_mse: float = key(
+        0.0,
+        """Weight of the squared difference between the encoder's margin, cosine of the positive less cosine of a
+        negative, and the teacher's; hard negatives where the data has them, else those of the batch. 0: none.""",
+        at_least=0,
+        effective=_TEACHER,
+        example=1.0,
+    )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Return the weight of each loss that is used, by its name."""
+        return {name: getattr(self, name) for name in DISTILLATIONS if getattr(self, name)}
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """Keys of AdamW and its schedule, linear from learning_rate to 0."""
 
@@ -385,18 +542,9 @@ class EvalConfig:
     data: str = key(
         "hf://datasets/princeton-nlp/datasets-for-simcse/senteval.tar",
         """Graded pairs: a .tsv or .csv of score, sentence, sentence; SentEval's sts-dev.csv or its folder; or the
-        senteval archive of the Hub. Or KIND:SOURCE, a task that evaluate takes as --KIND=SOURCE: retrieval:DIR.
-        Or heldout:500: that many documents (rows, where there are none) of data.files, which are then not trained on.
-        "": no evaluation, and the last checkpoint is the best.""",
+        senteval archive of the Hub. "": no evaluation, and the last checkpoint is the best.""",
         resumable=True,
         local=True,
-    )
-    measure: str = key(
-        "",
-        """The value of eval.data's task that chooses the best checkpoint and counts for patience: spearman or pearson
-        of pairs; ndcg@10, mrr@10, recall@10, ... of retrieval. "": the first of its kind.""",
-        effective=When("eval.data"),
-        example="ndcg@10",
     )
     every_steps: int = key(125, "Steps between two evaluations.", at_least=1, resumable=True)
     patience: int = key(
@@ -444,6 +592,7 @@ class Config:
     train: TrainConfig
     objective: ObjectiveConfig
     mlm: MlmConfig
+    teacher: TeacherConfig
     optimizer: OptimizerConfig
     eval: EvalConfig
     checkpoint: CheckpointConfig

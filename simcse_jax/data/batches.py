@@ -19,6 +19,7 @@ import numpy as np
 from simcse_jax.data import packing
 from simcse_jax.data.examples import Drawn, Examples
 from simcse_jax.data.masking import Masking
+from simcse_jax.data.text_vectors import TextVectors
 from simcse_jax.group import NO_TEXT, Array, Group, MaskedGroup
 from simcse_jax.system.errors import UserError
 
@@ -51,6 +52,9 @@ class Batch(NamedTuple):
     inputs: EncoderInputs
     # int32[K + 1, B], on every device: equal id = equal text, NO_TEXT = none; rows: anchors, positives, hard negatives
     text_ids: Array
+    # float32[G, V, n, D'], sharded by group: the teacher's vector of each text, 0 for a missing one; None without it
+    teacher: Array | None = None
+    grades: Array | None = None  # float32[G, n], sharded by group: the score of each example; None without scores
 
     @property
     def rows(self) -> Rows:
@@ -81,12 +85,15 @@ class Batches:
         masking: Masking | None = None,
         replacing: Masking | None = None,
         global_text_ids: bool = False,
+        vectors: TextVectors | None = None,
     ):
         """Choose the row counts; raises UserError when there are fewer examples than one batch takes.
 
         masking: makes `EncoderInputs.masked`; replacing: makes `EncoderInputs.replacement`. global_text_ids: ids of
-        texts can be compared between batches; two texts then share one by chance once in 2**32 pairs.
+        texts can be compared between batches; two texts then share one by chance once in 2**32 pairs. vectors: the
+        teacher's, for `Batch.teacher`.
         """
+        self.vectors = vectors
         self.global_text_ids = global_text_ids
         self.examples, self.layout, self.seed, self.masking, self.replacing = examples, layout, seed, masking, replacing
         count = len(examples)
@@ -116,7 +123,8 @@ class Batches:
         rows = next(counts for counts in self.row_counts if np.all(np.array(counts) >= used))
         shape = sum(rows), self.layout.row_length
         filled = []
-        for group in range(total // size) if groups is None else groups:
+        groups = range(total // size) if groups is None else groups
+        for group in groups:
             examples = np.arange(group * size, (group + 1) * size)
             tokens = drawn.token_ids(examples)
             columns = range(self.examples.texts)
@@ -132,7 +140,12 @@ class Batches:
             filled, rest = zip(*(group.split(rows[0], size) for group in filled), strict=True)
             non_anchors = _stacked(rest)
         inputs = EncoderInputs(_stacked(filled), **copies, non_anchors=non_anchors)
-        return Batch(inputs, self._text_ids(drawn))
+        teacher = None
+        if self.vectors is not None:
+            by_group = drawn.hashes.reshape(-1, size, self.examples.texts)[list(groups)]
+            teacher = self.vectors(by_group.swapaxes(1, 2))
+        grades = None if drawn.scores is None else drawn.scores.reshape(-1, size)[list(groups)]
+        return Batch(inputs, self._text_ids(drawn), teacher, grades)
 
     def stream(
         self, first_step: int, last_step: int, groups: Sequence[int] | None = None, depth: int = 4

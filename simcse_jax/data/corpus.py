@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simcse_jax.data.rows import RowCounts, choose_columns, read_rows
+from simcse_jax.data.scores import ScoreColumn
 from simcse_jax.data.sources import open_tables
 from simcse_jax.data.tables import TextTable, listed
 from simcse_jax.data.tokenise import CACHE_FORMAT, Tokeniser, build, column, open_tokens
@@ -53,7 +54,6 @@ class CorpusReport:
     missing: int  # hard negatives that rows lack
     unknown_share: float  # tokens that stand for what the vocabulary lacks, of all tokens of text
     from_cache: bool = False
-    held_out: int = 0  # rows that are no part of training, as their texts are held out for evaluation
 
     def lines(self) -> list[str]:
         """Return printable lines: the counts, then a bar of the histogram a line."""
@@ -67,8 +67,6 @@ class CorpusReport:
             counts.append(f"left out, of other splits: {self.other_splits:,}")
         if self.missing:
             counts.append(f"missing hard negatives: {self.missing:,}")
-        if self.held_out:
-            counts.append(f"held out for evaluation, with all equal texts: {self.held_out:,}")
         out = [
             f"data: {self.examples:,} {kind}{documents} from {names}{cached}",
             f"  columns used: {listed(self.columns)} (as the file names them){ignored}",
@@ -105,7 +103,8 @@ class Corpus:
 
     columns: names of the V text columns. lengths: int32[E, V] in tokens, special ones included, after truncation.
     hashes: uint64[E, V] of the text; equal text, equal hash. documents: int32[E], or None unless all files are .txt.
-    fingerprint: equal if and only if texts, documents and token ids are equal, for any paths and formats.
+    scores: float32[E], or None without them. fingerprint: equal if and only if texts, documents, token ids and scores
+    are equal, for any paths and formats.
     """
 
     def __init__(self, tokens: "pa.Table", fingerprint: str, report: CorpusReport, has_documents: bool):
@@ -116,6 +115,7 @@ class Corpus:
         full = np.stack([column(tokens, f"full_{v}") for v in range(width)], axis=1)
         self.lengths: np.ndarray = np.minimum(full, report.max_length).astype(np.int32)
         self.hashes: np.ndarray = np.stack([column(tokens, f"hash_{v}") for v in range(width)], axis=1)
+        self.scores: np.ndarray | None = column(tokens, "score") if "score" in tokens.column_names else None
         self.documents: np.ndarray | None = column(tokens, "document") if has_documents else None
         # One chunk of Arrow's list column is one flat memory-mapped array of ids with offsets; a row is a slice of it.
         self._chunks = [[_values(chunk) for chunk in tokens.column(f"ids_{v}").chunks] for v in range(width)]
@@ -154,12 +154,13 @@ def load_corpus(
     columns: Sequence[str] = (),
     cache_dir: str | os.PathLike[str] | None = None,
     split: str = "train",
+    scores: ScoreColumn | None = None,
 ) -> Corpus:
     """Return the corpus in `files`, tokenised the first time and read from the cache later.
 
     files: see `sources.open_tables`. columns: see `rows.choose_columns`. cache_dir: $SIMCSE_CACHE, else
-    ~/.cache/simcse_jax. split: see `rows.read_rows`. Several processes may call this at once: one tokenises, the
-    others wait for it.
+    ~/.cache/simcse_jax. split, scores: see `rows.read_rows`. Several processes may call this at once: one tokenises,
+    the others wait for it.
     """
     tokeniser = Tokeniser(_untruncated(tokenizer), max_length, unknown_id(tokenizer))
     special = tokeniser.special
@@ -169,8 +170,11 @@ def load_corpus(
             f"At least {special + 1}; the paper trains with 32."
         )
     tables = open_tables(files)
+    if scores:
+        for table in tables:
+            scores.require_in(table)
     chosen = choose_columns(tables, columns)
-    key = _cache_key(tables, chosen, tokeniser, split, bool(columns))
+    key = _cache_key(tables, chosen, tokeniser, split, bool(columns), scores)
     root = cache_folder("corpora", cache_dir)
     from filelock import FileLock
 
@@ -186,7 +190,7 @@ def load_corpus(
                 root, "Free some space, or set SIMCSE_CACHE to a folder elsewhere.", f"The tokenised data in {root}"
             ):
                 partial.mkdir()
-                build(partial, tables, chosen, tokeniser, split, bool(columns))
+                build(partial, tables, chosen, tokeniser, split, bool(columns), scores)
                 os.replace(partial, root / key)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -211,7 +215,12 @@ def _untruncated(tokenizer: Any) -> Any:
 
 
 def _cache_key(
-    tables: Sequence[TextTable], chosen: Sequence[tuple[str, ...]], tokeniser: Tokeniser, split: str, named: bool
+    tables: Sequence[TextTable],
+    chosen: Sequence[tuple[str, ...]],
+    tokeniser: Tokeniser,
+    split: str,
+    named: bool,
+    scores: ScoreColumn | None,
 ) -> str:
     """Return a hex digest of everything that decides the token ids."""
     import tokenizers
@@ -220,6 +229,8 @@ def _cache_key(
     parts = [CACHE_FORMAT, tokenizers.__version__, tokeniser.max_length, keys, chosen, tokeniser.unknown, split]
     if named:  # then rows are read that are refused otherwise
         parts.append("named")
+    if scores:
+        parts.append([scores.name, f"{scores.lowest} {scores.highest}"])
     digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16)
     digest.update(tokeniser.backend.to_str().encode())
     return digest.hexdigest()

@@ -22,6 +22,7 @@ class Drawn(NamedTuple):
     lengths: np.ndarray  # int32[B, V]: the most tokens that each text can have; 0 for a missing hard negative
     hashes: np.ndarray  # uint64[B, V]: equal for texts that may not be each other's negatives; 0 for a missing one
     token_ids: Callable[[np.ndarray], list[list[np.ndarray]]]  # [n][V] int32 arrays, of the examples at places int[n]
+    scores: np.ndarray | None = None  # float32[B], where examples have them
 
 
 class Examples(Protocol):
@@ -49,10 +50,10 @@ class TokenTable(Protocol):
 
 
 class ColumnExamples:
-    """Take each row of a table as an example, the same at every step."""
+    """Take each row of a table as an example, the same at every step; scores: float32[E], of graded pairs."""
 
-    def __init__(self, table: TokenTable):
-        self.table = table
+    def __init__(self, table: TokenTable, scores: np.ndarray | None = None):
+        self.table, self.scores = table, scores
         self.texts = table.lengths.shape[1]
 
     def __len__(self) -> int:
@@ -60,7 +61,8 @@ class ColumnExamples:
 
     def draw(self, ids: np.ndarray, step: int) -> Drawn:
         table = self.table
-        return Drawn(table.lengths[ids], table.hashes[ids], lambda places: table.token_ids(ids[places]))
+        scores = None if self.scores is None else self.scores[ids]
+        return Drawn(table.lengths[ids], table.hashes[ids], lambda places: table.token_ids(ids[places]), scores)
 
 
 class ChangedCopies:

@@ -63,8 +63,8 @@ class Positive:
 
 
 def as_columns(source: Source) -> Examples:
-    """Return the rows of the files as examples."""
-    return ColumnExamples(source.corpus)
+    """Return the rows of the files as examples, with their scores where they are read."""
+    return ColumnExamples(source.corpus, source.corpus.scores)
 
 
 def predicted_copy(source: Source, *, rate: float, mask_model: str) -> Examples:

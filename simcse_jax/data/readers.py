@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,7 @@ def open_table(path: Path, name: str | None = None) -> TextTable:
     if suffix == ".txt":
         return TextTable(name, ("text",), (), lambda *_: _text_rows(path, name), _file_key(path), is_text_file=True)
     if suffix == ".parquet":
-        with _open_parquet(path, name) as file:
+        with open_parquet(path, name) as file:
             schema = text_columns(file.schema_arrow)
         return record_table(name, lambda columns: _parquet_records(path, name, columns), _file_key(path), "row", schema)
     if suffix == ".jsonl":
@@ -109,7 +110,7 @@ def _csv_table(path: Path, name: str, suffix: str) -> TextTable:
     _check_header(header, path, name, suffix)
     place_of = {column: place for place, column in enumerate(header)}
 
-    def rows(columns: Sequence[str], named: bool = False) -> Iterator[tuple[str, ...]]:
+    def rows(columns: Sequence[str], named: bool = False, scores: Any = None) -> Iterator[tuple[Any, ...]]:
         places = [place_of[column] for column in columns]
         blank = ("",) * len(columns)
         records = itertools.dropwhile(lambda record: not record[1], delimited_records(path, name, suffix))
@@ -120,9 +121,9 @@ def _csv_table(path: Path, name: str, suffix: str) -> TextTable:
                 for column, cell in zip(columns, chosen, strict=True):
                     if cell.startswith(("[", "(")) and is_list(cell):
                         raise UserError(_no_lists(path, f"{name}, line {number}", column, cell))
-                yield chosen
+                yield (*chosen, scores.read(cells[place_of[scores.name]], name, number)) if scores else chosen
             elif not any(cell.strip() for cell in cells):
-                yield blank
+                yield (*blank, math.nan) if scores else blank
             else:
                 hint = (
                     "Quote cells that contain the separator." if suffix == ".csv" else "A cell must not contain a tab."
@@ -184,13 +185,14 @@ def _json_records(path: Path, name: str) -> Iterator[Record]:
 
 
 def _parquet_records(path: Path, name: str, columns: Sequence[str] | None = None) -> Iterator[Record]:
-    with _open_parquet(path, name) as file:
+    with open_parquet(path, name) as file:
         batches = file.iter_batches(columns=None if columns is None else list(columns), batch_size=HEAD)
         yield from enumerate(itertools.chain.from_iterable(batch.to_pylist() for batch in batches), 1)
 
 
 @contextlib.contextmanager
-def _open_parquet(path: Path, name: str) -> Iterator[ParquetFile]:
+def open_parquet(path: Path, name: str) -> Iterator[ParquetFile]:
+    """Open a parquet file; UserError where it cannot be read, also within the block."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 

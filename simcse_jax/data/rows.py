@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from simcse_jax.data.tables import HEAD, TextTable, is_negative, is_no_text, listed
+from simcse_jax.data.scores import ScoreColumn
+from simcse_jax.data.tables import HEAD, TextTable, is_negative, is_no_text, is_number, listed
 from simcse_jax.system.errors import UserError
 
 # Names of a sentence and its positive, in lower case, in tables that hold other text too.
@@ -122,15 +124,6 @@ def _numbers_and_labels(table: TextTable, names: Sequence[str]) -> set[str]:
     return found
 
 
-def is_number(cell: str) -> bool:
-    """Return whether a cell is a number."""
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
 def _require_columns(table: TextTable, columns: Sequence[str]) -> None:
     for name in columns:
         if name in table.other_columns:
@@ -160,13 +153,14 @@ def read_rows(
     counts: RowCounts,
     split: str = "",
     named: bool = False,
-) -> Iterator[tuple[int, tuple[str, ...]]]:
+    scores: ScoreColumn | None = None,
+) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """Yield (document, cells) of every row; UserError if a column is blank, or holds numbers alone, in all rows.
 
     Rows whose first or second cell is empty are left out; further cells, hard negatives, may be empty, but not in all
     rows of all tables. A document is a run of lines of a .txt without a blank line between them. split: "train" or
     "dev", the rows to read of a table with a column `split` of such words; "": all. named: the user chose the columns,
-    which may then hold numbers alone.
+    which may then hold numbers alone. scores: the column of scores, a float as each row's last cell; None: no scores.
     """
     document = -1
     kinds = [_NOTHING] * len(chosen[0])
@@ -176,12 +170,14 @@ def read_rows(
         numbers = _TEXT if named or table.is_text_file else _NUMBERS
         total, others = 0, counts.other_splits
         starts_document = True
-        for cells in table.rows((*names, *wanted[:1]), named):
+        for cells in table.rows((*names, *wanted[:1]), named, scores):
             total += 1
             if cells is None:
                 starts_document = True
                 counts.empties += 1
                 continue
+            score = cells[len(names) + len(wanted[:1]) :]  # of length 1, or 0 without scores
+            cells = cells[: len(cells) - len(score)]
             if wanted:
                 *cells, word = cells
                 if word.strip().lower() not in SPLITS[split]:
@@ -198,7 +194,7 @@ def read_rows(
                 starts_document = False
                 counts.documents = document + 1
             counts.kept += 1
-            yield document, tuple(cells)
+            yield document, (*cells, *score)
         if total == 0:
             raise UserError(f"{table.name} has no rows" + ("." if table.is_text_file else ", only a header."))
         if total == counts.other_splits - others:

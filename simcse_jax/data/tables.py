@@ -27,16 +27,16 @@ Record = tuple[int, dict[str, Any]]  # the number of a line or row, from 1, and 
 
 @dataclass(frozen=True)
 class TextTable:
-    """Hold one source of rows; `rows(names, named=False)` streams the cells of those columns, in that order.
+    """Hold one source of rows; `rows(names, named=False, scores=None)` streams the cells of those columns, in order.
 
     A missing cell is "". A row that is None is a blank line of a .txt. named: the user chose the columns, so that text
-    elsewhere may be left out.
+    elsewhere may be left out. scores: a `ScoreColumn`, which is the last cell then, a float.
     """
 
     name: str  # as shown to the user
     columns: tuple[str, ...]  # every column that holds text, or may
     other_columns: tuple[str, ...]  # numbers, unnamed: never taken for text
-    rows: Callable[..., Iterator[tuple[str, ...] | None]]
+    rows: Callable[..., Iterator[tuple[Any, ...] | None]]
     key: Callable[[], str]  # changes when the content does
     is_text_file: bool = False
     lists: frozenset[str] = frozenset()  # columns in which a row may hold several texts
@@ -51,6 +51,15 @@ def is_negative(column: str) -> bool:
 def is_no_text(column: str) -> bool:
     """Return whether a column's name says that it holds ids, labels, scores or the like."""
     return _NO_TEXT.fullmatch(column) is not None
+
+
+def is_number(cell: str) -> bool:
+    """Return whether a cell is a number."""
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def listed(names: Iterable[str]) -> str:
@@ -98,11 +107,12 @@ def record_table(
                 raise UserError(f"{name} has a column {title!r}, and lists of {column!r} have one, too. Rename it.")
             place_of[title] = column, place
 
-    def rows(columns: Sequence[str], named: bool = False) -> Iterator[tuple[str, ...]]:
+    def rows(columns: Sequence[str], named: bool = False, scores: Any = None) -> Iterator[tuple[Any, ...]]:
         places = [place_of[column] for column in columns]
         most = dict(sorted(places))  # by key: the last place that is read
         is_lone = sum(not is_negative(column) and not is_no_text(column) for column in most) < 2
-        for number, record in records(list(most)):
+        for number, record in records([*most, *([scores.name] if scores and scores.name not in most else [])]):
+            score = (scores.read(record.get(scores.name), name, number, unit),) if scores else ()
             texts = {column: _texts(value) for column, value in record.items()}
             for column, found in texts.items():
                 if found is None and column in most:
@@ -112,7 +122,7 @@ def record_table(
             for cells in itertools.product(*(cells_of(texts, *place) for place in places)):
                 if not all(map(str.isascii, cells)):
                     _require_characters(cells, f"{name}, {unit} {number}")
-                yield cells
+                yield (*cells, *score)
 
     def cells_of(texts: Mapping[str, list[str] | None], column: str, place: int) -> list[str]:
         """Return the cells of a record: one of a hard negative, one or more of another column."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from simcse_jax.data.rows import RowCounts, read_rows
+from simcse_jax.data.scores import ScoreColumn
 from simcse_jax.data.tables import TextTable
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import progress_bar
@@ -44,20 +45,21 @@ def build(
     tokeniser: Tokeniser,
     split: str,
     named: bool,
+    scores: ScoreColumn | None = None,
 ) -> None:
-    """Write tokens.arrow and corpus.json into a folder; split, named: see `rows.read_rows`."""
+    """Write tokens.arrow and corpus.json into a folder; split, named, scores: see `rows.read_rows`."""
     import pyarrow as pa
 
     counts, path = RowCounts(), folder / "tokens.arrow"
-    rows = read_rows(tables, chosen, counts, split, named)
+    rows = read_rows(tables, chosen, counts, split, named, scores)
     width = len(chosen[0])
     with (
         pa.OSFile(str(path), "wb") as file,
-        pa.ipc.new_stream(file, _schema(width)) as writer,
+        pa.ipc.new_stream(file, _schema(width, scores is not None)) as writer,
         progress_bar(None, what="tokenising", unit="rows") as bar,
     ):
         while block := list(itertools.islice(rows, _BLOCK)):
-            writer.write_table(_tokenise(block, tokeniser, width))
+            writer.write_table(_tokenise(block, tokeniser, width, scores is not None))
             bar.update(len(block))
     tokens = open_tokens(path)
     if not tokens.num_rows:
@@ -121,16 +123,18 @@ def _describe(
     return {"fingerprint": _fingerprint(tokens, width, is_text), "has_documents": is_text, "report": report}
 
 
-def _schema(width: int) -> "pa.Schema":
+def _schema(width: int, has_scores: bool) -> "pa.Schema":
     import pyarrow as pa
 
     kinds = {"ids": pa.list_(pa.int32()), "full": pa.int32(), "hash": pa.uint64()}
     views = {f"{name}_{v}": kind for v in range(width) for name, kind in kinds.items()}
-    return pa.schema({"document": pa.int32(), **views})
+    return pa.schema({"document": pa.int32(), **views} | ({"score": pa.float32()} if has_scores else {}))
 
 
-def _tokenise(rows: Sequence[tuple[int, tuple[str, ...]]], tokeniser: Tokeniser, width: int) -> "pa.Table":
-    """Return the token ids, untruncated lengths and hashes of (document, texts) rows.
+def _tokenise(
+    rows: Sequence[tuple[int, tuple[Any, ...]]], tokeniser: Tokeniser, width: int, has_scores: bool
+) -> "pa.Table":
+    """Return the token ids, untruncated lengths and hashes of (document, cells) rows, and their scores.
 
     Rows whose first or second text has no tokens ("\u200b" is no blank, yet a tokenizer may find nothing in it) are
     left out; a further text without tokens is missing: no ids, length 0, hash 0.
@@ -138,9 +142,10 @@ def _tokenise(rows: Sequence[tuple[int, tuple[str, ...]]], tokeniser: Tokeniser,
     import pyarrow as pa
 
     documents, cells = zip(*rows, strict=True)
+    columns = list(zip(*cells, strict=True))
     arrays: list[pa.Array] = [pa.array(documents, pa.int32())]
     is_kept = np.ones(len(rows), bool)
-    for v, texts in enumerate(zip(*cells, strict=True)):
+    for v, texts in enumerate(columns[:width]):
         encoded = tokeniser.backend.encode_batch_fast(texts)
         full = np.fromiter(map(len, encoded), np.int32, len(encoded))
         suffix = _suffix(encoded[int(full.argmax())].special_tokens_mask)
@@ -152,7 +157,9 @@ def _tokenise(rows: Sequence[tuple[int, tuple[str, ...]]], tokeniser: Tokeniser,
         arrays += [pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids)), pa.array(full), pa.array(hashes)]
         if v < 2:
             is_kept &= has_tokens
-    return pa.table(arrays, schema=_schema(width)).filter(pa.array(is_kept))
+    if has_scores:
+        arrays.append(pa.array(columns[width], pa.float32()))
+    return pa.table(arrays, schema=_schema(width, has_scores)).filter(pa.array(is_kept))
 
 
 def _suffix(special_tokens_mask: Sequence[int]) -> int:
@@ -198,6 +205,8 @@ def _fingerprint(tokens: "pa.Table", width: int, has_documents: bool) -> str:
             digest.update(chunk.flatten().to_numpy().tobytes())
     if has_documents:
         digest.update(column(tokens, "document").tobytes())
+    if "score" in tokens.column_names:
+        digest.update(column(tokens, "score").tobytes())
     return digest.hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 # What is zeroed of the input embeddings in training; "" = nothing.
@@ -120,6 +121,11 @@ class Architecture:
     def needs_plain_attention(self) -> bool:
         """Return whether attention computes more than the kernels of `fused_attention` do."""
         return bool(self.relative_buckets or self.disentangled_buckets or self.local_layers)
+
+    def with_layers(self, kept: Sequence[int]) -> Architecture:
+        """Return the architecture of these layers alone, numbered from 0; what they are made of stays."""
+        local = tuple(n for n, layer in enumerate(kept, 1) if layer + 1 in self.local_layers)
+        return dataclasses.replace(self, num_hidden_layers=len(kept), local_layers=local)
 
     def has_bias(self, place: str) -> bool:
         """Return whether a product or norm has a bias; place: as in `without_bias`."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,9 @@ from simcse_jax.data import demo
 from simcse_jax.data.delimited import is_list
 from simcse_jax.data.lines import text_lines
 from simcse_jax.data.readers import read_records
-from simcse_jax.data.rows import SPLITS, is_number
-from simcse_jax.evaluation.options import split_options
+from simcse_jax.data.rows import SPLITS
+from simcse_jax.data.scores import has_decimal_comma, parse_score, with_commas
+from simcse_jax.data.tables import is_number
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import DATASET_PREFIX, dataset_file
@@ -46,7 +45,6 @@ SPLIT = "split"
 PLACES = {3: ((0, 1, 2), (2, 0, 1))} | dict.fromkeys((7, 8, 9), ((4, 5, 6),))
 TRUTH = {"true": 1.0, "false": 0.0}  # labels that count as scores in a column that is named
 FEW = 20  # pairs below which a correlation says little
-_DECIMAL_COMMA = re.compile(r"\s*-?\d+,\d+\s*")
 COUNTING = 4  # rows from which numbers that grow by 1 are line numbers, not scores
 
 SOURCES = "a file of score, sentence, sentence; a folder with sts-dev.csv; hf://datasets/OWNER/NAME/FILE; demo:dev"
@@ -90,7 +88,7 @@ def load_graded_pairs(source: str) -> GradedPairs:
     """
     if source.startswith("demo:"):
         return _demo_pairs(source)
-    place, options = split_options(source, (*NAMES, SPLIT))
+    place, options = _options(source)
     path = dataset_file(place) if place.startswith(DATASET_PREFIX) else Path(place).expanduser()
     if path.suffix == ".tar" and path.is_file():
         path = senteval_folder(str(path)) / "STS"
@@ -110,6 +108,19 @@ def _demo_pairs(source: str) -> GradedPairs:
         raise UserError(f"Unknown graded pairs {source!r}; the generated ones are demo:dev and demo:test.")
     gold, first, second = zip(*demo.graded_pairs(split=split), strict=True)
     return GradedPairs(source, np.array(gold, np.float64), list(first), list(second))
+
+
+def _options(source: str) -> tuple[str, dict[str, str]]:
+    """Split a source into the place and its options."""
+    place, _, words = source.rpartition(":")
+    if not place or "=" not in words or "/" in words or Path(source).expanduser().exists():
+        return source, {}
+    options = {key: value for key, _, value in (word.partition("=") for word in words.split(","))}
+    known = (*NAMES, SPLIT)
+    for key, value in options.items():
+        if key not in known or not value:
+            raise UserError(f"{source}: {key}={value} is no option; known: {', '.join(f'{k}=...' for k in known)}.")
+    return place, options
 
 
 def _read_table(path: Path, name: str) -> Lines:
@@ -187,8 +198,8 @@ def _find_columns(place: str, table: Lines, options: dict[str, str]) -> dict[str
         if mostly_numbers == [True, False, False] and not set(options) & set(NAMES):
             return dict(zip(NAMES, columns, strict=True))
     missing = ", ".join(role for role in NAMES if role not in found)
-    if place.lower().endswith(".csv") and any(";" in cell or _DECIMAL_COMMA.fullmatch(cell) for cell in head):
-        listed += f".\nIf ';' is between the columns: {_with_commas(place, has_header=False)}"
+    if place.lower().endswith(".csv") and any(";" in cell or has_decimal_comma(cell) for cell in head):
+        listed += f".\nIf ';' is between the columns: {with_commas(place, has_header=False)}"
     raise UserError(
         f"{place}, line {line}: which columns are {missing}? Neither a header nor three columns with one of numbers "
         f"say so.\nThe columns: {listed}. {_advice(place)}"
@@ -197,15 +208,6 @@ def _find_columns(place: str, table: Lines, options: dict[str, str]) -> dict[str
 
 def _advice(place: str) -> str:
     return f"Name the columns, by name or number: {place}:score=COLUMN,sentence1=COLUMN,sentence2=COLUMN."
-
-
-def _with_commas(place: str, has_header: bool) -> str:
-    """Return the command that rewrites a European .csv, of semicolons and decimal commas, with commas and points."""
-    header = "" if has_header else ", header=None"
-    return (
-        f"python -c \"import pandas; pandas.read_csv('{place}', sep=';', decimal=',', keep_default_na=False{header})"
-        f".to_csv('{place.removesuffix('.csv')}.commas.csv', index=False, header={has_header})\""
-    )
 
 
 def _rows_of_split(place: str, head: list[str], rows: Lines, options: dict[str, str]) -> Lines:
@@ -221,19 +223,3 @@ def _rows_of_split(place: str, head: list[str], rows: Lines, options: dict[str, 
         choice = f"Choose one: {place}:{SPLIT}={best or found[0]}" if found else "It has no column split"
         raise UserError(f"{unknown}{place} has rows of the splits {', '.join(found) or 'none'}. {choice}.")
     return [(line, cells) for line, cells in rows if not wanted or column >= len(cells) or cells[column] in chosen]
-
-
-def parse_score(name: str, line: int, cell: str) -> float:
-    """Return the score in a cell; UserError with file and line when it is not a finite number."""
-    if not cell.strip():
-        raise UserError(f"{name}, line {line}: the score is blank, {cell!r}. Write it, or remove the line.")
-    if _DECIMAL_COMMA.fullmatch(cell):
-        raise UserError(
-            f"{name}, line {line}: the score {cell!r} has a decimal comma. Write {cell.strip().replace(',', '.')}; in "
-            f"all lines: {_with_commas(name, has_header=True)}"
-        )
-    if not is_number(cell):
-        raise UserError(f"{name}, line {line}: the score {cell!r:.60} is not a number.")
-    if not math.isfinite(float(cell)):
-        raise UserError(f"{name}, line {line}: the score is {cell.strip()}; it must be finite, e.g. 3.5.")
-    return float(cell)

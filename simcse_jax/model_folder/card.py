@@ -60,7 +60,10 @@ def model_card(
     out. texts: with max_seq_length, at which texts are cut. steps: what follows the pooler.
     """
     recipe, data, scores = card.get("recipe") or {}, card.get("data") or {}, card.get("scores") or {}
-    only_mlm = recipe.get("objective.loss") == "none"
+    teacher, contrasts = str(recipe.get("teacher.name") or ""), recipe.get("objective.loss") != "none"
+    only_mlm = not contrasts and not teacher
+    task = "fill-mask" if only_mlm else "simcse" if contrasts else "distillation"
+    origin = _masked(name, recipe) if only_mlm else _origin(card.get("source"), teacher, contrasts)
     width = width_after(steps, width_of(pooler, architecture.hidden_size))
     facts = {
         "architecture": f"{architecture.family}, {architecture.num_hidden_layers} layers, "
@@ -72,9 +75,8 @@ def model_card(
         "pooling head": _head(architecture, pooler, has_head),
     }
     sections = [
-        _front_matter(recipe, "fill-mask" if only_mlm else "simcse"),
-        f"# {name}\n\n{_masked(name, recipe) if only_mlm else _origin(card.get('source'))} A sentence becomes a vector "
-        f"of {width} numbers; compare vectors by cosine.",
+        _front_matter(recipe, task),
+        f"# {name}\n\n{origin} A sentence becomes a vector of {width} numbers; compare vectors by cosine.",
         _table(facts),
         "## Use\n\n" + _usage(name, architecture, texts, pooler, steps),
     ]
@@ -115,8 +117,11 @@ def _step(step: Step) -> str:
     return type(step).__name__
 
 
-def _origin(source: str | None) -> str:
-    if source is None:
+def _origin(source: str | None, teacher: str, contrasts: bool) -> str:
+    if teacher:
+        simcse = " with [SimCSE](https://arxiv.org/abs/2104.08821)," * contrasts
+        by = f"trained{simcse} to be like those of {f'`{teacher}`' if _is_hub_name(teacher) else 'another model'}, by"
+    elif source is None:
         by = "trained with [SimCSE](https://arxiv.org/abs/2104.08821) by"
     else:
         by = f"of {f'`{source}`' if _is_hub_name(source) else 'a model trained elsewhere'}, written by"

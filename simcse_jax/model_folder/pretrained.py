@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,11 @@ _SHOWN = 8
 
 
 def load_params(
-    folder: str | Path, architecture: Architecture, head: Literal["load", "fresh", "none"], mlm_head: bool = False
+    folder: str | Path,
+    architecture: Architecture,
+    head: Literal["load", "fresh", "none"],
+    mlm_head: bool = False,
+    layers: Sequence[int] = (),
 ) -> Params:
     """Return an encoder's parameters from a Hugging Face folder: nested dicts of float32 arrays, layers stacked.
 
@@ -40,6 +44,7 @@ def load_params(
     initialises one) and "none" the result has no head. mlm_head: also take the head of masked language modelling, as
     "mlm": dense, norm, bias float32[V]; UserError without one, or where its decoder is not the word embeddings. Other
     heads are skipped; any other weight that is missing, left over or of another shape is a UserError that names it.
+    layers: those to return, by number from 0; () = all. architecture: of all of them, as in the folder.
     """
     names, stored = FAMILIES[architecture.family].names, _stored(folder, FAMILIES[architecture.family])
     if head == "load":
@@ -61,6 +66,8 @@ def load_params(
     for name, place in places:
         place[...] = stored[name]
     require_finite(params, folder)
+    if layers:
+        params["layers"] = jax.tree.map(lambda x: x[list(layers)], params["layers"])
     return params
 
 

@@ -23,11 +23,12 @@ from simcse_jax.system.whole_file import require_files
 # The list of a checkpoint's files with their checksums; it is written last, and with it a checkpoint is complete. Array
 # formats have no checksum of every number, and read missing parts as zeros.
 FILE_LIST = "files.json"
-# Defaults for config.json of run folders from before masked language modelling.
+# Defaults for config.json of older run folders.
 OLDER = {
     "has_mlm_head": False,
     "validation": {"files": "", "fingerprint": ""},
     "synonyms": {"file": "", "fingerprint": ""},
+    "teacher": {"name": "", "fingerprint": ""},
 }
 
 
@@ -40,7 +41,7 @@ def read_run_info(workdir: Path) -> dict[str, Any] | None:
         "Give another folder with --workdir=DIR. To export a model folder, give it as --model=DIR, without --workdir."
     )
     info = OLDER | read_json(path, way_out=way_out)
-    sections = ("recipe", "encoder", "data", "eval", "validation", "synonyms")
+    sections = ("recipe", "encoder", "data", "eval", "validation", "synonyms", "teacher")
     if "pooler" in info and all(isinstance(info.get(name), dict) for name in sections):
         return info | {"recipe": defaults() | info["recipe"]}
     raise UserError(f"{path} is not the config.json of a run of simcse_jax.\n{way_out}")

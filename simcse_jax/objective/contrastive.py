@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -41,22 +42,26 @@ def make_contrastive(
     mask_duplicates: bool = True,
     tile: int = 1024,
     widths: Sequence[int] = (),
+    limit: Limit | None = None,
+    is_guided: bool = False,
     **options: Any,
 ) -> Objective:
     """Return the function that averages a loss over all anchors of the global batch.
 
-    It takes (anchors, candidates, text_ids, learned, queue), global arrays sharded over every axis of the mesh, and
-    returns (loss, metrics). anchors: float[G, n, D]. candidates: float[K, G, n, D]; candidate 0 of an example is its
-    positive, the rest its hard negatives, and every anchor is compared with those of all examples. text_ids:
+    It takes (anchors, candidates, text_ids, learned, queue, guide), global arrays sharded over every axis of the mesh,
+    and returns (loss, metrics). anchors: float[G, n, D]. candidates: float[K, G, n, D]; candidate 0 of an example is
+    its positive, the rest its hard negatives, and every anchor is compared with those of all examples. text_ids:
     int32[K + 1, G * n], replicated; equal id = equal text, NO_TEXT = a hard negative that is missing; row 0 is the
     anchors', row k + 1 candidate k's. learned: scalars in place of some options, or None. queue: a `Queue` or None;
-    its candidates are negatives of anchors, not of positives.
+    its candidates are negatives of anchors, not of positives. guide: float[G, V, n, D'], V = K + 1, or 1 where all
+    texts of an example are equal; read with is_guided alone.
 
     similarity: "cosine" or "dot"; options: the loss's own. mask_duplicates: a candidate whose text is that of the
     anchor or of its positive is no negative of this anchor. symmetric: average with the loss of the positives against
     all anchors, without hard negatives. tile: a device holds the similarities of at most so many of its anchors at a
     time; 0 = all. It changes memory and time, and no number. widths: the loss is the mean over the first `width`
-    features for each width (Kusupati et al. 2022, equation 1); empty = all features only.
+    features for each width (Kusupati et al. 2022, equation 1); empty = all features only. limit: which candidates are
+    left out as too similar to be negatives; None = none. is_guided: by the guide's cosines, then without a queue.
 
     loss: a scalar of at least float32, the mean over anchors. metrics, scalars: `positive_cosine`, `negative_cosine`
     (with other examples' positives), `accuracy` (share of anchors whose positive ranks first), `alignment` and
@@ -69,7 +74,12 @@ def make_contrastive(
     scaled = unit if is_cosine else lambda z: z
 
     def local(
-        learned: Learned, anchors: jax.Array, candidates: jax.Array, text_ids: jax.Array, queue: Queue | None
+        learned: Learned,
+        anchors: jax.Array,
+        candidates: jax.Array,
+        text_ids: jax.Array,
+        queue: Queue | None,
+        guide: jax.Array | None,
     ) -> tuple[jax.Array, Metrics]:
         width = anchors.shape[-1]
         # Each device's own copy: the gradient is summed over devices, once.
@@ -82,19 +92,34 @@ def make_contrastive(
         ids = jax.lax.axis_index(axes) * count + jnp.arange(count, dtype=jnp.int32)
         own_text_ids = text_ids[:2, ids].T
 
+        own_guide, their_guide, limits = None, None, None
+        if guide is not None:
+            own_guide = by_example(guide, candidates.shape[1] + 1)  # [b, K + 1, D']
+            their_guide = jax.lax.all_gather(own_guide, axes, axis=0, tiled=True)
+        if limit is not None:
+            pairs = (anchors, candidates[:, 0]) if own_guide is None else (own_guide[:, 0], own_guide[:, 1])
+            limits = limit.of_positives(jax.lax.stop_gradient(cosines(*pairs)))
+
+        def own(z: jax.Array, place: int) -> Anchors:
+            return Anchors(z, ids, own_text_ids, limits, None if own_guide is None else own_guide[:, place])
+
         everyone = _with_ids(gathered[:, : len(text_ids) - 1], text_ids[1:])
+        if their_guide is not None:
+            everyone = everyone._replace(guide=their_guide[:, 1:])
         if queue is not None:
             everyone = _with_queue(everyone, queue._replace(z=scaled(jax.lax.stop_gradient(queue.z))))
-        losses, statistics = loss.of_anchors(rules, options, learned, Anchors(anchors, ids, own_text_ids), everyone)
+        losses, statistics = loss.of_anchors(rules, options, learned, own(anchors, 0), everyone)
         if symmetric:
-            positives = Anchors(candidates[:, 0], ids, own_text_ids)
+            positives = own(candidates[:, 0], 1)
             others = _with_ids(gathered[:, -1:], text_ids[:1])
+            if their_guide is not None:
+                others = others._replace(guide=their_guide[:, :1])
             losses = (losses + loss.of_anchors(rules, options, learned, positives, others)[0]) / 2
         mean, sums = jax.lax.psum((losses.sum(), jnp.stack(statistics).sum(1)), axes)
         return mean / total, _averaged(Statistics(*sums), total)
 
     sharded, replicated = P(axes), P()
-    specs = (replicated, sharded, P(None, axes), replicated, replicated)
+    specs = (replicated, sharded, P(None, axes), replicated, replicated, sharded)
     on_devices = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(replicated, replicated))
 
     def objective(
@@ -103,24 +128,65 @@ def make_contrastive(
         text_ids: jax.Array,
         learned: Learned | None = None,
         queue: Queue | None = None,
+        guide: jax.Array | None = None,
+        grades: jax.Array | None = None,
     ) -> tuple[jax.Array, Metrics]:
+        del grades
+
         def of_width(width: int | None) -> tuple[jax.Array, Metrics]:
             older = queue and queue._replace(z=queue.z[:, :width])
-            value, metrics = on_devices(learned or {}, anchors[..., :width], candidates[..., :width], text_ids, older)
+            z = anchors[..., :width], candidates[..., :width]
+            value, metrics = on_devices(learned or {}, *z, text_ids, older, guide if is_guided else None)
             return value, metrics | loss.with_learned({}, learned or {})
 
-        if not widths:
-            return of_width(None)
-        found = {width: of_width(width) for width in sorted(widths, reverse=True)}
-        losses = {f"loss_{width}": value for width, (value, _) in found.items()}
-        return functools.reduce(jnp.add, losses.values()) / len(losses), found[max(widths)][1] | losses
+        return mean_over_widths(widths, of_width)
 
     return objective
+
+
+def mean_over_widths(
+    widths: Sequence[int], of_width: Callable[[int | None], tuple[jax.Array, Metrics]]
+) -> tuple[jax.Array, Metrics]:
+    """Return the mean of a loss over widths, and the metrics of the widest with `loss_W` of each; none: over all."""
+    if not widths:
+        return of_width(None)
+    found = {width: of_width(width) for width in sorted(widths, reverse=True)}
+    losses = {f"loss_{width}": value for width, (value, _) in found.items()}
+    return functools.reduce(jnp.add, losses.values()) / len(losses), found[max(widths)][1] | losses
+
+
+@dataclass(frozen=True)
+class Limit:
+    """State which candidates are too similar to an anchor to be its negatives, by the cosine s(p) of its positive.
+
+    kind: "absolute", those of a cosine above s(p) - margin; "relative", above s(p) - |s(p)| margin; "fixed", above
+    the margin itself. The positive is never left out, an own hard negative may be.
+    """
+
+    kind: str
+    margin: float
+
+    def of_positives(self, cosines: jax.Array) -> jax.Array:
+        """Return float[b], the highest cosine of a negative of each anchor; cosines: with their positives."""
+        if self.kind == "fixed":
+            return jnp.full_like(cosines, self.margin)
+        return cosines - self.margin * (jnp.abs(cosines) if self.kind == "relative" else 1.0)
+
+
+def cosines(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return the cosine of each pair of vectors [..., D]."""
+    return (unit(x) * unit(y)).sum(-1)
 
 
 def unit(z: jax.Array) -> jax.Array:
     """Return z / |z| over the last axis; a zero vector stays zero, and its gradient finite."""
     return z * jax.lax.rsqrt(jnp.maximum((z * z).sum(-1, keepdims=True), 1e-24))
+
+
+def by_example(guide: jax.Array, texts: int) -> jax.Array:
+    """Return unit vectors [b, texts, D'] of a guide's vectors [G, V, n, D'], V = texts or 1."""
+    vectors = jnp.moveaxis(guide, 1, 2).reshape(-1, guide.shape[1], guide.shape[-1])
+    return unit(jnp.broadcast_to(vectors, (len(vectors), texts, vectors.shape[-1])))
 
 
 def _with_ids(z: jax.Array, text_ids: jax.Array) -> Candidates:
@@ -140,7 +206,7 @@ def _with_queue(candidates: Candidates, queue: Queue) -> Candidates:
     ids = jnp.where(is_filled, count * columns + slot, -1)
     text_ids = jnp.broadcast_to(queue.texts[:, None], ids.shape)
     more = Candidates(z, ids, text_ids)
-    return Candidates(*(jnp.concatenate(pair) for pair in zip(candidates, more, strict=True)))
+    return jax.tree.map(lambda *pair: jnp.concatenate(pair), candidates, more)
 
 
 def _averaged(sums: Statistics, total: int) -> Metrics:

@@ -6,6 +6,9 @@ keyword-only parameters; add keys that are new to config/schema.py; add a line t
 
 from __future__ import annotations
 
+from simcse_jax.objective.angle import angle
+from simcse_jax.objective.contrastive import cosines
+from simcse_jax.objective.cosent import GradedLoss
 from simcse_jax.objective.info_nce import info_nce
 from simcse_jax.objective.loss import BIAS, TEMPERATURE, Loss, PairwiseLoss
 from simcse_jax.objective.margin_ranking import margin_ranking
@@ -17,4 +20,7 @@ LOSSES: dict[str, Loss] = {
     "triplet": PairwiseLoss(triplet, takes_dot=False),
     "margin_ranking": PairwiseLoss(margin_ranking),
     "sigmoid": PairwiseLoss(sigmoid, learned={"temperature": TEMPERATURE, "bias": BIAS}),
+    "cosent": GradedLoss(cosines),
+    "angle": GradedLoss(angle),
 }
+GRADED = tuple(name for name, loss in LOSSES.items() if isinstance(loss, GradedLoss))  # those that need data.scores

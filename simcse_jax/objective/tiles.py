@@ -30,6 +30,11 @@ class Anchors(NamedTuple):
     z: jax.Array  # float[b, D]
     ids: jax.Array  # int32[b]: index of the example in the global batch
     text_ids: jax.Array  # int32[b, 2]: of the anchor and of its positive; equal id = equal text
+    # float[b]: candidates of a higher cosine, the positive aside, are left out as too similar; None: none is
+    limit: jax.Array | None = None
+    guide: jax.Array | None = (
+        None  # float[b, D']: unit vectors whose cosines are held against the limit; None: those of z
+    )
 
 
 class Candidates(NamedTuple):
@@ -38,6 +43,7 @@ class Candidates(NamedTuple):
     z: jax.Array  # float[B, K, D]; candidate 0 is the positive
     ids: jax.Array  # int32[B, K]: of a positive, the index of its example; from B on for hard negatives; -1 = empty
     text_ids: jax.Array  # int32[B, K]
+    guide: jax.Array | None = None  # float[B, K, D'], as the anchors have
 
 
 class Statistics(NamedTuple):
@@ -48,7 +54,7 @@ class Statistics(NamedTuple):
     negative_cosines: jax.Array  # cosines with positives of other examples, summed
     potential: jax.Array  # exp(-2 |x - y|^2) with the same, summed
     negatives: jax.Array  # number of these
-    masked: jax.Array  # number of candidates left out as duplicates
+    masked: jax.Array  # number of candidates left out as duplicates, or as too similar
 
 
 class ScoreTile(NamedTuple):
@@ -98,6 +104,11 @@ def compare(rules: Rules, anchors: Anchors, candidates: Candidates) -> ScoreTile
         for text_ids in anchors.text_ids.T:
             masked |= candidates.text_ids.T[None] == text_ids[:, None, None]
         masked &= is_valid & ~is_positive
+    if anchors.limit is not None:
+        guided = cosines
+        if anchors.guide is not None:
+            guided = jnp.einsum("ad,ckd->akc", anchors.guide, candidates.guide, precision=HIGHEST)
+        masked |= (guided > anchors.limit[:, None, None]) & is_valid & ~is_positive
     return ScoreTile(similarities, cosines, is_positive, ids[:, :1] == own_ids, is_valid & ~masked, masked)
 
 

@@ -88,6 +88,7 @@ class AssumedTexts:
         self.columns = _columns(data)
         self.lengths = lengths.draw((examples, len(self.columns)), data.max_length, seed)
         self.hashes = np.arange(self.lengths.size, dtype=np.uint64).reshape(self.lengths.shape)
+        self.scores = np.zeros(examples, np.float32) if data.scores else None
         self.documents = np.arange(examples, dtype=np.int32) // 100
         self.report = CorpusReport(
             files=(),
@@ -130,8 +131,8 @@ def load_plan_data(config: Config, folder: Path | None, lengths: Lengths | None)
             write_tokenizer(config, folder, Path(draft))
         tokenizer = load_tokenizer(draft)
     if lengths is None:
-        _, views, batches = load_data(config, tokenizer)
+        corpus: Any = load_data(config, tokenizer)
     else:
-        corpus: Any = AssumedTexts(SAMPLED_BATCHES * config.train.batch_size, lengths, config.data, config.train.seed)
-        views, batches = make_batches(config, tokenizer, corpus)
+        corpus = AssumedTexts(SAMPLED_BATCHES * config.train.batch_size, lengths, config.data, config.train.seed)
+    views, batches = make_batches(config, tokenizer, corpus)
     return tokenizer, config.model.vocab_size if trains else id_count(tokenizer), views, batches

@@ -20,6 +20,7 @@ from simcse_jax.training.feeding import batch_shapes
 from simcse_jax.training.mesh import make_mesh
 from simcse_jax.training.model import load_predictor, local_model, make_encoder
 from simcse_jax.training.program import make_program
+from simcse_jax.training.teacher import open_teacher
 
 GIB = 2**30
 SPARE = 0.03  # share of a device's memory that the largest batch leaves free, for compilers and allocators
@@ -54,6 +55,8 @@ class Planner:
         tokenizer, entries, self.views, self.batches = load_plan_data(config, folder, lengths)
         self.encoder = make_encoder(config, folder, entries, chips.devices[0].platform)
         self.predictor = load_predictor(config, self.encoder, folder, tokenizer, resumes=True)[0]
+        teacher = open_teacher(config)
+        self.teacher_width = config.teacher.width or (teacher.width if teacher else 0)
         same_lengths = lengths is not None and not lengths.deviation
         self.rows = self.batches.row_counts[0] if same_lengths else self.batches.planned_rows
 
@@ -64,9 +67,10 @@ class Planner:
         """
         train = dataclasses.replace(self.config.train, batch_size=batch_size)
         config = dataclasses.replace(self.config, train=train)
-        program = make_program(config, self.encoder, self.mesh, self.views, 1000, self.predictor)
+        width = self.teacher_width
+        program = make_program(config, self.encoder, self.mesh, self.views, 1000, self.predictor, width)
         columns = self.batches.examples.texts
-        batch = batch_shapes(config, self.mesh, columns, self.rows, self.batches.layout.row_length)
+        batch = batch_shapes(config, self.mesh, columns, self.rows, self.batches.layout.row_length, width)
         step: Any = program.train_step
         traced = step.trace(program.shapes, batch)
         try:
@@ -209,7 +213,7 @@ def shapes(planner: Planner) -> list[str]:
     ]
     if config.mlm.weight:
         lines.append(f"masked language modelling over {sizes.vocab_size:,} tokens")
-    if planner.views:
+    if config.objective.loss != "none":
         tile = min(config.objective.tile or layout.batch_size, layout.batch_size)
         lines.append(
             f"loss: {own:,} anchors, encoded {planner.views} time{'s' * (planner.views > 1)}, against candidates of "

@@ -20,7 +20,6 @@ from simcse_jax.data.batches import format_rows
 from simcse_jax.encoder.products import precision
 from simcse_jax.model_folder.card import simcse_recipe
 from simcse_jax.system.progress import Heartbeat, duration
-from simcse_jax.training.held_out import judging_flag
 
 if TYPE_CHECKING:
     from simcse_jax.config.schema import Config
@@ -111,6 +110,7 @@ def describe(run: Run) -> list[str]:
     groups = layout.batch_size // layout.group_size
     rows = " or ".join(map(format_rows, run.batches.row_counts))
     changed = ", ".join(f"{key} = {new!r}" for key, (_, new) in differences(defaults(), config.flat()).items())
+    teacher = run.batches.vectors
     return [
         f"model: {encoder.family}, {encoder.num_hidden_layers} layers, width {encoder.hidden_size}, {count:,} "
         f"parameters; embedding: {config.model.train_pooler} in training, {config.model.pooler} at test time",
@@ -120,6 +120,7 @@ def describe(run: Run) -> list[str]:
         f"fills {rows} rows of {layout.row_length} tokens",
         _length(run),
         *run.corpus.report.lines(),
+        *([f"teacher: {config.teacher.name}, {len(teacher):,} texts, width {teacher.width}"] if teacher else []),
         f"settings other than the defaults: {changed or 'none'}",
         *_notes(run),
     ]
@@ -154,11 +155,11 @@ def _notes(run: Run) -> list[str]:
         )
     if run.dev is None:
         notes.append(
-            "note: no dev data, so the last checkpoint counts as the best; --config.eval.data=sts-dev.csv (score, "
-            "sentence, sentence), or retrieval:DIR, scores the run as it goes"
+            "note: no dev pairs, so the last checkpoint counts as the best; --config.eval.data=sts-dev.csv (score, "
+            "sentence, sentence) scores the run as it goes"
         )
     elif run.dev.note:
-        notes.append(f"note: eval.data = {run.config.eval.data!r}: {run.dev.note}")
+        notes.append(f"note: eval.data = {run.config.eval.data!r} has {run.dev.note}")
     if run.left_out:
         notes.append(
             f"note: {', '.join(run.left_out)} of {run.config.model.name} are no part of training, nor of the model "
@@ -214,7 +215,7 @@ def _next_steps(config: Config, workdir: Path) -> dict[str, str]:
     here = Path(sys.executable)
     python = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else "python"
     model, files = workdir / "model", config.data.files
-    demo, pretrained = files.startswith("demo:"), config.objective.loss == "none"
+    demo, pretrained = files.startswith("demo:"), config.objective.loss == "none" and not config.teacher.name
     text = "sentences.txt" if demo else files
     steps = {}
     if pretrained:
@@ -224,9 +225,8 @@ def _next_steps(config: Config, workdir: Path) -> dict[str, str]:
         )
     steps["use it from Python"] = f'SimCSE("{model}").encode(["a text"])  # from simcse_jax import SimCSE'
     steps["use it from PyTorch"] = f'SentenceTransformer("{model}").encode(["a text"])'
-    usual = "--pairs=demo:test" if config.eval.data == "demo:dev" else "--data=senteval  # or --pairs=graded.tsv"
-    judged = judging_flag(config.eval.data, workdir) or usual
-    steps["judge it"] = f"{python} -m simcse_jax.evaluate --model={workdir} {judged}"
+    pairs = "--pairs=demo:test" if config.eval.data == "demo:dev" else "--data=senteval  # or --pairs=graded.tsv"
+    steps["judge it"] = f"{python} -m simcse_jax.evaluate --model={workdir} {pairs}"
     if not demo and files.endswith(".txt") and "," not in files:
         steps["search your text"] = f'{python} -m simcse_jax.search --model={workdir} --corpus={files} --query="a text"'
     steps["look at all curves"] = f"tensorboard --logdir={workdir / 'tensorboard'}  # pip install tensorboard"

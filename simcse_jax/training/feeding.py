@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from simcse_jax.config.layout import row_length
 from simcse_jax.config.schema import Config
 from simcse_jax.data.batches import Batch, Batches, EncoderInputs, Layout, Rows
 from simcse_jax.data.corpus import Corpus, load_corpus
 from simcse_jax.data.examples import ColumnExamples, Examples
-from simcse_jax.data.held_out import leave_out
 from simcse_jax.data.masking import Masking, prediction_slots
 from simcse_jax.data.positives import POSITIVES, Source, views_of
+from simcse_jax.data.scores import ScoreColumn
+from simcse_jax.data.text_vectors import TextVectors
 from simcse_jax.data.vocabulary import require_mask_token, vocabulary_of
 from simcse_jax.group import Group, MaskedGroup
+from simcse_jax.objective.distillation import NEED_PAIRS
+from simcse_jax.objective.losses import GRADED
 from simcse_jax.system.errors import UserError, about
 from simcse_jax.training.mesh import over_groups, place, replicated
 
@@ -27,13 +30,15 @@ from simcse_jax.training.mesh import over_groups, place, replicated
 def batch_shardings(mesh: Mesh) -> Batch:
     """Return the sharding of each field of a batch: the ids of texts are on every device, all else by groups."""
     by_group: Any = over_groups(mesh)
-    return Batch(inputs=by_group, text_ids=replicated(mesh))
+    return Batch(inputs=by_group, text_ids=replicated(mesh), teacher=by_group, grades=by_group)
 
 
-def batch_shapes(config: Config, mesh: Mesh, columns: int, rows: Rows, row_length: int) -> Batch:
+def batch_shapes(
+    config: Config, mesh: Mesh, columns: int, rows: Rows, row_length: int, teacher_width: int = 0
+) -> Batch:
     """Return ShapeDtypeStructs of a batch with V = `columns` texts an example, and `rows` rows a group.
 
-    Two row counts stand for separate anchors.
+    Two row counts stand for separate anchors. teacher_width: of the teacher's vectors, 0 without one.
     """
     by_group = over_groups(mesh)
     groups, examples = config.train.batch_size // config.group_size, config.train.batch_size
@@ -57,7 +62,15 @@ def batch_shapes(config: Config, mesh: Mesh, columns: int, rows: Rows, row_lengt
         replacement=copy(config.data.rate) if replaces else None,
         non_anchors=group(rows[1], columns - 1) if separate else None,
     )
-    return Batch(inputs, jax.ShapeDtypeStruct((max(columns, 2), examples), np.int32, sharding=replicated(mesh)))
+    text_ids = jax.ShapeDtypeStruct((max(columns, 2), examples), np.int32, sharding=replicated(mesh))
+    teacher, grades = (
+        jax.ShapeDtypeStruct((groups, *shape), np.float32, sharding=by_group) if is_used else None
+        for shape, is_used in (
+            ((columns, config.group_size, teacher_width), teacher_width > 0),
+            ((config.group_size,), bool(config.data.scores)),
+        )
+    )
+    return Batch(inputs, text_ids, teacher, grades)
 
 
 def own_groups(mesh: Mesh, groups: int) -> list[int]:
@@ -85,41 +98,49 @@ def place_batch(batch: Batch, own: list[int], groups: int, mesh: Mesh) -> Batch:
 
         return jax.make_array_from_callback((groups, *x.shape[1:]), sharding, part)
 
-    by_group = over_groups(mesh)
-    inputs = jax.tree.map(lambda x: spread(x, by_group), batch.inputs)
-    return Batch(inputs, place(batch.text_ids, replicated(mesh)))
+    def put(sharding: NamedSharding, field: Any) -> Any:
+        of_array = place if sharding == replicated(mesh) else spread
+        return jax.tree.map(lambda x: of_array(x, sharding), field)
+
+    fields: Any = zip(batch_shardings(mesh), batch, strict=True)
+    return Batch(*(put(sharding, field) for sharding, field in fields))
 
 
-def load_data(config: Config, tokenizer: Any, held_out: Sequence[str] = ()) -> tuple[Corpus, int, Batches]:
-    """Return the tokenised data, the number of times that each of its texts is encoded, and its batches.
-
-    held_out: texts that are not trained on.
-    """
+def load_data(config: Config, tokenizer: Any) -> Corpus:
+    """Return the tokenised training data."""
     with about("data.files", "files of text"):
-        corpus = load_texts(config, config.data.files, tokenizer)
-        corpus = leave_out(corpus, held_out) if held_out else corpus
-    return corpus, *make_batches(config, tokenizer, corpus)
+        return load_texts(config, config.data.files, tokenizer)
 
 
-def make_batches(config: Config, tokenizer: Any, corpus: Corpus) -> tuple[int, Batches]:
-    """Return the number of times that each text of a corpus is encoded, and the batches of a run on it."""
-    seed, views = config.train.seed, 0
+def make_batches(
+    config: Config, tokenizer: Any, corpus: Corpus, vectors: TextVectors | None = None
+) -> tuple[int, Batches]:
+    """Return the number of times that each text of a corpus is encoded, and the batches of a run on it.
+
+    vectors: the teacher's, of the corpus's texts.
+    """
+    seed, views = config.train.seed, 1 if config.teacher.name else 0
     examples: Examples = ColumnExamples(corpus)
     if config.objective.loss != "none":
         views = views_of(config.data.positive, corpus.columns, corpus.report.ignored_columns)
         source = Source(corpus, tokenizer, seed)
         examples = POSITIVES[config.data.positive].make_examples(source, dataclasses.asdict(config.data))
         _require_hard_negatives(config, examples.texts)
+    _require_pairs(config, corpus)
     masking = make_masking(config, tokenizer, seed)
     replacing = _make_replacing(config, tokenizer) if views else None
     layout = dataclasses.replace(make_layout(config), separate_anchors=has_separate_anchors(config, views))
-    return views, Batches(examples, layout, seed, masking, replacing, config.objective.queue > 0)
+    return views, Batches(examples, layout, seed, masking, replacing, config.objective.queue > 0, vectors)
 
 
 def load_texts(config: Config, files: str, tokenizer: Any, split: str = "train") -> Corpus:
-    """Return the tokenised texts of these files, of the columns that the recipe names, and of one split."""
-    columns, cache_dir = split_list(config.data.columns), config.data.cache_dir or None
-    return load_corpus(split_list(files), tokenizer, config.data.max_length, columns, cache_dir, split)
+    """Return the tokenised texts of these files, of the columns that the recipe names, and of one split.
+
+    Those of the split "train" have scores where the recipe names them.
+    """
+    data, columns = config.data, split_list(config.data.columns)
+    scores = ScoreColumn(data.scores, *data.limits) if data.scores and split == "train" else None
+    return load_corpus(split_list(files), tokenizer, data.max_length, columns, data.cache_dir or None, split, scores)
 
 
 def has_separate_anchors(config: Config, views: int) -> bool:
@@ -128,11 +149,25 @@ def has_separate_anchors(config: Config, views: int) -> bool:
 
 
 def _require_hard_negatives(config: Config, texts: int) -> None:
-    weight = config.objective.hard_negative_weight
-    if weight != 1 and texts < 3:
+    objective = config.objective
+    for key, neutral in (("hard_negative_weight", 1.0), ("hardness_of", "all")):
+        value = getattr(objective, key)
+        if texts < 3 and value != neutral and value != "batch":
+            raise UserError(
+                f"objective.{key} = {value!r}, and the data has no hard negatives.\nGive a third column with "
+                f"--config.data.positive=columns, or --config.objective.{key}={neutral}."
+            )
+
+
+def _require_pairs(config: Config, corpus: Corpus) -> None:
+    """Raise UserError where a loss needs pairs, and the data has other examples."""
+    if any(name in config.teacher.weights for name in NEED_PAIRS) and config.data.positive == "columns":
+        views_of("columns", corpus.columns, corpus.report.ignored_columns)
+    if config.objective.loss in GRADED and len(corpus.columns) != 2:
         raise UserError(
-            f"objective.hard_negative_weight = {weight}, and the data has no hard negatives.\nGive a third column "
-            "with --config.data.positive=columns, or --config.objective.hard_negative_weight=1."
+            f"objective.loss = {config.objective.loss!r} takes pairs with a score, and the data has "
+            f"{len(corpus.columns)} text columns: {', '.join(corpus.columns)}.\nName two: --config.data.columns="
+            f"{','.join(corpus.columns[:2])}"
         )
 
 

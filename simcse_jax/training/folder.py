@@ -38,6 +38,7 @@ CONTENTS = (
     ("eval", "data", "evaluation data"),
     ("validation", "files", "held-out text"),
     ("synonyms", "file", "synonyms"),
+    ("teacher", "name", "teacher's vectors"),
 )
 
 

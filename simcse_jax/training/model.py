@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,9 @@ def make_encoder(config: Config, folder: Path | None, vocab_size: int, platform:
     """
     model = config.model
     sizes = read_architecture(folder) if folder else BERT_BASE
+    if model.kept_layers:
+        _require_layers(model.kept_layers, sizes)
+        sizes = sizes.with_layers(model.kept_layers)
     noise = {"dropout": model.dropout, "cutoff": model.cutoff, "cutoff_rate": model.cutoff_rate}
     sizes = dataclasses.replace(sizes, **noise)
     if model.init == "random":
@@ -102,6 +105,29 @@ def make_encoder(config: Config, folder: Path | None, vocab_size: int, platform:
             f"Use --config.objective.widths={sizes.hidden_size},{sizes.hidden_size // 2}, for example."
         )
     return encoder_of(config, sizes, platform)
+
+
+def _require_layers(kept: Sequence[int], sizes: Architecture) -> None:
+    """Raise UserError where model.keep_layers names layers that there are not, or that cannot be without others."""
+    named, count = f"model.keep_layers = {','.join(map(str, kept))!r}", sizes.num_hidden_layers
+    if max(kept) >= count:
+        some = ",".join(map(str, range(0, count, 2)))
+        raise UserError(
+            f"{named}, and the model has the layers 0 to {count - 1}.\nFor example --config.model.keep_layers={some}"
+        )
+    if sizes.shared_layers:
+        raise UserError(
+            f"{named}, and all layers of this model have the same parameters.\nLeave it out: "
+            "--config.model.keep_layers="
+        )
+    every = next((n for n, layer in enumerate(kept) if n and layer + 1 not in sizes.local_layers), len(kept))
+    is_regular = all((n % every > 0) == (layer + 1 in sizes.local_layers) for n, layer in enumerate(kept))
+    if sizes.pre_norm and (kept[0] or (sizes.local_layers and not is_regular)):
+        raise UserError(
+            f"{named}: of this family the first layer, which has no norm before it, must stay the first, and every "
+            "n-th layer attend to all tokens, as config.json of an export can say.\nFor example "
+            f"--config.model.keep_layers={','.join(map(str, range(count // 2)))}"
+        )
 
 
 def encoder_of(config: Config, sizes: Architecture, platform: str) -> Encoder:
@@ -178,7 +204,8 @@ def first_params(config: Config, encoder: Encoder, folder: Path | None, resumes:
     random = functools.partial(init_params, encoder, config.train.seed)
     if config.model.init == "random" or folder is None:
         return jax.jit(random)
-    load = functools.partial(_load, folder, encoder, mlm_head=encoder.has_mlm_head)
+    kept = config.model.kept_layers
+    load = functools.partial(_load, folder, encoder, mlm_head=encoder.has_mlm_head, layers=kept)
     load = load if resumes else _loaded(load)
 
     def initial() -> Any:
@@ -188,8 +215,9 @@ def first_params(config: Config, encoder: Encoder, folder: Path | None, resumes:
     return initial
 
 
-def _load(folder: Path, encoder: Encoder, mlm_head: bool) -> Any:
-    params = load_params(folder, encoder.architecture, head="none", mlm_head=mlm_head)
+def _load(folder: Path, encoder: Encoder, mlm_head: bool, layers: Sequence[int] = ()) -> Any:
+    sizes = read_architecture(folder) if layers else encoder.architecture
+    params = load_params(folder, sizes, head="none", mlm_head=mlm_head, layers=layers)
     return jax.tree.map(lambda x: np.asarray(x, encoder.param_dtype), params)
 
 

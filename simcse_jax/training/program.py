@@ -10,15 +10,18 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from simcse_jax.config.schema import Config, ObjectiveConfig
+from simcse_jax.config.schema import Config, ObjectiveConfig, TeacherConfig
 from simcse_jax.data.batches import Batch, Rows
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
-from simcse_jax.objective.contrastive import Objective, make_contrastive
+from simcse_jax.encoder.pooling import width_of
+from simcse_jax.objective.contrastive import Limit, Objective, make_contrastive
+from simcse_jax.objective.cosent import GradedLoss, make_graded
+from simcse_jax.objective.distillation import Distillation, make_distillation, options_of
 from simcse_jax.objective.losses import LOSSES
 from simcse_jax.training.mesh import state_shardings
-from simcse_jax.training.state import TrainState, add_objective_state, init_state, make_optimizer
+from simcse_jax.training.state import TrainState, add_objective_state, add_projection, init_state, make_optimizer
 from simcse_jax.training.step import (
     EncodeBatch,
     TrainStep,
@@ -46,23 +49,35 @@ class Program:
 
 
 def make_program(
-    config: Config, encoder: Encoder, mesh: Mesh, views: int, total_steps: int, predictor: Predictor | None = None
+    config: Config,
+    encoder: Encoder,
+    mesh: Mesh,
+    views: int,
+    total_steps: int,
+    predictor: Predictor | None = None,
+    teacher_width: int = 0,
 ) -> Program:
     """Return the program of a run of `total_steps` steps on this mesh.
 
     Needs neither data nor weights, nor devices that are there. views: how often each text is encoded. predictor: the
-    model that makes positives with data.positive = "mask".
+    model that makes positives with data.positive = "mask". teacher_width: of the teacher's vectors, 0 without one.
     """
     keys = [0 if config.model.same_mask else view for view in range(views)] + [views] * (config.mlm.weight > 0)
     loss = make_loss(
-        make_encode(config, encoder, mesh, predictor), build_objective(config.objective, mesh), config.mlm.weight
+        make_encode(config, encoder, mesh, predictor),
+        build_objective(config.objective, mesh),
+        config.mlm.weight,
+        build_distillation(config.teacher, config.objective.tile, mesh),
     )
     learned_rate = config.objective.learning_rate or None
     optimizer = make_optimizer(config.optimizer, total_steps, learned_rate)
     predictor_shapes = predictor and parameter_shapes(predictor.encoder)
+    width = width_of(config.model.train_pooler, encoder.architecture.hidden_size)
 
     def start(params: Any, predictor_params: Any) -> TrainState:
         params, extra = add_objective_state(config.model.second_encoder, config.objective, params, predictor_params)
+        if config.teacher.mse and teacher_width != width:
+            params = add_projection(params, (width, teacher_width), config.train.seed)
         return init_state(params, optimizer, config.train.seed, extra)
 
     shapes = jax.eval_shape(start, parameter_shapes(encoder), predictor_shapes)
@@ -87,6 +102,8 @@ def build_objective(config: ObjectiveConfig, mesh: Mesh) -> Objective | None:
         return None
     loss = LOSSES[config.loss]
     options = {key: getattr(config, key) for key in loss.options}
+    if isinstance(loss, GradedLoss):
+        return make_graded(loss, mesh, tile=config.tile, widths=config.matryoshka_widths, **options)
     return make_contrastive(
         loss,
         mesh,
@@ -95,8 +112,18 @@ def build_objective(config: ObjectiveConfig, mesh: Mesh) -> Objective | None:
         mask_duplicates=config.mask_duplicates,
         tile=config.tile,
         widths=config.matryoshka_widths,
+        limit=Limit(config.false_negatives, config.false_negative_margin) if config.false_negatives else None,
+        is_guided=config.guide,
         **options,
     )
+
+
+def build_distillation(config: TeacherConfig, tile: int, mesh: Mesh) -> Distillation | None:
+    """Return the losses that compare with the recipe's teacher, None without one; tile: as objective.tile."""
+    if not config.name:
+        return None
+    options = {key: getattr(config, key) for name in config.weights for key in options_of(name)}
+    return make_distillation(mesh, config.weights, tile, **options)
 
 
 class Compilations:

@@ -4,6 +4,7 @@
 
     second      a second encoder that is trained too (model.second_encoder = "copy")
     objective   the scalars that the objective learns (objective.learned_temperature)
+    projection  from the encoder's width to the teacher's, where they differ (teacher.mse)
 
 `extra` holds arrays that get no gradient:
 
@@ -26,7 +27,7 @@ from simcse_jax.objective.contrastive import Queue
 from simcse_jax.objective.losses import LOSSES
 from simcse_jax.training.mesh import VECTORS
 
-SECOND, LEARNED, QUEUE, PREDICTOR = "second", "objective", "queue", "predictor"
+SECOND, LEARNED, QUEUE, PREDICTOR, PROJECTION = "second", "objective", "queue", "predictor", "projection"
 
 
 class TrainState(NamedTuple):
@@ -81,15 +82,22 @@ def add_objective_state(
     return params | trained, extra
 
 
+def add_projection(params: Any, shape: tuple[int, int], seed: int) -> Any:
+    """Return the parameters with a random projection between vectors of these widths, which keeps lengths about."""
+    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), 3)
+    kernel = jax.random.normal(key, shape, params["embeddings"]["word"].dtype) * shape[1] ** -0.5
+    return params | {PROJECTION: {"kernel": kernel}}
+
+
 def encoder_params(params: Any) -> Any:
     """Return the first encoder's own parameters: those that are evaluated, kept as the best, and exported."""
-    return {name: tree for name, tree in params.items() if name not in (SECOND, LEARNED)}
+    return {name: tree for name, tree in params.items() if name not in (SECOND, LEARNED, PROJECTION)}
 
 
 def encoding_trees(params: Any, extra: Any) -> Any:
     """Return the parameters that encoding a batch takes: of the encoder, the second encoder and the predictor."""
     both = params | extra
-    return {name: tree for name, tree in both.items() if name not in (LEARNED, QUEUE)}
+    return {name: tree for name, tree in both.items() if name not in (LEARNED, QUEUE, PROJECTION)}
 
 
 def update_ema(extra: Any, params: Any, momentum: float) -> Any:

@@ -17,6 +17,7 @@ from simcse_jax.encoder.mlm import Predictor, mlm_scores, replace_tokens
 from simcse_jax.encoder.model import Encoder, embed
 from simcse_jax.group import Group
 from simcse_jax.objective.contrastive import Metrics, Objective
+from simcse_jax.objective.distillation import Distillation
 from simcse_jax.objective.mlm import Predicted, mlm_loss, predictions
 from simcse_jax.training import mesh as meshes
 from simcse_jax.training.feeding import batch_shardings
@@ -24,6 +25,7 @@ from simcse_jax.training.mesh import gather_over_data, gather_over_fsdp, part_sp
 from simcse_jax.training.state import (
     LEARNED,
     PREDICTOR,
+    PROJECTION,
     QUEUE,
     SECOND,
     TrainState,
@@ -164,12 +166,17 @@ def make_encode_batch(encode: EncodeGroups, mesh: Mesh, groups_at_once: int = 0,
     return encode_batch
 
 
-def make_loss(encode: EncodeBatch, objective: Objective | None, mlm_weight: float = 0.0) -> Loss:
+def make_loss(
+    encode: EncodeBatch,
+    objective: Objective | None,
+    mlm_weight: float = 0.0,
+    distillation: Distillation | None = None,
+) -> Loss:
     """Return a function (params, extra, batch, keys) -> (loss, (metrics, extra)).
 
-    The loss is the objective's plus mlm_weight times that of masked language modelling. objective: None for masked
-    language modelling alone. The embeddings of a queue in `extra` are candidates too, and this batch's positives join
-    the queue.
+    The loss is the objective's plus mlm_weight times that of masked language modelling plus the distillation's.
+    objective: None for the others alone. The embeddings of a queue in `extra` are candidates too, and this batch's
+    positives join the queue.
     """
 
     def loss(params: Any, extra: Any, batch: Batch, keys: jax.Array) -> tuple[jax.Array, tuple[Metrics, Any]]:
@@ -180,7 +187,8 @@ def make_loss(encode: EncodeBatch, objective: Objective | None, mlm_weight: floa
                 assert encoded.z is not None
                 anchors, candidates = encoded.z[0], encoded.z[1:]
                 queue = extra.get(QUEUE)
-                contrastive, metrics = objective(anchors, candidates, batch.text_ids, params.get(LEARNED), queue)
+                given = (anchors, candidates, batch.text_ids, params.get(LEARNED), queue, batch.teacher, batch.grades)
+                contrastive, metrics = objective(*given)
                 losses.append(contrastive)
                 if queue is not None:
                     extra = extra | {QUEUE: enqueue(queue, candidates[0], batch.text_ids[1])}
@@ -188,6 +196,11 @@ def make_loss(encode: EncodeBatch, objective: Objective | None, mlm_weight: floa
                 of_mlm, mlm_metrics = mlm_loss(encoded.predicted)
                 losses.append(mlm_weight * of_mlm)
                 metrics = metrics | mlm_metrics
+            if distillation is not None:
+                kernel = params[PROJECTION]["kernel"] if PROJECTION in params else None
+                of_teacher, teacher_metrics = distillation(encoded.z, batch.teacher, batch.text_ids, kernel)
+                losses.append(of_teacher)
+                metrics = metrics | teacher_metrics
         return sum(losses[1:], losses[0]), (metrics, extra)
 
     return loss

@@ -11,7 +11,7 @@ from simcse_jax.system.errors import UserError
 from tests.config.recipes import MLM_ALONE, recipe, resolved
 
 
-@pytest.mark.parametrize("name", ["unsup", "sup", "small", "demo", "pretrain"])
+@pytest.mark.parametrize("name", ["unsup", "sup", "small", "demo", "pretrain", "distill"])
 def test_recipes_resolve_in_every_variant(name: str) -> None:
     module = importlib.import_module(f"configs.{name}")
     for variant in module.VARIANTS:
@@ -96,6 +96,9 @@ def test_one_duration_given_on_the_command_line_replaces_the_recipe_s() -> None:
             "model.vocab_size = 99",
             "model.vocab_size=8000",
         ),
+        ({"model.keep_layers": "0,x"}, "model.keep_layers = '0,x'", "model.keep_layers=0,2"),
+        ({"model.keep_layers": "2,0"}, "model.keep_layers = '2,0'", "model.keep_layers=0,2"),
+        ({"model.keep_layers": "-1,0"}, "model.keep_layers = '-1,0'", "model.keep_layers=0,2"),
         ({"data.files": ""}, "data.files", "data.files=sentences.txt"),
         ({"data.positive": "crop", "data.rate": 0.0}, "data.rate = 0.0", "data.rate=0.1"),
         ({"data.positive": "mask", "data.rate": 0.0}, "data.rate = 0.0", "data.rate=0.1"),

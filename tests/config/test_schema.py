@@ -16,7 +16,7 @@ from simcse_jax.config.keys import Key, When
 from simcse_jax.config.resolve import require_in_range
 from simcse_jax.config.schema import KEYS, LAYOUT_KEYS, LOCAL_KEYS, RESUMABLE_KEYS, defaults
 from simcse_jax.system.errors import UserError
-from tests.config.recipes import in_effect, other_value, recipe, resolved
+from tests.config.recipes import COMPANIONS, in_effect, other_value, recipe, resolved
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,7 +67,7 @@ def test_every_key_takes_its_default_and_another_value_and_is_explained(key: Key
     require_in_range(key.name, key.default)
     if key.name.startswith("train.") and key.name.endswith(("steps", "epochs", "examples")):
         return  # durations exclude each other
-    values = in_effect(key) | {key.name: other_value(key)}
+    values = in_effect(key) | COMPANIONS.get((key.name, other_value(key)), {}) | {key.name: other_value(key)}
     needs = {"model.pooler": "cls", "data.positive": "columns", "objective.loss": "triplet"}
     values[key.name] = needs.get(key.name, values[key.name])
     if key.name not in ("model.dtype", "mesh.data", "mesh.fsdp", "data.row_length", "model.tokenizer"):

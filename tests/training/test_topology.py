@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from simcse_jax.config.schema import ObjectiveConfig, OptimizerConfig
+from simcse_jax.config.schema import ObjectiveConfig, OptimizerConfig, TeacherConfig
 from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.changes import Tokens, repetition
 from simcse_jax.data.examples import ChangedCopies, ColumnExamples, Examples
@@ -25,9 +25,10 @@ from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.objective.contrastive import Queue
+from simcse_jax.objective.losses import GRADED
 from simcse_jax.training.mesh import make_mesh, state_shardings
-from simcse_jax.training.program import build_objective
-from simcse_jax.training.state import TrainState, add_objective_state, init_state, make_optimizer
+from simcse_jax.training.program import build_distillation, build_objective
+from simcse_jax.training.state import TrainState, add_objective_state, add_projection, init_state, make_optimizer
 from simcse_jax.training.step import (
     Loss,
     compile_train_step,
@@ -95,7 +96,7 @@ COMBINED = Case(
 )
 
 
-INFO_NCE = ObjectiveConfig()
+INFO_NCE, NO_TEACHER = ObjectiveConfig(), TeacherConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,7 @@ class Kind:
     products: str = "float32"
     architecture: Architecture = CONFIG
     pooler: str = "cls"
+    teacher: TeacherConfig = NO_TEACHER
 
     @property
     def separate_anchors(self) -> bool:
@@ -122,20 +124,36 @@ class Kind:
     def keys(self) -> int:
         """Dropout keys of a step."""
         views = 2 if self.columns == 1 and not self.repeats else 1
-        return (self.objective.loss != "none") * views + (self.mlm > 0)
+        return (views if self.objective.loss != "none" else bool(self.teacher.name)) + (self.mlm > 0)
 
     def examples(self) -> Examples:
         table = RandomExamples(self.columns)
+        scores = (np.arange(EXAMPLES) % 7).astype(np.float32) if self.objective.loss in GRADED else None
         change = repetition(Tokens(None, VOCABULARY, MAX_LENGTH), rate=0.5)
-        return ChangedCopies(table, change, 3) if self.repeats else ColumnExamples(table)
+        return ChangedCopies(table, change, 3) if self.repeats else ColumnExamples(table, scores)
+
+
+class RandomVectors:
+    """Vectors of width 24, as of a teacher, by the hash of a text; none for a missing one."""
+
+    width = 24
+
+    def __call__(self, hashes: np.ndarray) -> np.ndarray:
+        table = np.random.default_rng(1).normal(size=(60, self.width)).astype(np.float32)
+        return table[hashes.astype(int)] * (hashes > 0)[..., None]
 
 
 WEIGHTED = ObjectiveConfig(hard_negative_weight=2.0, symmetric=True)
+NOTHING = ObjectiveConfig("none")
+TEACHER = TeacherConfig("any", mse=1.0, kl=2.0, temperature=0.2, student_temperature=0.3)
 KINDS = {
     "dropout": Kind(),
     "hard negatives": Kind(3, WEIGHTED),
     "dropout and MLM": Kind(mlm=0.5),
-    "MLM": Kind(objective=ObjectiveConfig("none"), mlm=1.0),
+    "MLM": Kind(objective=NOTHING, mlm=1.0),
+    "teacher": Kind(3, NOTHING, teacher=TEACHER),
+    "dropout and a teacher": Kind(teacher=TEACHER),
+    "a teacher's margins": Kind(2, NOTHING, teacher=TeacherConfig("any", margin_mse=1.0)),
     "repeated tokens and cut spans": Kind(repeats=True, cutoff="span"),
     "predicted tokens": Kind(predicts=True, cutoff="feature"),
     "learned temperature, products, widths": Kind(
@@ -148,6 +166,19 @@ KINDS = {
         3, ObjectiveConfig("margin_ranking", margin=0.5, similarity="dot"), mlm=0.5, second="copy"
     ),
     "sigmoid": Kind(objective=ObjectiveConfig("sigmoid", 0.1, bias=-5.0, learned_temperature=True, learning_rate=0.01)),
+    "hard and false negatives": Kind(
+        3,
+        ObjectiveConfig(
+            hard_negative_weight=2.0, hardness=2.0, hardness_of="own", false_negatives="relative", symmetric=True
+        ),
+    ),
+    "graded pairs": Kind(2, ObjectiveConfig("cosent", temperature=0.3)),
+    "graded pairs by angle, widths": Kind(2, ObjectiveConfig("angle", temperature=0.3, widths="32,7"), mlm=0.5),
+    "a guide": Kind(
+        3,
+        ObjectiveConfig(hardness=3.0, false_negatives="absolute", false_negative_margin=0.1, guide=True),
+        teacher=TeacherConfig("any", kl=1.0),
+    ),
     "poolers of all tokens": Kind(pooler="max+mean_sqrt_len+weighted_mean+last_token"),
     "momentum and queue": Kind(objective=ObjectiveConfig(queue=50), second="momentum", cutoff="token"),
 }
@@ -190,7 +221,8 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
     layout = Layout(BATCH, case.group, case.row_length, case.one_per_row, kind.separate_anchors)
     masking = Masking(VOCABULARY, 0.3, whole_word=True, seed=3) if kind.mlm else None
     hiding = Masking(VOCABULARY, 0.4, whole_word=False, seed=3, all_masked=True) if kind.predicts else None
-    batches = Batches(kind.examples(), layout, 3, masking, hiding)
+    vectors: Any = RandomVectors() if kind.teacher.name else None
+    batches = Batches(kind.examples(), layout, 3, masking, hiding, vectors=vectors)
     config = dataclasses.replace(kind.architecture, cutoff=kind.cutoff, cutoff_rate=0.3)
     encoder = Encoder(config, dtype, dtype, kind.products, has_head=True, has_mlm_head=kind.mlm > 0)
     predictor = Predictor(Encoder(CONFIG, dtype, dtype, has_mlm_head=True), VOCABULARY.special)
@@ -199,6 +231,8 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
     params, extra = add_objective_state(
         kind.second, objective, jax.jit(lambda: init_params(encoder, 1))(), of_predictor
     )
+    if kind.teacher.mse:
+        params = add_projection(params, (kind.architecture.hidden_size, vectors.width), 1)
     encode = make_encode_groups(
         encoder.clone(
             attend=functools.partial(fused_attention, interpret=True) if case.fused else plain_attention,
@@ -211,7 +245,8 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
         predictor if kind.predicts else None,
     )
     in_batches = make_encode_batch(encode, mesh, case.groups_at_once, dtype)
-    loss = make_loss(in_batches, build_objective(objective, mesh), kind.mlm)
+    distillation = build_distillation(kind.teacher, case.tile, mesh)
+    loss = make_loss(in_batches, build_objective(objective, mesh), kind.mlm, distillation)
     return Built(mesh, batches, loss, params, extra)
 
 
