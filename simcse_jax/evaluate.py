@@ -5,12 +5,14 @@ Prints tables, and writes scores.json, report.html and its pictures to --out.
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 from pathlib import Path
 
 from absl import flags
 
 from simcse_jax import cli
+from simcse_jax.evaluation.kinds import KINDS, name_task
 from simcse_jax.system.errors import UserError
 
 _MODEL = flags.DEFINE_multi_string(
@@ -23,15 +25,10 @@ _DATA = flags.DEFINE_string("data", "", "SentEval's folder or a senteval.tar. De
 _TASKS = flags.DEFINE_string(
     "tasks",
     "",
-    "Comma-separated groups (sts, transfer, geometry) and tasks (STS12, MR, ...). Default: sts,geometry; with --pairs "
-    "and without --data: geometry, of the first pairs.",
+    "Comma-separated groups (sts, transfer, geometry) and tasks (STS12, MR, ...). Default: sts,geometry; with data of "
+    "your own (--pairs, --retrieval, ...) and without --data: geometry of the first pairs, or none.",
 )
-_PAIRS = flags.DEFINE_multi_string(
-    "pairs",
-    [],
-    "Your own graded pairs as another task: a file of score, sentence, sentence; FILE:score=COLUMN,sentence1=COLUMN,"
-    "sentence2=COLUMN,split=VALUE where its header does not say which is which; or demo:test.",
-)
+_OWN = {kind: flags.DEFINE_multi_string(kind, [], described.help) for kind, described in KINDS.items()}
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "dev", "train"], "Split of STS-B and SICK-R.")
 _POOLER = flags.DEFINE_string(
     "pooler", "", "Pooler of the models whose --model names none. Default: the one that each model was made for."
@@ -49,6 +46,13 @@ _MAX_LENGTH = flags.DEFINE_integer(
     "model_max_length of the model's folder, else all that the model takes.",
 )
 _FAST = flags.DEFINE_bool("fast", False, "Run the transfer tasks with 5 folds instead of 10.")
+_SAMPLE_PAIRS = flags.DEFINE_integer(
+    "sample_pairs",
+    0,
+    "Score nothing: write that many pairs of texts of --text, from all ranges of the model's cosines, to "
+    "--out=sheet.csv for you to grade; --pairs=sheet.csv takes it once its column of scores is filled.",
+    lower_bound=0,
+)
 _OUT = flags.DEFINE_string(
     "out", "", "Folder of the results. Default: RUN/evaluation if the only model is a run folder, else evaluation."
 )
@@ -59,18 +63,23 @@ def main() -> int:
     from rich.console import Console
 
     from simcse_jax.embedding_model import EmbeddingModel, open_model
-    from simcse_jax.evaluation.graded_pairs import load_graded_pairs
     from simcse_jax.evaluation.senteval import senteval_folder
     from simcse_jax.evaluation.suite import GEOMETRY, TaskSuite, choose_tasks
     from simcse_jax.evaluation.terminal import print_results
     from simcse_jax.judging import judge_models, require_writable, write_results
     from simcse_jax.system.compiled import keep_compiled
 
+    if _SAMPLE_PAIRS.value:
+        return _write_sample()
     names = model_names(_MODEL.value)
     out = Path(_OUT.value).expanduser() if _OUT.value else default_out(names)
     require_writable(out)
-    own_only = bool(_PAIRS.value) and not _DATA.value
-    tasks = choose_tasks(_TASKS.value or (GEOMETRY if own_only else f"sts,{GEOMETRY}"), _SPLIT.value)
+    own = tuple(dict.fromkeys(name_task(kind, source) for kind, given in _OWN.items() for source in given.value))
+    own_only = bool(own) and not _DATA.value
+    suite = TaskSuite((), None, _SPLIT.value, own=own, fast=_FAST.value, progress=True)
+    usual = (GEOMETRY if suite.graded else "") if own_only else f"sts,{GEOMETRY}"
+    wanted = _TASKS.value or usual
+    tasks = choose_tasks(wanted, _SPLIT.value) if wanted else ()
     keep_compiled()
 
     def opened(given: str) -> EmbeddingModel:
@@ -82,15 +91,40 @@ def main() -> int:
         return model
 
     models = iter([opened(given) for given in names])  # no reference stays here, so that each can be released
-    for source in _PAIRS.value:
-        load_graded_pairs(source)  # so that a wrong file is an error now, not after other tasks
-    folder = None if own_only and set(tasks) <= {GEOMETRY} else senteval_folder(_DATA.value)
-    suite = TaskSuite(tasks, folder, _SPLIT.value, tuple(_PAIRS.value), _FAST.value, progress=True)
+    for task in own:
+        suite.load(task)  # so that a wrong file is an error now, not after other tasks
+    needs_none = not tasks or (set(tasks) == {GEOMETRY} and suite.graded)
+    folder = None if own_only and needs_none else senteval_folder(_DATA.value)
+    suite = dataclasses.replace(suite, tasks=tasks, folder=folder)
     results = judge_models(models, suite, say=lambda line: print(line, flush=True))
     print_results(results, Console(highlight=False, soft_wrap=True))
     for path in write_results(results, out):
         print(f"written: {path}")
     return 1 if any(model.failures for model in results.models) else 0
+
+
+def _write_sample() -> int:
+    """Write the sheet of pairs that --sample_pairs asks for."""
+    from simcse_jax.embedding_model import open_model
+    from simcse_jax.evaluation.retrieval.from_text import read_texts
+    from simcse_jax.evaluation.sample_pairs import require_new_sheet, sample_pairs, write_sheet
+    from simcse_jax.system.compiled import keep_compiled
+
+    names, sources = model_names(_MODEL.value), _OWN["text"].value
+    if len(names) != 1 or len(sources) != 1 or not _OUT.value:
+        raise UserError("--sample_pairs needs one --model, one --text=FILE and --out=sheet.csv.")
+    keep_compiled()
+    name, pooler = name_and_pooler(names[0])
+    model = open_model(name, pooler or _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value)
+    out = Path(_OUT.value).expanduser()
+    require_new_sheet(out)
+    pairs = sample_pairs(model.encode, read_texts(sources[0]), _SAMPLE_PAIRS.value)
+    write_sheet(out, pairs)
+    print(
+        f"written: {out}, {len(pairs)} pairs. Grade each in the column score, say from 0 (unrelated) to 5 (the same); "
+        f"then: python -m simcse_jax.evaluate --model={names[0]} --pairs={out}"
+    )
+    return 0
 
 
 def name_and_pooler(given: str) -> tuple[str, str]:

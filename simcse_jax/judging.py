@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,7 @@ from simcse_jax.evaluation.suite import GEOMETRY, TaskSuite
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import progress_bar
 from simcse_jax.system.whole_file import writing
+from simcse_jax.training.held_out import judged_task
 from simcse_jax.training.metrics import read_metrics
 
 Say = Callable[[str], None]
@@ -65,7 +67,7 @@ def _judge(model: EmbeddingModel, suite: TaskSuite, say: Say) -> ModelResult:
         result.protocol |= protocol(model)
         result.recipe = model.recipe
     except Exception as error:  # noqa: BLE001 (weights that do not load fail every task)
-        result.failures |= dict.fromkeys((*suite.pairs, *suite.tasks), _reason(error))
+        result.failures |= dict.fromkeys((*suite.pairs, *suite.own, *suite.tasks), _reason(error))
         return result
 
     def encode(texts: Sequence[str]) -> np.ndarray:
@@ -130,10 +132,12 @@ def write_results(results: Results, out: Path) -> list[Path]:
 def report_run(workdir: Path, data: str) -> str:
     """Write report.html and its pictures into a run's folder; return what the report holds, in words.
 
-    data: the run's eval.data, whose pairs its best model is judged on; "" shows the curves alone. A task that fails
-    is listed in the report.
+    data: the run's eval.data, which its best model is judged on; "" shows the curves alone. A task that fails is
+    listed in the report. Geometry is that of graded pairs, where these are the data.
     """
-    suite = TaskSuite((GEOMETRY,), pairs=(data,)) if data else TaskSuite(())
+    suite = TaskSuite((), own=(judged_task(data, workdir),) if data else ())
+    if suite.graded:
+        suite = dataclasses.replace(suite, tasks=(GEOMETRY,))
     results = judge_models([open_model(str(workdir))], suite)
     write_report(results, workdir)
     [result] = results.models

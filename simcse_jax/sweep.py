@@ -44,7 +44,12 @@ _JUDGE = flags.DEFINE_string(
     "judge", "", "Also judge every finished run: tasks as in evaluate --tasks, such as sts,transfer,geometry."
 )
 _DATA = flags.DEFINE_string("data", "", "With --judge: SentEval's data, as for evaluate.")
-_PAIRS = flags.DEFINE_multi_string("pairs", [], "Judge every finished run on these graded pairs too, as evaluate does.")
+_PAIRS = flags.DEFINE_multi_string(
+    "pairs",
+    [],
+    "Judge every finished run on these graded pairs too, as evaluate does; KIND:SOURCE, such as retrieval:DIR, for "
+    "another task that evaluate takes as --KIND=SOURCE.",
+)
 _FAST = flags.DEFINE_bool("fast", False, "With --judge: the quick variant of the transfer tasks.")
 _MEASURE = flags.DEFINE_string(
     "measure", "", "The metric that rows are compared by, such as sts or dev/spearman. Default: the first there is."

@@ -542,9 +542,18 @@ class EvalConfig:
     data: str = key(
         "hf://datasets/princeton-nlp/datasets-for-simcse/senteval.tar",
         """Graded pairs: a .tsv or .csv of score, sentence, sentence; SentEval's sts-dev.csv or its folder; or the
-        senteval archive of the Hub. "": no evaluation, and the last checkpoint is the best.""",
+        senteval archive of the Hub. Or KIND:SOURCE, a task that evaluate takes as --KIND=SOURCE: retrieval:DIR.
+        Or heldout:500: that many documents (rows, where there are none) of data.files, which are then not trained on.
+        "": no evaluation, and the last checkpoint is the best.""",
         resumable=True,
         local=True,
+    )
+    measure: str = key(
+        "",
+        """The value of eval.data's task that chooses the best checkpoint and counts for patience: spearman or pearson
+        of pairs; ndcg@10, mrr@10, recall@10, ... of retrieval. "": the first of its kind.""",
+        effective=When("eval.data"),
+        example="ndcg@10",
     )
     every_steps: int = key(125, "Steps between two evaluations.", at_least=1, resumable=True)
     patience: int = key(

@@ -54,6 +54,7 @@ class CorpusReport:
     missing: int  # hard negatives that rows lack
     unknown_share: float  # tokens that stand for what the vocabulary lacks, of all tokens of text
     from_cache: bool = False
+    held_out: int = 0  # rows that are no part of training, as their texts are held out for evaluation
 
     def lines(self) -> list[str]:
         """Return printable lines: the counts, then a bar of the histogram a line."""
@@ -67,6 +68,8 @@ class CorpusReport:
             counts.append(f"left out, of other splits: {self.other_splits:,}")
         if self.missing:
             counts.append(f"missing hard negatives: {self.missing:,}")
+        if self.held_out:
+            counts.append(f"held out for evaluation, with all equal texts: {self.held_out:,}")
         out = [
             f"data: {self.examples:,} {kind}{documents} from {names}{cached}",
             f"  columns used: {listed(self.columns)} (as the file names them){ignored}",

@@ -70,13 +70,18 @@ def _similar(path: Path) -> str:
 
 def _hub_dataset_table(entry: str, repo: str, parts: str) -> TextTable:
     """Return a table over `datasets.load_dataset`; a single part after the name is the split if it names one."""
-    from datasets import load_dataset
-    from huggingface_hub import constants
-
     given = re.findall(r":([^:\[\]]+(?:\[[^\]]*\])?)", parts)
     if len(given) == 1 and _SPLIT.fullmatch(given[0]):
         given = [None, *given]
     config, split = (*given, None, None)[:2]
+    return dataset_table(load_hub_dataset(entry, repo, config, split or "train"), entry)
+
+
+def load_hub_dataset(entry: str, repo: str, config: str | None, split: str) -> "Dataset":
+    """Return one split of a Hub data set; UserError where it cannot be had. entry: its name as given, for messages."""
+    from datasets import load_dataset
+    from huggingface_hub import constants
+
     if not constants.HF_HUB_OFFLINE:
         try:
             require_hub()
@@ -86,14 +91,13 @@ def _hub_dataset_table(entry: str, repo: str, parts: str) -> TextTable:
                 "If it was fetched before: HF_HUB_OFFLINE=1 takes it from the cache."
             ) from error
     try:
-        dataset = load_dataset(repo, config, split=split or "train")
+        return load_dataset(repo, config, split=split)
     except Exception as error:  # load_dataset raises ValueError, OSError and its own classes alike
         reason = "\n  ".join(str(error).strip().splitlines()[:4])[:600]
         raise UserError(
             f"{entry!r} is no local file, and as a Hub data set it does not load:\n  {type(error).__name__}: {reason}\n"
             "Write OWNER/NAME:CONFIG:SPLIT; or name one file: hf://datasets/OWNER/NAME/PATH."
         ) from error
-    return dataset_table(dataset, entry)
 
 
 def dataset_table(dataset: "Dataset", name: str) -> TextTable:

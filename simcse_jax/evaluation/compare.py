@@ -132,11 +132,13 @@ def _resample(entry: Entry, resamples: int) -> Draws:
 
 def _bootstrap(score: Score, resamples: int) -> np.ndarray | None:
     """Return float64[resamples], the score times 100 of examples drawn with replacement; None without the examples."""
-    correct, gold, cosines = score.correct, score.gold, score.cosines
-    if correct is not None:
-        count, value = len(correct), lambda picks: correct[picks].mean(axis=1)
+    gold, cosines = score.gold, score.cosines
+    averaged = score.correct if score.each is None else score.each
+    if averaged is not None:
+        count, value = len(averaged), lambda picks: averaged[picks].mean(axis=1)
     elif gold is not None and cosines is not None:
-        count, value = len(gold), lambda picks: _spearman(cosines[picks], gold[picks])
+        statistic = score.statistic or _spearman
+        count, value = len(gold), lambda picks: statistic(cosines[picks], gold[picks])
     else:
         return None
     rng, size = np.random.default_rng([SEED, *score.task.encode()]), max(1, _BLOCK // count)

@@ -16,6 +16,7 @@ from simcse_jax.data.readers import read_records
 from simcse_jax.data.rows import SPLITS
 from simcse_jax.data.scores import has_decimal_comma, parse_score, with_commas
 from simcse_jax.data.tables import is_number
+from simcse_jax.evaluation.options import split_options
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import DATASET_PREFIX, dataset_file
@@ -88,7 +89,7 @@ def load_graded_pairs(source: str) -> GradedPairs:
     """
     if source.startswith("demo:"):
         return _demo_pairs(source)
-    place, options = _options(source)
+    place, options = split_options(source, (*NAMES, SPLIT))
     path = dataset_file(place) if place.startswith(DATASET_PREFIX) else Path(place).expanduser()
     if path.suffix == ".tar" and path.is_file():
         path = senteval_folder(str(path)) / "STS"
@@ -108,19 +109,6 @@ def _demo_pairs(source: str) -> GradedPairs:
         raise UserError(f"Unknown graded pairs {source!r}; the generated ones are demo:dev and demo:test.")
     gold, first, second = zip(*demo.graded_pairs(split=split), strict=True)
     return GradedPairs(source, np.array(gold, np.float64), list(first), list(second))
-
-
-def _options(source: str) -> tuple[str, dict[str, str]]:
-    """Split a source into the place and its options."""
-    place, _, words = source.rpartition(":")
-    if not place or "=" not in words or "/" in words or Path(source).expanduser().exists():
-        return source, {}
-    options = {key: value for key, _, value in (word.partition("=") for word in words.split(","))}
-    known = (*NAMES, SPLIT)
-    for key, value in options.items():
-        if key not in known or not value:
-            raise UserError(f"{source}: {key}={value} is no option; known: {', '.join(f'{k}=...' for k in known)}.")
-    return place, options
 
 
 def _read_table(path: Path, name: str) -> Lines:

@@ -24,9 +24,13 @@ class Score:
     protocol: dict[str, Any]  # split, pairs or examples, aggregation, data hash, ...: JSON
     subsets: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     # What the bootstrap and the pictures need. Graded pairs: both float64[n]. Classification: `correct` bool[n].
+    # Others: `each` float64[n], whose mean is the headline, such as nDCG by query.
     gold: np.ndarray | None = None
     cosines: np.ndarray | None = None
     correct: np.ndarray | None = None
+    each: np.ndarray | None = None
+    # Of `gold` and `cosines`, where it is not their Spearman correlation: from float64[S, n] of both to float64[S].
+    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
     @property
     def value(self) -> float:

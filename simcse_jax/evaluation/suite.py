@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from simcse_jax.evaluation import sts, transfer
-from simcse_jax.evaluation.graded_pairs import load_graded_pairs
+from simcse_jax.evaluation.graded_pairs import GradedPairs
+from simcse_jax.evaluation.kinds import PAIRS, OwnData, load_task, parse_task, score_task
 from simcse_jax.evaluation.results import Encode, Score, Space
 from simcse_jax.evaluation.space import measure_space
 from simcse_jax.system.errors import UserError
@@ -24,17 +25,30 @@ class TaskSuite:
     folder: Path | None = None  # what `senteval_folder` returns; None when no task needs it
     split: str = "test"  # of the STS tasks
     pairs: tuple[str, ...] = ()  # graded pairs as further tasks: what `load_graded_pairs` takes
+    own: tuple[str, ...] = ()  # further tasks of the user's own data: "KIND:SOURCE", see kinds.py
     fast: bool = False  # the quick variant of the transfer tasks
     progress: bool = False  # show how far each task has come
+    _loaded: dict[str, OwnData] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.folder is None and (set(self.tasks) - {GEOMETRY} or (self.tasks and not self.pairs)):
+        if self.folder is None and (set(self.tasks) - {GEOMETRY} or (self.tasks and not self.graded)):
             raise UserError(f"{', '.join(self.tasks)}: give the folder of SentEval's data, or your own graded pairs.")
 
     @property
     def scored(self) -> tuple[str, ...]:
-        """The tasks with a score: the graded pairs, then the others without geometry."""
-        return (*self.pairs, *(task for task in self.tasks if task != GEOMETRY))
+        """The tasks with a score: the user's own, graded pairs first, then the others without geometry."""
+        return (*self.pairs, *self.own, *(task for task in self.tasks if task != GEOMETRY))
+
+    @property
+    def graded(self) -> tuple[str, ...]:
+        """The tasks of graded pairs among the user's own."""
+        return tuple(task for task in (*self.pairs, *self.own) if parse_task(task)[0] == PAIRS)
+
+    def load(self, task: str) -> OwnData:
+        """Return the data of one of the user's own tasks, read once; UserError for bad input."""
+        if task not in self._loaded:
+            self._loaded[task] = load_task(task)
+        return self._loaded[task]
 
     @property
     def averages(self) -> dict[str, tuple[str, ...]]:
@@ -44,8 +58,8 @@ class TaskSuite:
 
     def score(self, encode: Encode, task: str) -> Score:
         """Return the score at one of the tasks of `scored`."""
-        if task in self.pairs:
-            return sts.evaluate_sts(encode, {"": load_graded_pairs(task)}, task, "as given")
+        if task in (*self.pairs, *self.own):
+            return score_task(encode, self.load(task), task)
         assert self.folder is not None  # __post_init__ checked it
         if task in transfer.TASKS:
             return transfer.evaluate_transfer(encode, self.folder, task, self.fast, self.progress)
@@ -59,7 +73,8 @@ class TaskSuite:
         if self.folder is not None:
             pairs, scale, split = sts.load_sts(self.folder, "STSBenchmark", self.split)[""], sts.STSB_SCALE, self.split
         else:
-            pairs, split = load_graded_pairs(self.pairs[0]), "as given"
+            pairs, split = self.load(self.graded[0]), "as given"
+            assert isinstance(pairs, GradedPairs)
             scale = (float(pairs.gold.min()), float(pairs.gold.max()))
         space = measure_space(encode, pairs, scale)
         return dataclasses.replace(space, protocol=space.protocol | {"split": split} | protocol)

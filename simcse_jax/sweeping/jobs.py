@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from simcse_jax.config.recipe import override_flags
+from simcse_jax.evaluation.kinds import parse_task
 from simcse_jax.evaluation.scores_json import SCORES
 from simcse_jax.sweeping.plan import Judging, PlanRow, SweepPlan
 from simcse_jax.sweeping.rows import SEED
@@ -115,7 +116,7 @@ class Job:
             flags = [
                 *([f"--tasks={self.judging.tasks}"] if self.judging.tasks else []),
                 *([f"--data={self.judging.data}"] if self.judging.data else []),
-                *(f"--pairs={source}" for source in self.judging.pairs),
+                *(f"--{kind}={source}" for kind, source in map(parse_task, self.judging.pairs)),
                 *(["--fast"] if self.judging.fast else []),
             ]
             judge = _module("evaluate", f"--model={self.run / 'model'}", f"--out={self.evaluation}", *flags)

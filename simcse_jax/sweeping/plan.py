@@ -15,7 +15,7 @@ from simcse_jax.config.compare import idle_keys
 from simcse_jax.config.recipe import read_recipe
 from simcse_jax.config.resolve import resolve
 from simcse_jax.config.schema import DURATIONS, LAYOUT_KEYS, defaults
-from simcse_jax.evaluation.graded_pairs import load_graded_pairs
+from simcse_jax.evaluation.kinds import load_task
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.evaluation.suite import GEOMETRY, choose_tasks
 from simcse_jax.sweeping.rows import SEED, Overrides
@@ -52,7 +52,7 @@ class Judging:
 
     tasks: str = ""
     data: str = ""
-    pairs: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()  # and other tasks of one's own, as KIND:SOURCE
     fast: bool = False
 
     @property
@@ -127,7 +127,7 @@ def check_judging(judging: Judging, where: str) -> None:
         except UserError as error:
             raise UserError(str(error).replace("--tasks", where)) from error
     for source in judging.pairs:
-        load_graded_pairs(source)
+        load_task(source)
     if judging.data:
         senteval_folder(judging.data)
 

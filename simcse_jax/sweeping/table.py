@@ -12,6 +12,7 @@ from scipy import stats
 
 from simcse_jax.evaluation import transfer
 from simcse_jax.evaluation.compare import spread
+from simcse_jax.evaluation.kinds import KINDS, PAIRS
 from simcse_jax.evaluation.suite import GEOMETRY, choose_tasks
 from simcse_jax.sweeping.jobs import Job
 from simcse_jax.sweeping.plan import Judging, PlanRow, SweepPlan
@@ -22,12 +23,14 @@ Metrics = dict[str, float]
 SPEARMAN, PERPLEXITY = "dev/spearman", "dev/perplexity"
 # Of the last evaluation. The best one may be that before the first step, which says nothing about the training.
 LAST = "dev/last_spearman"
-DEV = (SPEARMAN, PERPLEXITY, LAST, "dev/pearson", "dev/mlm_accuracy")
+# Of eval.data that is no graded pairs, the first of its kind first.
+OWN_DEV = tuple(dict.fromkeys(f"dev/{name}" for kind, own in KINDS.items() if kind != PAIRS for name in own.measures))
+DEV = (SPEARMAN, *OWN_DEV, PERPLEXITY, LAST, "dev/pearson", "dev/mlm_accuracy")
 SPACE = ("alignment", "uniformity", "mean_cosine", "effective_rank", "isotropy", "top_share")
 LOWER_IS_BETTER = frozenset({PERPLEXITY, "alignment", "uniformity", "mean_cosine", "top_share"})
 AVERAGED = {"sts": choose_tasks("sts", "test"), "transfer": transfer.TASKS}
 # Of DEV and SPACE, those with a column by default; the rest are in table.json.
-_COLUMNS = (SPEARMAN, PERPLEXITY, "alignment", "uniformity")
+_COLUMNS = (*(f"dev/{own.measures[0]}" for own in KINDS.values()), PERPLEXITY, "alignment", "uniformity")
 # Differences that are this close to each other, relative to the metric, differ by rounding alone.
 _EQUAL = 1e-6
 
@@ -64,7 +67,11 @@ def require_measure(measure: str, judging: Judging) -> None:
     known = possible_metrics(judging)
     if measure and measure not in known:
         more = "" if judging.asked else " With --judge=sts,transfer,geometry there are more."
-        raise UserError(f"--measure={measure} is no metric of these runs. They have: {', '.join(known)}.{more}")
+        shown = [name for name in known if name not in OWN_DEV]
+        raise UserError(
+            f"--measure={measure} is no metric of these runs. They have: {', '.join(shown)}; with other "
+            f"kinds of eval.data, such as retrieval:DIR: {', '.join(OWN_DEV)}.{more}"
+        )
 
 
 def choose_measure(found: Collection[str], judging: Judging) -> str:
@@ -147,14 +154,14 @@ def make_table(plan: SweepPlan, found: Mapping[tuple[str, int], Metrics], measur
 
 def _training_metrics(lines: list[dict[str, Any]]) -> Metrics:
     """Return the logged metrics of the evaluation of the best checkpoint, and the Spearman of the last one."""
-    for name in (SPEARMAN, PERPLEXITY):
-        scored = [line for line in lines if line.get(name) is not None]
-        if scored:
-            best = max(scored, key=lambda line: _sign(name) * line[name])  # the first of equals, as in training
-            found = {key: best[key] for key in DEV if best.get(key) is not None}
-            last = [line[name] for line in lines if name in line][-1]  # null where it could not be computed
-            return found | ({LAST: last} if name == SPEARMAN and last is not None else {})
-    return {}
+    name = next((key for line in lines for key in line if key.startswith("dev/")), "")  # a line has it first
+    scored = [line for line in lines if line.get(name) is not None]
+    if not scored:
+        return {}
+    best = max(scored, key=lambda line: _sign(name) * line[name])  # the first of equals, as in training
+    found = {key: best[key] for key in DEV if best.get(key) is not None}
+    last = [line[name] for line in lines if name in line][-1]  # null where it could not be computed
+    return found | ({LAST: last} if name == SPEARMAN and last is not None else {})
 
 
 def _judged_metrics(scores: dict[str, Any]) -> Metrics:

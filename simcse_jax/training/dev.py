@@ -1,4 +1,4 @@
-"""Score a run's parameters while it trains: on graded pairs, on held-out text, or on both."""
+"""Score a run's parameters while it trains: on a task of the user's own, on held-out text, or on both."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.examples import ColumnExamples
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoding import SentenceEncoder
-from simcse_jax.evaluation.graded_pairs import GradedPairs
-from simcse_jax.evaluation.sts import evaluate_pairs
+from simcse_jax.evaluation.kinds import KINDS, OwnData, parse_task, score_task
 from simcse_jax.hosts.agreement import broadcast
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.feeding import feed, load_texts, make_layout, make_masking
@@ -29,14 +28,13 @@ from simcse_jax.training.mesh import replicated
 from simcse_jax.training.program import make_encode
 
 Scores = dict[str, float]
-# The scores of an evaluation that are logged, as dev/NAME.
-LOGGED = ("spearman", "pearson", "perplexity", "mlm_accuracy")
+OF_TEXT = ("perplexity", "mlm_accuracy")  # what is logged of held-out text
 
 
 class Measure(NamedTuple):
     """Name the score that decides which state is the best."""
 
-    name: str  # one of LOGGED
+    name: str  # of one of the scores
     words: str
     sign: int = 1  # -1 where less is better
 
@@ -59,25 +57,65 @@ class Dev(NamedTuple):
     measure: Measure
     evaluate: Callable[[Any], Scores]
     note: str = ""  # on what its scores are worth
+    logged: tuple[str, ...] = ("spearman", "pearson", *OF_TEXT)  # the scores that are logged, as dev/NAME
+
+
+class DevTask(NamedTuple):
+    """Hold the task that scores a run, and the value of its score that chooses the best state."""
+
+    name: str  # of a task of one's own
+    data: OwnData
+    measure: Measure
+
+    @property
+    def logged(self) -> tuple[str, ...]:
+        """The values that are logged, the one that chooses first."""
+        return tuple(dict.fromkeys((self.measure.name, *KINDS[parse_task(self.name)[0]].logged)))
+
+
+def load_dev_task(name: str, measure: str, data: Any = None) -> DevTask:
+    """Return the task that eval.data names; UserError if it cannot be read, or has no such measure ("": its first).
+
+    name: of a task of one's own, see evaluation/kinds.py; data: its OwnData, if they are loaded.
+    """
+    kind, source = parse_task(name)
+    known = KINDS[kind].measures
+    if measure and measure not in known:
+        raise UserError(
+            f"eval.measure = {measure!r}: must be one of {', '.join(known)}, the values of {kind} (eval.data = "
+            f"{name!r}).\nFor example --config.eval.measure={known[0]}"
+        )
+    chosen = measure or known[0]
+    own = SPEARMAN if chosen == SPEARMAN.name else Measure(chosen, f"dev {chosen}")
+    return DevTask(name, data or KINDS[kind].load(source), own)
 
 
 def make_dev(
-    pairs: GradedPairs | None, sentences: SentenceEncoder, perplexity: Callable[[Any], Scores] | None
+    task: DevTask | None, sentences: SentenceEncoder, perplexity: Callable[[Any], Scores] | None
 ) -> Dev | None:
-    """Return how parameters are scored: by graded pairs if there are some, else by perplexity; None without either.
+    """Return how parameters are scored: by a task if there is one, else by perplexity; None without either.
 
     All processes encode together, and each scores the whole result. The scores of process 0 count, so that all keep
     and stop alike even if their processors round differently.
     """
-    if pairs is None and perplexity is None:
+    if task is None and perplexity is None:
         return None
 
     def evaluate(params: Any) -> Scores:
-        scores = evaluate_pairs(lambda texts: sentences.encode(params, texts), pairs) if pairs else {}
+        scores = task_scores(task, lambda texts: sentences.encode(params, texts)) if task else {}
         scores |= perplexity(params) if perplexity else {}
         return json.loads(broadcast(json.dumps(scores)))
 
-    return Dev(SPEARMAN if pairs else PERPLEXITY, evaluate, pairs.note if pairs else "")
+    if task is None:
+        return Dev(PERPLEXITY, evaluate, logged=OF_TEXT)
+    return Dev(task.measure, evaluate, task.data.note, (*task.logged, *OF_TEXT))
+
+
+def task_scores(task: DevTask, encode: Callable[[list[str]], np.ndarray]) -> Scores:
+    """Return the values that are logged, and the numbers of what they are over, such as "pairs" or "queries"."""
+    score = score_task(encode, task.data, task.name)
+    counts = {name: value for name, value in score.protocol.items() if type(value) is int}
+    return {name: score.values[name] for name in task.logged} | counts
 
 
 class HeldOut(NamedTuple):

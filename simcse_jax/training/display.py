@@ -20,6 +20,7 @@ from simcse_jax.data.batches import format_rows
 from simcse_jax.encoder.products import precision
 from simcse_jax.model_folder.card import simcse_recipe
 from simcse_jax.system.progress import Heartbeat, duration
+from simcse_jax.training.held_out import judging_flag
 
 if TYPE_CHECKING:
     from simcse_jax.config.schema import Config
@@ -155,11 +156,11 @@ def _notes(run: Run) -> list[str]:
         )
     if run.dev is None:
         notes.append(
-            "note: no dev pairs, so the last checkpoint counts as the best; --config.eval.data=sts-dev.csv (score, "
-            "sentence, sentence) scores the run as it goes"
+            "note: no dev data, so the last checkpoint counts as the best; --config.eval.data=sts-dev.csv (score, "
+            "sentence, sentence), or retrieval:DIR, scores the run as it goes"
         )
     elif run.dev.note:
-        notes.append(f"note: eval.data = {run.config.eval.data!r} has {run.dev.note}")
+        notes.append(f"note: eval.data = {run.config.eval.data!r}: {run.dev.note}")
     if run.left_out:
         notes.append(
             f"note: {', '.join(run.left_out)} of {run.config.model.name} are no part of training, nor of the model "
@@ -225,8 +226,9 @@ def _next_steps(config: Config, workdir: Path) -> dict[str, str]:
         )
     steps["use it from Python"] = f'SimCSE("{model}").encode(["a text"])  # from simcse_jax import SimCSE'
     steps["use it from PyTorch"] = f'SentenceTransformer("{model}").encode(["a text"])'
-    pairs = "--pairs=demo:test" if config.eval.data == "demo:dev" else "--data=senteval  # or --pairs=graded.tsv"
-    steps["judge it"] = f"{python} -m simcse_jax.evaluate --model={workdir} {pairs}"
+    usual = "--pairs=demo:test" if config.eval.data == "demo:dev" else "--data=senteval  # or --pairs=graded.tsv"
+    judged = judging_flag(config.eval.data, workdir) or usual
+    steps["judge it"] = f"{python} -m simcse_jax.evaluate --model={workdir} {judged}"
     if not demo and files.endswith(".txt") and "," not in files:
         steps["search your text"] = f'{python} -m simcse_jax.search --model={workdir} --corpus={files} --query="a text"'
     steps["look at all curves"] = f"tensorboard --logdir={workdir / 'tensorboard'}  # pip install tensorboard"

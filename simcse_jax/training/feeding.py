@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from simcse_jax.config.schema import Config
 from simcse_jax.data.batches import Batch, Batches, EncoderInputs, Layout, Rows
 from simcse_jax.data.corpus import Corpus, load_corpus
 from simcse_jax.data.examples import ColumnExamples, Examples
+from simcse_jax.data.held_out import leave_out
 from simcse_jax.data.masking import Masking, prediction_slots
 from simcse_jax.data.positives import POSITIVES, Source, views_of
 from simcse_jax.data.scores import ScoreColumn
@@ -106,10 +107,11 @@ def place_batch(batch: Batch, own: list[int], groups: int, mesh: Mesh) -> Batch:
     return Batch(*(put(sharding, field) for sharding, field in fields))
 
 
-def load_data(config: Config, tokenizer: Any) -> Corpus:
-    """Return the tokenised training data."""
+def load_data(config: Config, tokenizer: Any, held_out: Sequence[str] = ()) -> Corpus:
+    """Return the tokenised training data; held_out: texts that are not trained on."""
     with about("data.files", "files of text"):
-        return load_texts(config, config.data.files, tokenizer)
+        corpus = load_texts(config, config.data.files, tokenizer)
+        return leave_out(corpus, held_out) if held_out else corpus
 
 
 def make_batches(

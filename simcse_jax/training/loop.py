@@ -22,7 +22,6 @@ from simcse_jax.evaluation.sts import has_collapsed
 from simcse_jax.hosts.agreement import error_on_all, is_first
 from simcse_jax.hosts.signals import stop_signals
 from simcse_jax.training.checkpoint import Checkpoints, RunProgress
-from simcse_jax.training.dev import LOGGED
 from simcse_jax.training.display import Display
 from simcse_jax.training.feeding import batch_shapes, feed
 from simcse_jax.training.metrics import FLOAT32_DIGITS, FLOAT64_DIGITS, Clock, MetricsWriter, Profile
@@ -196,7 +195,7 @@ class _Loop:
         measure, progress = self.run.dev.measure, self.progress
         score = measure.of(scores)
         if self.metrics is not None:
-            self.metrics.write(step, {f"dev/{name}": scores[name] for name in LOGGED if name in scores})
+            self.metrics.write(step, {f"dev/{name}": scores[name] for name in self.run.dev.logged if name in scores})
         best = score > progress.best_score
         if progress.losses:
             progress.history.append((step, score, sum(progress.losses) / len(progress.losses)))

@@ -20,13 +20,13 @@ from simcse_jax.data.vocabulary import id_count
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.products import resolve_products
 from simcse_jax.encoding import SentenceEncoder
-from simcse_jax.evaluation.graded_pairs import load_graded_pairs
+from simcse_jax.evaluation.retrieval.folder import write_task
 from simcse_jax.hosts.agreement import broadcast, fail_together, is_first, require_equal
 from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.run_folder import read_run_info
 from simcse_jax.model_folder.st_modules import left_out_of_training
 from simcse_jax.system.errors import about
-from simcse_jax.training.dev import Dev, load_held_out, make_dev, make_perplexity
+from simcse_jax.training.dev import Dev, DevTask, load_dev_task, load_held_out, make_dev, make_perplexity
 from simcse_jax.training.feeding import load_data, make_batches
 from simcse_jax.training.folder import (
     TOKENIZER,
@@ -39,6 +39,7 @@ from simcse_jax.training.folder import (
     undone_if_refused,
     write_run_info,
 )
+from simcse_jax.training.held_out import FOLDER, HeldOutPart, is_held_out, judged_task, load_held_out_part
 from simcse_jax.training.mesh import make_mesh, place
 from simcse_jax.training.model import first_params, load_predictor, make_encoder, source_folder, write_tokenizer
 from simcse_jax.training.program import Program, make_program
@@ -96,8 +97,8 @@ def _assemble(config: Config, workdir: Path) -> Run:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     resumes = json.loads(broadcast(json.dumps(has_checkpoint(workdir))))
     with fail_together():
-        with about("eval.data", "a file of graded pairs, or nothing for no evaluation"):
-            pairs = load_graded_pairs(config.eval.data) if config.eval.data else None
+        with about("eval.data", "a file of graded pairs, retrieval:DIR, heldout:500, or nothing for no evaluation"):
+            part, dev_task = _load_dev(config, workdir)
         with about("model.name", "a model folder"):
             source = source_folder(config.model)
             folder = encoder_folder(source, weights=config.model.init == "pretrained") if source else None
@@ -110,7 +111,7 @@ def _assemble(config: Config, workdir: Path) -> Run:
         initial_params = first_params(config, encoder, folder, resumes)
         with about("data.mask_model", "a model folder with a masked-language-model head"):
             predictor, predictor_params = load_predictor(config, encoder, folder, tokenizer, resumes)
-        corpus = load_data(config, tokenizer)
+        corpus = load_data(config, tokenizer, part.texts if part else ())
         with about("teacher.name", "a model, or files of vectors of the texts"):
             vectors = load_teacher_vectors(config, corpus)
         views, batches = make_batches(config, tokenizer, corpus, vectors)
@@ -118,7 +119,7 @@ def _assemble(config: Config, workdir: Path) -> Run:
             held_out = load_held_out(config, tokenizer) if config.mlm.validation else None
     contents = {
         "data.files": corpus.fingerprint,
-        "eval.data": pairs.fingerprint if pairs else "",
+        "eval.data": dev_task.data.fingerprint if dev_task else "",
         "mlm.validation": held_out.corpus.fingerprint if held_out else "",
         "data.synonyms": synonyms_fingerprint(config.data.synonyms) if config.data.positive == "synonym" else "",
         "teacher.name": vectors.fingerprint if vectors else "",
@@ -136,11 +137,20 @@ def _assemble(config: Config, workdir: Path) -> Run:
         total_steps=total_steps,
         learning_rate=make_schedule(config.optimizer, total_steps),
         initial_state=functools.partial(_initial_state, program, initial_params, predictor_params),
-        dev=make_dev(pairs, sentences, make_perplexity(held_out, encoder, mesh) if held_out else None),
+        dev=make_dev(dev_task, sentences, make_perplexity(held_out, encoder, mesh) if held_out else None),
         left_out=left_out,
     )
-    _write(workdir, run_info(run, contents))
+    _write(workdir, run_info(run, contents), part)
     return run
+
+
+def _load_dev(config: Config, workdir: Path) -> tuple[HeldOutPart | None, DevTask | None]:
+    """Return the part of the training data that is held out, and the task that scores the run, None without one."""
+    data, measure = config.eval.data, config.eval.measure
+    if is_held_out(data):
+        part = load_held_out_part(config)
+        return part, load_dev_task(judged_task(data, workdir), measure, part.task)
+    return None, load_dev_task(data, measure) if data else None
 
 
 def _initial_state(
@@ -152,14 +162,16 @@ def _initial_state(
     return program.start(params, place(predictor_params(), program.shardings.extra[PREDICTOR]))
 
 
-def _write(workdir: Path, info: dict[str, Any]) -> None:
-    """Write config.json and the tokenizer, unless the folder holds a run on other data: UserError."""
+def _write(workdir: Path, info: dict[str, Any], part: HeldOutPart | None) -> None:
+    """Write config.json, the tokenizer and held-out text, unless the folder holds a run on other data: UserError."""
     with fail_together():
         require_same_data(workdir, info)
     with fail_together():
         if is_first():
             write_run_info(workdir, info)
             keep_tokenizer(workdir)
+            if part:
+                write_task(workdir / FOLDER, part.task)
 
 
 def run_info(run: Run, contents: dict[str, str]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def test_a_key_without_effect_is_refused(key: Key, other: str, effective: tuple[
 
     decider = KEYS[other]
     idle = decider.default if effective is None or decider.default not in effective else None
+    idle = "" if effective is None and isinstance(idle, str) else idle
     if idle is None:
         idle = next(choice for choice in decider.choices if choice not in (effective or ()))
     values = works | COMPANIONS.get((other, idle), {}) | {other: idle}

@@ -33,7 +33,7 @@ class Panel(NamedTuple):
 
 
 def make_panels(results: Results) -> list[Panel]:
-    """Return a panel for each entry with cosines of STS-B, or else of the first task that has any.
+    """Return a panel for each entry with cosines of STS-B, or else of the first task of graded pairs that has any.
 
     Of several runs, the first is shown.
     """
@@ -47,7 +47,7 @@ def _panels(results: Results, task: str) -> list[Panel]:
     for place, entry in enumerate(results.entries):
         for number, model in enumerate(entry.models):
             score = model.scores.get(task)
-            if score and score.gold is not None and score.cosines is not None:
+            if score and score.gold is not None and score.cosines is not None and score.statistic is None:
                 which = f", run {number + 1} of {len(entry.models)}"
                 name = short[place] + which if len(entry.models) > 1 else long[place]
                 panels.append(Panel(place, name, score, score.gold, score.cosines))

@@ -14,6 +14,8 @@ from simcse_jax.evaluation.report import drawing
 from simcse_jax.evaluation.report.drawing import GREY, SMALL, End, colour, marker
 from simcse_jax.evaluation.results import Results, Space
 
+PERPLEXITY = "dev/perplexity"
+_DEV_WORDS = {"dev/spearman": "dev Spearman"}
 NOISE = 1e-6  # of the largest singular value; below it, there is only float32 rounding
 
 
@@ -132,9 +134,10 @@ def training_curves(results: Results) -> Figure | None:
         ("loss", "training loss"),
         ("alignment", "alignment"),
         ("uniformity", "uniformity"),
-        ("dev/perplexity", "held-out perplexity"),
-        ("dev/spearman", "dev Spearman x 100"),
+        (PERPLEXITY, "held-out perplexity"),
     )
+    measures = {chosen: _DEV_WORDS.get(chosen, chosen) for chosen in _chosen_measures(results)}
+    kinds = (*kinds, *((key, f"{words.replace('/', ' ')} x 100") for key, words in measures.items()))
     found = [(key, label, curves) for key, label in kinds if (curves := _curves(results, key))]
     if not found:
         return None
@@ -143,7 +146,7 @@ def training_curves(results: Results) -> Figure | None:
     figure = drawing.new_figure(1.3 + height * len(found))
     several = any(len(runs) > 1 for _, _, curves in found for runs in curves.values())
     notes = ["Thin: each run. Thick: their mean."] if several else []
-    if found[-1][0] == "dev/spearman":
+    if found[-1][0] in measures:
         notes.append("Marks, and numbers on the right: best dev score" + (" (of runs: the mean)." if several else "."))
     drawing.write_title(figure, "Training", " ".join(notes))
     drawing.set_margins(figure, right=2.5)
@@ -151,9 +154,9 @@ def training_curves(results: Results) -> Figure | None:
     figure.subplots_adjust(hspace=0.14)
     for axes, (key, label, curves) in zip(grid, found, strict=True):
         drawing.style_axes(axes, "step" if axes is grid[-1] else "", label)
-        ends = [_draw_runs(axes, place, runs, names[place], key == "dev/spearman") for place, runs in curves.items()]
+        ends = [_draw_runs(axes, place, runs, names[place], key in measures) for place, runs in curves.items()]
         values = np.concatenate([run[:, 1] for runs in curves.values() for run in runs])
-        if key != "dev/spearman" and values.min() > 0 and values.max() > 30 * values.min():
+        if key not in measures and values.min() > 0 and values.max() > 30 * values.min():
             axes.set_yscale("log")
             _plain_ticks(axes.yaxis)
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
@@ -162,6 +165,16 @@ def training_curves(results: Results) -> Figure | None:
         drawing.label_ends(axes, ends)
     figure.align_ylabels()
     return figure
+
+
+def _chosen_measures(results: Results) -> list[str]:
+    """Return the keys of the dev scores that chose best checkpoints, without perplexity: a line has them first."""
+    chosen: dict[str, None] = {}
+    for model in results.models:
+        scored = (key for line in model.curves for key in line if key.startswith("dev/"))
+        if (first := next(scored, PERPLEXITY)) != PERPLEXITY:
+            chosen[first] = None
+    return list(chosen)
 
 
 def _curves(results: Results, key: str) -> dict[int, list[np.ndarray]]:
