@@ -30,7 +30,8 @@ from simcse_jax.encoder.model import Encoder
 from simcse_jax.planning.chips import CHIPS, Assumed, fast_links, gathered, torus_shape
 from simcse_jax.planning.collectives import Collective, collectives
 from simcse_jax.training.mesh import AXES, part_specs, state_shardings
-from simcse_jax.training.state import init_state, make_optimizer
+from simcse_jax.training.optimizer import make_optimizer
+from simcse_jax.training.state import init_state
 from simcse_jax.training.step import compile_train_step, make_train_step
 from tests.training.test_topology import BATCH, CONFIG, Case, Kind, build
 

@@ -21,7 +21,8 @@ from simcse_jax.objective.cosent import GradedLoss, make_graded
 from simcse_jax.objective.distillation import Distillation, make_distillation, options_of
 from simcse_jax.objective.losses import LOSSES
 from simcse_jax.training.mesh import state_shardings
-from simcse_jax.training.state import TrainState, add_objective_state, add_projection, init_state, make_optimizer
+from simcse_jax.training.optimizer import make_optimizer
+from simcse_jax.training.state import TrainState, add_objective_state, add_projection, init_state
 from simcse_jax.training.step import (
     EncodeBatch,
     TrainStep,

@@ -42,8 +42,9 @@ from simcse_jax.training.folder import (
 from simcse_jax.training.held_out import FOLDER, HeldOutPart, is_held_out, judged_task, load_held_out_part
 from simcse_jax.training.mesh import make_mesh, place
 from simcse_jax.training.model import first_params, load_predictor, make_encoder, source_folder, write_tokenizer
+from simcse_jax.training.optimizer import make_schedule
 from simcse_jax.training.program import Program, make_program
-from simcse_jax.training.state import PREDICTOR, TrainState, encoder_params, make_schedule
+from simcse_jax.training.state import PREDICTOR, TrainState, encoder_params
 from simcse_jax.training.teacher import load_teacher_vectors
 
 

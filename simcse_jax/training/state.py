@@ -22,10 +22,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from simcse_jax.config.schema import ObjectiveConfig, OptimizerConfig
+from simcse_jax.config.schema import ObjectiveConfig
 from simcse_jax.objective.contrastive import Queue
 from simcse_jax.objective.losses import LOSSES
-from simcse_jax.training.mesh import VECTORS
 
 SECOND, LEARNED, QUEUE, PREDICTOR, PROJECTION = "second", "objective", "queue", "predictor", "projection"
 
@@ -124,70 +123,3 @@ def enqueue(queue: Queue, positives: jax.Array, texts: jax.Array) -> Queue:
         jnp.concatenate([texts, queue.texts])[:size],
         jnp.minimum(queue.filled + len(new), size),
     )
-
-
-def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Return the learning rate as a function of the step: linear warm-up, then linear decay to 0 at `total_steps`.
-
-    The paper uses no warm-up (appendix A).
-    """
-    decay = optax.linear_schedule(config.learning_rate, 0.0, max(total_steps - config.warmup_steps, 1))
-    if not config.warmup_steps:
-        return decay
-    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    return optax.join_schedules([warmup, decay], [config.warmup_steps])
-
-
-def make_optimizer(
-    config: OptimizerConfig, total_steps: int, learned_rate: float | None = None
-) -> optax.GradientTransformation:
-    """Return AdamW with clipping by the global norm and the schedule of `make_schedule`.
-
-    Weight decay spares biases, LayerNorms and scalars. learned_rate: the learning rate of the objective's own scalars,
-    on the same schedule; None for that of the encoder.
-    """
-    steps: list[optax.GradientTransformation] = [
-        optax.adamw(
-            make_schedule(config, total_steps),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=_decayed if config.weight_decay else None,
-        )
-    ]
-    if config.clip_norm:
-        steps.insert(0, _clip(config.clip_norm))
-    if learned_rate is not None:
-        steps.append(_scale_learned(learned_rate / config.learning_rate))
-    return optax.chain(*steps) if len(steps) > 1 else steps[0]
-
-
-def _decayed(params: optax.Params) -> optax.Params:
-    """Return True for each kernel and embedding table, False for the rest."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: path[-1].key not in VECTORS and x.ndim > 0, params)
-
-
-def _clip(norm: float) -> optax.GradientTransformation:
-    """Scale gradients down to a global norm of at most `norm`.
-
-    By hand: `optax.clip_by_global_norm` divides all gradients in one more pass over memory.
-    """
-
-    def clipped(gradients: optax.Updates, params: Any) -> optax.Updates:
-        scale = norm / jnp.maximum(optax.tree.norm(gradients), norm)
-        return jax.tree.map(lambda x: x * scale.astype(x.dtype), gradients)
-
-    return optax.stateless(clipped)
-
-
-def _scale_learned(factor: float) -> optax.GradientTransformation:
-    """Multiply the updates of the objective's own scalars.
-
-    By hand: `optax.partition` has another state, and old checkpoints would not fit it.
-    """
-
-    def scaled(updates: Any, params: Any) -> optax.Updates:
-        return updates | {LEARNED: jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), updates[LEARNED])}
-
-    return optax.stateless(scaled)

@@ -17,8 +17,9 @@ from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.training.mesh import make_mesh
+from simcse_jax.training.optimizer import make_optimizer
 from simcse_jax.training.program import build_objective
-from simcse_jax.training.state import init_state, make_optimizer
+from simcse_jax.training.state import init_state
 from simcse_jax.training.step import make_encode_batch, make_encode_groups, make_loss, make_train_step
 from tests.torch_models import pad, random_model
 from tests.training.test_topology import QUICK, RandomExamples

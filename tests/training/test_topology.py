@@ -27,8 +27,9 @@ from simcse_jax.encoder.model import Encoder
 from simcse_jax.objective.contrastive import Queue
 from simcse_jax.objective.losses import GRADED
 from simcse_jax.training.mesh import make_mesh, state_shardings
+from simcse_jax.training.optimizer import make_optimizer
 from simcse_jax.training.program import build_distillation, build_objective
-from simcse_jax.training.state import TrainState, add_objective_state, add_projection, init_state, make_optimizer
+from simcse_jax.training.state import TrainState, add_objective_state, add_projection, init_state
 from simcse_jax.training.step import (
     Loss,
     compile_train_step,
