@@ -36,6 +36,12 @@ _PRODUCTS = flags.DEFINE_string(
 _MAX_LENGTH = flags.DEFINE_integer(
     "max_length", None, "Tokens at which texts are cut. Default: 128, or the model's own limit if lower.", lower_bound=3
 )
+_TRUNCATE = flags.DEFINE_integer(
+    "truncate_dim",
+    None,
+    "First features of a vector to keep, before it is scaled. Default: the folder's setting, or all.",
+    lower_bound=1,
+)
 
 
 def main() -> None:
@@ -59,7 +65,8 @@ def main() -> None:
     start_devices()
     keep_compiled()
     texts = open_column(_INPUT.value, _COLUMN.value)
-    model = SimCSE(_MODEL.value, _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value)
+    how = (_POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value, _TRUNCATE.value)
+    model = SimCSE(_MODEL.value, *how)
     about = {
         "model": model.encoder.name,
         "fingerprint": model.fingerprint,

@@ -28,7 +28,15 @@ from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import is_pooler, known, width_of
 from simcse_jax.encoder.products import precision, resolve_products
 from simcse_jax.encoding import SentenceEncoder
-from simcse_jax.model_folder.after_pooling import Step, apply_steps, arrays_of, as_pooled, width_after
+from simcse_jax.model_folder.after_pooling import (
+    Step,
+    apply_steps,
+    arrays_of,
+    as_pooled,
+    cut_to,
+    uncut,
+    width_after,
+)
 from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.model_folder.st_modules import Pipeline, read_pipeline, read_scaling, read_widths
@@ -68,7 +76,14 @@ class EmbeddingModel:
     """Encode texts with one model and pooler; made by `open_model`. Weights are read when they are first needed."""
 
     def __init__(
-        self, name: str, origin: _Origin, pooler: str, dtype: str, max_length: int | None, products: str = "float32"
+        self,
+        name: str,
+        origin: _Origin,
+        pooler: str,
+        dtype: str,
+        max_length: int | None,
+        products: str = "float32",
+        truncate_dim: int | None = None,
     ):
         self.name = name  # for tables
         self.kind = origin.kind
@@ -84,10 +99,36 @@ class EmbeddingModel:
         self._sentences = SentenceEncoder(
             encoder, origin.tokenizer, mesh, pooler, max_length, origin.texts.prompt, origin.texts.include_prompt
         )
-        self._steps = origin.steps if pooler == origin.pooler else origin.scaling
+        self._own_steps = origin.steps if pooler == origin.pooler else origin.scaling
+        # The width that was asked for; None for the model's own, also where that was asked for.
+        self.truncate_dim = None if truncate_dim in (None, self._width(self._own_steps)) else truncate_dim
+        self._steps = self._cut(self.truncate_dim)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.fingerprint, self.name, self.pooler, self.dtype, self.max_length, self.products)
+        options = (self.name, self.pooler, self.dtype, self.max_length, self.products, self.truncate_dim)
+        return _reopen, (self.fingerprint, *options)
+
+    def _width(self, steps: Sequence[Step]) -> int:
+        """Return the number of features after these steps."""
+        return width_after(steps, width_of(self.pooler, self._origin.sizes.hidden_size))
+
+    def _cut(self, features: int | None) -> tuple[Step, ...]:
+        """Return the model's own steps, cut to `features` instead if that is given."""
+        if features is None:
+            return self._own_steps
+        self.require_width(features)
+        return cut_to(self._own_steps, int(features))
+
+    def require_width(self, features: int) -> None:
+        """Raise UserError unless vectors can be cut to so many features."""
+        whole = self._width(uncut(self._own_steps))
+        if not isinstance(features, int | np.integer) or isinstance(features, bool) or not 1 <= features <= whole:
+            known = [width for width in self._origin.widths if width < whole]
+            trained = f" It was trained to be cut to {', '.join(map(str, known))}." if known else ""
+            raise UserError(
+                f"truncate_dim is {features!r}; the vectors of {self.name} have {whole} features: give an integer from "
+                f"1 to {whole}, or leave it out.{trained}"
+            )
 
     @property
     def precision(self) -> str:
@@ -97,7 +138,7 @@ class EmbeddingModel:
     @property
     def width(self) -> int:
         """Return the number of features of an embedding."""
-        return width_after(self._steps, width_of(self.pooler, self._origin.sizes.hidden_size))
+        return self._width(self._steps)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -118,12 +159,12 @@ class EmbeddingModel:
     def left_out(self) -> list[str]:
         """Return the kinds of modules of its folder that are not used, since they follow another pooler."""
         used = [] if self.pooler == self.own_pooler else as_pooled(self._origin.steps)
-        return [type(step).__name__ for step in used if step not in self._steps]
+        return [type(step).__name__ for step in used if step not in self._own_steps]
 
     @property
     def parameter_count(self) -> int:
         """Return the number of parameters that encoding uses."""
-        return sum(x.size for x in jax.tree.leaves((self._params, arrays_of(self._steps))))
+        return sum(x.size for x in jax.tree.leaves((self._params, arrays_of(self._own_steps))))
 
     @functools.cached_property
     def _params(self) -> Any:
@@ -138,7 +179,8 @@ class EmbeddingModel:
     def fingerprint(self) -> str:
         """Return a hex digest of the weights in use, the sizes and the tokenizer; equal for a run and its export.
 
-        What a folder adds (a prompt, modules after pooling) is in it too, but for scaling to length 1.
+        What a folder adds (a prompt, modules after pooling) is in it too, but for scaling to length 1; not
+        `truncate_dim`.
         """
         digest = hashlib.blake2b(digest_size=16)
         sizes = self._origin.sizes.as_dict()
@@ -149,7 +191,7 @@ class EmbeddingModel:
         texts = self._origin.texts
         prompt = [texts.prompt, *[False] * (not texts.include_prompt)] if texts.prompt else []
         digest.update(json.dumps([sizes, settings, *prompt], sort_keys=True).encode())
-        arrays = self._params | arrays_of(self._steps)
+        arrays = self._params | arrays_of(self._own_steps)
         for path, array in jax.tree_util.tree_leaves_with_path(arrays):
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(np.ascontiguousarray(array, np.float32).tobytes())
@@ -161,17 +203,20 @@ class EmbeddingModel:
         progress: Progress | None = None,
         normalize: bool | None = None,
         prompt: str | None = None,
+        truncate_dim: int | None = None,
     ) -> np.ndarray:
         """Return one vector for each text, float32[N, D]; see `SentenceEncoder.encode`.
 
         texts: as `system.texts.each_text` takes them. normalize: True for vectors of length 1, False for vectors as
-        pooled, None for the model's own setting. prompt: put before each text; None for the model's own. Raises
-        UserError if the weights are missing or do not fit the model, and for a text whose vector is not finite.
+        pooled, None for the model's own setting. prompt: put before each text; None for the model's own. truncate_dim:
+        keep so many first features, before scaling; None for the model's own setting. Raises UserError if the weights
+        are missing or do not fit the model, and for a text whose vector is not finite.
         """
         require_unforked()
+        steps = self._steps if truncate_dim is None else self._cut(truncate_dim)
         texts = list(each_text(texts))
         pooled = self._sentences.encode(self._placed, texts, progress, prompt)
-        vectors = apply_steps(as_pooled(self._steps) if normalize is False else self._steps, pooled)
+        vectors = apply_steps(as_pooled(steps) if normalize is False else steps, pooled)
         is_finite = np.isfinite(vectors).all(axis=1)
         if not is_finite.all():
             bad = int(np.argmin(is_finite))
@@ -186,7 +231,8 @@ class EmbeddingModel:
     def cut_at(self, max_length: int) -> EmbeddingModel:
         """Return the same model with texts cut at `max_length` tokens, or at all it takes, whatever its folder says."""
         longest = _bounded(max_length, self._origin.sizes.max_length)
-        return EmbeddingModel(self.name, self._origin, self.pooler, self.dtype, longest, self.products)
+        how = (self.pooler, self.dtype, longest, self.products, self.truncate_dim)
+        return EmbeddingModel(self.name, self._origin, *how)
 
     def count_tokens(self, texts: Iterable[str], cut: bool = True) -> np.ndarray:
         """Return the number of tokens of each text, special tokens included, as int64[N]; cut: after cutting."""
@@ -214,7 +260,7 @@ class EmbeddingModel:
             drawn = loaded | ({"head": drawn["head"]} if info["has_head"] else {})
             origin = f"pretrained, {recipe['model.name']}"
         params = self._select(drawn)
-        return lambda texts: self._sentences.encode(params, texts), origin
+        return lambda texts: apply_steps(as_pooled(self._steps), self._sentences.encode(params, texts)), origin
 
     @property
     def workdir(self) -> Path | None:
@@ -229,7 +275,7 @@ class EmbeddingModel:
             return ""
         # Compared with nothing, all keys that change the mathematics are differences.
         recipe = {key: new for key, (_, new) in differences({}, info["recipe"]).items() if key != SEED}
-        how = [self.pooler, self.precision, self.max_length]
+        how = [self.pooler, self.precision, self.max_length, *[self.truncate_dim] * (self.truncate_dim is not None)]
         return json.dumps([recipe, info["data"]["fingerprint"], info["encoder"], how], sort_keys=True)
 
     def _select(self, params: Any) -> Any:
@@ -245,6 +291,7 @@ def open_model(
     dtype: str = "float32",
     max_length: int | None = None,
     products: str = "float32",
+    truncate_dim: int | None = None,
 ) -> EmbeddingModel:
     """Open a model; raises UserError if there is none of that name, or if it names no pooler and none is given.
 
@@ -252,7 +299,8 @@ def open_model(
     model's own. dtype: the precision of the computation, one of DTYPES. max_length: the number of tokens at which texts
     are cut, or the number of the model's positions if that is lower; None takes the folder's max_seq_length or
     model_max_length, or else the model's limit. products: one of PRODUCTS, whatever the model was trained with; see
-    `encoder.products.resolve_products`.
+    `encoder.products.resolve_products`. truncate_dim: keep so many first features of each vector, before it is scaled;
+    None takes the folder's own, or all.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype} is unknown. Known: {', '.join(DTYPES)}.")
@@ -261,7 +309,7 @@ def open_model(
     path = Path(name).expanduser()
     origin = _run_folder(path, pooler) if is_run_folder(path) else _model_folder(name, bool(pooler))
     longest = origin.texts.max_seq_length if max_length is None else _bounded(max_length, origin.sizes.max_length)
-    return EmbeddingModel(name, origin, pooler or origin.pooler, dtype, longest, products)
+    return EmbeddingModel(name, origin, pooler or origin.pooler, dtype, longest, products, truncate_dim)
 
 
 def _bounded(max_length: int, limit: int) -> int:

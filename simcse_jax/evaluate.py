@@ -45,6 +45,11 @@ _MAX_LENGTH = flags.DEFINE_integer(
     "Tokens at which texts are truncated, or all that the model takes if that is less. Default: max_seq_length or "
     "model_max_length of the model's folder, else all that the model takes.",
 )
+_TRUNCATE = flags.DEFINE_list(
+    "truncate_dim",
+    [],
+    "Widths, such as 64,128,256: further rows of every model, with the first so many features of each vector.",
+)
 _FAST = flags.DEFINE_bool("fast", False, "Run the transfer tasks with 5 folds instead of 10.")
 _SAMPLE_PAIRS = flags.DEFINE_integer(
     "sample_pairs",
@@ -80,6 +85,7 @@ def main() -> int:
     usual = (GEOMETRY if suite.graded else "") if own_only else f"sts,{GEOMETRY}"
     wanted = _TASKS.value or usual
     tasks = choose_tasks(wanted, _SPLIT.value) if wanted else ()
+    widths = read_widths(_TRUNCATE.value)
     keep_compiled()
 
     def opened(given: str) -> EmbeddingModel:
@@ -88,6 +94,8 @@ def main() -> int:
         model.name = given
         if model.max_length < (_MAX_LENGTH.value or 0):
             print(f"NOTE: --max_length={_MAX_LENGTH.value}, and {given} takes {model.max_length} tokens: cut there.")
+        for width in widths:
+            model.require_width(width)
         return model
 
     models = iter([opened(given) for given in names])  # no reference stays here, so that each can be released
@@ -96,7 +104,7 @@ def main() -> int:
     needs_none = not tasks or (set(tasks) == {GEOMETRY} and suite.graded)
     folder = None if own_only and needs_none else senteval_folder(_DATA.value)
     suite = dataclasses.replace(suite, tasks=tasks, folder=folder)
-    results = judge_models(models, suite, say=lambda line: print(line, flush=True))
+    results = judge_models(models, suite, say=lambda line: print(line, flush=True), widths=widths)
     print_results(results, Console(highlight=False, soft_wrap=True))
     for path in write_results(results, out):
         print(f"written: {path}")
@@ -125,6 +133,13 @@ def _write_sample() -> int:
         f"then: python -m simcse_jax.evaluate --model={names[0]} --pairs={out}"
     )
     return 0
+
+
+def read_widths(given: list[str]) -> list[int]:
+    """Return the widths of --truncate_dim, ascending; UserError where one is no number."""
+    if wrong := next((word for word in given if not word.strip().isdecimal() or not int(word)), None):
+        raise UserError(f"--truncate_dim: {wrong!r} is no width; give whole numbers, for example 64,128,256.")
+    return sorted({int(word) for word in given})
 
 
 def name_and_pooler(given: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -25,12 +26,17 @@ from simcse_jax.training.held_out import judged_task
 from simcse_jax.training.metrics import read_metrics
 
 Say = Callable[[str], None]
+Encode = Callable[[Sequence[str]], np.ndarray]  # texts to float[N, D]
+MOST_KEPT = 2**30  # bytes of a task's vectors that are kept where several widths share them
 
 
-def judge_models(models: Iterable[EmbeddingModel], suite: TaskSuite, say: Say = lambda _: None) -> Results:
+def judge_models(
+    models: Iterable[EmbeddingModel], suite: TaskSuite, say: Say = lambda _: None, widths: Sequence[int] = ()
+) -> Results:
     """Return the results of these models. Each is released once it is judged, so that one at a time is in memory.
 
-    say: called with lines on the progress. What goes wrong is a failure of one task of one model, and the others go on.
+    say: called with lines on the progress. widths: each is a further row of every model, with its vectors cut to so
+    many first features. What goes wrong is a failure of one task of one model, and the others go on.
     """
     waiting = list(models)
     del models
@@ -43,11 +49,11 @@ def judge_models(models: Iterable[EmbeddingModel], suite: TaskSuite, say: Say = 
     while waiting:
         model = waiting.pop(0)  # no other reference keeps its weights
         say(f"judging {model.name} ({model.pooler}) ...")
-        result = _judge(model, suite, say)
+        results = _judge(model, suite, say, widths)
         if model.workdir and model.workdir not in shown:  # a run that is judged with two poolers has its curves once
-            result.curves = read_metrics(model.workdir)
+            results[0].curves = read_metrics(model.workdir)
             shown.add(model.workdir)
-        judged.append(result)
+        judged += results
     entries = group_runs(judged)
     differences, best = compare(entries, suite.averages)
     return Results(
@@ -60,26 +66,28 @@ def judge_models(models: Iterable[EmbeddingModel], suite: TaskSuite, say: Say = 
     )
 
 
-def _judge(model: EmbeddingModel, suite: TaskSuite, say: Say) -> ModelResult:
-    """Run one model through the suite."""
-    result = ModelResult(model.name, {"model": model.name}, asked_pooler=model.pooler != model.own_pooler)
-    try:
-        result.protocol |= protocol(model)
-        result.recipe = model.recipe
-    except Exception as error:  # noqa: BLE001 (weights that do not load fail every task)
-        result.failures |= dict.fromkeys((*suite.pairs, *suite.own, *suite.tasks), _reason(error))
-        return result
+def _judge(model: EmbeddingModel, suite: TaskSuite, say: Say, widths: Sequence[int]) -> list[ModelResult]:
+    """Run one model through the suite: the result at its own width, then one for each other of `widths`."""
+    results = [_row(model, suite), *(_row(model, suite, width) for width in widths if width != model.width)]
+    able = [result for result in results if not result.failures]  # all or none: the weights were read
+    several = len(able) > 1
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         with progress_bar(len(texts), suite.progress) as bar:
             # As pooled: cosines do not depend on the length, and SentEval's classifiers take vectors as they are.
-            return model.encode(texts, bar.update, normalize=False)
+            widest = max(result.width for result in able) if several else None
+            return model.encode(texts, bar.update, normalize=False, truncate_dim=widest)
 
-    def space_before() -> Space | None:
-        before = model.before_training()
-        return suite.measure_space(before[0], weights=before[1]) if before else None
+    @functools.cache
+    def before() -> tuple[Encode, str] | None:
+        found = model.before_training()
+        return found and (_kept(found[0]) if several else found[0], found[1])
 
-    def attempt(task: str, find: Callable[[], Score | Space | None]) -> Any:
+    def space_before(result: ModelResult) -> Space | None:
+        start = before()
+        return suite.measure_space(_first(start[0], result), weights=start[1]) if start else None
+
+    def attempt(result: ModelResult, task: str, find: Callable[[], Score | Space | None]) -> Any:
         started = time.monotonic()
         try:
             found = find()
@@ -89,17 +97,61 @@ def _judge(model: EmbeddingModel, suite: TaskSuite, say: Say) -> ModelResult:
         else:
             outcome = f"{found.value:.2f}" if isinstance(found, Score) else "measured" if found else ""
         if outcome:
-            say(f"  {task}: {outcome} ({time.monotonic() - started:.0f} s)")
+            at = f", width {result.width}" if result.whole else ""
+            say(f"  {task}{at}: {outcome} ({time.monotonic() - started:.0f} s)")
         return found
 
     for task in suite.scored:
-        if score := attempt(task, lambda task=task: suite.score(encode, task)):
-            result.scores[task] = score
+        shared = _kept(encode) if several else encode
+        for result in able:
+            own = _first(shared, result)
+            if score := attempt(result, task, lambda own=own, task=task: suite.score(own, task)):
+                result.scores[task] = score
     if GEOMETRY in suite.tasks:
-        result.space = attempt(GEOMETRY, lambda: suite.measure_space(encode))
-        if result.space:
-            result.space_before = attempt(f"{GEOMETRY} before training", space_before)
+        shared = _kept(encode) if several else encode
+        for result in able:
+            own = _first(shared, result)
+            result.space = attempt(result, GEOMETRY, lambda own=own: suite.measure_space(own))
+            if result.space:
+                again = f"{GEOMETRY} before training"
+                result.space_before = attempt(result, again, lambda result=result: space_before(result))
+    return results
+
+
+def _row(model: EmbeddingModel, suite: TaskSuite, width: int | None = None) -> ModelResult:
+    """Return a result without scores, of vectors cut to that width if one is given."""
+    cut = {} if width is None else {"model": f"{model.name} (width {width})", "truncate_dim": width}
+    name = cut.get("model", model.name)
+    whole = model.name if cut else ""
+    result = ModelResult(name, {"model": name}, asked_pooler=model.pooler != model.own_pooler, whole=whole)
+    try:
+        result.protocol |= protocol(model) | cut
+        result.recipe = model.recipe and f"{model.recipe}{f' truncate_dim {width}' if cut else ''}"
+        result.width = width or model.width
+    except Exception as error:  # noqa: BLE001 (weights that do not load fail every task)
+        result.failures |= dict.fromkeys((*suite.pairs, *suite.own, *suite.tasks), _reason(error))
     return result
+
+
+def _first(encode: Encode, result: ModelResult) -> Encode:
+    """Return an encode whose vectors are cut to the width of a result."""
+    return lambda texts: encode(texts)[:, : result.width]
+
+
+def _kept(encode: Encode) -> Encode:
+    """Return an encode that keeps the vectors of a task, up to `MOST_KEPT`, so that each width need not make them."""
+    found: dict[tuple[str, ...], np.ndarray] = {}
+
+    def kept(texts: Sequence[str]) -> np.ndarray:
+        key = tuple(texts)
+        if key in found:
+            return found[key]
+        vectors = np.asarray(encode(texts))
+        if sum(each.nbytes for each in (vectors, *found.values())) <= MOST_KEPT:
+            found[key] = vectors
+        return vectors
+
+    return kept
 
 
 def _reason(error: Exception) -> str:
@@ -120,7 +172,7 @@ def protocol(model: EmbeddingModel) -> dict[str, Any]:
         "precision": model.precision,
         "truncation": f"{model.max_length} tokens",
         "devices": model.devices,
-    }
+    } | ({} if model.truncate_dim is None else {"truncate_dim": model.truncate_dim})
 
 
 def write_results(results: Results, out: Path) -> list[Path]:

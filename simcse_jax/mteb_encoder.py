@@ -31,7 +31,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 class MtebEncoder:
     """Implement mteb's EncoderProtocol with a model of `open_model`; vectors and cosines are float32 NumPy arrays.
 
-    model_name, pooler, dtype, max_length, products: see `open_model`. mteb caches results by name and revision; the
+    model_name, pooler, dtype, max_length, products, truncate_dim: see `open_model`. mteb caches results by name and revision; the
     revision here is the model's fingerprint and the options of encoding, so that results of other weights are never
     taken for those of this model. revision and device are arguments of mteb's protocol that must be None here.
     """
@@ -46,12 +46,13 @@ class MtebEncoder:
         dtype: str = "float32",
         max_length: int | None = None,
         products: str = "float32",
+        truncate_dim: int | None = None,
     ):
         if revision is not None:
             raise UserError(f"MtebEncoder: revision = {revision!r}, but models have no revisions here; leave it out.")
         if device is not None:
             raise UserError(f"MtebEncoder: device = {device!r}, but JAX chooses devices; set JAX_PLATFORMS instead.")
-        self.model = open_model(model_name, pooler, dtype, max_length, products)
+        self.model = open_model(model_name, pooler, dtype, max_length, products, truncate_dim)
 
     def encode(
         self,
@@ -95,11 +96,12 @@ class MtebEncoder:
 
         model = self.model
         path = Path(model.name).expanduser()
+        cut = "" if model.truncate_dim is None else f"-truncate_dim{model.truncate_dim}"
         hub = _HUB_NAME.fullmatch(model.name) and not path.exists()
         return ModelMeta.create_empty(
             {
                 "name": model.name if hub else "simcse_jax/" + re.sub(r"[^\w.-]+", "_", str(path).strip("./")),
-                "revision": f"{model.fingerprint}-{model.pooler}-{model.precision}-{model.max_length}",
+                "revision": f"{model.fingerprint}-{model.pooler}-{model.precision}-{model.max_length}{cut}",
                 "embed_dim": model.width,
                 "max_tokens": float(model.max_length),
                 "n_parameters": model.parameter_count,

@@ -24,13 +24,21 @@ if TYPE_CHECKING:
 
 _MODEL = flags.DEFINE_string("model", "", "A run folder, an exported or Hugging Face folder, or a Hub name.")
 _CORPUS = flags.DEFINE_list(
-    "corpus", [], "Files of sentences: .txt (one sentence per line), .csv, .tsv, .jsonl, .parquet; or a saved index."
+    "corpus",
+    [],
+    "Files of sentences: .txt (one sentence per line), .csv, .tsv, .jsonl, .parquet; a .parquet that embed wrote with "
+    "this model, whose vectors are taken; or a saved index.",
 )
 _COLUMN = flags.DEFINE_string("column", "", "The column of text, if a file has several.")
 _QUERY = flags.DEFINE_multi_string("query", [], "A query; may be given several times.")
 _TOP_K = flags.DEFINE_integer("top_k", 5, "The number of hits for a query.", lower_bound=1)
 _THRESHOLD = flags.DEFINE_float("threshold", None, "The lowest score of a hit.", -1, 1)
-_KIND = flags.DEFINE_string("kind", "exact", "The kind of index: exact, or hnsw or ivfpq (approximate, need faiss).")
+_KIND = flags.DEFINE_string(
+    "kind",
+    "exact",
+    "The kind of index: exact; binary (finds by the signs of features, then scores the stored vectors); hnsw or ivfpq "
+    "(approximate, need faiss).",
+)
 _STORAGE = flags.DEFINE_string("storage", "float32", "The type of stored vectors: float32, float16 or int8.")
 _SAVE = flags.DEFINE_string("save_index", "", "A folder to save the index to; give it as --corpus next time.")
 _POOLER = flags.DEFINE_string("pooler", "", "The pooler, if not the one that the model was trained for.")
@@ -42,6 +50,12 @@ _PRODUCTS = flags.DEFINE_string(
 )
 _MAX_LENGTH = flags.DEFINE_integer(
     "max_length", None, "Tokens at which texts are cut. Default: 128, or the model's own limit if lower.", lower_bound=3
+)
+_TRUNCATE = flags.DEFINE_integer(
+    "truncate_dim",
+    None,
+    "First features of a vector to keep, before it is scaled. Default: the folder's setting, or all.",
+    lower_bound=1,
 )
 _MINE = flags.DEFINE_string(
     "mine_negatives", "", "A .csv file for training to write: the rows of --pairs with a hard negative each."
@@ -88,7 +102,8 @@ def main() -> None:
 
     start_devices()
     keep_compiled()
-    model = SimCSE(_MODEL.value, _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value)
+    how = (_POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value, _TRUNCATE.value)
+    model = SimCSE(_MODEL.value, *how)
     if _CORPUS.value:
         _fill(model)
     if _MINE.value:
@@ -184,12 +199,31 @@ def _is_index() -> bool:
     return len(_CORPUS.value) == 1 and Path(_CORPUS.value[0]).expanduser().is_dir()
 
 
+def _vector_files() -> list[Path]:
+    """Return the files of --corpus if `embed` wrote them all; [] if none, or --column asks for their texts."""
+    from simcse_jax.serving.vector_file import is_vector_file
+
+    paths = [Path(name) for name in _CORPUS.value]
+    written = [] if _COLUMN.value else [path for path in paths if is_vector_file(path)]
+    if written and len(written) < len(paths):
+        other = next(path for path in paths if path not in written)
+        raise UserError(
+            f"--corpus: {written[0]} holds vectors and {other} only texts. Embed that one too, or give --column=text "
+            "to encode the texts of all."
+        )
+    return written
+
+
 def _fill(model: SimCSE) -> None:
     """Open or build the index of --corpus, and save it to --save_index."""
     from simcse_jax.data.texts import open_column
 
     if _is_index():
         index = model.load_index(Path(_CORPUS.value[0]).expanduser())
+    elif vectors := _vector_files():
+        index = model.build_index(vectors[0], _KIND.value, _STORAGE.value, show_progress=True)
+        for path in vectors[1:]:
+            model.add(path, show_progress=True)
     else:
         texts = open_column(_CORPUS.value, _COLUMN.value)
         index = model.build_index(texts, _KIND.value, _STORAGE.value, show_progress=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ RESAMPLES = 1000
 INTERVAL = (2.5, 97.5)  # percentiles
 SEED = 0
 _BLOCK = 2_000_000  # numbers ranked at a time, which bounds memory
+
+WIDTH_NOTE = re.compile(r" \(width \d+\)$")  # at the end of the name of a row with vectors that are cut
 
 Draws = dict[str, np.ndarray]  # by task: float64[resamples], the score on each draw of examples
 
@@ -36,9 +39,11 @@ def group_runs(models: Sequence[ModelResult]) -> tuple[Entry, ...]:
 
 
 def _name(names: Sequence[str]) -> str:
-    """Return the one name, or what several have in common with a star for the rest."""
+    """Return the one name, or what several have in common with a star for the rest; all have one width, or none."""
     if len(names) == 1:
         return names[0]
+    if width := WIDTH_NOTE.search(names[0]):
+        return _name([WIDTH_NOTE.sub("", name) for name in names]) + width[0]
     start = names[0][: shared_start(names)]
     ends = [name[len(start) :][::-1] for name in names]
     _, slash, folders = ends[0][: shared_start(ends)][::-1].partition("/")  # seed0 and seed10 share no ending

@@ -69,6 +69,8 @@ class ModelResult:
     curves: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # the lines of a run's metrics.jsonl
     recipe: str = ""  # equal for runs that differ only in the seed; "" for a model that is not a run
     asked_pooler: bool = False  # the pooler was asked for, and is not the model's own
+    width: int = 0  # features of a vector; 0: not known, since the weights did not load
+    whole: str = ""  # the name of the model whose vectors are cut to this width; "" if they are not
 
     def average(self, tasks: Sequence[str]) -> float | None:
         """Return the mean of the headline values of these tasks, or None where one is missing."""

@@ -164,6 +164,16 @@ def apply_steps(steps: Sequence[Step], vectors: np.ndarray) -> np.ndarray:
     return out
 
 
+def cut_to(steps: Iterable[Step], features: int) -> tuple[Step, ...]:
+    """Return the steps with their vectors cut to these first features, in place of any cut of their own."""
+    return (*uncut(steps), Cut(features))
+
+
+def uncut(steps: Iterable[Step]) -> tuple[Step, ...]:
+    """Return the steps without cuts."""
+    return tuple(step for step in steps if not isinstance(step, Cut))
+
+
 def width_after(steps: Iterable[Step], width: int) -> int:
     """Return the number of features after these steps, of vectors with `width` features."""
     for step in steps:

@@ -16,6 +16,7 @@ from simcse_jax.embedding_model import open_model
 from simcse_jax.serving.index.folder import vector_fingerprint
 from simcse_jax.serving.index.sentence_index import Hit, SentenceIndex, open_index
 from simcse_jax.serving.mining import Pair, paraphrases, require_cosine
+from simcse_jax.serving.vector_file import is_vector_file, read_vectors
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import progress_bar
 from simcse_jax.system.texts import each_text, one_text
@@ -61,8 +62,9 @@ class SimCSE:
     the precision of the computation, "float32" or "bfloat16". max_length: texts are cut at this number of tokens,
     special tokens included, or at the number of the model's positions if that is lower; None for 128, or for the limit
     that its folder states if that is lower. products: "bfloat16" rounds the factors of matrix products, which CPUs with
-    matrix units multiply several times faster; "auto" does so on such a CPU and nowhere else. Raises UserError if the
-    model cannot be read, or if it does not say how it pools and `pooler` is not given.
+    matrix units multiply several times faster; "auto" does so on such a CPU and nowhere else. truncate_dim: keep so
+    many first features of each vector, before it is scaled to length 1; None for the folder's setting, or all. Raises
+    UserError if the model cannot be read, or if it does not say how it pools and `pooler` is not given.
     """
 
     @_names_ours
@@ -73,9 +75,10 @@ class SimCSE:
         dtype: str = "float32",
         max_length: int | None = None,
         products: str = "float32",
+        truncate_dim: int | None = None,
     ):
         try:
-            encoder = open_model(str(name), pooler, dtype, products=products)
+            encoder = open_model(str(name), pooler, dtype, products=products, truncate_dim=truncate_dim)
             self.encoder = encoder.cut_at(min(SHORT, encoder.max_length) if max_length is None else max_length)
         except UserError as error:
             raise error.with_traceback(None) from None  # its message says what our calls would not
@@ -98,8 +101,12 @@ class SimCSE:
 
     @property
     def fingerprint(self) -> str:
-        """Return a string that is equal for models whose vectors may be compared (weights, pooler, max_length)."""
-        return vector_fingerprint(self.encoder.fingerprint, self.encoder.pooler, self.encoder.max_length)
+        """Return a string that is equal for models whose vectors may be compared.
+
+        It says the weights, the pooler, max_length, and truncate_dim where that was given.
+        """
+        encoder = self.encoder
+        return vector_fingerprint(encoder.fingerprint, encoder.pooler, encoder.max_length, encoder.truncate_dim)
 
     def __getstate__(self) -> dict[str, Any]:
         if self.index is not None:
@@ -109,7 +116,8 @@ class SimCSE:
     def __repr__(self) -> str:
         index = f", {self.index!r}" if self.index is not None else ""
         encoder = self.encoder
-        return f"SimCSE({encoder.name!r}, pooler={encoder.pooler!r}, max_length={encoder.max_length}{index})"
+        cut = "" if encoder.truncate_dim is None else f", truncate_dim={encoder.truncate_dim}"
+        return f"SimCSE({encoder.name!r}, pooler={encoder.pooler!r}, max_length={encoder.max_length}{cut}{index})"
 
     @overload
     def encode(
@@ -119,6 +127,7 @@ class SimCSE:
         normalize: bool = True,
         show_progress: bool = False,
         return_numpy: Literal[True] = True,
+        truncate_dim: int | None = None,
     ) -> Iterator[np.ndarray]: ...
 
     @overload
@@ -130,6 +139,7 @@ class SimCSE:
         show_progress: bool = False,
         *,
         return_numpy: Literal[False],
+        truncate_dim: int | None = None,
     ) -> Iterator[jax.Array]: ...
 
     @overload
@@ -140,6 +150,7 @@ class SimCSE:
         normalize: bool = True,
         show_progress: bool = False,
         return_numpy: Literal[True] = True,
+        truncate_dim: int | None = None,
     ) -> np.ndarray: ...
 
     @overload
@@ -151,6 +162,7 @@ class SimCSE:
         show_progress: bool = False,
         *,
         return_numpy: Literal[False],
+        truncate_dim: int | None = None,
     ) -> jax.Array: ...
 
     @_names_ours
@@ -161,6 +173,7 @@ class SimCSE:
         normalize: bool = True,
         show_progress: bool = False,
         return_numpy: bool = True,
+        truncate_dim: int | None = None,
     ) -> np.ndarray | jax.Array | Iterator[np.ndarray] | Iterator[jax.Array]:
         """Return float32[D] for a string, float32[N, D] for a list in its order, or an iterator of blocks for a stream.
 
@@ -168,25 +181,27 @@ class SimCSE:
         n = `batch_size`, the last perhaps smaller, and only one block is in memory. The file may have any format that
         training reads, with one column of text; blank lines are skipped. normalize: True for vectors of length 1,
         False for vectors as pooled. show_progress: a bar, or a line every 30 seconds where standard error is not a
-        terminal. return_numpy: False for JAX arrays. An empty text is encoded as its special tokens. Raises TypeError
-        for anything that is not text, and UserError for half a surrogate pair; see `system.texts.each_text`.
+        terminal. return_numpy: False for JAX arrays. truncate_dim: keep so many first features in this call, before
+        scaling; None for the model's own. An empty text is encoded as its special tokens. Raises TypeError for anything
+        that is not text, and UserError for half a surrogate pair; see `system.texts.each_text`.
         """
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}; it must be an integer of at least 1.")
         if (text := one_text(sentences)) is not None:
-            return self.encode([text], batch_size, normalize, show_progress, return_numpy=return_numpy)[0]
+            options: Any = {"return_numpy": return_numpy, "truncate_dim": truncate_dim}
+            return self.encode([text], batch_size, normalize, show_progress, **options)[0]
         texts = iter(open_column([str(sentences)])) if isinstance(sentences, Path) else sentences
         checked = each_text(texts)
 
         def parts() -> Iterator[Any]:
             with progress_bar(_count(texts), show_progress) as bar:
                 for block in in_blocks(checked, batch_size):
-                    vectors = self.encoder.encode(block, bar.update, normalize)
+                    vectors = self.encoder.encode(block, bar.update, normalize, truncate_dim=truncate_dim)
                     yield vectors if return_numpy else jnp.asarray(vectors)
 
         if isinstance(texts, Iterator):
             return parts()
-        whole = list(parts()) or [np.zeros((0, self.width), np.float32)]
+        whole = list(parts()) or [self.encoder.encode([], truncate_dim=truncate_dim)]
         return whole[0] if len(whole) == 1 and return_numpy else (np if return_numpy else jnp).concatenate(whole)
 
     def count_tokens(self, sentences: Iterable[str], cut: bool = True) -> np.ndarray:
@@ -226,8 +241,10 @@ class SimCSE:
     ) -> SentenceIndex:
         """Build and return an index of these sentences, with ids from 0; `search` uses it from now on.
 
-        sentences: a list, a generator or the `Path` of a file, which are streamed. kind: "exact", or "hnsw" or "ivfpq",
-        which need faiss. storage: of the vectors, "float32", "float16" or "int8".
+        sentences: a list, a generator or the `Path` of a file, which are streamed. A file that `embed` wrote with this
+        model has the vectors, which are taken from there; UserError if other settings or weights made them. kind:
+        "exact", "binary", or "hnsw" or "ivfpq", which need faiss. storage: of the vectors, "float32", "float16" or
+        "int8".
         """
         index = SentenceIndex(self.width, self.fingerprint, kind, storage)
         self._add(index, sentences, show_progress)
@@ -288,6 +305,13 @@ class SimCSE:
         return self.index
 
     def _add(self, index: SentenceIndex, sentences: Iterable[str] | Path, show_progress: bool) -> np.ndarray:
+        if isinstance(sentences, Path) and is_vector_file(sentences):
+            with progress_bar(None, show_progress, what="reading", unit="vectors") as bar:
+                added = []
+                for texts, vectors in read_vectors(sentences, self.fingerprint):
+                    added.append(index.add(texts, vectors))
+                    bar.update(len(texts))
+            return np.concatenate(added)
         texts = open_column([str(sentences)]) if isinstance(sentences, Path) else sentences
         checked = each_text(texts)
         with progress_bar(_count(texts), show_progress) as bar:

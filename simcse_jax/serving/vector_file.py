@@ -1,4 +1,4 @@
-"""Write texts and their vectors to a Parquet file of any length; a stopped command can be resumed.
+"""Write texts and their vectors to a Parquet file of any length, and read them; a stopped command can be resumed.
 
 The columns are `text` and `vector`, an Arrow fixed-size list, which pandas, Polars, DuckDB and vector databases read.
 Until the file is complete, its finished parts are in the folder OUT.parts beside it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from simcse_jax.data.texts import in_blocks
 from simcse_jax.serving.index.folder import fingerprint_difference
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.json_file import read_json
+from simcse_jax.system.vectors import normalize
 from simcse_jax.system.whole_file import locked, write_whole, writing
 
 if TYPE_CHECKING:
@@ -75,23 +76,58 @@ def write_vectors(
 
 def complete(out: Path, about: dict[str, Any]) -> int | None:
     """Return the number of texts of the complete file, None if there is none; raises UserError for other content."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if not out.exists():
         return None
-    try:
-        file = pq.ParquetFile(out)
-        found = json.loads((file.schema_arrow.metadata or {}).get(_KEY, b"null"))
-        rows = file.metadata.num_rows
-    except (pa.ArrowException, OSError, ValueError):
-        found, rows = None, 0
+    found, rows = _about(out)
     if not _same(found, about):
         raise UserError(
             f"{out} exists already, and holds {_difference(found, about)}.\n{_ways_on(found, about)} give another "
             "--out, or remove it."
         )
     return rows
+
+
+def _about(path: Path) -> tuple[Any, int]:
+    """Return what `write_vectors` says of a file's content, None for another file, and its number of texts."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        return json.loads((file.schema_arrow.metadata or {}).get(_KEY, b"null")), file.metadata.num_rows
+    except (pa.ArrowException, OSError, ValueError):
+        return None, 0
+
+
+def is_vector_file(path: Path) -> bool:
+    """Return whether `write_vectors` wrote this file."""
+    return path.suffix == ".parquet" and isinstance(_about(path.expanduser())[0], dict)
+
+
+def read_vectors(path: Path, fingerprint: str) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Yield texts and their vectors, float32[n, D] of length 1, of a file of `write_vectors`, in blocks.
+
+    Raises UserError on the first block if the vectors were made with another fingerprint, or the file is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = path.expanduser()
+    about, _ = _about(path)
+    if about.get("fingerprint") != fingerprint:
+        words, given = fingerprint_difference(str(about.get("fingerprint")), fingerprint)
+        given = given or f"the model that made them, {about.get('model')}"
+        raise UserError(
+            f"The vectors in {path} were made with {words}, so they cannot be compared with those of this model.\n"
+            f"Give {given}, or --column=text (in Python a list of the texts) to encode the file's texts again."
+        )
+    try:
+        for block in pq.ParquetFile(path).iter_batches(PART, columns=["text", "vector"]):
+            vectors = block.column("vector")
+            rows = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+            yield block.column("text").to_pylist(), normalize(rows.reshape(len(vectors), -1))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged: {error}.\nWrite it again with `embed`, or restore it from a copy.") from error
 
 
 def _claim(parts: Path, about: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jinja2
 from matplotlib.figure import Figure
 
-from simcse_jax.evaluation.report import drawing, geometry, pair_pictures, pictures, protocols, tables
+from simcse_jax.evaluation.report import drawing, geometry, pair_pictures, pictures, protocols, tables, width_curve
 from simcse_jax.evaluation.results import Results
 from simcse_jax.system.whole_file import writing
 
@@ -139,6 +139,12 @@ class _Kind(NamedTuple):
 
 
 PICTURES = {  # by the name of the file
+    "score_by_width": _Kind(
+        width_curve.score_by_width,
+        "Curves of the score by width",
+        "The score of vectors that are cut to their first features, against how many these are; the last mark of a line "
+        "is the whole vector. The table of scores has each width as a row.",
+    ),
     "alignment_uniformity": _Kind(
         pictures.alignment_uniformity,
         "Plane of alignment and uniformity",

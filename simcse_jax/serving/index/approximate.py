@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from simcse_jax.serving.index.rescoring import FEWEST, rescored
 from simcse_jax.serving.index.rows import BLOCK, Vectors, open_array
 from simcse_jax.system.errors import UserError
 
@@ -22,13 +23,11 @@ LINKS = 32  # of each node of HNSW
 BUILD_EFFORT = 80  # candidates examined when a node is linked (efConstruction)
 SEARCH_EFFORT = 128  # candidates examined in a search (efSearch)
 SPREAD = {"hnsw": 2, "ivfpq": 10}  # candidates for each result: the codes of PQ are coarse
-FEWEST = 64  # candidates of a query at least
 LISTS_PROBED = 32
 TRAINED_ON = 64  # vectors for one list of IVF
 # PQ's k-means: faiss's own 25 rounds on 256 vectors a code take three times as long, and find no more (measured).
 CODES, CODE_TRAINED_ON, CODE_ROUNDS = 256, 64, 10
 OUTGROWN = 4  # IVF-PQ is trained anew at this many times the rows that it was trained on
-BUDGET = 256 * 2**20  # bytes of the candidates' float32 vectors that are scored together
 
 
 def load_faiss() -> Any:
@@ -110,21 +109,12 @@ class ApproximateSearch:
             how = self._faiss.SearchParametersHNSW(sel=self._chosen, efSearch=max(SEARCH_EFFORT, wanted))
         else:
             how = self._faiss.SearchParametersIVF(sel=self._chosen, nprobe=LISTS_PROBED)
-        scores = np.full((len(queries), top_k), -np.inf, np.float32)
-        places = np.full((len(queries), top_k), -1, np.int64)
-        together = max(BUDGET // (4 * wanted * self._vectors.width), 1)
-        for at in range(0, len(queries), together):
-            some = np.ascontiguousarray(queries[at : at + together])
+
+        def find(some: np.ndarray) -> np.ndarray:
             _, labels = self._index.search(some, wanted, params=how)
-            found = np.where(labels >= 0, self._places[labels], -1)
-            # For -1 any row; its score is set to -inf.
-            rows = self._vectors.rows(found.ravel()).reshape(*found.shape, -1)
-            exact = np.where(found >= 0, np.einsum("qd,qcd->qc", some, rows), np.float32(-np.inf))
-            order = np.lexsort((found, -exact))[:, :top_k]
-            filled = slice(at, at + len(some)), slice(0, order.shape[1])
-            scores[filled] = np.take_along_axis(exact, order, axis=1)
-            places[filled] = np.take_along_axis(found, order, axis=1)
-        return scores, places
+            return np.where(labels >= 0, self._places[labels], -1)
+
+        return rescored(self._vectors, queries, top_k, wanted, find)
 
     def write(self, folder: Path, kept: np.ndarray) -> None:
         """Write `faiss.bin`, and `places.npy` with the places of its rows once only `kept`, bool[N], are stored."""

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simcse_jax.serving.index.rows import BLOCK, Block, Vectors
+from simcse_jax.serving.index.rows import BLOCK, Block, Rows
 from simcse_jax.system.devices import require_unforked
 
 SEGMENT = 128  # scores whose maximum is compared first
@@ -29,9 +29,12 @@ AHEAD = 2  # blocks that are sent to the device while one is computed
 
 
 class ExactSearch:
-    """Find the nearest of all stored vectors; full blocks stay in the memory of a GPU or TPU while there is room."""
+    """Find the nearest of all stored vectors; full blocks stay in the memory of a GPU or TPU while there is room.
 
-    def __init__(self, vectors: Vectors):
+    Of codes, which are uint32, the score is minus the number of bits that differ.
+    """
+
+    def __init__(self, vectors: Rows):
         self._vectors = vectors
         self._resident: dict[int, Block] = {}
 
@@ -114,9 +117,7 @@ def _step(
     approximate: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the best so far, float32[Q, K] and int32[Q, K], after one more block, whose first row is place `first`."""
-    scores = jnp.dot(queries, rows.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
-    if scales is not None:
-        scores = scores * scales[None, :]
+    scores = _same_bits(queries, rows) if rows.dtype == jnp.uint32 else _products(queries, rows, scales)
     scores = jnp.where(alive[None, :], scores, -jnp.inf)
     kept = min(best_scores.shape[1], scores.shape[1])
     if approximate:
@@ -128,6 +129,19 @@ def _step(
     scores = jnp.concatenate([best_scores, found], axis=1)
     scores, order = jax.lax.top_k(scores, best_scores.shape[1])
     return scores, jnp.take_along_axis(jnp.concatenate([best_places, places], axis=1), order, axis=1)
+
+
+def _products(queries: jax.Array, rows: jax.Array, scales: jax.Array | None) -> jax.Array:
+    """Return the inner products of queries and stored vectors, float32[Q, B]."""
+    scores = jnp.dot(queries, rows.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
+    return scores if scales is None else scores * scales[None, :]
+
+
+def _same_bits(queries: jax.Array, rows: jax.Array) -> jax.Array:
+    """Return minus the number of bits that differ in codes uint32[Q, W] and uint32[B, W], float32[Q, B]."""
+    columns = rows.T  # one word of all rows at a time, which a CPU counts side by side
+    differ = [jax.lax.population_count(queries[:, w, None] ^ columns[None, w]) for w in range(len(columns))]
+    return -functools.reduce(jnp.add, differ).astype(jnp.float32)
 
 
 def _top(scores: jax.Array, kept: int) -> tuple[jax.Array, jax.Array]:

@@ -35,18 +35,19 @@ _FIELDS = {
     "files": dict,
     "checksums": dict,
 }
-_FINGERPRINT = ("weights or tokenizer", "pooler", "max_length")
+# A pooler may have a "-" in it; the last part is there only where vectors were cut on demand.
+_FINGERPRINT = re.compile(
+    r"(?P<weights>[^-]*)-(?P<pooler>.*)-(?P<max_length>\d+)(?:-truncate_dim(?P<truncate_dim>\d+))?"
+)
 
 
-def vector_fingerprint(weights: str, pooler: str, max_length: int) -> str:
-    """Return a string that is equal for vectors which may be compared; weights: a hex digest."""
-    return f"{weights}-{pooler}-{max_length}"
+def vector_fingerprint(weights: str, pooler: str, max_length: int, truncate_dim: int | None = None) -> str:
+    """Return a string that is equal for vectors which may be compared.
 
-
-def _parts(fingerprint: str) -> list[str]:
-    """Return [weights, pooler, max_length]; a pooler may have a "-" in it."""
-    first, _, rest = fingerprint.partition("-")
-    return [first, *rest.rsplit("-", 1)]
+    weights: a hex digest. truncate_dim: what vectors were cut to on demand; None if they were not.
+    """
+    cut = "" if truncate_dim is None else f"-truncate_dim{truncate_dim}"
+    return f"{weights}-{pooler}-{max_length}{cut}"
 
 
 def fingerprint_difference(found: str, wanted: str) -> tuple[str, str]:
@@ -54,15 +55,16 @@ def fingerprint_difference(found: str, wanted: str) -> tuple[str, str]:
 
     ("pooler=avg, not cls", "--pooler=avg"), from their fingerprint and that of the model at hand.
     """
-    theirs, ours = _parts(found), _parts(wanted)
-    if len(ours) != len(_FINGERPRINT) or len(theirs) != len(_FINGERPRINT):
+    theirs, ours = _FINGERPRINT.fullmatch(found), _FINGERPRINT.fullmatch(wanted)
+    if not theirs or not ours:
         return f"the fingerprint {found}, not {wanted}", ""
-    parts = {name: (a, b) for name, a, b in zip(_FINGERPRINT, theirs, ours, strict=True) if a != b}
-    is_another = parts.pop(_FINGERPRINT[0], None) is not None
+    parts = {name: (theirs[name], ours[name]) for name in _FINGERPRINT.groupindex if theirs[name] != ours[name]}
+    is_another = parts.pop("weights", None) is not None
     words = ["other weights or another tokenizer"] * is_another + [
-        f"{key}={a}, not {b}" for key, (a, b) in parts.items()
+        f"{key}={a or 'none'}, not {b or 'none'}" for key, (a, b) in parts.items()
     ]
-    return ", and ".join(words), "" if is_another else " ".join(f"--{key}={a}" for key, (a, _) in parts.items())
+    flags = [f"--{key}={a}" if a else f"no --{key}" for key, (a, _) in parts.items()]
+    return ", and ".join(words), "" if is_another else " and ".join(flags)
 
 
 def write_folder(folder: Path, settings: Mapping[str, Any], write_files: Callable[[Path], None]) -> None:

@@ -1,4 +1,4 @@
-"""Hold the rows of an index: vectors in blocks and texts in one blob, in memory or memory-mapped from files.
+"""Hold the rows of an index: vectors or codes in blocks, texts in one blob, in memory or memory-mapped from files.
 
 Vectors are float32, float16 or int8. All blocks have the same number of rows, so that a search compiles for one shape.
 Full blocks of a file stay mapped; its last rows are copied into memory, where new rows are appended.
@@ -24,32 +24,20 @@ _LARGEST = 127  # of int8, symmetric
 class Block(NamedTuple):
     """Hold the stored rows of one block; rows that are not filled yet are zeros."""
 
-    rows: np.ndarray  # [BLOCK, D] in the storage's type
+    rows: np.ndarray  # [BLOCK, D] in the storage's type; codes: uint32[BLOCK, W]
     scales: np.ndarray | None  # float32[BLOCK], only of int8: a vector is its row times its scale
 
 
-class Vectors:
-    """Store N vectors of `width` features in one of STORAGES."""
+class Rows:
+    """Store N rows of `width` numbers of one type, each with a scale if `scaled`."""
 
-    def __init__(self, width: int, storage: str = "float32"):
-        if storage not in STORAGES:
-            raise UserError(f"Unknown storage {storage!r}; known: {', '.join(STORAGES)}.")
-        self.width, self.storage = width, storage
+    def __init__(self, width: int, dtype: np.dtype, scaled: bool = False):
+        self.width, self._dtype, self._scaled = width, dtype, scaled
         self.blocks: list[Block] = []
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
-
-    def append(self, vectors: np.ndarray) -> None:
-        """Append float32[n, D]."""
-        for at in range(0, len(vectors), BLOCK):
-            some = vectors[at : at + BLOCK]
-            if self.storage == "int8":
-                scales = np.maximum(np.abs(some).max(axis=1), np.finfo(np.float32).tiny) / np.float32(_LARGEST)
-                self._append(np.rint(some / scales[:, None]).astype(np.int8), scales)
-            else:
-                self._append(some.astype(self.storage, copy=False), None)
 
     def _append(self, rows: np.ndarray, scales: np.ndarray | None) -> None:
         done = 0
@@ -65,8 +53,45 @@ class Vectors:
             self._count, done = self._count + n, done + n
 
     def _empty_block(self) -> Block:
-        scales = _zeros((BLOCK,), np.dtype(np.float32)) if self.storage == "int8" else None
-        return Block(_zeros((BLOCK, self.width), np.dtype(self.storage)), scales)
+        scales = _zeros((BLOCK,), np.dtype(np.float32)) if self._scaled else None
+        return Block(_zeros((BLOCK, self.width), self._dtype), scales)
+
+    def _write(self, path: Path, kept: np.ndarray) -> None:
+        """Write the rows where `kept`, bool[N], is true as a .npy file."""
+        with path.open("wb") as file:
+            _write_header(file, self._dtype, (int(np.count_nonzero(kept)), self.width))
+            for b, block in enumerate(self.blocks):
+                some = kept[b * BLOCK : (b + 1) * BLOCK]
+                file.write(np.ascontiguousarray(block.rows[: len(some)][some]).data)
+
+    def _map(self, rows: np.ndarray, scales: np.ndarray | None) -> None:
+        """Hold these rows, of a file, and no others."""
+        full = len(rows) - len(rows) % BLOCK
+        for start in range(0, full, BLOCK):
+            some = slice(start, start + BLOCK)
+            self.blocks.append(Block(rows[some], None if scales is None else scales[some]))
+        self._count = full
+        self._append(rows[full:], None if scales is None else scales[full:])
+
+
+class Vectors(Rows):
+    """Store N vectors of `width` features in one of STORAGES."""
+
+    def __init__(self, width: int, storage: str = "float32"):
+        if storage not in STORAGES:
+            raise UserError(f"Unknown storage {storage!r}; known: {', '.join(STORAGES)}.")
+        super().__init__(width, np.dtype(storage), scaled=storage == "int8")
+        self.storage = storage
+
+    def append(self, vectors: np.ndarray) -> None:
+        """Append float32[n, D]."""
+        for at in range(0, len(vectors), BLOCK):
+            some = vectors[at : at + BLOCK]
+            if self.storage == "int8":
+                scales = np.maximum(np.abs(some).max(axis=1), np.finfo(np.float32).tiny) / np.float32(_LARGEST)
+                self._append(np.rint(some / scales[:, None]).astype(np.int8), scales)
+            else:
+                self._append(some.astype(self.storage, copy=False), None)
 
     def rows(self, places: np.ndarray) -> np.ndarray:
         """Return the stored vectors at these places, int64[n], as float32[n, D]."""
@@ -81,12 +106,7 @@ class Vectors:
 
     def write(self, folder: Path, kept: np.ndarray) -> None:
         """Write the rows where `kept`, bool[N], is true as `vectors.npy` (int8: and `scales.npy`)."""
-        count = int(np.count_nonzero(kept))
-        with (folder / "vectors.npy").open("wb") as file:
-            _write_header(file, np.dtype(self.storage), (count, self.width))
-            for b, block in enumerate(self.blocks):
-                some = kept[b * BLOCK : (b + 1) * BLOCK]
-                file.write(np.ascontiguousarray(block.rows[: len(some)][some]).data)
+        self._write(folder / "vectors.npy", kept)
         if self.storage == "int8":
             parts = [block.scales for block in self.blocks if block.scales is not None]
             scales = np.concatenate([*parts, np.zeros(0, np.float32)])
@@ -98,13 +118,30 @@ def open_vectors(folder: Path, width: int, storage: str, count: int) -> Vectors:
     vectors = Vectors(width, storage)
     rows = open_array(folder / "vectors.npy", np.dtype(storage), (count, width))
     scales = open_array(folder / "scales.npy", np.dtype(np.float32), (count,)) if storage == "int8" else None
-    full = count - count % BLOCK
-    for start in range(0, full, BLOCK):
-        some = slice(start, start + BLOCK)
-        vectors.blocks.append(Block(rows[some], None if scales is None else scales[some]))
-    vectors._count = full
-    vectors._append(rows[full:], None if scales is None else scales[full:])
+    vectors._map(rows, scales)
     return vectors
+
+
+class Codes(Rows):
+    """Store N codes of `width` uint32, which have a bit for each feature; see `index.binary`."""
+
+    def __init__(self, width: int):
+        super().__init__(width, np.dtype(np.uint32))
+
+    def append(self, codes: np.ndarray) -> None:
+        """Append uint32[n, W]."""
+        self._append(codes, None)
+
+    def write(self, folder: Path, kept: np.ndarray) -> None:
+        """Write the codes where `kept`, bool[N], is true as `codes.npy`."""
+        self._write(folder / "codes.npy", kept)
+
+
+def open_codes(folder: Path, width: int, count: int) -> Codes:
+    """Memory-map what `Codes.write` wrote there; raises ValueError or OSError if the file does not hold that."""
+    codes = Codes(width)
+    codes._map(open_array(folder / "codes.npy", np.dtype(np.uint32), (count, width)), None)
+    return codes
 
 
 class Texts:

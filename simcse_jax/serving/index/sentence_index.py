@@ -12,6 +12,7 @@ import numpy as np
 
 from simcse_jax.serving.index.approximate import KINDS as APPROXIMATE
 from simcse_jax.serving.index.approximate import ApproximateSearch
+from simcse_jax.serving.index.binary import BinarySearch
 from simcse_jax.serving.index.exact import ExactSearch
 from simcse_jax.serving.index.folder import (
     REBUILD,
@@ -24,7 +25,7 @@ from simcse_jax.serving.index.rows import Texts, Vectors, open_array, open_texts
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.texts import each_text
 
-KINDS = ("exact", *APPROXIMATE)
+KINDS = ("exact", "binary", *APPROXIMATE)
 LENGTH_ERROR = 1e-3  # largest difference of a vector's length from 1; bfloat16 models stay below
 ROUNDING = {"float32": 2e-6, "float16": 1e-4, "int8": 1e-3}  # of a score, by the type of the stored vectors
 
@@ -41,10 +42,11 @@ class SentenceIndex:
     """Hold texts with vectors of length 1 under the ids 0, 1, 2, ...; an id is never used again after removal.
 
     width: D, the features of a vector. fingerprint: which model made the vectors (`folder.vector_fingerprint`); it is
-    saved, and `open_index` compares it. kind: "exact", or "hnsw" or "ivfpq", which need faiss, find nearly all of the
-    best, and search exactly while there are fewer than 10,000 texts. storage: "float32", "float16" or "int8" (with one
-    scale for each vector). Raises UserError for unknown ones. Several threads may search at once, but not while another
-    changes the index; an approximate index needs a call of `prepare` first.
+    saved, and `open_index` compares it. kind: "exact"; or "binary", or "hnsw" or "ivfpq", which need faiss: these find
+    nearly all of the best, score them from the stored vectors, and search exactly while there are fewer than 10,000
+    texts. storage: "float32", "float16" or "int8" (with one scale for each vector). Raises UserError for unknown ones.
+    Several threads may search at once, but not while another changes the index; an approximate index needs a call of
+    `prepare` first.
     """
 
     def __init__(self, width: int, fingerprint: str, kind: str = "exact", storage: str = "float32"):
@@ -60,7 +62,9 @@ class SentenceIndex:
         self._ids, self._next_id = ids, next_id  # int64[N], ascending: the id of each row
         self._alive = np.ones(len(ids), bool)  # removed rows stay in memory until the index is saved and opened
         self._exact = ExactSearch(vectors)
-        self._approximate = ApproximateSearch(self.kind, vectors) if self.kind in APPROXIMATE else None
+        self._approximate = BinarySearch(vectors) if self.kind == "binary" else None
+        if self.kind in APPROXIMATE:
+            self._approximate = ApproximateSearch(self.kind, vectors)
         self._changed = True  # since the approximate search was prepared
         self._ready = False  # whether the approximate search may be called
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -123,14 +123,16 @@ def _get_routes(batched: BatchedModel, metrics: Metrics) -> APIRouter:
 
 def _post_routes(batched: BatchedModel) -> APIRouter:
     router = APIRouter(route_class=r.StrictRoute)
-    name, width = batched.settings.name, batched.model.width
+    name, widths = batched.settings.name, batched.model.widths
     failures = d.failures(d.OF_ALL | d.OF_KEYED | d.OF_BODIES)
 
     @router.post("/encode", response_model=d.Vectors, summary="Vectors of texts", responses=failures)
     async def encode(body: r.EncodeRequest) -> Response:
         """Return a vector of length 1 for each text, in their order; texts beyond the model's limit are cut."""
+        _require_width(body.dimensions, widths)
         vectors, _ = await batched.vectors(body.texts, body.truncate)
-        return _json({"vectors": vectors.tolist(), "model": name, "width": width})
+        vectors = _shortened(vectors, body.dimensions)
+        return _json({"vectors": vectors.tolist(), "model": name, "width": vectors.shape[1]})
 
     @router.post("/similarity", response_model=d.Similarities, summary="Cosines", responses=failures)
     async def similarity(body: r.SimilarityRequest) -> Response:
@@ -185,12 +187,9 @@ def _openai_routes(batched: BatchedModel) -> APIRouter:
     )
     async def embeddings(body: r.EmbeddingsRequest) -> Response:
         """Return vectors as OpenAI's API does; set a client's base URL to this server's address followed by /v1."""
-        if body.dimensions not in (None, *widths):
-            known = " or ".join(map(str, widths))
-            raise HTTPException(422, f"dimensions is {body.dimensions}; this model's vectors have {known}.")
+        _require_width(body.dimensions, widths)
         vectors, tokens = await batched.vectors(body.input, body.truncate, counted=True)
-        if body.dimensions and body.dimensions < batched.model.width:
-            vectors = normalize(vectors[:, : body.dimensions])
+        vectors = _shortened(vectors, body.dimensions)
         rows = map(_base64, vectors) if body.encoding_format == "base64" else vectors.tolist()
         return _json(
             {
@@ -202,6 +201,18 @@ def _openai_routes(batched: BatchedModel) -> APIRouter:
         )
 
     return router
+
+
+def _require_width(dimensions: int | None, widths: Sequence[int]) -> None:
+    """Raise HTTPException 422 for a width that is not one of the model's."""
+    if dimensions not in (None, *widths):
+        known = " or ".join(map(str, widths))
+        raise HTTPException(422, f"dimensions is {dimensions}; this model's vectors have {known}.")
+
+
+def _shortened(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
+    """Return the first features of vectors, scaled to length 1, as `SimCSE.encode` does with truncate_dim."""
+    return vectors if dimensions in (None, vectors.shape[1]) else normalize(vectors[:, :dimensions])
 
 
 def _base64(vector: np.ndarray) -> str:

@@ -164,7 +164,8 @@ def describe_limits(app: FastAPI, settings: Settings, widths: Sequence[int]) -> 
         for field in fields:
             _limit_texts(schemas[name]["properties"][field], settings)
     schemas["SearchRequest"]["properties"]["top_k"]["anyOf"][0]["maximum"] = settings.max_top_k
-    schemas["EmbeddingsRequest"]["properties"]["dimensions"]["anyOf"][0]["enum"] = list(widths)
+    for name in ("EncodeRequest", "EmbeddingsRequest"):
+        schemas[name]["properties"]["dimensions"]["anyOf"][0]["enum"] = list(widths)
 
 
 def _limit_texts(schema: dict[str, Any], settings: Settings) -> None:

@@ -44,6 +44,7 @@ def _as_integer(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value  # JSON's 5.0 is 5
 
 
+DIMENSIONS = "The width of the vectors; see /health for widths."
 Number = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_as_integer)]
 
 
@@ -70,6 +71,7 @@ class EncodeRequest(_Body):
 
     model_config = STRICT | _example(texts=["A man is playing guitar.", "Someone plays an instrument."])
     texts: Texts
+    dimensions: Number | None = Field(default=None, description=DIMENSIONS)
 
 
 class SimilarityRequest(_Body):
@@ -111,7 +113,7 @@ class EmbeddingsRequest(_Body):
     input: Annotated[TextList, BeforeValidator(_no_tokens), _text_or_list()]
     model: str | None = Field(default=None, description="Any name; the server has one model, and the answer names it.")
     encoding_format: Literal["float", "base64"] | None = "float"
-    dimensions: Number | None = Field(default=None, description="The width of the vectors; see /health for widths.")
+    dimensions: Number | None = Field(default=None, description=DIMENSIONS)
 
 
 def check_texts(texts: list[str], settings: Settings) -> None:
