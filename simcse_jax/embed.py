@@ -42,6 +42,8 @@ _TRUNCATE = flags.DEFINE_integer(
     "First features of a vector to keep, before it is scaled. Default: the folder's setting, or all.",
     lower_bound=1,
 )
+_PROMPT_NAME = flags.DEFINE_string("prompt_name", None, "The model's prompt that is put before each text, by its name.")
+_PROMPT = flags.DEFINE_string("prompt", None, "What is put before each text, in place of the model's default prompt.")
 
 
 def main() -> None:
@@ -67,13 +69,14 @@ def main() -> None:
     texts = open_column(_INPUT.value, _COLUMN.value)
     how = (_POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value, _TRUNCATE.value)
     model = SimCSE(_MODEL.value, *how)
+    prompt = model.encoder.prompt(_PROMPT_NAME.value, _PROMPT.value)
     about = {
         "model": model.encoder.name,
         "fingerprint": model.fingerprint,
         "normalized": _NORMALIZE.value,
         "precision": model.encoder.precision,
         "texts": texts.key(),
-    }
+    } | ({} if prompt is None else {"prompt": prompt})
     bar: Bar | None = None
     with ExitStack() as stack:
 
@@ -84,7 +87,7 @@ def main() -> None:
             bar = stack.enter_context(progress_bar(None, what="embedding", unit="texts", done=done))
 
         def encode(part: list[str]) -> np.ndarray:
-            return model.encoder.encode(part, None if bar is None else bar.update, _NORMALIZE.value)
+            return model.encoder.encode(part, None if bar is None else bar.update, _NORMALIZE.value, prompt)
 
         count = write_vectors(out, texts, encode, model.width, about, _STORAGE.value, started)
     what = f"{out} ({count:,} texts and vectors of width {model.width}, {_STORAGE.value})"

@@ -40,7 +40,7 @@ from simcse_jax.model_folder.after_pooling import (
 from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.model_folder.st_modules import Pipeline, read_pipeline, read_scaling, read_widths
-from simcse_jax.model_folder.text_settings import PLAIN, TextSettings, read_text_settings
+from simcse_jax.model_folder.text_settings import PLAIN, TextSettings, read_text_settings, trained_texts
 from simcse_jax.system.devices import require_unforked, start_devices
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
@@ -84,12 +84,14 @@ class EmbeddingModel:
         max_length: int | None,
         products: str = "float32",
         truncate_dim: int | None = None,
+        prompt: str | None = None,
     ):
         self.name = name  # for tables
         self.kind = origin.kind
         self.pooler = pooler
         self.dtype = dtype  # the precision of the computation
-        self.texts = origin.texts
+        self.texts = origin.texts if prompt is None else origin.texts.with_default(prompt)
+        self.asked_prompt = prompt if self.texts != origin.texts else None  # None for the model's own
         self._origin = origin
         start_devices()
         self.products = resolve_products(products, dtype, jax.local_devices()[0].platform, "products")
@@ -97,7 +99,7 @@ class EmbeddingModel:
         self.devices = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
         mesh = Mesh(np.array(jax.local_devices()), ("data",))
         self._sentences = SentenceEncoder(
-            encoder, origin.tokenizer, mesh, pooler, max_length, origin.texts.prompt, origin.texts.include_prompt
+            encoder, origin.tokenizer, mesh, pooler, max_length, self.texts.prompt, self.texts.include_prompt
         )
         self._own_steps = origin.steps if pooler == origin.pooler else origin.scaling
         # The width that was asked for; None for the model's own, also where that was asked for.
@@ -106,7 +108,7 @@ class EmbeddingModel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = (self.name, self.pooler, self.dtype, self.max_length, self.products, self.truncate_dim)
-        return _reopen, (self.fingerprint, *options)
+        return _reopen, (self.fingerprint, *options, None, self.asked_prompt)
 
     def _width(self, steps: Sequence[Step]) -> int:
         """Return the number of features after these steps."""
@@ -188,7 +190,7 @@ class EmbeddingModel:
             del sizes[irrelevant]
         backend = json.loads(self._origin.tokenizer.backend_tokenizer.to_str())
         settings = {key: backend[key] for key in backend if key not in ("truncation", "padding")}
-        texts = self._origin.texts
+        texts = self.texts
         prompt = [texts.prompt, *[False] * (not texts.include_prompt)] if texts.prompt else []
         digest.update(json.dumps([sizes, settings, *prompt], sort_keys=True).encode())
         arrays = self._params | arrays_of(self._own_steps)
@@ -231,12 +233,22 @@ class EmbeddingModel:
     def cut_at(self, max_length: int) -> EmbeddingModel:
         """Return the same model with texts cut at `max_length` tokens, or at all it takes, whatever its folder says."""
         longest = _bounded(max_length, self._origin.sizes.max_length)
-        how = (self.pooler, self.dtype, longest, self.products, self.truncate_dim)
+        how = (self.pooler, self.dtype, longest, self.products, self.truncate_dim, self.asked_prompt)
         return EmbeddingModel(self.name, self._origin, *how)
 
-    def count_tokens(self, texts: Iterable[str], cut: bool = True) -> np.ndarray:
-        """Return the number of tokens of each text, special tokens included, as int64[N]; cut: after cutting."""
-        return self._sentences.count_tokens(list(each_text(texts)), cut)
+    def count_tokens(self, texts: Iterable[str], cut: bool = True, prompt: str | None = None) -> np.ndarray:
+        """Return the number of tokens of each text, special tokens included, as int64[N]; cut: after cutting.
+
+        prompt: as in `encode`.
+        """
+        return self._sentences.count_tokens(list(each_text(texts)), cut, prompt)
+
+    def prompt(self, name: str | None, prompt: str | None = None) -> str | None:
+        """Return the prompt of that name, or the one given; None for neither, which is the model's own.
+
+        Raises UserError for a name that the model does not have, and for both.
+        """
+        return _chosen(self.name, self.texts, name, prompt)
 
     def before_training(self) -> tuple[Callable[[Sequence[str]], np.ndarray], str] | None:
         """Return an `encode` with a run's initial weights, as pooled, and the origin of these weights as text.
@@ -275,7 +287,9 @@ class EmbeddingModel:
             return ""
         # Compared with nothing, all keys that change the mathematics are differences.
         recipe = {key: new for key, (_, new) in differences({}, info["recipe"]).items() if key != SEED}
-        how = [self.pooler, self.precision, self.max_length, *[self.truncate_dim] * (self.truncate_dim is not None)]
+        how: list[Any] = [self.pooler, self.precision, self.max_length]
+        asked = {"truncate_dim": self.truncate_dim, "prompt": self.asked_prompt}
+        how += [f"{key}={value}" for key, value in asked.items() if value is not None]
         return json.dumps([recipe, info["data"]["fingerprint"], info["encoder"], how], sort_keys=True)
 
     def _select(self, params: Any) -> Any:
@@ -292,6 +306,8 @@ def open_model(
     max_length: int | None = None,
     products: str = "float32",
     truncate_dim: int | None = None,
+    prompt_name: str | None = None,
+    prompt: str | None = None,
 ) -> EmbeddingModel:
     """Open a model; raises UserError if there is none of that name, or if it names no pooler and none is given.
 
@@ -300,7 +316,8 @@ def open_model(
     are cut, or the number of the model's positions if that is lower; None takes the folder's max_seq_length or
     model_max_length, or else the model's limit. products: one of PRODUCTS, whatever the model was trained with; see
     `encoder.products.resolve_products`. truncate_dim: keep so many first features of each vector, before it is scaled;
-    None takes the folder's own, or all.
+    None takes the folder's own, or all. prompt_name, prompt: the prompt that is put before texts in place of the model's
+    own default: one of its prompts by its name, or the words.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype} is unknown. Known: {', '.join(DTYPES)}.")
@@ -309,7 +326,23 @@ def open_model(
     path = Path(name).expanduser()
     origin = _run_folder(path, pooler) if is_run_folder(path) else _model_folder(name, bool(pooler))
     longest = origin.texts.max_seq_length if max_length is None else _bounded(max_length, origin.sizes.max_length)
-    return EmbeddingModel(name, origin, pooler or origin.pooler, dtype, longest, products, truncate_dim)
+    asked = _chosen(name, origin.texts, prompt_name, prompt)
+    return EmbeddingModel(name, origin, pooler or origin.pooler, dtype, longest, products, truncate_dim, asked)
+
+
+def _chosen(model: str, texts: TextSettings, name: str | None, prompt: str | None) -> str | None:
+    """Return the prompt of that name, or the one given; None for neither. UserError for both, or an unknown name."""
+    if name is None:
+        return prompt
+    if prompt is not None:
+        raise UserError(f"prompt_name = {name!r} and prompt = {prompt!r} are both given. Leave one out.")
+    if not isinstance(texts.prompts.get(name), str):
+        known = ", ".join(texts.prompts) or "none"
+        raise UserError(
+            f"{model} has no prompt of the name {name!r}; it has {known}.\nGive one of these, or the words themselves: "
+            "prompt=..., on the command line --prompt=..."
+        )
+    return texts.prompts[name]
 
 
 def _bounded(max_length: int, limit: int) -> int:
@@ -352,6 +385,7 @@ def _run_folder(workdir: Path, pooler: str | None) -> _Origin:
         pooler=info["pooler"],
         load=lambda _: load_best(workdir)[0],
         widths=matryoshka_widths(info),
+        texts=trained_texts(info["recipe"]),
         workdir=workdir,
         run=info,
     )

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from simcse_jax.data.packing import Slots, fill
+from simcse_jax.data.packing import Slots, fill, without_first
+from simcse_jax.data.prompts import prompt_length
 from simcse_jax.encoder.model import Encoder, unstack_layers
 from simcse_jax.encoder.pooling import is_pooler, known, parts_of, width_of
 from simcse_jax.group import Group
@@ -114,9 +115,12 @@ class SentenceEncoder:
                 progress(sum(int(repeated[sentences].sum()) for sentences in members))
         return vectors if len(index) == len(texts) else vectors[places]
 
-    def count_tokens(self, texts: Sequence[str], cut: bool = True) -> np.ndarray:
-        """Return the number of tokens of each text, special tokens included, as int64[N]; cut: at `max_length`."""
-        texts = self._prompted(texts)
+    def count_tokens(self, texts: Sequence[str], cut: bool = True, prompt: str | None = None) -> np.ndarray:
+        """Return the number of tokens of each text, special tokens included, as int64[N]; cut: at `max_length`.
+
+        prompt: in place of that of __init__.
+        """
+        texts = self._prompted(texts, prompt)
         return np.array([len(tokens) for tokens in self._tokens(tuple(texts), cut)] if texts else [], np.int64)
 
     def _prompted(self, texts: Sequence[str], prompt: str | None = None) -> list[str]:
@@ -124,12 +128,12 @@ class SentenceEncoder:
         return [prompt + text for text in texts]
 
     def _left_out(self, prompt: str | None) -> int:
-        """Return the number of first tokens that are not pooled, counted as sentence-transformers does."""
+        """Return the number of first tokens that are not pooled."""
         prompt = self.prompt if prompt is None else prompt
         if self.include_prompt or not prompt:
             return 0
         [tokens] = self._tokens((prompt,))
-        return len(tokens) - (int(tokens[-1]) in self.tokenizer.all_special_ids)
+        return prompt_length(tokens.tolist(), self.tokenizer.all_special_ids)
 
     def _encode_groups(self, params: Any, groups: Group) -> jax.Array:
         """Return float32[G, N, D] for groups with leading axis [G]; compiled in __init__."""
@@ -166,7 +170,7 @@ class SentenceEncoder:
             for call in self._calls(texts[start : start + BLOCK]):
                 groups = jax.tree.map(
                     lambda x: jax.make_array_from_callback(x.shape, self._split, x.__getitem__),
-                    _without_first(call.groups, left_out) if left_out else call.groups,
+                    without_first(call.groups, left_out) if left_out else call.groups,
                 )
                 result = self._apply(params, groups)
                 if waiting:
@@ -227,13 +231,6 @@ class SentenceEncoder:
                 f"{self.model.architecture.vocab_size - 1}. Use the model's own tokenizer."
             )
         return tokens
-
-
-def _without_first(groups: Group, count: int) -> Group:
-    """Return groups whose first `count` tokens of each sentence are not pooled; attention sees them."""
-    lengths = np.maximum(groups.lengths - count, 0)
-    firsts = np.where(lengths > 0, groups.first_tokens + count, groups.first_tokens)
-    return groups._replace(first_tokens=firsts.astype(np.int32), lengths=lengths.astype(np.int32))
 
 
 def row_lengths(max_length: int) -> tuple[int, ...]:

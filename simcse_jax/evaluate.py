@@ -50,6 +50,10 @@ _TRUNCATE = flags.DEFINE_list(
     [],
     "Widths, such as 64,128,256: further rows of every model, with the first so many features of each vector.",
 )
+_PROMPT_NAME = flags.DEFINE_string(
+    "prompt_name", None, "The prompt of all texts, by its name in each model. Default: each model's default prompt, if any."
+)
+_PROMPT = flags.DEFINE_string("prompt", None, 'The same by its words; "" for none.')
 _FAST = flags.DEFINE_bool("fast", False, "Run the transfer tasks with 5 folds instead of 10.")
 _SAMPLE_PAIRS = flags.DEFINE_integer(
     "sample_pairs",
@@ -90,7 +94,8 @@ def main() -> int:
 
     def opened(given: str) -> EmbeddingModel:
         name, pooler = name_and_pooler(given)
-        model = open_model(name, pooler or _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value)
+        how = (pooler or _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value)
+        model = open_model(name, *how, prompt_name=_PROMPT_NAME.value, prompt=_PROMPT.value)
         model.name = given
         if model.max_length < (_MAX_LENGTH.value or 0):
             print(f"NOTE: --max_length={_MAX_LENGTH.value}, and {given} takes {model.max_length} tokens: cut there.")
@@ -121,9 +126,12 @@ def _write_sample() -> int:
     names, sources = model_names(_MODEL.value), _OWN["text"].value
     if len(names) != 1 or len(sources) != 1 or not _OUT.value:
         raise UserError("--sample_pairs needs one --model, one --text=FILE and --out=sheet.csv.")
+    if _TRUNCATE.value:
+        raise UserError("--truncate_dim is of scores, and --sample_pairs scores nothing. Leave one out.")
     keep_compiled()
     name, pooler = name_and_pooler(names[0])
-    model = open_model(name, pooler or _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value)
+    how = (pooler or _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value)
+    model = open_model(name, *how, prompt_name=_PROMPT_NAME.value, prompt=_PROMPT.value)
     out = Path(_OUT.value).expanduser()
     require_new_sheet(out)
     pairs = sample_pairs(model.encode, read_texts(sources[0]), _SAMPLE_PAIRS.value)

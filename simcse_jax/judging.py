@@ -172,7 +172,15 @@ def protocol(model: EmbeddingModel) -> dict[str, Any]:
         "precision": model.precision,
         "truncation": f"{model.max_length} tokens",
         "devices": model.devices,
-    } | ({} if model.truncate_dim is None else {"truncate_dim": model.truncate_dim})
+    } | _further(model)
+
+
+def _further(model: EmbeddingModel) -> dict[str, Any]:
+    """Return what is recorded of some models alone: a width that was asked for, and the prompt before texts."""
+    found: dict[str, Any] = {} if model.truncate_dim is None else {"truncate_dim": model.truncate_dim}
+    if model.texts.prompt or model.asked_prompt is not None:
+        found["prompt"] = repr(model.texts.prompt) + (", not pooled" if not model.texts.include_prompt else "")
+    return found
 
 
 def write_results(results: Results, out: Path) -> list[Path]:

@@ -57,6 +57,10 @@ _TRUNCATE = flags.DEFINE_integer(
     "First features of a vector to keep, before it is scaled. Default: the folder's setting, or all.",
     lower_bound=1,
 )
+_PROMPT_NAME = flags.DEFINE_string("prompt_name", None, "The prompt of queries, by its name in the model.")
+_PROMPT = flags.DEFINE_string("prompt", None, "The same by its words. Default: the model's default prompt, if any.")
+_CORPUS_PROMPT_NAME = flags.DEFINE_string("corpus_prompt_name", None, "The prompt of --corpus, by its name in the model.")
+_CORPUS_PROMPT = flags.DEFINE_string("corpus_prompt", None, "The same by its words; of a new index, which keeps it.")
 _MINE = flags.DEFINE_string(
     "mine_negatives", "", "A .csv file for training to write: the rows of --pairs with a hard negative each."
 )
@@ -104,6 +108,8 @@ def main() -> None:
     keep_compiled()
     how = (_POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value, _TRUNCATE.value)
     model = SimCSE(_MODEL.value, *how)
+    prompt = model.encoder.prompt(_PROMPT_NAME.value, _PROMPT.value)
+    _say_prompts(model)
     if _CORPUS.value:
         _fill(model)
     if _MINE.value:
@@ -119,12 +125,24 @@ def main() -> None:
     for query in queries:
         if not is_seen:
             print(f"\n{query}")
-        hits = model.search(query, _TOP_K.value, _THRESHOLD.value)
+        hits = model.search(query, _TOP_K.value, _THRESHOLD.value, prompt=prompt)
         for hit in hits:
             print(f"  {hit.score:.4f}  {hit.text}")
         if not hits:
             print("  no hit")
         sys.stdout.flush()
+
+
+def _say_prompts(model: SimCSE) -> None:
+    """Note that a model has several prompts, and none is asked for: queries and sentences then get the same one."""
+    flag_names = ("prompt_name", "prompt", "corpus_prompt_name", "corpus_prompt")
+    if len({*model.prompts.values()}) > 1 and not _is_index() and not any(flags.FLAGS[name].present for name in flag_names):
+        default = model.encoder.texts.prompt
+        print(
+            f"note: this model has the prompts {', '.join(model.prompts)}; queries and sentences both get "
+            f"{repr(default) if default else 'none'}. --prompt_name=NAME and --corpus_prompt_name=NAME choose",
+            file=sys.stderr,
+        )
 
 
 def _refuse_early() -> None:
@@ -154,10 +172,13 @@ def _refuse_early() -> None:
             from simcse_jax.serving.web.launch import require_port
         except ImportError as error:
             raise UserError(f"--serve needs FastAPI and uvicorn ({error}): pip install fastapi uvicorn") from error
+        if _PROMPT_NAME.value or _PROMPT.value:
+            raise UserError("--prompt_name and --prompt are of the queries here; with --serve, each request names its own.")
         if _QUERY.value:
             raise UserError("--query and --serve exclude each other. Leave one out; the server takes queries itself.")
         require_port(_settings())
-    given = [name for name in ("kind", "storage", "column") if flags.FLAGS[name].present]
+    of_new = ("kind", "storage", "column", "corpus_prompt_name", "corpus_prompt")
+    given = [name for name in of_new if flags.FLAGS[name].present]
     unused = [*given, *(["save_index"] if _SAVE.value else [])]
     if unused and not _CORPUS.value:
         raise UserError(f"--{unused[0]} is about the index of --corpus, which is missing. Give one, or leave it out.")
@@ -214,6 +235,10 @@ def _vector_files() -> list[Path]:
     return written
 
 
+def _corpus_prompt() -> dict[str, str | None]:
+    return {"prompt_name": _CORPUS_PROMPT_NAME.value, "prompt": _CORPUS_PROMPT.value}
+
+
 def _fill(model: SimCSE) -> None:
     """Open or build the index of --corpus, and save it to --save_index."""
     from simcse_jax.data.texts import open_column
@@ -221,12 +246,12 @@ def _fill(model: SimCSE) -> None:
     if _is_index():
         index = model.load_index(Path(_CORPUS.value[0]).expanduser())
     elif vectors := _vector_files():
-        index = model.build_index(vectors[0], _KIND.value, _STORAGE.value, show_progress=True)
+        index = model.build_index(vectors[0], _KIND.value, _STORAGE.value, show_progress=True, **_corpus_prompt())
         for path in vectors[1:]:
             model.add(path, show_progress=True)
     else:
         texts = open_column(_CORPUS.value, _COLUMN.value)
-        index = model.build_index(texts, _KIND.value, _STORAGE.value, show_progress=True)
+        index = model.build_index(texts, _KIND.value, _STORAGE.value, show_progress=True, **_corpus_prompt())
     print(f"{len(index):,} sentences", file=sys.stderr)
     if _SAVE.value:
         model.save(Path(_SAVE.value).expanduser())

@@ -7,6 +7,7 @@ from typing import Any
 from simcse_jax.config.compare import idle_keys, idle_message
 from simcse_jax.config.schema import KEYS, NO_LOSS, Config
 from simcse_jax.data.positives import POSITIVES
+from simcse_jax.data.prompts import parse_prompts
 from simcse_jax.objective.distillation import DISTILLATIONS, NEED_PAIRS
 from simcse_jax.objective.losses import GRADED
 from simcse_jax.system.errors import UserError
@@ -56,6 +57,7 @@ def _check_model(config: Config) -> None:
 
 def _check_data(config: Config) -> None:
     data, model = config.data, config.model
+    parse_prompts(data.prompts)
     if config.objective.loss == NO_LOSS:
         if data.positive not in ("dropout", "columns"):
             raise UserError(

@@ -219,6 +219,19 @@ class DataConfig:
         effective=When("objective.loss", lambda _: GRADED),
         example="score",
     )
+    prompts: str = key(
+        "",
+        """Comma-separated words that are put before the texts of each column, in the order of data.columns; the last are
+        those of all further columns. Spaces count; a prompt with a comma stands in double quotes. The model keeps them,
+        as "query" (the first column's, its default) and "document" (the second's).""",
+        effective=When("data.positive", lambda _: tuple(name for name, kind in POSITIVES.items() if kind.takes_prompts)),
+        example="query: ,passage: ",
+    )
+    include_prompt: bool = key(
+        True,
+        "Pool the tokens of a prompt with those of its text; False: leave them out, and the first special token too.",
+        effective=When("data.prompts"),
+    )
     positive: str = key(
         "dropout",
         """How positives are made. "dropout": the same sentence encoded twice; "columns": pairs or triplets from the

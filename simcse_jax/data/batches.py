@@ -86,14 +86,16 @@ class Batches:
         replacing: Masking | None = None,
         global_text_ids: bool = False,
         vectors: TextVectors | None = None,
+        unpooled: Sequence[int] = (),
     ):
         """Choose the row counts; raises UserError when there are fewer examples than one batch takes.
 
         masking: makes `EncoderInputs.masked`; replacing: makes `EncoderInputs.replacement`. global_text_ids: ids of
         texts can be compared between batches; two texts then share one by chance once in 2**32 pairs. vectors: the
-        teacher's, for `Batch.teacher`.
+        teacher's, for `Batch.teacher`. unpooled: for each of an example's texts, how many first tokens, those of a
+        prompt, are not pooled; () for none.
         """
-        self.vectors = vectors
+        self.vectors, self.unpooled = vectors, np.repeat(np.asarray(unpooled, np.int64), layout.group_size)
         self.global_text_ids = global_text_ids
         self.examples, self.layout, self.seed, self.masking, self.replacing = examples, layout, seed, masking, replacing
         count = len(examples)
@@ -135,6 +137,8 @@ class Batches:
             name: None if make is None else _stacked([make(group, step) for group in filled])
             for name, make in (("masked", self.masking), ("replacement", self.replacing))
         }
+        if self.unpooled.any():  # after copies were made, which mask tokens of prompts too
+            filled = [packing.without_first(group, self.unpooled) for group in filled]
         non_anchors = None
         if self.layout.separate_anchors:
             filled, rest = zip(*(group.split(rows[0], size) for group in filled), strict=True)

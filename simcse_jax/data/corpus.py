@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simcse_jax.data.prompts import of_columns
 from simcse_jax.data.rows import RowCounts, choose_columns, read_rows
 from simcse_jax.data.scores import ScoreColumn
 from simcse_jax.data.sources import open_tables
@@ -158,12 +159,13 @@ def load_corpus(
     cache_dir: str | os.PathLike[str] | None = None,
     split: str = "train",
     scores: ScoreColumn | None = None,
+    prompts: Sequence[str] = (),
 ) -> Corpus:
     """Return the corpus in `files`, tokenised the first time and read from the cache later.
 
     files: see `sources.open_tables`. columns: see `rows.choose_columns`. cache_dir: $SIMCSE_CACHE, else
-    ~/.cache/simcse_jax. split, scores: see `rows.read_rows`. Several processes may call this at once: one tokenises,
-    the others wait for it.
+    ~/.cache/simcse_jax. split, scores: see `rows.read_rows`. prompts: see `prompts.of_columns`. Several processes may
+    call this at once: one tokenises, the others wait for it.
     """
     tokeniser = Tokeniser(_untruncated(tokenizer), max_length, unknown_id(tokenizer))
     special = tokeniser.special
@@ -177,6 +179,8 @@ def load_corpus(
         for table in tables:
             scores.require_in(table)
     chosen = choose_columns(tables, columns)
+    tokeniser = tokeniser._replace(prompts=of_columns(prompts, chosen[0]))
+    _require_room(tokeniser)
     key = _cache_key(tables, chosen, tokeniser, split, bool(columns), scores)
     root = cache_folder("corpora", cache_dir)
     from filelock import FileLock
@@ -198,6 +202,18 @@ def load_corpus(
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return _open(root / key, tables, from_cache=False)
+
+
+def _require_room(tokeniser: Tokeniser) -> None:
+    """Raise UserError where a prompt leaves no token for the text after it."""
+    for prompt in tokeniser.prompts:
+        taken = len(tokeniser.backend.encode(prompt))
+        if taken >= tokeniser.max_length:
+            raise UserError(
+                f"data.prompts: {prompt!r} takes {taken} tokens, special ones included, and data.max_length = "
+                f"{tokeniser.max_length} leaves none for the text after it.\nUse a shorter prompt, or "
+                f"--config.data.max_length={2 * taken}."
+            )
 
 
 def read_sentences(files: Sequence[str], limit: int | None = None, columns: Sequence[str] = ()) -> Iterator[str]:
@@ -230,6 +246,8 @@ def _cache_key(
 
     keys = [table.key() for table in tables]
     parts = [CACHE_FORMAT, tokenizers.__version__, tokeniser.max_length, keys, chosen, tokeniser.unknown, split]
+    if tokeniser.prompts:
+        parts.append(["prompts", *tokeniser.prompts])
     if named:  # then rows are read that are refused otherwise
         parts.append("named")
     if scores:

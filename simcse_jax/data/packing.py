@@ -93,6 +93,17 @@ def fill(
     )
 
 
+def without_first(group: Group, counts: np.ndarray | int) -> Group:
+    """Return a group whose first tokens of each sentence are not pooled; attention sees them.
+
+    group: perhaps stacked. counts: how many of each sentence, int[N], or one number for all; a sentence of no more
+    tokens keeps its first place and has none to pool.
+    """
+    lengths = np.maximum(group.lengths - counts, 0)
+    firsts = np.where(lengths > 0, group.first_tokens + counts, group.first_tokens)
+    return group._replace(first_tokens=firsts.astype(np.int32), lengths=lengths.astype(np.int32))
+
+
 def _segments(slots: Slots) -> np.ndarray:
     """Return int64[N], the ordinal of each sentence within its row, from 1; any distinct labels would do."""
     order = np.lexsort((slots.starts, slots.rows))

@@ -40,13 +40,15 @@ class Positive:
     make: (source, *, OPTIONS) -> Examples; its keyword-only parameters are the keys of the recipe's section `data` that
     have an effect. views: how often each text is encoded; 2 where a text, or the copy that a model makes of it on the
     device, is its own positive. several_columns: whether it takes pairs or triplets, and not single sentences.
-    predicted: whether a masked language model makes the copies, on the device.
+    predicted: whether a masked language model makes the copies, on the device. takes_prompts: False where a copy's
+    prompt would be changed as its words are.
     """
 
     make: Callable[..., Examples]
     views: int = 1
     several_columns: bool = False
     predicted: bool = False
+    takes_prompts: bool = True
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -90,7 +92,7 @@ def changed_copy(make_change: Callable[..., Change]) -> Positive:
         tokens = Tokens(tokenizer, vocabulary_of(tokenizer), corpus.report.max_length)
         return ChangedCopies(corpus, make_change(tokens, **options), seed)
 
-    return Positive(make)
+    return Positive(make, takes_prompts=False)
 
 
 POSITIVES: dict[str, Positive] = {
@@ -106,7 +108,7 @@ POSITIVES: dict[str, Positive] = {
     "synonym": changed_copy(synonym),
     "repetition": changed_copy(repetition),
     # The text with tokens replaced by what a masked language model predicts, on the device (table 1).
-    "mask": Positive(predicted_copy, views=2, predicted=True),
+    "mask": Positive(predicted_copy, views=2, predicted=True, takes_prompts=False),
 }
 
 

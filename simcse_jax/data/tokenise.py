@@ -31,6 +31,19 @@ class Tokeniser(NamedTuple):
     backend: Any  # a `tokenizers.Tokenizer` that neither truncates nor pads
     max_length: int
     unknown: int | None  # the id of the token for what the vocabulary lacks
+    prompts: tuple[str, ...] = ()  # put before the texts of each column; () for none
+
+    def encode(self, texts: Sequence[str], column: int) -> tuple[list[Any], np.ndarray]:
+        """Return the encodings of a column's texts with their prompt, and bool[n]: whether a text has tokens itself."""
+        prompt = self.prompts[column] if self.prompts else ""
+        encoded = self.backend.encode_batch_fast([prompt + text for text in texts] if prompt else texts)
+        counts = np.fromiter(map(len, encoded), np.int32, len(encoded))
+        if not prompt:
+            return encoded, counts > self.special
+        has_tokens = counts > len(self.backend.encode(prompt))
+        for place in np.flatnonzero(~has_tokens).tolist():  # the last token of the prompt may have joined the text
+            has_tokens[place] = len(self.backend.encode(texts[place])) > self.special
+        return encoded, has_tokens
 
     @property
     def special(self) -> int:
@@ -136,6 +149,8 @@ def _tokenise(
 ) -> "pa.Table":
     """Return the token ids, untruncated lengths and hashes of (document, cells) rows, and their scores.
 
+    A hash is of a text alone, without its prompt.
+
     Rows whose first or second text has no tokens ("\u200b" is no blank, yet a tokenizer may find nothing in it) are
     left out; a further text without tokens is missing: no ids, length 0, hash 0.
     """
@@ -146,10 +161,9 @@ def _tokenise(
     arrays: list[pa.Array] = [pa.array(documents, pa.int32())]
     is_kept = np.ones(len(rows), bool)
     for v, texts in enumerate(columns[:width]):
-        encoded = tokeniser.backend.encode_batch_fast(texts)
+        encoded, has_tokens = tokeniser.encode(texts, v)
         full = np.fromiter(map(len, encoded), np.int32, len(encoded))
         suffix = _suffix(encoded[int(full.argmax())].special_tokens_mask)
-        has_tokens = full > tokeniser.special
         full *= has_tokens
         flat = itertools.chain.from_iterable(e.ids for e, has in zip(encoded, has_tokens, strict=True) if has)
         ids, offsets = _truncate(np.fromiter(flat, np.int32, int(full.sum())), full, tokeniser.max_length, suffix)

@@ -16,6 +16,7 @@ from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.model_folder.export import export_model
 from simcse_jax.model_folder.pretrained import require_finite
+from simcse_jax.model_folder.text_settings import trained_texts
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.json_file import read_json
 from simcse_jax.system.whole_file import require_files
@@ -129,6 +130,7 @@ def export_run(workdir: str | Path, out: str | Path, **forms: Any) -> None:
         card={key: info[key] for key in ("recipe", "data", "scores", "step")} | {"defaults": defaults()},
         train_pooler=info["train_pooler"],
         widths=matryoshka_widths(info),
+        texts=trained_texts(info["recipe"]),
         **forms,
     )
 

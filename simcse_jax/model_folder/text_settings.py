@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from simcse_jax.data.prompts import parse_prompts
 from simcse_jax.data.tokenizer import transformer_settings
 from simcse_jax.model_folder.module_list import encoder_folder, list_modules, require_known
 from simcse_jax.system.errors import UserError
@@ -44,8 +45,28 @@ class TextSettings(NamedTuple):
         """Return what comes before each text."""
         return self.prompts[self.default_prompt_name] if self.default_prompt_name else ""
 
+    def with_default(self, prompt: str) -> TextSettings:
+        """Return the settings with this prompt as the default; "" for none."""
+        if prompt == self.prompt:
+            return self
+        name = next((name for name, words in self.prompts.items() if words == prompt), "asked for") if prompt else None
+        return self._replace(prompts={**self.prompts, **({name: prompt} if name else {})}, default_prompt_name=name)
+
 
 PLAIN = TextSettings()
+QUERY, DOCUMENT = "query", "document"  # what sentence-transformers' encode_query and encode_document look for
+
+
+def trained_texts(recipe: Mapping[str, Any]) -> TextSettings:
+    """Return what a run's model says of texts: the prompts of its first two columns, the first as the default.
+
+    recipe: every key by its full name.
+    """
+    prompts = parse_prompts(recipe["data.prompts"])
+    if not prompts:
+        return PLAIN
+    named = {QUERY: prompts[0], DOCUMENT: prompts[min(1, len(prompts) - 1)]}
+    return TextSettings(None, named, QUERY if prompts[0] else None, recipe["data.include_prompt"])
 
 
 def read_text_settings(folder: Path, limit: int) -> TextSettings:

@@ -128,6 +128,8 @@ class SimCSE:
         show_progress: bool = False,
         return_numpy: Literal[True] = True,
         truncate_dim: int | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
     ) -> Iterator[np.ndarray]: ...
 
     @overload
@@ -140,6 +142,8 @@ class SimCSE:
         *,
         return_numpy: Literal[False],
         truncate_dim: int | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
     ) -> Iterator[jax.Array]: ...
 
     @overload
@@ -151,6 +155,8 @@ class SimCSE:
         show_progress: bool = False,
         return_numpy: Literal[True] = True,
         truncate_dim: int | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
     ) -> np.ndarray: ...
 
     @overload
@@ -163,6 +169,8 @@ class SimCSE:
         *,
         return_numpy: Literal[False],
         truncate_dim: int | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
     ) -> jax.Array: ...
 
     @_names_ours
@@ -174,6 +182,8 @@ class SimCSE:
         show_progress: bool = False,
         return_numpy: bool = True,
         truncate_dim: int | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
     ) -> np.ndarray | jax.Array | Iterator[np.ndarray] | Iterator[jax.Array]:
         """Return float32[D] for a string, float32[N, D] for a list in its order, or an iterator of blocks for a stream.
 
@@ -182,21 +192,24 @@ class SimCSE:
         training reads, with one column of text; blank lines are skipped. normalize: True for vectors of length 1,
         False for vectors as pooled. show_progress: a bar, or a line every 30 seconds where standard error is not a
         terminal. return_numpy: False for JAX arrays. truncate_dim: keep so many first features in this call, before
-        scaling; None for the model's own. An empty text is encoded as its special tokens. Raises TypeError for anything
-        that is not text, and UserError for half a surrogate pair; see `system.texts.each_text`.
+        scaling; None for the model's own. prompt_name, prompt: one of the model's prompts by its name, or the words
+        themselves, put before each text; None for the model's default. An empty text is encoded as its special tokens.
+        Raises TypeError for anything that is not text, and UserError for half a surrogate pair; see
+        `system.texts.each_text`.
         """
         if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}; it must be an integer of at least 1.")
         if (text := one_text(sentences)) is not None:
-            options: Any = {"return_numpy": return_numpy, "truncate_dim": truncate_dim}
-            return self.encode([text], batch_size, normalize, show_progress, **options)[0]
+            options: Any = {"truncate_dim": truncate_dim, "prompt_name": prompt_name, "prompt": prompt}
+            return self.encode([text], batch_size, normalize, show_progress, return_numpy=return_numpy, **options)[0]
+        words = self.encoder.prompt(prompt_name, prompt)
         texts = iter(open_column([str(sentences)])) if isinstance(sentences, Path) else sentences
         checked = each_text(texts)
 
         def parts() -> Iterator[Any]:
             with progress_bar(_count(texts), show_progress) as bar:
                 for block in in_blocks(checked, batch_size):
-                    vectors = self.encoder.encode(block, bar.update, normalize, truncate_dim=truncate_dim)
+                    vectors = self.encoder.encode(block, bar.update, normalize, words, truncate_dim)
                     yield vectors if return_numpy else jnp.asarray(vectors)
 
         if isinstance(texts, Iterator):
@@ -204,9 +217,17 @@ class SimCSE:
         whole = list(parts()) or [self.encoder.encode([], truncate_dim=truncate_dim)]
         return whole[0] if len(whole) == 1 and return_numpy else (np if return_numpy else jnp).concatenate(whole)
 
-    def count_tokens(self, sentences: Iterable[str], cut: bool = True) -> np.ndarray:
-        """Return the number of tokens of each sentence, special tokens included, as int64[N]; cut: after cutting."""
-        return self.encoder.count_tokens(sentences, cut)
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Return the model's prompts by their names."""
+        return {name: words for name, words in self.encoder.texts.prompts.items() if isinstance(words, str)}
+
+    def count_tokens(self, sentences: Iterable[str], cut: bool = True, prompt: str | None = None) -> np.ndarray:
+        """Return the number of tokens of each sentence, special tokens included, as int64[N].
+
+        cut: after cutting. prompt: as in `encode`.
+        """
+        return self.encoder.count_tokens(sentences, cut, prompt)
 
     @overload
     def similarity(self, queries: str, keys: str) -> float: ...
@@ -238,15 +259,18 @@ class SimCSE:
         kind: str = "exact",
         storage: str = "float32",
         show_progress: bool = False,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
     ) -> SentenceIndex:
         """Build and return an index of these sentences, with ids from 0; `search` uses it from now on.
 
         sentences: a list, a generator or the `Path` of a file, which are streamed. A file that `embed` wrote with this
         model has the vectors, which are taken from there; UserError if other settings or weights made them. kind:
         "exact", "binary", or "hnsw" or "ivfpq", which need faiss. storage: of the vectors, "float32", "float16" or
-        "int8".
+        "int8". prompt_name, prompt: as in `encode`, of these sentences and those that `add` adds.
         """
         index = SentenceIndex(self.width, self.fingerprint, kind, storage)
+        index.prompt = self.encoder.prompt(prompt_name, prompt)
         self._add(index, sentences, show_progress)
         index.prepare()
         self.index = index
@@ -271,22 +295,31 @@ class SimCSE:
         return self.index
 
     @overload
-    def search(self, queries: str, top_k: int = 5, threshold: float | None = None) -> list[Hit]: ...
+    def search(self, queries: str, top_k: int = 5, threshold: float | None = None, **prompt: Any) -> list[Hit]: ...
 
     @overload
-    def search(self, queries: Sequence[str], top_k: int = 5, threshold: float | None = None) -> list[list[Hit]]: ...
+    def search(
+        self, queries: Sequence[str], top_k: int = 5, threshold: float | None = None, **prompt: Any
+    ) -> list[list[Hit]]: ...
 
     @overload
     def search(self, queries: np.ndarray, top_k: int = 5, threshold: float | None = None) -> Any: ...
 
     @_names_ours
-    def search(self, queries: Any, top_k: int = 5, threshold: float | None = None) -> Any:
+    def search(
+        self,
+        queries: Any,
+        top_k: int = 5,
+        threshold: float | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+    ) -> Any:
         """Return the most similar sentences as (text, score, id), best first; for several queries a list each.
 
         queries: as in `similarity`. threshold: the lowest score of a hit, up to rounding, so that 1 finds the text
-        itself; None for always `top_k` hits.
+        itself; None for always `top_k` hits. prompt_name, prompt: of the queries, as in `encode`.
         """
-        vectors = self._unit(queries)
+        vectors = self._unit(queries, self.encoder.prompt(prompt_name, prompt))
         hits = self._indexed().search(np.atleast_2d(vectors), top_k, threshold)
         return hits[0] if vectors.ndim == 1 else hits
 
@@ -308,7 +341,7 @@ class SimCSE:
         if isinstance(sentences, Path) and is_vector_file(sentences):
             with progress_bar(None, show_progress, what="reading", unit="vectors") as bar:
                 added = []
-                for texts, vectors in read_vectors(sentences, self.fingerprint):
+                for texts, vectors in read_vectors(sentences, self.fingerprint, index.prompt):
                     added.append(index.add(texts, vectors))
                     bar.update(len(texts))
             return np.concatenate(added)
@@ -316,17 +349,19 @@ class SimCSE:
         checked = each_text(texts)
         with progress_bar(_count(texts), show_progress) as bar:
             added = [
-                index.add(part, self.encoder.encode(part, bar.update, normalize=True))
+                index.add(part, self.encoder.encode(part, bar.update, True, index.prompt))
                 for part in in_blocks(checked, BATCH)
             ]
         return np.concatenate(added) if added else np.zeros(0, np.int64)
 
-    def _unit(self, of: Any) -> np.ndarray:
-        """Return float32[D] or float32[N, D] of length 1 for texts or vectors."""
+    def _unit(self, of: Any, prompt: str | None = None) -> np.ndarray:
+        """Return float32[D] or float32[N, D] of length 1 for texts, with a prompt, or vectors."""
         if (text := one_text(of)) is not None:
-            return self.encode(text)
+            return self.encode(text, prompt=prompt)
         if not hasattr(of, "ndim") or np.asarray(of).dtype.kind in "OSTU":
-            return self.encode(list(each_text(of)))
+            return self.encode(list(each_text(of)), prompt=prompt)
+        if prompt is not None:
+            raise UserError("A prompt is put before texts, and the queries are vectors: leave prompt_name and prompt out.")
         vectors = np.asarray(of, np.float32)
         if vectors.ndim not in (1, 2) or vectors.shape[-1] != self.width:
             raise ValueError(

@@ -104,10 +104,11 @@ def is_vector_file(path: Path) -> bool:
     return path.suffix == ".parquet" and isinstance(_about(path.expanduser())[0], dict)
 
 
-def read_vectors(path: Path, fingerprint: str) -> Iterator[tuple[list[str], np.ndarray]]:
+def read_vectors(path: Path, fingerprint: str, prompt: str | None = None) -> Iterator[tuple[list[str], np.ndarray]]:
     """Yield texts and their vectors, float32[n, D] of length 1, of a file of `write_vectors`, in blocks.
 
-    Raises UserError on the first block if the vectors were made with another fingerprint, or the file is damaged.
+    Raises UserError on the first block if the vectors were made with another fingerprint or prompt, or the file is
+    damaged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -121,6 +122,11 @@ def read_vectors(path: Path, fingerprint: str) -> Iterator[tuple[list[str], np.n
             f"The vectors in {path} were made with {words}, so they cannot be compared with those of this model.\n"
             f"Give {given}, or --column=text (in Python a list of the texts) to encode the file's texts again."
         )
+    if about.get("prompt") != prompt:
+        raise UserError(
+            f"The vectors in {path} are of texts {_prompted(about.get('prompt'))}, not {_prompted(prompt)}.\nGive the "
+            "same prompt, or --column=text (in Python a list of the texts) to encode the file's texts again."
+        )
     try:
         for block in pq.ParquetFile(path).iter_batches(PART, columns=["text", "vector"]):
             vectors = block.column("vector")
@@ -128,6 +134,10 @@ def read_vectors(path: Path, fingerprint: str) -> Iterator[tuple[list[str], np.n
             yield block.column("text").to_pylist(), normalize(rows.reshape(len(vectors), -1))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is damaged: {error}.\nWrite it again with `embed`, or restore it from a copy.") from error
+
+
+def _prompted(prompt: str | None) -> str:
+    return "with the model's own prompt" if prompt is None else f"with the prompt {prompt!r}"
 
 
 def _claim(parts: Path, about: dict[str, Any]) -> None:
@@ -246,8 +256,8 @@ def _difference(found: Any, about: dict[str, Any]) -> str:
     """Say in which points found content differs from the wanted one."""
     if not isinstance(found, dict):
         return "something that `embed` did not write"
-    keys = [key for key in about if found.get(key) != about[key] and key not in ("model", "fingerprint")]
-    points = [f"{key} {found.get(key)!r}, not {about[key]!r}" for key in keys]
+    every = [key for key in {**about, **found} if key not in ("model", "fingerprint")]
+    points = [f"{key} {found.get(key)!r}, not {about.get(key)!r}" for key in every if found.get(key) != about.get(key)]
     if found.get("fingerprint") != about.get("fingerprint"):
         words, _ = fingerprint_difference(str(found.get("fingerprint")), str(about.get("fingerprint")))
         points.insert(0, f"vectors of {found.get('model')}, made with {words}")

@@ -18,6 +18,7 @@ from simcse_jax.data.examples import ColumnExamples, Examples
 from simcse_jax.data.held_out import leave_out
 from simcse_jax.data.masking import Masking, prediction_slots
 from simcse_jax.data.positives import POSITIVES, Source, views_of
+from simcse_jax.data.prompts import parse_prompts, prompt_length
 from simcse_jax.data.scores import ScoreColumn
 from simcse_jax.data.text_vectors import TextVectors
 from simcse_jax.data.vocabulary import require_mask_token, vocabulary_of
@@ -132,7 +133,8 @@ def make_batches(
     masking = make_masking(config, tokenizer, seed)
     replacing = _make_replacing(config, tokenizer) if views else None
     layout = dataclasses.replace(make_layout(config), separate_anchors=has_separate_anchors(config, views))
-    return views, Batches(examples, layout, seed, masking, replacing, config.objective.queue > 0, vectors)
+    unpooled = _unpooled(config, tokenizer, examples.texts)
+    return views, Batches(examples, layout, seed, masking, replacing, config.objective.queue > 0, vectors, unpooled)
 
 
 def load_texts(config: Config, files: str, tokenizer: Any, split: str = "train") -> Corpus:
@@ -142,7 +144,18 @@ def load_texts(config: Config, files: str, tokenizer: Any, split: str = "train")
     """
     data, columns = config.data, split_list(config.data.columns)
     scores = ScoreColumn(data.scores, *data.limits) if data.scores and split == "train" else None
-    return load_corpus(split_list(files), tokenizer, data.max_length, columns, data.cache_dir or None, split, scores)
+    how: dict[str, Any] = {"split": split, "scores": scores, "prompts": parse_prompts(data.prompts)}
+    return load_corpus(split_list(files), tokenizer, data.max_length, columns, data.cache_dir or None, **how)
+
+
+def _unpooled(config: Config, tokenizer: Any, texts: int) -> list[int]:
+    """Return how many first tokens of each of an example's texts are not pooled; [] where all are."""
+    prompts = parse_prompts(config.data.prompts)
+    if config.data.include_prompt or not prompts:
+        return []
+    lengths = [prompt_length(tokenizer(prompt)["input_ids"], tokenizer.all_special_ids) for prompt in prompts]
+    kept = [length if prompt else 0 for prompt, length in zip(prompts, lengths, strict=True)]
+    return [kept[min(text, len(kept) - 1)] for text in range(texts)]
 
 
 def has_separate_anchors(config: Config, views: int) -> bool:

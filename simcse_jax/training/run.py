@@ -25,6 +25,7 @@ from simcse_jax.hosts.agreement import broadcast, fail_together, is_first, requi
 from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.run_folder import read_run_info
 from simcse_jax.model_folder.st_modules import left_out_of_training
+from simcse_jax.model_folder.text_settings import trained_texts
 from simcse_jax.system.errors import about
 from simcse_jax.training.dev import Dev, DevTask, load_dev_task, load_held_out, make_dev, make_perplexity
 from simcse_jax.training.feeding import load_data, make_batches
@@ -128,7 +129,10 @@ def _assemble(config: Config, workdir: Path) -> Run:
     require_equal({f"the content of {key}": fingerprint for key, fingerprint in contents.items()})
     total_steps = config.train.total_steps(batches.steps_per_epoch)
     program = make_program(config, encoder, mesh, views, total_steps, predictor, vectors.width if vectors else 0)
-    sentences = SentenceEncoder(encoder, tokenizer, mesh, config.model.pooler)
+    texts = trained_texts(config.flat())
+    sentences = SentenceEncoder(
+        encoder, tokenizer, mesh, config.model.pooler, prompt=texts.prompt, include_prompt=texts.include_prompt
+    )
     run = Run(
         config=config,
         program=program,

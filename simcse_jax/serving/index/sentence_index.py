@@ -55,6 +55,7 @@ class SentenceIndex:
         if operator.index(width) < 1:
             raise UserError(f"The width of an index is {width}; it is a number of features, 1 or more.")
         self.width, self.fingerprint, self.kind, self.storage = width, fingerprint, kind, storage
+        self.prompt: str | None = None  # put before its texts when they were encoded; None for the model's own
         self._hold(Vectors(width, storage), Texts(), np.zeros(0, np.int64), 0)
 
     def _hold(self, vectors: Vectors, texts: Texts, ids: np.ndarray, next_id: int) -> None:
@@ -214,6 +215,7 @@ class SentenceIndex:
             "count": len(self),
             "next_id": self._next_id,
         }
+        settings |= {} if self.prompt is None else {"prompt": self.prompt}
         write_folder(folder, settings, self._write)
 
     def _write(self, folder: Path) -> None:
@@ -249,7 +251,7 @@ def _opened(folder: Path, record: dict[str, Any], fingerprint: str) -> SentenceI
             f"--corpus=SENTENCES --save_index={folder}; in Python build_index(sentences), save(folder)."
         )
     index = SentenceIndex(record["width"], record["fingerprint"], record["kind"], record["storage"])
-    count = record["count"]
+    count, index.prompt = record["count"], record.get("prompt")
     try:
         data = whole_files(folder, record)
         ids = np.array(open_array(data / "ids.npy", np.dtype(np.int64), (count,)))

@@ -103,6 +103,7 @@ def _get_routes(batched: BatchedModel, metrics: Metrics) -> APIRouter:
                 "widths": model.widths,
                 "max_length": model.max_length,
                 "sentences": None if model.index is None else len(model.index),
+                "prompts": list(model.prompts),
                 "waiting": batched.encoding.waiting,
                 "needs_key": settings.api_key is not None,
             }
@@ -130,14 +131,15 @@ def _post_routes(batched: BatchedModel) -> APIRouter:
     async def encode(body: r.EncodeRequest) -> Response:
         """Return a vector of length 1 for each text, in their order; texts beyond the model's limit are cut."""
         _require_width(body.dimensions, widths)
-        vectors, _ = await batched.vectors(body.texts, body.truncate)
+        vectors, _ = await batched.vectors(body.texts, body.truncate, prompt_name=body.prompt_name)
         vectors = _shortened(vectors, body.dimensions)
         return _json({"vectors": vectors.tolist(), "model": name, "width": vectors.shape[1]})
 
     @router.post("/similarity", response_model=d.Similarities, summary="Cosines", responses=failures)
     async def similarity(body: r.SimilarityRequest) -> Response:
         """Return cosines, -1 to 1: a row for each query, a column for each key."""
-        vectors, _ = await batched.vectors([*body.queries, *body.keys], body.truncate)
+        texts = [*body.queries, *body.keys]
+        vectors, _ = await batched.vectors(texts, body.truncate, prompt_name=body.prompt_name)
         queries, keys = np.split(vectors, [len(body.queries)])
         return _json({"similarity": np.clip(queries @ keys.T, -1, 1).tolist(), "model": name})
 
@@ -149,7 +151,7 @@ def _post_routes(batched: BatchedModel) -> APIRouter:
     async def search(body: r.SearchRequest) -> Response:
         """Return the hits of `query`, best first, or a list of hits for each of `queries`."""
         texts = body.queries or [body.query or ""]
-        found = await batched.hits(texts, body.top_k or r.TOP_K, body.threshold, body.truncate)
+        found = await batched.hits(texts, body.top_k or r.TOP_K, body.threshold, body.truncate, body.prompt_name)
         hits = [[{"text": h.text, "score": float(h.score), "id": int(h.id)} for h in one] for one in found]
         return _json({"hits": hits if body.queries else hits[0], "model": name})
 
@@ -188,7 +190,8 @@ def _openai_routes(batched: BatchedModel) -> APIRouter:
     async def embeddings(body: r.EmbeddingsRequest) -> Response:
         """Return vectors as OpenAI's API does; set a client's base URL to this server's address followed by /v1."""
         _require_width(body.dimensions, widths)
-        vectors, tokens = await batched.vectors(body.input, body.truncate, counted=True)
+        options = {"counted": True, "prompt_name": body.prompt_name}
+        vectors, tokens = await batched.vectors(body.input, body.truncate, **options)
         vectors = _shortened(vectors, body.dimensions)
         rows = map(_base64, vectors) if body.encoding_format == "base64" else vectors.tolist()
         return _json(

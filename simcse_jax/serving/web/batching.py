@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -163,14 +163,17 @@ class Model(Protocol):
     @property
     def max_length(self) -> int: ...
     @property
+    def prompts(self) -> Mapping[str, str]: ...
+    @property
     def index(self) -> Any: ...
-    def encode(self, sentences: list[str]) -> np.ndarray: ...
-    def count_tokens(self, sentences: list[str], cut: bool = True) -> Any: ...  # integers, one for each text
+    def encode(self, sentences: list[str], *, prompt: str | None = None) -> np.ndarray: ...
+    def count_tokens(self, sentences: list[str], cut: bool = True, prompt: str | None = None) -> Any: ...  # integers
 
 
 class _Text(NamedTuple):
     text: str
     cut: bool | None  # whether its tokens are counted after cutting; None: they are not counted
+    prompt: str | None  # put before it; None: the model's own
 
 
 class _Query(NamedTuple):
@@ -195,16 +198,24 @@ class BatchedModel:
         await self.encoding.stop()
         await self.searching.stop()
 
-    async def vectors(self, texts: list[str], truncate: bool | None, counted: bool = False) -> tuple[np.ndarray, int]:
+    async def vectors(
+        self, texts: list[str], truncate: bool | None, counted: bool = False, prompt_name: str | None = None
+    ) -> tuple[np.ndarray, int]:
         """Return the vectors of these texts, float32[N, D] of length 1; and, if counted, the tokens the model read.
 
-        truncate: False refuses texts that would be cut. Raises HTTPException 422 for texts that are refused or have no
-        tokens, and 500 for a vector that is not finite.
+        truncate: False refuses texts that would be cut. prompt_name: a prompt of the model that is put before each.
+        Raises HTTPException 422 for texts that are refused or have no tokens and for an unknown name, and 500 for a
+        vector that is not finite.
         """
         check_texts(texts, self.settings)
+        prompts = self.model.prompts
+        if prompt_name is not None and prompt_name not in prompts:
+            words = f"prompt_name is {prompt_name:.80}; this model has {', '.join(prompts) or 'no prompts'}."
+            raise HTTPException(422, words)
+        prompt = None if prompt_name is None else prompts[prompt_name]
         cut = False if truncate is False else True if counted else None
         try:
-            found, counts = zip(*await self.encoding.results([_Text(text, cut) for text in texts]), strict=True)
+            found, counts = zip(*await self.encoding.results([_Text(text, cut, prompt) for text in texts]), strict=True)
         except NoTokensError as error:
             raise HTTPException(422, str(error)) from error
         except UserError as error:  # the model itself refuses to give such a vector
@@ -237,7 +248,12 @@ class BatchedModel:
             raise HTTPException(503, f"The model does not encode. {reason}") from error
 
     async def hits(
-        self, texts: list[str], top_k: int, threshold: float | None, truncate: bool | None
+        self,
+        texts: list[str],
+        top_k: int,
+        threshold: float | None,
+        truncate: bool | None,
+        prompt_name: str | None = None,
     ) -> list[list[Hit]]:
         """Return the hits of each text, best first; raises HTTPException 409 without an index."""
         if self.model.index is None:
@@ -248,17 +264,21 @@ class BatchedModel:
         if len(texts) * top_k > self.settings.max_hits:
             words = f"{len(texts):,} queries with top_k {top_k:,} are up to {len(texts) * top_k:,} hits; the limit is"
             raise HTTPException(422, f"{words} {self.settings.max_hits:,}.")
-        vectors, _ = await self.vectors(texts, truncate)
+        vectors, _ = await self.vectors(texts, truncate, prompt_name=prompt_name)
         return await self.searching.results([_Query(vector, top_k, threshold) for vector in vectors])
 
     def _encode(self, items: list[_Text]) -> list[tuple[np.ndarray, int]]:
-        vectors = self.model.encode([item.text for item in items])
-        counts = [0] * len(items)
-        for cut in (True, False):
-            places = [n for n, item in enumerate(items) if item.cut is cut]
-            for n, count in zip(places, self.model.count_tokens([items[n].text for n in places], cut), strict=True):
-                counts[n] = int(count)
-        return list(zip(vectors, counts, strict=True))
+        found: list[Any] = [None] * len(items)
+        for prompt in dict.fromkeys(item.prompt for item in items):
+            places = [n for n, item in enumerate(items) if item.prompt == prompt]
+            for n, vector in zip(places, self.model.encode([items[n].text for n in places], prompt=prompt), strict=True):
+                found[n] = vector, 0
+        for cut, prompt in dict.fromkeys((item.cut, item.prompt) for item in items if item.cut is not None):
+            places = [n for n, item in enumerate(items) if (item.cut, item.prompt) == (cut, prompt)]
+            counts = self.model.count_tokens([items[n].text for n in places], bool(cut), prompt)
+            for n, count in zip(places, counts, strict=True):
+                found[n] = found[n][0], int(count)
+        return found
 
     def _search(self, queries: list[_Query]) -> list[list[Hit]]:
         found: list[list[Hit]] = [[] for _ in queries]

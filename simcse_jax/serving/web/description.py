@@ -83,6 +83,7 @@ class Health(BaseModel):
     widths: list[int]  # which `dimensions` may be
     max_length: int  # tokens at which texts are cut
     sentences: int | None  # in the index; null without an index
+    prompts: list[str]  # which `prompt_name` may be
     waiting: int  # texts that wait for the model; a long text counts as several
     needs_key: bool
 

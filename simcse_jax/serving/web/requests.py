@@ -64,6 +64,9 @@ class _Body(BaseModel):
     truncate: bool | None = Field(
         default=None, description="false refuses texts beyond the model's limit; they are cut otherwise."
     )
+    prompt_name: str | None = Field(
+        default=None, description="A prompt of the model, which is put before each text; see /health for names."
+    )
 
 
 class EncodeRequest(_Body):
