@@ -5,13 +5,12 @@ Evaluation and serving start here. By default the pooler is the one that the mod
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +19,7 @@ from jax.sharding import Mesh
 
 from simcse_jax.config.compare import differences
 from simcse_jax.config.schema import parse_numbers
-from simcse_jax.data.tokenizer import load_tokenizer
-from simcse_jax.encoder.architecture import Architecture
-from simcse_jax.encoder.families.table import architecture_from_dict, read_architecture
+from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import is_pooler, known, width_of
@@ -38,9 +35,9 @@ from simcse_jax.model_folder.after_pooling import (
     width_after,
 )
 from simcse_jax.model_folder.module_list import encoder_folder
+from simcse_jax.model_folder.origin import Origin, read_origin
 from simcse_jax.model_folder.pretrained import load_params
-from simcse_jax.model_folder.st_modules import Pipeline, read_pipeline, read_scaling, read_widths
-from simcse_jax.model_folder.text_settings import PLAIN, TextSettings, read_text_settings, trained_texts
+from simcse_jax.model_folder.text_settings import TextSettings
 from simcse_jax.system.devices import require_unforked, start_devices
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
@@ -48,28 +45,8 @@ from simcse_jax.system.progress import Progress
 from simcse_jax.system.texts import each_text
 from simcse_jax.system.vectors import normalize as normalize_rows
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
 DTYPES = ("float32", "bfloat16")
 SEED = "train.seed"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Origin:
-    """Hold what a model says about itself, and a function that reads its weights."""
-
-    kind: str  # "run folder", "model folder" or "Hub model"
-    sizes: Architecture
-    tokenizer: PreTrainedTokenizerFast
-    pooler: str  # "" if the model names none that we have
-    load: Callable[[str], Any]  # pooler -> parameters
-    widths: Sequence[int]  # of its Matryoshka loss
-    texts: TextSettings = PLAIN
-    steps: tuple[Step, ...] = ()  # from vectors of its pooler to embeddings
-    scaling: tuple[Step, ...] = ()  # the same for vectors of any other pooler
-    workdir: Path | None = None  # of a run folder
-    run: dict[str, Any] | None = None  # its config.json
 
 
 class EmbeddingModel:
@@ -78,7 +55,7 @@ class EmbeddingModel:
     def __init__(
         self,
         name: str,
-        origin: _Origin,
+        origin: Origin,
         pooler: str,
         dtype: str,
         max_length: int | None,
@@ -316,15 +293,14 @@ def open_model(
     are cut, or the number of the model's positions if that is lower; None takes the folder's max_seq_length or
     model_max_length, or else the model's limit. products: one of PRODUCTS, whatever the model was trained with; see
     `encoder.products.resolve_products`. truncate_dim: keep so many first features of each vector, before it is scaled;
-    None takes the folder's own, or all. prompt_name, prompt: the prompt that is put before texts in place of the model's
-    own default: one of its prompts by its name, or the words.
+    None takes the folder's own, or all. prompt_name, prompt: the prompt that is put before texts in place of the
+    model's own default: one of its prompts by its name, or the words.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype} is unknown. Known: {', '.join(DTYPES)}.")
     if pooler and not is_pooler(pooler):
         raise UserError(f"pooler={pooler} is unknown. Known: {known()}.")
-    path = Path(name).expanduser()
-    origin = _run_folder(path, pooler) if is_run_folder(path) else _model_folder(name, bool(pooler))
+    origin = read_origin(name, pooler)
     longest = origin.texts.max_seq_length if max_length is None else _bounded(max_length, origin.sizes.max_length)
     asked = _chosen(name, origin.texts, prompt_name, prompt)
     return EmbeddingModel(name, origin, pooler or origin.pooler, dtype, longest, products, truncate_dim, asked)
@@ -359,61 +335,3 @@ def _reopen(fingerprint: str, name: str, *options: Any) -> EmbeddingModel:
     if model.fingerprint != fingerprint:
         raise UserError(f"{name} has changed since its model was pickled. Open and pickle it again.")
     return model
-
-
-def is_run_folder(path: Path) -> bool:
-    """Return whether a training run made this folder."""
-    return (path / "checkpoints").is_dir()
-
-
-def _run_folder(workdir: Path, pooler: str | None) -> _Origin:
-    # Orbax takes a second to import.
-    from simcse_jax.model_folder.run_folder import load_best, matryoshka_widths, read_run_info
-
-    info = read_run_info(workdir)
-    if info is None:
-        raise UserError(f"{workdir} has checkpoints but no config.json, so it cannot be read as a run folder.")
-    if pooler == "cls" and not info["has_head"]:
-        raise UserError(
-            f"{workdir} has no trained head, which the pooler 'cls' needs.\n"
-            f"Use its own pooler, {info['pooler']}, or cls_before_pooler."
-        )
-    return _Origin(
-        kind="run folder, its best checkpoint",
-        sizes=architecture_from_dict(info["encoder"]),
-        tokenizer=load_tokenizer(workdir / info["tokenizer"]),
-        pooler=info["pooler"],
-        load=lambda _: load_best(workdir)[0],
-        widths=matryoshka_widths(info),
-        texts=trained_texts(info["recipe"]),
-        workdir=workdir,
-        run=info,
-    )
-
-
-def _model_folder(name: str, pooler_given: bool) -> _Origin:
-    try:
-        folder = model_folder(name)
-    except UserError as error:
-        if Path(name).expanduser().exists():
-            raise
-        raise UserError(f"There is no folder {name} in {Path.cwd()}, and no Hub model can be read:\n{error}") from None
-    inner = encoder_folder(folder)
-    sizes = read_architecture(inner)
-    try:
-        own = read_pipeline(folder)
-    except UserError as error:
-        if not pooler_given:
-            raise UserError(f"{error}\nGive it as --pooler=NAME, in Python as pooler=NAME.") from error
-        own = Pipeline("")
-    return _Origin(
-        kind="model folder" if Path(name).expanduser().is_dir() else "Hub model",
-        sizes=sizes,
-        tokenizer=load_tokenizer(inner),
-        pooler=own.pooler,
-        texts=read_text_settings(folder, sizes.max_length),
-        steps=own.steps,
-        scaling=read_scaling(folder),
-        load=lambda pooler: load_params(inner, sizes, head="load" if pooler == "cls" else "none"),
-        widths=read_widths(inner, own.width(sizes.hidden_size)),
-    )

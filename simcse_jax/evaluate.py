@@ -51,7 +51,9 @@ _TRUNCATE = flags.DEFINE_list(
     "Widths, such as 64,128,256: further rows of every model, with the first so many features of each vector.",
 )
 _PROMPT_NAME = flags.DEFINE_string(
-    "prompt_name", None, "The prompt of all texts, by its name in each model. Default: each model's default prompt, if any."
+    "prompt_name",
+    None,
+    "The prompt of all texts, by its name in each model. Default: each model's default prompt, if any.",
 )
 _PROMPT = flags.DEFINE_string("prompt", None, 'The same by its words; "" for none.')
 _FAST = flags.DEFINE_bool("fast", False, "Run the transfer tasks with 5 folds instead of 10.")
@@ -99,8 +101,6 @@ def main() -> int:
         model.name = given
         if model.max_length < (_MAX_LENGTH.value or 0):
             print(f"NOTE: --max_length={_MAX_LENGTH.value}, and {given} takes {model.max_length} tokens: cut there.")
-        for width in widths:
-            model.require_width(width)
         return model
 
     models = iter([opened(given) for given in names])  # no reference stays here, so that each can be released
@@ -145,8 +145,9 @@ def _write_sample() -> int:
 
 def read_widths(given: list[str]) -> list[int]:
     """Return the widths of --truncate_dim, ascending; UserError where one is no number."""
-    if wrong := next((word for word in given if not word.strip().isdecimal() or not int(word)), None):
-        raise UserError(f"--truncate_dim: {wrong!r} is no width; give whole numbers, for example 64,128,256.")
+    wrong = [word for word in given if not word.strip().isdecimal() or not int(word)]
+    if wrong:
+        raise UserError(f"--truncate_dim: {wrong[0]!r} is no width; give whole numbers, for example 64,128,256.")
     return sorted({int(word) for word in given})
 
 
@@ -164,7 +165,7 @@ def name_and_pooler(given: str) -> tuple[str, str]:
 
 def default_out(names: list[str]) -> Path:
     """Return RUN/evaluation if the only model is a run folder, else evaluation."""
-    from simcse_jax.embedding_model import is_run_folder
+    from simcse_jax.model_folder.origin import is_run_folder
 
     only = Path(names[0]).expanduser()
     return (only if len(names) == 1 and is_run_folder(only) else Path()) / "evaluation"

@@ -36,10 +36,14 @@ def judge_models(
     """Return the results of these models. Each is released once it is judged, so that one at a time is in memory.
 
     say: called with lines on the progress. widths: each is a further row of every model, with its vectors cut to so
-    many first features. What goes wrong is a failure of one task of one model, and the others go on.
+    many first features. What goes wrong is a failure of one task of one model, and the others go on. Raises UserError,
+    before anything is judged, for a width that a model does not have.
     """
     waiting = list(models)
     del models
+    for model in waiting:
+        for width in widths:
+            model.require_width(width)
     for model in waiting:
         if model.pooler != model.own_pooler:
             own = f"it was made for {model.own_pooler}" if model.own_pooler else "its folder names no known pooler"

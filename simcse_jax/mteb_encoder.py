@@ -31,9 +31,10 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 class MtebEncoder:
     """Implement mteb's EncoderProtocol with a model of `open_model`; vectors and cosines are float32 NumPy arrays.
 
-    model_name, pooler, dtype, max_length, products, truncate_dim: see `open_model`. mteb caches results by name and revision; the
-    revision here is the model's fingerprint and the options of encoding, so that results of other weights are never
-    taken for those of this model. revision and device are arguments of mteb's protocol that must be None here.
+    model_name, pooler, dtype, max_length, products, truncate_dim: see `open_model`. mteb caches results by name and
+    revision; the revision here is the model's fingerprint and the options of encoding, so that results of other weights
+    are never taken for those of this model. revision and device are arguments of mteb's protocol that must be None
+    here.
     """
 
     def __init__(

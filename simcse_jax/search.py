@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -19,6 +19,7 @@ from simcse_jax import cli
 from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
+    from simcse_jax.serving.mining import Rules
     from simcse_jax.serving.model import SimCSE
     from simcse_jax.serving.web.guard import Settings
 
@@ -59,10 +60,12 @@ _TRUNCATE = flags.DEFINE_integer(
 )
 _PROMPT_NAME = flags.DEFINE_string("prompt_name", None, "The prompt of queries, by its name in the model.")
 _PROMPT = flags.DEFINE_string("prompt", None, "The same by its words. Default: the model's default prompt, if any.")
-_CORPUS_PROMPT_NAME = flags.DEFINE_string("corpus_prompt_name", None, "The prompt of --corpus, by its name in the model.")
+_CORPUS_PROMPT_NAME = flags.DEFINE_string(
+    "corpus_prompt_name", None, "The prompt of --corpus, by its name in the model."
+)
 _CORPUS_PROMPT = flags.DEFINE_string("corpus_prompt", None, "The same by its words; of a new index, which keeps it.")
 _MINE = flags.DEFINE_string(
-    "mine_negatives", "", "A .csv file for training to write: the rows of --pairs with a hard negative each."
+    "mine_negatives", "", "A .csv file for training to write: the rows of --pairs with hard negatives."
 )
 _PAIRS = flags.DEFINE_list(
     "pairs",
@@ -71,7 +74,22 @@ _PAIRS = flags.DEFINE_list(
 )
 _RANKS = flags.DEFINE_list("ranks", ["1", "100"], "With --mine-negatives: the first and last rank of a hard negative.")
 _MARGIN = flags.DEFINE_float("margin", 0.05, "With --mine-negatives: how far below the positive's score to stay.", 0, 2)
+_RELATIVE = flags.DEFINE_float(
+    "relative_margin",
+    0.0,
+    "With --mine-negatives: the same as a share of the positive's score: 0.05 is 5 % below.",
+    0,
+    2,
+)
 _CEILING = flags.DEFINE_float("ceiling", 0.9, "With --mine-negatives: the highest score of a hard negative.", -1, 1)
+_FLOOR = flags.DEFINE_float("floor", -1.0, "With --mine-negatives: the lowest score of a hard negative.", -1, 1)
+_NEGATIVES = flags.DEFINE_integer(
+    "negatives", 1, "With --mine-negatives: hard negatives of a row, at most.", lower_bound=1
+)
+_SAMPLED = flags.DEFINE_bool(
+    "sampled", False, "With --mine-negatives: draw them among all that the other flags admit, not the most similar."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "With --sampled: the seed of the draw.", lower_bound=0)
 _SERVE = flags.DEFINE_bool(
     "serve", False, "Serve a JSON API and a page (needs fastapi and uvicorn). --corpus is optional."
 )
@@ -136,7 +154,11 @@ def main() -> None:
 def _say_prompts(model: SimCSE) -> None:
     """Note that a model has several prompts, and none is asked for: queries and sentences then get the same one."""
     flag_names = ("prompt_name", "prompt", "corpus_prompt_name", "corpus_prompt")
-    if len({*model.prompts.values()}) > 1 and not _is_index() and not any(flags.FLAGS[name].present for name in flag_names):
+    if (
+        len({*model.prompts.values()}) > 1
+        and not _is_index()
+        and not any(flags.FLAGS[name].present for name in flag_names)
+    ):
         default = model.encoder.texts.prompt
         print(
             f"note: this model has the prompts {', '.join(model.prompts)}; queries and sentences both get "
@@ -148,8 +170,11 @@ def _say_prompts(model: SimCSE) -> None:
 def _refuse_early() -> None:
     """Raise UserError now for mistakes that would otherwise stop the command after everything is encoded."""
     from simcse_jax.serving.index.folder import require_index_or_empty
-    from simcse_jax.serving.mining import open_pairs, require_csv, require_window
+    from simcse_jax.serving.mining import open_pairs, require_csv
 
+    of_mining = ("ranks", "margin", "relative_margin", "ceiling", "floor", "negatives", "sampled", "seed")
+    if not _MINE.value and (idle := next((name for name in of_mining if flags.FLAGS[name].present), None)):
+        raise UserError(f"--{idle} is of --mine-negatives, which is not given. Give it, or leave --{idle} out.")
     if bool(_MINE.value) != bool(_PAIRS.value):
         raise UserError("--mine-negatives=OUT.csv and --pairs=TRAINING_FILE need each other. Give both or neither.")
     if _MINE.value:
@@ -157,7 +182,7 @@ def _refuse_early() -> None:
             other = "--serve" if _SERVE.value else "--query"
             raise UserError(f"--mine-negatives and {other} exclude each other. Leave one out.")
         require_csv(Path(_MINE.value).expanduser())
-        require_window(_ranks())
+        _rules()
         if Path(_MINE.value).resolve() in [Path(name).resolve() for name in (*_PAIRS.value, *_CORPUS.value)]:
             raise UserError(f"--mine-negatives={_MINE.value} would overwrite an input file. Give another file.")
         open_pairs(_PAIRS.value)
@@ -173,13 +198,17 @@ def _refuse_early() -> None:
         except ImportError as error:
             raise UserError(f"--serve needs FastAPI and uvicorn ({error}): pip install fastapi uvicorn") from error
         if _PROMPT_NAME.value or _PROMPT.value:
-            raise UserError("--prompt_name and --prompt are of the queries here; with --serve, each request names its own.")
+            raise UserError(
+                "--prompt_name and --prompt are of the queries here; with --serve, each request names its own."
+            )
         if _QUERY.value:
             raise UserError("--query and --serve exclude each other. Leave one out; the server takes queries itself.")
         require_port(_settings())
     of_new = ("kind", "storage", "column", "corpus_prompt_name", "corpus_prompt")
     given = [name for name in of_new if flags.FLAGS[name].present]
-    unused = [*given, *(["save_index"] if _SAVE.value else [])]
+    # Where hard negatives are mined, the positives are a corpus.
+    unused = [name for name in given if not (_MINE.value and name.startswith("corpus_prompt"))]
+    unused += ["save_index"] if _SAVE.value else []
     if unused and not _CORPUS.value:
         raise UserError(f"--{unused[0]} is about the index of --corpus, which is missing. Give one, or leave it out.")
     if given and _is_index():
@@ -208,12 +237,26 @@ def _settings() -> Settings:
     )
 
 
-def _ranks() -> tuple[int, int]:
+def _rules() -> Rules:
+    """Return which texts are hard negatives, as the flags say."""
+    from simcse_jax.serving.mining import Rules
+
     try:
         low, high = map(int, _RANKS.value)
     except ValueError:
         raise UserError(f"--ranks={','.join(_RANKS.value)} must be two integers, for example --ranks=1,100.") from None
-    return low, high
+    if flags.FLAGS["seed"].present and not _SAMPLED.value:
+        raise UserError("--seed is of --sampled, which is not given. Give it, or leave --seed out.")
+    return Rules(
+        (low, high),
+        _MARGIN.value,
+        _RELATIVE.value,
+        _CEILING.value,
+        _FLOOR.value,
+        _NEGATIVES.value,
+        _SAMPLED.value,
+        _SEED.value,
+    )
 
 
 def _is_index() -> bool:
@@ -235,7 +278,7 @@ def _vector_files() -> list[Path]:
     return written
 
 
-def _corpus_prompt() -> dict[str, str | None]:
+def _corpus_prompt() -> dict[str, Any]:
     return {"prompt_name": _CORPUS_PROMPT_NAME.value, "prompt": _CORPUS_PROMPT.value}
 
 
@@ -262,23 +305,30 @@ def _mine(model: SimCSE) -> None:
     """Write the training file with hard negatives."""
     from simcse_jax.serving.mining import hard_negatives, open_pairs, read_pairs, write_negatives
 
+    rules = _rules()
     pairs = read_pairs(_PAIRS.value)
     tables = zip(*open_pairs(_PAIRS.value), strict=True)
     if left := {name for table, read in tables for name in (*table.columns, *table.other_columns) if name not in read}:
         print(f"not read: {', '.join(sorted(left))}", file=sys.stderr)
-    anchors, positives = (model.encode([pair[side] for pair in pairs], show_progress=True) for side in (0, 1))
+    prompt = model.encoder.prompt(_PROMPT_NAME.value, _PROMPT.value)
     index = model.index
     if index is None:
-        index = model.build_index(list(dict.fromkeys(positive for _, positive in pairs)), show_progress=True)
-    if len(index) <= _ranks()[1]:
+        texts = list(dict.fromkeys(positive for _, positive in pairs))
+        index = model.build_index(texts, show_progress=True, **_corpus_prompt())
+    anchors, positives = (
+        model.encode([pair[side] for pair in pairs], show_progress=True, prompt=words)
+        for side, words in ((0, prompt), (1, index.prompt))
+    )
+    if len(index) <= rules.ranks[1]:
         print(
             f"note: --ranks={','.join(_RANKS.value)} covers the whole corpus of {len(index):,} sentences; "
             "a larger --corpus gives better negatives",
             file=sys.stderr,
         )
-    found = hard_negatives(pairs, anchors, positives, index, _ranks(), _MARGIN.value, _CEILING.value)
-    count = write_negatives(_MINE.value, found)
-    print(f"written: {_MINE.value} ({count:,} triplets of {len(pairs):,} pairs)")
+    found = hard_negatives(pairs, anchors, positives, index, rules)
+    count, total = write_negatives(_MINE.value, found, rules.negatives)
+    of_all = "triplets" if rules.negatives == 1 else f"rows with {total:,} hard negatives"
+    print(f"written: {_MINE.value} ({count:,} {of_all} of {len(pairs):,} pairs)")
 
 
 def _asked() -> Iterator[str]:

@@ -13,14 +13,17 @@ def test_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     faiss.omp_set_num_threads(1)
     monkeypatch.setattr(search_speed, "BLOCK", 500)
     figures = json.loads(json.dumps(search_speed.measure(1200, 16, 7, 10, rounds=2, kinds=["hnsw"])))
-    names = ["exact, float32", "exact, float16", "exact, int8", "NumPy", "faiss IndexFlatIP", "hnsw, float32"]
+    names = ["exact, float32", "exact, float16", "exact, int8", "NumPy", "faiss IndexFlatIP"]
+    names += ["binary, float32", "binary, int8", "hnsw, float32"]
     assert list(figures["sides"]) == names
     assert list(figures["ratio"]) == names[1:]
     for name, side in figures["sides"].items():
         assert side["recall@10"] >= (0.85 if "int8" in name else 0.98)
         assert len(side["seconds"]["all"]) == 2
         assert side["extra_bytes"] >= 0
-    assert len(search_speed.table(figures)) == 8
+    assert len(search_speed.table(figures)) == 10
+    sizes = {name: side["bytes"] for name, side in figures["sides"].items() if "bytes" in side}
+    assert (sizes["exact, float32"], sizes["exact, int8"], sizes["binary, int8"]) == (64, 20, 24)
 
 
 def test_numpys_side_is_right(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.objective.distillation import DISTILLATIONS
 from simcse_jax.objective.losses import GRADED, LOSSES
 
+PROMPTED = tuple(name for name, kind in POSITIVES.items() if kind.takes_prompts)
 DURATIONS = ("steps", "epochs", "examples")
 NO_LOSS = "none"
 _CONTRASTIVE = When("objective.loss", lambda _: tuple(LOSSES))
@@ -221,10 +222,10 @@ class DataConfig:
     )
     prompts: str = key(
         "",
-        """Comma-separated words that are put before the texts of each column, in the order of data.columns; the last are
-        those of all further columns. Spaces count; a prompt with a comma stands in double quotes. The model keeps them,
-        as "query" (the first column's, its default) and "document" (the second's).""",
-        effective=When("data.positive", lambda _: tuple(name for name, kind in POSITIVES.items() if kind.takes_prompts)),
+        """Comma-separated words that are put before the texts of each column, in the order of data.columns; the last
+        are those of all further columns. Spaces count; a prompt with a comma stands in double quotes. The model keeps
+        them, as "query" (the first column's, its default) and "document" (the second's).""",
+        effective=When("data.positive", PROMPTED),
         example="query: ,passage: ",
     )
     include_prompt: bool = key(

@@ -24,7 +24,7 @@ def parse_prompts(value: str) -> tuple[str, ...]:
     except (csv.Error, ValueError) as error:
         raise UserError(
             f"{KEY} = {value!r} is no comma-separated list ({error}).\nPut a prompt with a comma or a line break in "
-            f'double quotes: --config.{KEY}=\'"Given a question, find its answer: ",passage: \''
+            f"double quotes: --config.{KEY}='\"Given a question, find its answer: \",passage: '"
         ) from None
     if not any(prompts):
         raise UserError(f"{KEY} = {value!r} puts nothing before any text.\nLeave it out: --config.{KEY}=")

@@ -1,4 +1,4 @@
-"""Find paraphrases among sentences, and hard negatives for training pairs, and write a training file with them.
+"""Find hard negatives for training pairs, and write a training file with them.
 
 Vectors have length 1, so that inner products are cosines.
 """
@@ -6,6 +6,7 @@ Vectors have length 1, so that inner products are cosines.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,59 +18,71 @@ from simcse_jax.data.rows import RowCounts, choose_columns, read_rows
 from simcse_jax.data.sources import open_tables
 from simcse_jax.serving.index.sentence_index import SentenceIndex
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.vectors import require_cosine
 from simcse_jax.system.whole_file import write_whole, writing
 
 if TYPE_CHECKING:
     from simcse_jax.data.tables import TextTable
 
 QUERIES = 1024  # searched at once
-MOST = 100  # paraphrases of a sentence
-COLUMNS = ("sent0", "sent1", "hard_neg")  # of a training file
+MOST_NEGATIVES = 100  # of a pair
+COLUMNS = ("sent0", "sent1", "hard_neg")  # of a training file; several hard negatives are hard_neg_1, hard_neg_2, ...
 
 
-class Pair(NamedTuple):
-    """Hold the places of two sentences, first < second, and their cosine."""
-
-    first: int
-    second: int
-    score: float
-
-
-class Triplet(NamedTuple):
-    """Hold an anchor with a positive and a hard negative, and the cosine of each with the anchor."""
+class Example(NamedTuple):
+    """Hold an anchor with a positive and its hard negatives, and the cosine of each with the anchor."""
 
     anchor: str
     positive: str
-    negative: str
+    negatives: tuple[str, ...]  # the most similar first
     positive_score: float
-    negative_score: float
+    negative_scores: tuple[float, ...]
 
 
-def paraphrases(sentences: Sequence[str], vectors: np.ndarray, threshold: float = 0.85) -> list[Pair]:
-    """Return each pair of sentences with a cosine of at least `threshold` once, the most similar first.
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Say which texts are hard negatives of an anchor; UserError where a setting is out of range.
 
-    vectors: float32[N, D] of length 1. Equal texts count as one sentence, at the first place. A pair counts if one is
-    among the `MOST` nearest of the other; so pairs are left out only where many sentences are alike, and memory does
-    not grow with N x N. Raises UserError if the threshold is no cosine, or the vectors are not of length 1.
+    ranks: from the first to the last of the texts by their cosine with the anchor, 1 = the most similar. margin: how
+    far below the positive's cosine at least; relative_margin: the same as a share of that cosine's size. ceiling,
+    floor: the highest and the lowest cosine. negatives: how many of a pair at most. sampled: drawn among all that these
+    admit, a function of seed and the pair's place; False takes the most similar.
     """
-    require_cosine("threshold", threshold, 0.85)
-    if not len(sentences):
-        return []
-    first_place: dict[str, int] = {}
-    for place, text in enumerate(sentences):
-        first_place.setdefault(text, place)
-    kept = np.fromiter(first_place.values(), np.int64, len(first_place))
-    index = SentenceIndex(vectors.shape[1], "")
-    index.add(list(first_place), vectors[kept])
-    found: dict[tuple[int, int], float] = {}
-    for start in range(0, len(kept), QUERIES):
-        scores, ids = index.nearest(vectors[kept[start : start + QUERIES]], MOST + 1)  # each also finds itself
-        rows, columns = np.nonzero(scores >= index.lowest(threshold))
-        mine, theirs = kept[start + rows], kept[ids[rows, columns]]
-        for a, b, score in zip(mine.tolist(), theirs.tolist(), scores[rows, columns].tolist(), strict=True):
-            if a != b:
-                found.setdefault((min(a, b), max(a, b)), score)
-    return sorted((Pair(*places, score) for places, score in found.items()), key=lambda pair: (-pair.score, pair[:2]))
+
+    ranks: tuple[int, int] = (1, 100)
+    margin: float = 0.05
+    relative_margin: float = 0.0
+    ceiling: float = 0.9
+    floor: float = -1.0
+    negatives: int = 1
+    sampled: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        low, high = self.ranks
+        if not 1 <= low <= high:
+            raise UserError(
+                f"The ranks are {low} to {high}; they must ascend and begin at 1 or above, for example 1 to 100."
+            )
+        if not 0 <= self.margin <= 2:
+            raise UserError(f"margin is {self.margin:g}; it must be a difference of cosines, 0 to 2, for example 0.05.")
+        if not 0 <= self.relative_margin <= 2:
+            raise UserError(
+                f"relative_margin is {self.relative_margin:g}; it must be a share of a cosine, 0 to 2, such as 0.05."
+            )
+        require_cosine("ceiling", self.ceiling, 0.9)
+        require_cosine("floor", self.floor, 0.3)
+        if self.floor > self.ceiling:
+            raise UserError(f"floor is {self.floor:g}, above the ceiling {self.ceiling:g}: no score is between them.")
+        if not 1 <= self.negatives <= min(high - low + 1, MOST_NEGATIVES):
+            raise UserError(
+                f"negatives is {self.negatives}; the ranks {low} to {high} admit 1 to "
+                f"{min(high - low + 1, MOST_NEGATIVES)}. Give fewer, or widen the ranks."
+            )
+
+    def limit(self, positive: float) -> float:
+        """Return the highest cosine of a negative, beside a positive with this cosine."""
+        return min(positive - self.margin, positive - abs(positive) * self.relative_margin, self.ceiling)
 
 
 def hard_negatives(
@@ -77,23 +90,16 @@ def hard_negatives(
     anchors: np.ndarray,
     positives: np.ndarray,
     index: SentenceIndex,
-    ranks: tuple[int, int] = (1, 100),
-    margin: float = 0.05,
-    ceiling: float = 0.9,
-) -> Iterator[Triplet]:
-    """Yield a triplet for each pair that has a hard negative, in order; the other pairs are left out.
+    rules: Rules,
+) -> Iterator[Example]:
+    """Yield an example for each pair that has a hard negative, in order; the other pairs are left out.
 
     pairs: (anchor, positive) texts. anchors, positives: their vectors, float32[N, D] of length 1. index: of the corpus.
     Candidates are the texts of the corpus except the anchor's own and all its positives in `pairs`; each text counts
-    once, ranked by its cosine with the anchor. The negative is the first candidate with a rank from ranks[0] to
-    ranks[1] (1 = the most similar) whose cosine is at most that of the positive minus `margin`, and at most `ceiling`:
-    what is closer is often an unlabelled positive. Raises UserError on the first triplet if a setting is out of range.
+    once, ranked by its cosine with the anchor. Negatives are candidates that the rules admit: what is closer is often
+    an unlabelled positive. An example may have fewer than the rules ask for.
     """
-    require_window(ranks)
-    low, high = ranks
-    if not 0 <= margin <= 2:
-        raise UserError(f"margin is {margin:g}; it must be a difference of cosines, 0 to 2, for example 0.05.")
-    require_cosine("ceiling", ceiling, 0.9)
+    high = rules.ranks[1]
     excluded: dict[str, set[str]] = {}
     for anchor, positive in pairs:
         excluded.setdefault(anchor, {anchor}).add(positive)
@@ -101,35 +107,49 @@ def hard_negatives(
         some = slice(start, start + QUERIES)
         block, vectors = pairs[some], anchors[some]
         labels = np.einsum("nd,nd->n", vectors, positives[some]).tolist()
-        chosen: dict[int, tuple[str, float]] = {}
+        chosen: dict[int, list[tuple[str, float]]] = {}
         waiting, asked = list(range(len(block))), high + max(len(excluded[anchor]) for anchor, _ in block)
         while waiting:
             scores, ids = index.nearest(vectors[waiting], asked)
             unfinished = []
             for n, row_scores, row_ids in zip(waiting, scores.tolist(), ids.tolist(), strict=True):
-                limit = min(labels[n] - margin, ceiling)
                 texts = _distinct(row_scores, row_ids, index, excluded[block[n][0]])
-                for rank, (text, score) in enumerate(texts, 1):
-                    if rank >= low and score <= limit:
-                        chosen[n] = text, score
-                    if rank == high or n in chosen:
-                        break
-                else:
-                    # In a corpus with repeated texts the window may end further down.
-                    if len(row_ids) == asked and row_ids[-1] >= 0:
-                        unfinished.append(n)
+                chosen[n], is_whole = _admitted(texts, rules, rules.limit(labels[n]))
+                # In a corpus with repeated texts the window may end further down.
+                if not is_whole and len(row_ids) == asked and row_ids[-1] >= 0:
+                    unfinished.append(n)
             waiting, asked = unfinished, 2 * asked
         for n, (anchor, positive) in enumerate(block):
-            if n in chosen:
-                yield Triplet(anchor, positive, chosen[n][0], labels[n], chosen[n][1])
+            found = _drawn(chosen[n], rules, start + n)
+            if found:
+                negatives, its_scores = zip(*found, strict=True)
+                yield Example(anchor, positive, negatives, labels[n], its_scores)
 
 
-def require_window(ranks: tuple[int, int]) -> None:
-    """Raise UserError for an empty window of ranks."""
-    if not 1 <= ranks[0] <= ranks[1]:
-        raise UserError(
-            f"The ranks are {ranks[0]} to {ranks[1]}; they must ascend and begin at 1 or above, for example 1 to 100."
-        )
+def _admitted(texts: Iterable[tuple[str, float]], rules: Rules, limit: float) -> tuple[list[tuple[str, float]], bool]:
+    """Return the candidates that the rules admit, and whether no further candidate could be taken.
+
+    texts: candidates with their scores, the most similar first; of the result, all are needed to draw from, and else
+    the first `rules.negatives`.
+    """
+    low, high = rules.ranks
+    found: list[tuple[str, float]] = []
+    for rank, (text, score) in enumerate(texts, 1):
+        if score < rules.floor:
+            return found, True
+        if rank >= low and score <= limit:
+            found.append((text, score))
+        if rank == high or (not rules.sampled and len(found) == rules.negatives):
+            return found, True
+    return found, False
+
+
+def _drawn(found: list[tuple[str, float]], rules: Rules, place: int) -> list[tuple[str, float]]:
+    """Return the negatives of the pair in that place: the first of those admitted, or as many drawn among them."""
+    if not rules.sampled or len(found) <= rules.negatives:
+        return found[: rules.negatives]
+    rng = np.random.default_rng([rules.seed, place])
+    return [found[n] for n in sorted(rng.choice(len(found), rules.negatives, replace=False).tolist())]
 
 
 def _distinct(
@@ -179,38 +199,35 @@ def require_csv(out: Path) -> None:
             raise FileNotFoundError(errno.ENOENT, f"there is no folder {out.parent}")
 
 
-def write_negatives(out: str | Path, triplets: Iterable[Triplet]) -> int:
-    """Write a .csv with the columns sent0, sent1, hard_neg, as configs/sup.py reads it; return the number of rows.
+def write_negatives(out: str | Path, examples: Iterable[Example], negatives: int = 1) -> tuple[int, int]:
+    """Write a .csv with the columns sent0, sent1, hard_neg, which training reads; return its rows and hard negatives.
 
-    The file is written whole or not at all. Raises UserError if the path does not end in .csv or cannot be written, or
-    if there is no triplet; an earlier file then stays.
+    negatives: the columns of hard negatives; above 1 they are hard_neg_1, hard_neg_2, ..., and a row that has fewer
+    lacks the last ones. The file is written whole or not at all. Raises UserError if the path does not end in .csv or
+    cannot be written, or if there is no example; an earlier file then stays.
     """
     out = Path(out).expanduser()
     require_csv(out)
-    count = 0
+    count = total = 0
 
     def write(partial: Path) -> None:
-        nonlocal count
+        nonlocal count, total
         with open(partial, "w", encoding="utf-8", newline="") as file:
             # Quoted, since a lone carriage return within a sentence would not be read back otherwise.
             writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-            writer.writerow(COLUMNS)
-            for triplet in triplets:
-                writer.writerow((triplet.anchor, triplet.positive, triplet.negative))
-                count += 1
+            *texts, name = COLUMNS
+            writer.writerow([*texts, *([name] if negatives == 1 else [f"{name}_{n + 1}" for n in range(negatives)])])
+            for example in examples:
+                missing = [""] * (negatives - len(example.negatives))
+                writer.writerow([example.anchor, example.positive, *example.negatives, *missing])
+                count, total = count + 1, total + len(example.negatives)
         if not count:
             raise UserError(
                 "No pair has a hard negative: no sentence of the corpus within the ranks scores at most the positive's "
-                "score minus the margin, and at most the ceiling.\nWiden --ranks, lower --margin, raise --ceiling, or "
-                "give a larger --corpus."
+                "score minus the margin, and from the floor to the ceiling.\nWiden --ranks, lower --margin or --floor, "
+                "raise --ceiling, or give a larger --corpus."
             )
 
     with writing(out, "Give another path."):
         write_whole(out, write)
-    return count
-
-
-def require_cosine(name: str, value: float, example: float) -> None:
-    """Raise UserError unless the value is a possible cosine."""
-    if not -1 <= value <= 1:
-        raise UserError(f"{name} is {value:g}; it must be a cosine, from -1 to 1, for example {example:g}.")
+    return count, total

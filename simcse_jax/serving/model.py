@@ -15,12 +15,13 @@ from simcse_jax.data.texts import in_blocks, open_column
 from simcse_jax.embedding_model import open_model
 from simcse_jax.serving.index.folder import vector_fingerprint
 from simcse_jax.serving.index.sentence_index import Hit, SentenceIndex, open_index
-from simcse_jax.serving.mining import Pair, paraphrases, require_cosine
+from simcse_jax.serving.paraphrases import Pair, paraphrases
 from simcse_jax.serving.vector_file import is_vector_file, read_vectors
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import progress_bar
 from simcse_jax.system.texts import each_text, one_text
 from simcse_jax.system.vectors import normalize as normalize_rows
+from simcse_jax.system.vectors import require_cosine
 
 SHORT = 128  # tokens at which texts are cut if nobody asks for more
 BATCH = 16384  # sentences that are tokenised, sorted by length and packed together
@@ -295,11 +296,23 @@ class SimCSE:
         return self.index
 
     @overload
-    def search(self, queries: str, top_k: int = 5, threshold: float | None = None, **prompt: Any) -> list[Hit]: ...
+    def search(
+        self,
+        queries: str,
+        top_k: int = 5,
+        threshold: float | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+    ) -> list[Hit]: ...
 
     @overload
     def search(
-        self, queries: Sequence[str], top_k: int = 5, threshold: float | None = None, **prompt: Any
+        self,
+        queries: Sequence[str],
+        top_k: int = 5,
+        threshold: float | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
     ) -> list[list[Hit]]: ...
 
     @overload
@@ -326,7 +339,7 @@ class SimCSE:
     def paraphrases(self, sentences: Iterable[str], threshold: float = 0.85) -> list[Pair]:
         """Return the pairs with a cosine of `threshold` or more as (place, place, score), best first.
 
-        See `serving.mining.paraphrases`.
+        See `serving.paraphrases`.
         """
         require_cosine("threshold", threshold, 0.85)
         sentences = list(each_text(sentences))
@@ -361,7 +374,9 @@ class SimCSE:
         if not hasattr(of, "ndim") or np.asarray(of).dtype.kind in "OSTU":
             return self.encode(list(each_text(of)), prompt=prompt)
         if prompt is not None:
-            raise UserError("A prompt is put before texts, and the queries are vectors: leave prompt_name and prompt out.")
+            raise UserError(
+                "A prompt is put before texts, and the queries are vectors: leave prompt_name and prompt out."
+            )
         vectors = np.asarray(of, np.float32)
         if vectors.ndim not in (1, 2) or vectors.shape[-1] != self.width:
             raise ValueError(

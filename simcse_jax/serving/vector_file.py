@@ -133,7 +133,9 @@ def read_vectors(path: Path, fingerprint: str, prompt: str | None = None) -> Ite
             rows = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
             yield block.column("text").to_pylist(), normalize(rows.reshape(len(vectors), -1))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged: {error}.\nWrite it again with `embed`, or restore it from a copy.") from error
+        raise UserError(
+            f"{path} is damaged: {error}.\nWrite it again with `embed`, or restore it from a copy."
+        ) from error
 
 
 def _prompted(prompt: str | None) -> str:

@@ -35,3 +35,9 @@ def check_vectors(vectors: np.ndarray, texts: Sequence[str], name: str, zeros: b
             "The model's weights are broken, or training diverged: use an earlier checkpoint."
         )
     return vectors
+
+
+def require_cosine(name: str, value: float, example: float) -> None:
+    """Raise UserError unless the value is a possible cosine."""
+    if not -1 <= value <= 1:
+        raise UserError(f"{name} is {value:g}; it must be a cosine, from -1 to 1, for example {example:g}.")

@@ -142,8 +142,8 @@ PICTURES = {  # by the name of the file
     "score_by_width": _Kind(
         width_curve.score_by_width,
         "Curves of the score by width",
-        "The score of vectors that are cut to their first features, against how many these are; the last mark of a line "
-        "is the whole vector. The table of scores has each width as a row.",
+        "The score of vectors that are cut to their first features, against how many these are; the last mark of a "
+        "line is the whole vector. The table of scores has each width as a row.",
     ),
     "alignment_uniformity": _Kind(
         pictures.alignment_uniformity,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def score_by_width(results: Results) -> Figure | None:
     for curve in curves:
         x = [entry.models[0].width for entry in curve.entries]
         y = [float(np.mean(entry.values(*tasks))) for entry in curve.entries]
-        style = {"color": colour(curve.place), "marker": marker(curve.place)}
+        style: Any = {"color": colour(curve.place), "marker": marker(curve.place)}
         axes.plot(x, y, linewidth=1.6, markersize=5, **style)
         ends.append(End(x[-1], y[-1], f"{y[-1]:.2f}  {names[curve.place]}", style["color"], style["marker"]))
         widths |= {*x}

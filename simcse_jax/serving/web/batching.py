@@ -271,7 +271,9 @@ class BatchedModel:
         found: list[Any] = [None] * len(items)
         for prompt in dict.fromkeys(item.prompt for item in items):
             places = [n for n, item in enumerate(items) if item.prompt == prompt]
-            for n, vector in zip(places, self.model.encode([items[n].text for n in places], prompt=prompt), strict=True):
+            for n, vector in zip(
+                places, self.model.encode([items[n].text for n in places], prompt=prompt), strict=True
+            ):
                 found[n] = vector, 0
         for cut, prompt in dict.fromkeys((item.cut, item.prompt) for item in items if item.cut is not None):
             places = [n for n, item in enumerate(items) if (item.cut, item.prompt) == (cut, prompt)]

@@ -96,11 +96,12 @@ def test_it_is_sound_html_that_needs_nothing_beside_it(usual_page: tuple[str, Pa
 def test_pictures_are_in_it_and_beside_it(usual_page: tuple[str, Page, Path]) -> None:
     _, page, folder = usual_page
     shown = [base64.b64decode((image["src"] or "").partition(",")[2]) for image in page.all("img")]
-    assert sorted(shown) == sorted((folder / f"{name}.png").read_bytes() for name in PICTURES)
+    drawn = [name for name in PICTURES if name != "score_by_width"]  # which needs rows of other widths
+    assert sorted(shown) == sorted((folder / f"{name}.png").read_bytes() for name in drawn)
     for image in page.all("img"):
         assert "runs/sup" in (image["alt"] or "")
         assert int(image["width"] or 0) > int(image["height"] or 0) / 2 > 100
-    assert {path.name for path in folder.iterdir()} == {"report.html", *(f"{name}.png" for name in PICTURES)}
+    assert {path.name for path in folder.iterdir()} == {"report.html", *(f"{name}.png" for name in drawn)}
 
 
 def test_every_value_is_there(usual_page: tuple[str, Page, Path]) -> None:

@@ -1,4 +1,4 @@
-"""The binary index against its definition in NumPy: bits that differ, then inner products of what is nearest by them."""
+"""The binary index against its definition in NumPy: the fewest bits that differ, then inner products."""
 
 from pathlib import Path
 

@@ -59,12 +59,14 @@ class MadeModel:
 
     def __init__(self, index: MadeIndex | None = None):
         self.width, self.widths, self.max_length, self.index = WIDTH, (WIDTH // 2, WIDTH), 128, index
+        self.prompts = {"query": "someone asks ", "document": ""}
         self.calls: list[list[str]] = []
         self.threads: set[int] = set()
         self.gate, self.entered = threading.Event(), threading.Event()
         self.gate.set()
 
-    def encode(self, sentences: list[str]) -> np.ndarray:
+    def encode(self, sentences: list[str], *, prompt: str | None = None) -> np.ndarray:
+        sentences = [f"{prompt or ''}{text}" for text in sentences]
         self.calls.append(list(sentences))
         self.threads.add(threading.get_ident())
         self.entered.set()
@@ -75,7 +77,7 @@ class MadeModel:
             raise NoTokensError("The text has no tokens.")
         return np.stack([hashed(text) * (np.nan if text == "nan" else 1) for text in sentences])
 
-    def count_tokens(self, sentences: list[str], cut: bool = True) -> list[int]:
+    def count_tokens(self, sentences: list[str], cut: bool = True, prompt: str | None = None) -> list[int]:
         self.threads.add(threading.get_ident())
-        counts = [len(text.split()) + 2 for text in sentences]
+        counts = [len(f"{prompt or ''}{text}".split()) + 2 for text in sentences]
         return [min(count, self.max_length) for count in counts] if cut else counts

@@ -13,10 +13,10 @@ from tests.serving.web.made_model import MadeIndex, MadeModel
 class SlowModel(MadeModel):
     """As slow as it is told to be, for texts that begin with "slow"."""
 
-    def encode(self, sentences: list[str]) -> np.ndarray:
+    def encode(self, sentences: list[str], *, prompt: str | None = None) -> np.ndarray:
         if sentences[0].startswith("slow"):
             time.sleep(float(sys.argv[1]))
-        return super().encode(sentences)
+        return super().encode(sentences, prompt=prompt)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,40 @@ def test_encode(client: httpx.Client) -> None:
     assert len(client.post("/encode", json={"texts": "sun"}).json()["vectors"]) == 1
 
 
+def test_shorter_vectors(client: httpx.Client) -> None:
+    """Of a Matryoshka loss: the first features, of length 1."""
+    answer = client.post("/encode", json={"texts": ["sun", "moon"], "dimensions": WIDTH // 2}).raise_for_status().json()
+    halves = np.stack([hashed(text)[: WIDTH // 2] for text in ("sun", "moon")])
+    expected = halves / np.linalg.norm(halves, axis=1, keepdims=True)
+    np.testing.assert_allclose(answer["vectors"], expected, atol=1e-7)
+    assert answer["width"] == WIDTH // 2
+    for dimensions, status in ((WIDTH, 200), (None, 200), (7, 422), (0, 422), ("8", 422)):
+        answer = client.post("/encode", json={"texts": "sun", "dimensions": dimensions})
+        assert answer.status_code == status
+        assert status == 200 or "dimensions" in answer.text
+
+
+def test_a_prompt_of_the_model_is_put_before_each_text(client: httpx.Client) -> None:
+    prompt, name = "someone asks ", {"prompt_name": "query"}
+    vectors = client.post("/encode", json={"texts": ["sun", "moon"]} | name).raise_for_status().json()["vectors"]
+    np.testing.assert_allclose(vectors, [hashed(f"{prompt}{text}") for text in ("sun", "moon")], atol=1e-7)
+    cosine = client.post("/similarity", json={"queries": "sun", "keys": "moon"} | name).json()["similarity"][0][0]
+    assert cosine == pytest.approx(hashed(f"{prompt}sun") @ hashed(f"{prompt}moon"), abs=1e-6)
+    hit = client.post("/search", json={"query": "sun", "top_k": 1} | name).json()["hits"][0]
+    assert hit["score"] == pytest.approx(hashed(f"{prompt}sun") @ hashed(hit["text"]), abs=1e-6)
+    answer = client.post("/v1/embeddings", json={"input": ["sun"]} | name).json()
+    np.testing.assert_allclose(answer["data"][0]["embedding"], hashed(f"{prompt}sun"), atol=1e-7)
+    assert answer["usage"]["prompt_tokens"] == 5  # those of the prompt count
+    for path, body in VALID.items():
+        refused = client.post(path, json=body | {"prompt_name": "passage"})
+        assert refused.status_code == (400 if path.startswith("/v1") else 422)
+        assert "query, document" in refused.text
+        assert client.post(path, json=body | {"prompt_name": None}).status_code == 200
+    for truncate, status in ((True, 200), (False, 422)):
+        body = {"texts": "a " * 125, "truncate": truncate} | name
+        assert client.post("/encode", json=body).status_code == status  # too long with the prompt alone
+
+
 def test_similarity(client: httpx.Client) -> None:
     answer = client.post("/similarity", json={"queries": ["sun", "moon"], "keys": ["moon", "sun", "sea"]})
     matrix = np.array(answer.raise_for_status().json()["similarity"])
@@ -75,6 +109,7 @@ def test_health(client: httpx.Client) -> None:
         "widths": [WIDTH // 2, WIDTH],
         "max_length": 128,
         "sentences": len(CAPTIONS),
+        "prompts": ["query", "document"],
         "waiting": 0,
         "needs_key": False,
     }
@@ -89,12 +124,12 @@ def test_a_server_without_an_index() -> None:
 
 
 class Broken(MadeModel):
-    def encode(self, sentences: list[str]) -> np.ndarray:
+    def encode(self, sentences: list[str], *, prompt: str | None = None) -> np.ndarray:
         return super().encode(["nan"] * len(sentences))
 
 
 class Refusing(MadeModel):
-    def encode(self, sentences: list[str]) -> np.ndarray:
+    def encode(self, sentences: list[str], *, prompt: str | None = None) -> np.ndarray:
         raise UserError(f"{len(sentences)} vectors are not finite.")
 
 
