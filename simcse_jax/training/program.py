@@ -120,8 +120,8 @@ def build_objective(config: ObjectiveConfig, mesh: Mesh) -> Objective | None:
 
 
 def build_distillation(config: TeacherConfig, tile: int, mesh: Mesh) -> Distillation | None:
-    """Return the losses that compare with the recipe's teacher, None without one; tile: as objective.tile."""
-    if not config.name:
+    """Return the losses that compare with the recipe's teacher, None without any; tile: as objective.tile."""
+    if not config.weights:
         return None
     options = {key: getattr(config, key) for name in config.weights for key in options_of(name)}
     return make_distillation(mesh, config.weights, tile, **options)

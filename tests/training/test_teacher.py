@@ -152,6 +152,51 @@ def test_a_projection_is_there_where_widths_differ(tmp_path: Path, small_model: 
     assert PROJECTION not in equal.initial_state().params
 
 
+@pytest.mark.medium
+def test_a_guide_needs_no_weight_and_leaves_out_what_it_finds_similar(tmp_path: Path, small_model: Path) -> None:
+    """The more, the lower its limit; the loss is the contrastive one alone."""
+    given: Any = {"eval__data": "", "data__packed": False, "teacher__name": str(small_model)}
+    given |= {"objective__guide": True, "objective__false_negatives": "fixed"}
+    masked = []
+    for limit in (1.5, 0.9, -1.5):
+        run = prepare_small(tmp_path / str(limit), tmp_path / "cache", **given, objective__false_negative_margin=limit)
+        (metrics,) = states_of(run, 1)[1]
+        masked.append(metrics["masked"])
+        assert not any(name.startswith("teacher") for name in metrics)
+    assert masked[0] < masked[1] < masked[2] == 16 * 15
+    assert metrics["loss"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"objective__hardness": 1.0, "objective__hardness_of": "own"},
+            r"objective\.hardness_of = 'own', and the data",
+        ),
+        (
+            {
+                "objective__guide": True,
+                "objective__false_negatives": "absolute",
+                "objective__queue": 32,
+                "model__second_encoder": "momentum",
+            },
+            r"objective\.guide = True with objective\.queue = 32(.|\n)*objective\.queue=0",
+        ),
+        (
+            {"objective__loss": "none", "teacher__margin_mse": 1.0},
+            r"teacher\.margin_mse compares(.|\n)*positive=columns",
+        ),
+        ({"teacher__width": 64}, r"teacher\.width = 64, and the teacher's vectors have 32(.|\n)*teacher\.width=32"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path: Path, small_model: Path, changes: dict, words: str) -> None:
+    flags: Any = {"eval__data": "", "teacher__name": str(small_model), "teacher__kl": 1.0} | changes
+    with pytest.raises(UserError, match=words):
+        prepare_small(tmp_path / "run", tmp_path / "cache", **flags)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
