@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from simcse_jax import SimCSE
+from simcse_jax.serving.vector_file import write_vectors
 
 ROOT = Path(__file__).parent.parent
 MINE = "--mine-negatives=out.csv"
@@ -38,6 +39,11 @@ MISTAKES = [
     (["--corpus=.", "--kind=hnsw"], None, "--kind"),
     (["--corpus=lines.txt", "--query= "], None, "--query"),
     (["--corpus=lines.txt", "--query=caf\udce9"], None, "UTF-8"),  # as the byte of latin-1 arrives
+    (["--corpus=lines.txt", "--floor=0.5"], None, "--floor"),
+    ([MINE, PAIRS, "--seed=1"], None, "--sampled"),
+    ([MINE, PAIRS, "--negatives=9", "--ranks=1,5"], None, "negatives is 9"),
+    (["--corpus=.", "--corpus_prompt=a "], None, "--corpus_prompt"),
+    (["--serve", "--port=0", "--prompt=a "], None, "--prompt"),
     ([], None, "--corpus"),
 ]
 # One process for all: they would spend their time on imports. A model of this name is not there, and that would be
@@ -96,11 +102,17 @@ def test_search_save_and_mine(small_model: Path, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("sent\n" + "\n".join(texts) + "\n")
     (tmp_path / "pairs.csv").write_text(f"sent0,sent1\n{texts[0]},{texts[3]}\n")
     queries = ["--query=a red dog sleeps", "--query=music"]
+    rules = ["--negatives=2", "--sampled", "--seed=3", "--relative_margin=0", "--floor=-1", "--ceiling=1", "--margin=0"]
+    cut = SimCSE(small_model, truncate_dim=8)
+    about = {"model": "m", "fingerprint": cut.fingerprint}
+    write_vectors(tmp_path / "v.parquet", texts, cut.encode, 8, about)
     calls = [
         ["--corpus=in.csv", "--column=sent", "--storage=float16", "--save-index=index", "--top_k=2", *queries],
         ["--corpus=index", "--threshold=0.99", *queries[:1]],
         ["--corpus=index", "--top_k=1"],
         ["--corpus=index", "--pairs=pairs.csv", MINE, "--margin=0", "--ceiling=1"],
+        ["--corpus=v.parquet", "--truncate_dim=8", "--kind=binary", "--prompt=a ", *queries[:1]],
+        ["--pairs=pairs.csv", "--mine-negatives=two.csv", "--corpus=in.csv", "--column=sent", *rules],
     ]
     calls = [[f"--model={small_model}", *words] for words in calls]
     command = [sys.executable, "-c", CALLS, json.dumps(calls)]
@@ -110,7 +122,13 @@ def test_search_save_and_mine(small_model: Path, tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr.decode()
     model = SimCSE(small_model)
     model.build_index(texts, storage="float16")
-    first, second, third, _ = ran.stdout.decode().split("====\n")[:4]
+    first, second, third, _, fifth, _ = ran.stdout.decode().split("====\n")[:6]
+    cut.build_index(texts)
+    for hit in cut.search("a red dog sleeps", prompt="a "):
+        assert f"{hit.score:.4f}  {hit.text}\n" in fifth
+    two = list(csv.reader((tmp_path / "two.csv").read_text().splitlines()))
+    assert two[0] == ["sent0", "sent1", "hard_neg_1", "hard_neg_2"]
+    assert {*two[1][2:]} == {*texts[1:3]}
     answers = [model.search(query)[0].text for query in ("a man plays music", "music")]
     assert [line.split("  ")[-1] for line in third.splitlines()] == [
         line

@@ -149,6 +149,7 @@ def test_the_vectors_of_another_model_are_refused(small_model: Path, tmp_path: P
 # Evaluation -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.medium
 def test_each_width_is_a_row_of_the_model(small_model: Path, small_run: Path, tmp_path: Path) -> None:
     texts = 0
     opened = [open_model(str(small_model)), open_model(str(small_run))]

@@ -115,6 +115,7 @@ class Kind:
     architecture: Architecture = CONFIG
     pooler: str = "cls"
     teacher: TeacherConfig = NO_TEACHER
+    unpooled: tuple[int, ...] = ()  # first tokens of each text that are a prompt's, and not pooled
 
     @property
     def separate_anchors(self) -> bool:
@@ -180,6 +181,7 @@ KINDS = {
         ObjectiveConfig(hardness=3.0, false_negatives="absolute", false_negative_margin=0.1, guide=True),
         teacher=TeacherConfig("any", kl=1.0),
     ),
+    "prompts left out, a dual encoder": Kind(3, pooler="avg", second="copy", unpooled=(2, 3, 3)),
     "poolers of all tokens": Kind(pooler="max+mean_sqrt_len+weighted_mean+last_token"),
     "momentum and queue": Kind(objective=ObjectiveConfig(queue=50), second="momentum", cutoff="token"),
 }
@@ -223,7 +225,7 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
     masking = Masking(VOCABULARY, 0.3, whole_word=True, seed=3) if kind.mlm else None
     hiding = Masking(VOCABULARY, 0.4, whole_word=False, seed=3, all_masked=True) if kind.predicts else None
     vectors: Any = RandomVectors() if kind.teacher.name else None
-    batches = Batches(kind.examples(), layout, 3, masking, hiding, vectors=vectors)
+    batches = Batches(kind.examples(), layout, 3, masking, hiding, vectors=vectors, unpooled=kind.unpooled)
     config = dataclasses.replace(kind.architecture, cutoff=kind.cutoff, cutoff_rate=0.3)
     encoder = Encoder(config, dtype, dtype, kind.products, has_head=True, has_mlm_head=kind.mlm > 0)
     predictor = Predictor(Encoder(CONFIG, dtype, dtype, has_mlm_head=True), VOCABULARY.special)

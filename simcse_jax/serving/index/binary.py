@@ -16,7 +16,7 @@ from simcse_jax.serving.index.rescoring import FEWEST, rescored
 from simcse_jax.serving.index.rows import BLOCK, Codes, Vectors, open_codes
 
 SMALLEST = 10_000  # rows; with fewer, exact search takes milliseconds
-OVERSAMPLED = 10  # candidates for each result
+OVERSAMPLED = 25  # candidates for each result
 
 
 class BinarySearch:
