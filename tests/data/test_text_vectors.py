@@ -43,7 +43,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 def test_each_text_has_its_own_vector_of_length_one(tmp_path: Path) -> None:
     """Whatever the order, with texts that repeat, texts that nobody wants, and hashes of missing ones."""
-    source = Source([*TEXTS[::-1], *TEXTS[:5], *TEXTS[:5]])
+    source = Source([*TEXTS[::-1][:9], *[TEXTS[7]] * 3, *TEXTS, *TEXTS[:5]])
     hashes = np.stack([HASHES[3:17], np.where(np.arange(14) % 2, HASHES[3:17], 0)], axis=1)
     write_text_vectors(tmp_path / "v", wanted_texts(hashes), source)
     found = TextVectors(tmp_path / "v", "abc")

@@ -114,6 +114,14 @@ def test_a_loss_of_pairs_is_named_as_one() -> None:
     assert {"mse", "kl", *NEED_PAIRS} == DISTILLATIONS.keys()
 
 
+def test_without_a_temperature_of_its_own_the_student_has_the_teacher_s() -> None:
+    z, t, texts, kernel = inputs(1, 1)
+    given: Any = grouped(jnp.float32(z)), jnp.moveaxis(grouped(jnp.float32(t)), 0, 1), texts, jnp.float32(kernel)
+    value, _ = jax.jit(make_distillation(make_mesh(1), {"kl": 1.0}, temperature=0.3, student_temperature=0.0))(*given)
+    same = {"temperature": 0.3, "student_temperature": 0.3}
+    assert float(value) == pytest.approx(expected("kl", z, t, texts, kernel, **same), rel=1e-5)
+
+
 def test_losses_add_up_by_weight_and_equal_widths_need_no_projection() -> None:
     with jax.enable_x64(True):
         z, _, texts, _ = inputs(1, 1)

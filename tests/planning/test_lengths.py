@@ -47,6 +47,17 @@ def test_lengths_that_cannot_be_are_refused(value: str) -> None:
         parse_lengths(value, DataConfig())
 
 
+def test_a_plan_knows_the_teacher_s_width_without_its_vectors(
+    tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMCSE_CACHE", str(tmp_path / "cache"))
+    keys: Any = {"objective__loss": "none", "model__train_pooler": "avg", "model__pooler": "avg", "teacher__kl": 1.0}
+    made = planner(Lengths(32), **keys, teacher__name=str(small_model))
+    assert (made.teacher_width, made.views) == (32, 1)
+    assert planner(Lengths(32), **keys, teacher__name=str(small_model), teacher__width=8).teacher_width == 8
+    assert not list((tmp_path / "cache").glob("teachers"))
+
+
 @pytest.mark.medium
 def test_a_plan_without_data_has_the_rows_of_its_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMCSE_CACHE", str(tmp_path / "cache"))
