@@ -12,6 +12,7 @@ import pytest
 from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.corpus import Corpus, load_corpus
 from simcse_jax.data.examples import ColumnExamples
+from simcse_jax.data.held_out import leave_out
 from simcse_jax.data.scores import ScoreColumn
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.system.errors import UserError
@@ -56,6 +57,12 @@ def test_each_pair_keeps_its_score(tmp_path: Path, tokenizer: Any, suffix: str, 
     assert plain.scores is None
     assert plain.fingerprint != corpus.fingerprint
     np.testing.assert_array_equal(plain.hashes, corpus.hashes)
+
+
+def test_scores_stay_with_the_pairs_that_are_not_held_out(tmp_path: Path, tokenizer: Any) -> None:
+    corpus = leave_out(load(tmp_path, write(tmp_path / "pairs.csv"), tokenizer), ["the cat"])
+    assert corpus.scores is not None
+    assert corpus.scores.tolist() == [1.5, 0]
 
 
 def test_a_split_is_chosen_beside_scores(tmp_path: Path, tokenizer: Any) -> None:
