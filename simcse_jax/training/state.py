@@ -4,7 +4,7 @@
 
     second      a second encoder that is trained too (model.second_encoder = "copy")
     objective   the scalars that the objective learns (objective.learned_temperature)
-    projection  from the encoder's width to the teacher's, where they differ (teacher.mse)
+    to_teacher  a projection from the encoder's width to the teacher's, where they differ (teacher.mse)
 
 `extra` holds arrays that get no gradient:
 
@@ -26,7 +26,7 @@ from simcse_jax.config.schema import ObjectiveConfig
 from simcse_jax.objective.contrastive import Queue
 from simcse_jax.objective.losses import LOSSES
 
-SECOND, LEARNED, QUEUE, PREDICTOR, PROJECTION = "second", "objective", "queue", "predictor", "projection"
+SECOND, LEARNED, QUEUE, PREDICTOR, PROJECTION = "second", "objective", "queue", "predictor", "to_teacher"
 
 
 class TrainState(NamedTuple):

@@ -12,13 +12,17 @@ import pytest
 from simcse_jax.data import text_vectors
 from simcse_jax.data.tokenise import text_hashes
 from simcse_jax.embedding_model import open_model
-from simcse_jax.model_folder.run_folder import export_run
+from simcse_jax.encoder.architecture import Architecture
+from simcse_jax.encoder.init import init_params
+from simcse_jax.encoder.model import Encoder
+from simcse_jax.model_folder.export import export_model
+from simcse_jax.model_folder.run_folder import export_run, load_best
 from simcse_jax.serving.vector_file import write_vectors
 from simcse_jax.system.errors import UserError
 from simcse_jax.training import teacher
 from simcse_jax.training.metrics import read_metrics
 from simcse_jax.training.state import PROJECTION
-from tests.small_models import demo_files, prepare_small, states_of, train_small
+from tests.small_models import FROM_FOLDER, demo_files, prepare_small, states_of, train_small
 
 ALONE: dict[str, Any] = {
     "objective__loss": "none",
@@ -140,6 +144,19 @@ def test_beside_a_contrastive_loss_it_is_added(tmp_path: Path, small_model: Path
     assert metrics["loss"] == pytest.approx(alone["loss"] + 0.5 * metrics["teacher_kl"], rel=1e-5)
     assert metrics["positive_cosine"] == pytest.approx(alone["positive_cosine"], rel=1e-5)
     assert PROJECTION not in states[0].params  # kl compares within the encoder's own width
+
+
+def test_an_encoder_keeps_a_projection_of_its_own(tmp_path: Path, small_model: Path) -> None:
+    """Its tables are narrower than its layers; the one to the teacher's width is another, and not exported."""
+    own = Architecture("electra", 400, 16, 1, 2, 32, max_position_embeddings=64, embedding_size=8)
+    params = jax.jit(lambda: init_params(Encoder(own), 0))()
+    export_model(tmp_path / "start", params, own, small_model, "avg", card={})
+    flags: Any = ALONE | FROM_FOLDER | {"teacher__name": str(small_model), "model__name": str(tmp_path / "start")}
+    run = train_small(tmp_path / "run", tmp_path / "cache", **flags, train__steps=1)
+    trained = load_best(run)[0]
+    assert trained["projection"]["kernel"].shape == (8, 16)
+    assert np.abs(trained["projection"]["kernel"] - np.asarray(params["projection"]["kernel"])).max() > 1e-4
+    assert PROJECTION not in trained
 
 
 def test_a_projection_is_there_where_widths_differ(tmp_path: Path, small_model: Path) -> None:

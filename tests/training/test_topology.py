@@ -155,6 +155,9 @@ KINDS = {
     "MLM": Kind(objective=NOTHING, mlm=1.0),
     "teacher": Kind(3, NOTHING, teacher=TEACHER),
     "dropout and a teacher": Kind(teacher=TEACHER),
+    "a teacher of an encoder with a projection of its own": Kind(
+        3, NOTHING, teacher=TEACHER, architecture=dataclasses.replace(CONFIG, family="electra", embedding_size=16)
+    ),
     "a teacher's margins": Kind(2, NOTHING, teacher=TeacherConfig("any", margin_mse=1.0)),
     "repeated tokens and cut spans": Kind(repeats=True, cutoff="span"),
     "predicted tokens": Kind(predicts=True, cutoff="feature"),
