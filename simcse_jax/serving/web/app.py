@@ -62,7 +62,7 @@ def make_app(model: Model, settings: Settings) -> FastAPI:
         )
     for router in routers:
         app.include_router(router)
-    d.describe_limits(app, settings, model.widths)
+    d.describe_limits(app, settings, model.widths, model.prompts)
     _refuse_ambiguous_prefix(app, settings.path_prefix)
     app.add_exception_handler(RequestValidationError, _wrong_value)
     app.add_exception_handler(AnyHTTPException, _refusal(f"{settings.path_prefix}/docs"))

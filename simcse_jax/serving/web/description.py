@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -158,12 +158,17 @@ def failures(reasons: dict[int, str], model: type[BaseModel] = Failure) -> dict[
     }
 
 
-def describe_limits(app: FastAPI, settings: Settings, widths: Sequence[int]) -> None:
-    """Add the server's limits to its OpenAPI description."""
+def describe_limits(app: FastAPI, settings: Settings, widths: Sequence[int], prompts: Collection[str]) -> None:
+    """Add the server's limits, and its model's widths and names of prompts, to its OpenAPI description."""
     schemas = app.openapi()["components"]["schemas"]  # FastAPI makes the description once and keeps it
     for name, fields in _TEXT_FIELDS.items():
         for field in fields:
             _limit_texts(schemas[name]["properties"][field], settings)
+        name_or_null = schemas[name]["properties"]["prompt_name"]["anyOf"]
+        if prompts:
+            name_or_null[0]["enum"] = list(prompts)
+        else:
+            del name_or_null[0]
     schemas["SearchRequest"]["properties"]["top_k"]["anyOf"][0]["maximum"] = settings.max_top_k
     for name in ("EncodeRequest", "EmbeddingsRequest"):
         schemas[name]["properties"]["dimensions"]["anyOf"][0]["enum"] = list(widths)
