@@ -88,6 +88,7 @@ def test_a_signal_goes_to_the_run_once_and_nothing_new_begins(
             time.sleep(0.02)
         os.kill(os.getpid(), number)
 
+    started_with = signal.signal(number, signal.default_int_handler)  # with nohup it is ignored, and so stays
     thread = threading.Thread(target=interrupt)
     thread.start()
     before = signal.getsignal(number)
@@ -101,6 +102,7 @@ def test_a_signal_goes_to_the_run_once_and_nothing_new_begins(
     assert not (jobs[1].run / "second").exists()
     assert not jobs[2].run.exists()
     assert signal.getsignal(number) == before
+    signal.signal(number, started_with)
 
 
 def test_a_command_holds_the_lock_and_gets_no_signal_of_the_terminal(tmp_path: Path) -> None:
