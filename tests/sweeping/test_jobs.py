@@ -35,7 +35,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str) 
     """Lines for a cluster do not say where this folder lies, unless they must."""
     monkeypatch.setattr(sys, "executable", str(Path.cwd() / python))
     plan = demo_plan({"a": {"data.files": "a b.txt", "model.dropout": "0.2"}}, (3,))
-    judging = Judging("sts,geometry", "senteval", ("mine.tsv", "demo:test"), fast=True)
+    judging = Judging("sts,geometry", "senteval", ("mine.tsv", "retrieval:x:split=dev"), fast=True)
     (job,) = make_jobs(tmp_path, dataclasses.replace(plan, judging=judging))
     train, judge = (step.arguments for step in job.commands)
     run = tmp_path / "a" / "seed-3"
@@ -45,7 +45,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str) 
     ]
     assert judge == [
         *(python, "-m", "simcse_jax.evaluate", f"--model={run / 'model'}", f"--out={run / 'evaluation'}"),
-        *("--tasks=sts,geometry", "--data=senteval", "--pairs=mine.tsv", "--pairs=demo:test", "--fast"),
+        *("--tasks=sts,geometry", "--data=senteval", "--pairs=mine.tsv", "--retrieval=x:split=dev", "--fast"),
     ]
 
 

@@ -186,6 +186,19 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     assert choose_measure(run_metrics(job), Judging()) == "dev/perplexity"
 
 
+def test_a_run_that_another_kind_of_data_scores(tmp_path: Path) -> None:
+    """The value that chose the best checkpoint stands first in a line, and the others are of that evaluation."""
+    (job,) = make_jobs(tmp_path, demo_plan({"a": {}}, (0,)))
+    job.run.mkdir(parents=True)
+    values = [(1.0, 9.0), (3.0, 4.0), (2.0, 5.0)]
+    lines = [{"step": n, "dev/mrr@10": mrr, "dev/ndcg@10": ndcg} for n, (mrr, ndcg) in enumerate(values)]
+    (job.run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    job.commands[0].record()
+    assert run_metrics(job) == {"dev/mrr@10": 3.0, "dev/ndcg@10": 4.0}
+    assert choose_measure(run_metrics(job), Judging()) == "dev/ndcg@10"
+    require_measure("dev/mrr@10", Judging())
+
+
 def test_measures() -> None:
     assert possible_metrics(Judging())[0] == DEV
     judged = possible_metrics(Judging("sts,transfer,geometry", pairs=("mine.tsv",)))

@@ -141,17 +141,22 @@ def test_held_out_documents_are_scored_and_not_trained_on(tmp_path: Path) -> Non
 
 
 def test_held_out_pairs_and_lines(tmp_path: Path) -> None:
+    """Rows that hold such a text in any column are not trained on."""
     rows = demo.triplets(count=60, seed=3)
+    others = [(f"One {n}.", f"Two {n}.", b) for n, (_, b, _) in enumerate(rows)]
     table = tmp_path / "rows.jsonl"
     names = ("sent0", "sent1", "hard_neg")
-    table.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    table.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in [*rows, *others]))
     flags: dict[str, Any] = {"data__files": str(table), "data__positive": "columns", "eval__data": "heldout:10"}
-    prepare_small(tmp_path / "run", tmp_path / "cache", **flags)
+    run = prepare_small(tmp_path / "run", tmp_path / "cache", **flags)
     task = read_folder("", tmp_path / "run" / "heldout")
+    held = text_hashes([*task.queries.values(), *task.documents.values()])
+    assert not np.isin(run.corpus.hashes, held).any()
+    assert 60 <= len(run.corpus) <= 110
     found = {(task.queries[q], task.documents[d]) for q, own in task.relevant.items() for d in own}
     assert len(found) == 10
-    assert found <= {(a, b) for a, b, _ in rows}
-    assert set(task.documents.values()) == {t for a, b, c in rows if (a, b) in found for t in (b, c)}
+    assert found <= {(a, b) for a, b, _ in [*rows, *others]}
+    assert set(task.documents.values()) == {t for a, b, c in [*rows, *others] if (a, b) in found for t in (b, c)}
     lines = prepare_small(tmp_path / "lines", tmp_path / "cache", eval__data="heldout:50")
     task = read_folder("", tmp_path / "lines" / "heldout")
     assert len(lines.corpus) <= 550
