@@ -41,8 +41,7 @@ def rank(encode: Encode, data: Retrieval) -> Ranking:
     own = np.array([place_of.get(query, -1) if data.drops_self else -1 for query in data.queries], np.int64)
     found = _search(encode, data, DEPTH + bool((own >= 0).any()))
     if found.shape[1] > DEPTH:
-        order = np.argsort(found == own[:, None], axis=1, kind="stable")  # a query's own document goes to the end
-        found = np.where(found == own[:, None], -1, found)
+        order = np.argsort(found == own[:, None], axis=1, kind="stable")  # its own document last, and out
         found = np.take_along_axis(found, order, axis=1)[:, :DEPTH]
     return _graded(found, data, place_of)
 
