@@ -16,7 +16,7 @@ from simcse_jax import __version__
 from simcse_jax.embedding_model import EmbeddingModel, open_model
 from simcse_jax.evaluation.compare import compare, group_runs
 from simcse_jax.evaluation.report.page import write_report
-from simcse_jax.evaluation.results import ModelResult, Results, Score, Space
+from simcse_jax.evaluation.results import Encode, ModelResult, Results, RoleEncode, Score, Space, each_role
 from simcse_jax.evaluation.scores_json import write_scores
 from simcse_jax.evaluation.suite import GEOMETRY, TaskSuite
 from simcse_jax.system.errors import UserError
@@ -26,7 +26,6 @@ from simcse_jax.training.held_out import judged_task
 from simcse_jax.training.metrics import read_metrics
 
 Say = Callable[[str], None]
-Encode = Callable[[Sequence[str]], np.ndarray]  # texts to float[N, D]
 MOST_KEPT = 2**30  # bytes of a task's vectors that are kept where several widths share them
 
 
@@ -76,11 +75,17 @@ def _judge(model: EmbeddingModel, suite: TaskSuite, say: Say, widths: Sequence[i
     able = [result for result in results if not result.failures]  # all or none: the weights were read
     several = len(able) > 1
 
-    def encode(texts: Sequence[str]) -> np.ndarray:
-        with progress_bar(len(texts), suite.progress) as bar:
-            # As pooled: cosines do not depend on the length, and SentEval's classifiers take vectors as they are.
-            widest = max(result.width for result in able) if several else None
-            return model.encode(texts, bar.update, normalize=False, truncate_dim=widest)
+    def encoder(prompt: str | None = None) -> Encode:
+        def encode(texts: Sequence[str]) -> np.ndarray:
+            with progress_bar(len(texts), suite.progress) as bar:
+                # As pooled: cosines do not depend on the length, and SentEval's classifiers take vectors as they are.
+                widest = max(result.width for result in able) if several else None
+                return model.encode(texts, bar.update, normalize=False, truncate_dim=widest, prompt=prompt)
+
+        return encode
+
+    roles = {role: encoder(prompt) for role, prompt in _role_prompts(model).items()}
+    encode = RoleEncode(encoder(), roles) if roles else encoder()
 
     @functools.cache
     def before() -> tuple[Encode, str] | None:
@@ -106,13 +111,13 @@ def _judge(model: EmbeddingModel, suite: TaskSuite, say: Say, widths: Sequence[i
         return found
 
     for task in suite.scored:
-        shared = _kept(encode) if several else encode
+        shared = each_role(encode, _kept) if several else encode
         for result in able:
             own = _first(shared, result)
             if score := attempt(result, task, lambda own=own, task=task: suite.score(own, task)):
                 result.scores[task] = score
     if GEOMETRY in suite.tasks:
-        shared = _kept(encode) if several else encode
+        shared = each_role(encode, _kept) if several else encode
         for result in able:
             own = _first(shared, result)
             result.space = attempt(result, GEOMETRY, lambda own=own: suite.measure_space(own))
@@ -139,7 +144,7 @@ def _row(model: EmbeddingModel, suite: TaskSuite, width: int | None = None) -> M
 
 def _first(encode: Encode, result: ModelResult) -> Encode:
     """Return an encode whose vectors are cut to the width of a result."""
-    return lambda texts: encode(texts)[:, : result.width]
+    return each_role(encode, lambda whole: lambda texts: whole(texts)[:, : result.width])
 
 
 def _kept(encode: Encode) -> Encode:
@@ -184,7 +189,14 @@ def _further(model: EmbeddingModel) -> dict[str, Any]:
     found: dict[str, Any] = {} if model.truncate_dim is None else {"truncate_dim": model.truncate_dim}
     if model.texts.prompt or model.asked_prompt is not None:
         found["prompt"] = repr(model.texts.prompt) + (", not pooled" if not model.texts.include_prompt else "")
+    if roles := _role_prompts(model):
+        found["prompts"] = roles
     return found
+
+
+def _role_prompts(model: EmbeddingModel) -> dict[str, str]:
+    """Return the prompts of queries and of documents, unless one was asked for all texts."""
+    return model.texts.role_prompts if model.asked_prompt is None else {}
 
 
 def write_results(results: Results, out: Path) -> list[Path]:

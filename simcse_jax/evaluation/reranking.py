@@ -9,9 +9,8 @@ import numpy as np
 
 from simcse_jax.evaluation.columns import digest_of, read_columns
 from simcse_jax.evaluation.graded_pairs import FEW
-from simcse_jax.evaluation.results import Encode, Score
+from simcse_jax.evaluation.results import Encode, Score, unit_pair
 from simcse_jax.system.errors import UserError
-from simcse_jax.system.vectors import check_vectors, normalize
 
 NAMES = {
     "query": ("query", "question", "anchor"),
@@ -67,21 +66,21 @@ def load_reranking(source: str) -> Reranking:
 
 def evaluate_reranking(encode: Encode, data: Reranking, task: str) -> Score:
     """Return "map", "mrr@10" and "ndcg@10", times 100, as means over queries."""
-    texts = [*data.queries, *(text for lists in (data.positives, data.negatives) for own in lists for text in own)]
-    vectors = normalize(check_vectors(np.asarray(encode(texts)), texts, task)).astype(np.float32)
+    texts = [text for lists in (data.positives, data.negatives) for own in lists for text in own]
+    queries, vectors = (found.astype(np.float32) for found in unit_pair(encode, data.queries, texts, task))
     lengths = [len(own) for lists in (data.positives, data.negatives) for own in lists]
     count = len(data.queries)
-    lists = np.split(vectors[count:], np.cumsum(lengths)[:-1])
+    lists = np.split(vectors, np.cumsum(lengths)[:-1])
     each = np.array(
         [
             _measures(np.concatenate([positives, negatives]) @ query, len(positives))
-            for query, positives, negatives in zip(vectors, lists[:count], lists[count:], strict=False)
+            for query, positives, negatives in zip(queries, lists[:count], lists[count:], strict=True)
         ]
     )
     protocol = {
         "split": "as given",
         "queries": count,
-        "texts": len(texts) - count,
+        "texts": len(texts),
         "aggregation": "mean over queries x 100, of rankings by cosine",
         "data": data.fingerprint,
     } | ({"note": data.note} if data.note else {})

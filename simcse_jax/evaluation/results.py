@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from simcse_jax.system.vectors import check_vectors, normalize
+
 Encode = Callable[[list[str]], np.ndarray]  # texts to float[N, D]
+QUERY, DOCUMENT = "query", "document"  # roles of texts, for which a model may have prompts
 SHORT_TASKS = {"STSBenchmark": "STS-B", "SICKRelatedness": "SICK-R"}
 LONGEST = 36  # characters of a model's name that fit in a table
 SPACE_METRICS = ("alignment", "uniformity", "mean_cosine", "effective_rank", "isotropy", "top_share")  # of a Space
+
+
+@dataclasses.dataclass(frozen=True)
+class RoleEncode:
+    """Encode texts, and texts of a role with the model's prompt for it."""
+
+    plain: Encode
+    roles: Mapping[str, Encode]  # by role, where it has a prompt of its own
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        return self.plain(texts)
+
+
+def each_role(encode: Encode, change: Callable[[Encode], Encode]) -> Encode:
+    """Return the `encode` with a change to that of every role."""
+    if isinstance(encode, RoleEncode):
+        return RoleEncode(change(encode.plain), {role: change(own) for role, own in encode.roles.items()})
+    return change(encode)
+
+
+def for_role(encode: Encode, role: str) -> Encode:
+    """Return the `encode` of texts in this role: itself, unless it has another."""
+    return encode.roles.get(role, encode.plain) if isinstance(encode, RoleEncode) else encode
+
+
+def unit_pair(encode: Encode, queries: list[str], documents: list[str], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the vectors of queries and documents, float64 of length 1; UserError, with the name, for broken ones."""
+
+    def unit(role: str, texts: list[str]) -> np.ndarray:
+        return normalize(check_vectors(np.asarray(for_role(encode, role)(texts)), texts, name))
+
+    return unit(QUERY, queries), unit(DOCUMENT, documents)
 
 
 @dataclasses.dataclass(frozen=True)

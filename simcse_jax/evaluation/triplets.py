@@ -9,8 +9,7 @@ import numpy as np
 
 from simcse_jax.evaluation.columns import digest_of, read_columns
 from simcse_jax.evaluation.graded_pairs import FEW
-from simcse_jax.evaluation.results import Encode, Score
-from simcse_jax.system.vectors import check_vectors, normalize
+from simcse_jax.evaluation.results import Encode, Score, unit_pair
 
 NAMES = {
     "anchor": ("anchor", "sent0", "query", "sentence", "premise"),
@@ -49,8 +48,9 @@ def load_triplets(source: str) -> Triplets:
 
 def evaluate_triplets(encode: Encode, triplets: Triplets, task: str) -> Score:
     """Return "accuracy", times 100: the share with a higher cosine to the positive; with an equal one it is wrong."""
-    texts = [*triplets.anchors, *triplets.positives, *triplets.negatives]
-    anchors, positives, negatives = np.split(normalize(check_vectors(np.asarray(encode(texts)), texts, task)), 3)
+    queries, documents = triplets.anchors, [*triplets.positives, *triplets.negatives]
+    anchors, others = unit_pair(encode, queries, documents, task)
+    positives, negatives = np.split(others, 2)
     each = ((anchors * positives).sum(axis=1) > (anchors * negatives).sum(axis=1)).astype(np.float64)
     protocol = {
         "split": "as given",

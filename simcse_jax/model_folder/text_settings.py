@@ -31,6 +31,8 @@ _FIXED: dict[str, Any] = {
 _KNOWN = ("__version__", "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim", "requirements")
 _KNOWN_OF_ENCODER = ("max_seq_length", "do_lower_case", "unpad_inputs")
 
+_ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+
 
 class TextSettings(NamedTuple):
     """Hold what a folder says of texts, by the keys of sentence-transformers; see also `lower_cases`."""
@@ -51,6 +53,19 @@ class TextSettings(NamedTuple):
             return self
         name = next((name for name, words in self.prompts.items() if words == prompt), "asked for") if prompt else None
         return self._replace(prompts={**self.prompts, **({name: prompt} if name else {})}, default_prompt_name=name)
+
+    @property
+    def role_prompts(self) -> dict[str, str]:
+        """Return the prompt of a "query" and of a "document", where it is another than that of any text.
+
+        By their names, as sentence-transformers' encode_query and encode_document look for them; none, where there is
+        no such name.
+        """
+        found = {
+            role: next((self.prompts[name] for name in names if name in self.prompts), "")
+            for role, names in _ROLES.items()
+        }
+        return {role: prompt for role, prompt in found.items() if prompt != self.prompt}
 
 
 PLAIN = TextSettings()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from simcse_jax.data.examples import ColumnExamples
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.evaluation.kinds import KINDS, OwnData, parse_task, score_task
+from simcse_jax.evaluation.results import Encode, RoleEncode
 from simcse_jax.hosts.agreement import broadcast
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.feeding import feed, load_texts, make_layout, make_masking
@@ -91,18 +92,26 @@ def load_dev_task(name: str, measure: str, data: Any = None) -> DevTask:
 
 
 def make_dev(
-    task: DevTask | None, sentences: SentenceEncoder, perplexity: Callable[[Any], Scores] | None
+    task: DevTask | None,
+    sentences: SentenceEncoder,
+    perplexity: Callable[[Any], Scores] | None,
+    prompts: Mapping[str, str] | None = None,
 ) -> Dev | None:
     """Return how parameters are scored: by a task if there is one, else by perplexity; None without either.
 
     All processes encode together, and each scores the whole result. The scores of process 0 count, so that all keep
-    and stop alike even if their processors round differently.
+    and stop alike even if their processors round differently. prompts: of queries and of documents, where these have
+    others than other texts.
     """
     if task is None and perplexity is None:
         return None
 
     def evaluate(params: Any) -> Scores:
-        scores = task_scores(task, lambda texts: sentences.encode(params, texts)) if task else {}
+        def encoder(prompt: str | None = None) -> Encode:
+            return lambda texts: sentences.encode(params, texts, prompt=prompt)
+
+        roles = {role: encoder(prompt) for role, prompt in (prompts or {}).items()}
+        scores = task_scores(task, RoleEncode(encoder(), roles) if roles else encoder()) if task else {}
         scores |= perplexity(params) if perplexity else {}
         return json.loads(broadcast(json.dumps(scores)))
 

@@ -142,7 +142,9 @@ def _assemble(config: Config, workdir: Path) -> Run:
         total_steps=total_steps,
         learning_rate=make_schedule(config.optimizer, total_steps),
         initial_state=functools.partial(_initial_state, program, initial_params, predictor_params),
-        dev=make_dev(dev_task, sentences, make_perplexity(held_out, encoder, mesh) if held_out else None),
+        dev=make_dev(
+            dev_task, sentences, make_perplexity(held_out, encoder, mesh) if held_out else None, texts.role_prompts
+        ),
         left_out=left_out,
     )
     _write(workdir, run_info(run, contents), part)

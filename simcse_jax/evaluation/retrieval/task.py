@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from simcse_jax.evaluation.results import Encode, Score
+from simcse_jax.evaluation.results import DOCUMENT, QUERY, Encode, Score, for_role
 from simcse_jax.evaluation.retrieval.data import Retrieval
 from simcse_jax.evaluation.retrieval.measures import DEPTH, HEADLINE, NAMES, Ranking, measure
 from simcse_jax.evaluation.retrieval.search import expand_equal, nearest
@@ -55,18 +55,20 @@ def _search(encode: Encode, data: Retrieval, depth: int) -> np.ndarray:
     text_of = np.array([first.setdefault(text, len(first)) for text in data.documents.values()], np.int64)
     texts, queries = list(first), list(data.queries.values())
 
-    def unit(some: list[str]) -> np.ndarray:
+    as_query, as_document = for_role(encode, QUERY), for_role(encode, DOCUMENT)
+
+    def unit(encode: Encode, some: list[str]) -> np.ndarray:
         return normalize(check_vectors(np.asarray(encode(some)), some, data.name)).astype(np.float32)
 
     def chunks() -> Iterator[np.ndarray]:
         for start in range(0, len(texts), CHUNK):
-            yield unit(texts[start : start + CHUNK])
+            yield unit(as_document, texts[start : start + CHUNK])
 
-    if len(texts) + len(queries) <= CHUNK:  # together, as queries may be documents, too
-        vectors = unit([*texts, *queries])
+    if as_query is as_document and len(texts) + len(queries) <= CHUNK:  # together, as queries may be documents, too
+        vectors = unit(as_query, [*texts, *queries])
         scores, places = nearest(vectors[len(texts) :], [vectors[: len(texts)]], depth)
     else:
-        scores, places = nearest(unit(queries), chunks(), depth)
+        scores, places = nearest(unit(as_query, queries), chunks(), depth)
     if len(texts) == len(text_of):
         return places
     starts = np.searchsorted(np.sort(text_of), np.arange(len(texts) + 1))

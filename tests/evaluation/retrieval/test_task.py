@@ -2,22 +2,27 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from simcse_jax.data import demo
 from simcse_jax.embedding_model import open_model
 from simcse_jax.evaluation.compare import compare
 from simcse_jax.evaluation.results import Entry, ModelResult
 from simcse_jax.evaluation.retrieval import task as module
 from simcse_jax.evaluation.retrieval.data import Judgment, Record, make_retrieval
+from simcse_jax.evaluation.retrieval.from_text import from_rows
 from simcse_jax.evaluation.retrieval.measures import NAMES, measure
 from simcse_jax.evaluation.retrieval.task import evaluate_retrieval, rank
 from simcse_jax.evaluation.suite import TaskSuite
 from simcse_jax.judging import judge_models, write_results
 from simcse_jax.system.errors import UserError
 from tests.evaluation.retrieval.made_retrieval import (
+    THEIRS,
     random_task,
     scored,
     trec_scores,
@@ -83,6 +88,39 @@ def test_intervals_are_over_queries() -> None:
 def test_broken_vectors_are_refused() -> None:
     with pytest.raises(UserError, match="made: 340 of 340"):
         evaluate_retrieval(lambda texts: np.full((len(texts), 4), np.nan, np.float32), random_task(), "made")
+
+
+@pytest.mark.medium
+def test_prompts_for_queries_and_documents_are_those_of_sentence_transformers(
+    small_model: Path, tmp_path: Path
+) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator, TripletEvaluator
+
+    folder = Path(shutil.copytree(small_model, tmp_path / "model"))
+    path = folder / "config_sentence_transformers.json"
+    settings = json.loads(path.read_text()) if path.is_file() else {}
+    prompts = {"query": "music loud dog: ", "document": "a man sings: "}
+    path.write_text(json.dumps(settings | {"prompts": prompts}))
+    rows = demo.triplets(count=60, seed=5)
+    lines = [json.dumps(dict(zip(("anchor", "positive", "negative"), row, strict=True))) for row in rows]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    made = from_rows("made", rows, "pairs")
+    tasks = (f"retrieval:{write_folder(tmp_path / 'task', made)}", f"triplets:{tmp_path / 'rows.jsonl'}")
+    [plain], [found] = (
+        judge_models([open_model(str(where))], TaskSuite((), own=tasks)).models for where in (small_model, folder)
+    )
+    peer = SentenceTransformer(str(folder))
+    relevant: Any = {query: set(own) for query, own in made.relevant.items()}
+    expected = InformationRetrievalEvaluator(made.queries, made.documents, relevant)(peer)
+    for name, theirs in THEIRS.items():
+        assert found.scores[tasks[0]].values[name] == pytest.approx(100 * expected[f"cosine_{theirs}"], abs=1e-3), name
+    anchors, positives, negatives = map(list, zip(*rows, strict=True))
+    accuracy = TripletEvaluator(anchors, positives, negatives)(peer)["cosine_accuracy"]
+    assert found.scores[tasks[1]].value == pytest.approx(100 * accuracy, abs=1e-3)
+    assert found.protocol["prompts"] == {"query": prompts["query"], "document": prompts["document"]}
+    assert "prompts" not in plain.protocol
+    assert [score.values for score in plain.scores.values()] != [score.values for score in found.scores.values()]
 
 
 @pytest.mark.medium
