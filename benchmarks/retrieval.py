@@ -20,7 +20,7 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,13 +154,23 @@ def trec_values(peer: Any, task: Retrieval) -> dict[str, float]:
     return {name: total / len(queries) for name, total in sums.items()}
 
 
-def measure(folder: str, tasks: list[Retrieval]) -> dict[str, Any]:
-    """Return the results of each task."""
+def measure(folder: str, tasks: list[Retrieval], say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Return the results of each task; say: called with a line on each."""
     model, peer, rng = open_model(folder), peer_model(folder), np.random.default_rng(0)
     warm = demo.sentences(count=2000)
     model.encode(warm)
     peer.encode(warm[:256], batch_size=32, show_progress_bar=False)
-    return {task.name: compare(model, peer, task, rng) for task in tasks}
+    found = {}
+    for task in tasks:
+        found[task.name] = own = compare(model, peer, task, rng)
+        seconds = own["seconds"]
+        say(
+            f"{task.name}: {own['queries']:,} queries, {own['documents']:,} documents; nDCG@10 "
+            f"{100 * own['values']['pytrec_eval ndcg@10'][0]:.2f}; largest of {len(own['values'])} differences "
+            f"{own['worst difference']:.1e}; seconds {seconds['ours']:.1f}, sentence-transformers "
+            f"{seconds['sentence-transformers']:.1f}"
+        )
+    return found
 
 
 def main() -> int:
@@ -170,15 +180,7 @@ def main() -> int:
     tasks += [wiki_task(FLAGS.wiki, FLAGS.sentences)] if FLAGS.wiki else []
     if not tasks or not FLAGS.model:
         raise UserError("--model=DIR, and one or more of --nli, --sts and --wiki are needed.")
-    found = measure(FLAGS.model, tasks)
-    for name, own in found.items():
-        seconds = own["seconds"]
-        print(
-            f"{name}: {own['queries']:,} queries, {own['documents']:,} documents; nDCG@10 "
-            f"{100 * own['values']['pytrec_eval ndcg@10'][0]:.2f}; largest of {len(own['values'])} differences "
-            f"{own['worst difference']:.1e}; seconds {seconds['ours']:.1f}, sentence-transformers "
-            f"{seconds['sentence-transformers']:.1f}"
-        )
+    found = measure(FLAGS.model, tasks, lambda line: print(line, flush=True))
     if FLAGS.json:
         Path(FLAGS.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 0

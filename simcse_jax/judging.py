@@ -155,7 +155,7 @@ def _kept(encode: Encode) -> Encode:
         key = tuple(texts)
         if key in found:
             return found[key]
-        vectors = np.asarray(encode(texts))
+        vectors = np.asarray(encode(list(texts)))
         if sum(each.nbytes for each in (vectors, *found.values())) <= MOST_KEPT:
             found[key] = vectors
         return vectors
