@@ -90,7 +90,7 @@ def test_broken_vectors_are_refused() -> None:
         evaluate_retrieval(lambda texts: np.full((len(texts), 4), np.nan, np.float32), random_task(), "made")
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_prompts_for_queries_and_documents_are_those_of_sentence_transformers(
     small_model: Path, tmp_path: Path
 ) -> None:
