@@ -72,7 +72,7 @@ def _run_folder(workdir: Path, pooler: str | None) -> Origin:
         pooler=info["pooler"],
         load=lambda _: load_best(workdir)[0],
         widths=matryoshka_widths(info),
-        texts=trained_texts(info["recipe"]),
+        texts=trained_texts(info["recipe"]["data.prompts"], info["recipe"]["data.include_prompt"]),
         workdir=workdir,
         run=info,
     )

@@ -130,7 +130,7 @@ def export_run(workdir: str | Path, out: str | Path, **forms: Any) -> None:
         card={key: info[key] for key in ("recipe", "data", "scores", "step")} | {"defaults": defaults()},
         train_pooler=info["train_pooler"],
         widths=matryoshka_widths(info),
-        texts=trained_texts(info["recipe"]),
+        texts=trained_texts(info["recipe"]["data.prompts"], info["recipe"]["data.include_prompt"]),
         **forms,
     )
 

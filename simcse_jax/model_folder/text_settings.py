@@ -72,16 +72,16 @@ PLAIN = TextSettings()
 QUERY, DOCUMENT = "query", "document"  # what sentence-transformers' encode_query and encode_document look for
 
 
-def trained_texts(recipe: Mapping[str, Any]) -> TextSettings:
+def trained_texts(prompts_key: str, include_prompt: bool) -> TextSettings:
     """Return what a run's model says of texts: the prompts of its first two columns, the first as the default.
 
-    recipe: every key by its full name.
+    prompts_key: the value of data.prompts. include_prompt: that of data.include_prompt.
     """
-    prompts = parse_prompts(recipe["data.prompts"])
+    prompts = parse_prompts(prompts_key)
     if not prompts:
         return PLAIN
     named = {QUERY: prompts[0], DOCUMENT: prompts[min(1, len(prompts) - 1)]}
-    return TextSettings(None, named, QUERY if prompts[0] else None, recipe["data.include_prompt"])
+    return TextSettings(None, named, QUERY if prompts[0] else None, include_prompt)
 
 
 def read_text_settings(folder: Path, limit: int) -> TextSettings:

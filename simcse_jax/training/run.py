@@ -129,7 +129,7 @@ def _assemble(config: Config, workdir: Path) -> Run:
     require_equal({f"the content of {key}": fingerprint for key, fingerprint in contents.items()})
     total_steps = config.train.total_steps(batches.steps_per_epoch)
     program = make_program(config, encoder, mesh, views, total_steps, predictor, vectors.width if vectors else 0)
-    texts = trained_texts(config.flat())
+    texts = trained_texts(config.data.prompts, config.data.include_prompt)
     sentences = SentenceEncoder(
         encoder, tokenizer, mesh, config.model.pooler, prompt=texts.prompt, include_prompt=texts.include_prompt
     )

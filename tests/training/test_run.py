@@ -32,6 +32,7 @@ from simcse_jax.training.display import describe
 from simcse_jax.training.loop import Outcome, falling, train
 from simcse_jax.training.mesh import make_mesh
 from simcse_jax.training.metrics import MetricsWriter, read_metrics
+from simcse_jax.training.optimizer import make_optimizer
 from simcse_jax.training.program import build_objective
 from simcse_jax.training.run import Run, prepare
 from tests.small_models import FROM_FOLDER, SMALL_ENCODER
@@ -357,6 +358,9 @@ def test_every_key_of_a_recipe_is_read(files: Path, tmp_path: Path, monkeypatch:
     # Keys of other losses, and of the predictor, which is looked for and not found.
     for loss in ("triplet", "sigmoid"):
         build_objective(dataclasses.replace(config.objective, loss=loss), make_mesh(1))
+    for name, schedule in (("muon", "warmup_stable_decay"), ("lion", "cosine")):
+        other = dataclasses.replace(config.optimizer, name=name, schedule=schedule, weight_decay=0.1)
+        make_optimizer(other, 10)
     predicting = dataclasses.replace(config, data=dataclasses.replace(config.data, positive="mask", mask_model="none"))
     with pytest.raises(UserError, match="none"):
         prepare(predicting, tmp_path / "predicting")
