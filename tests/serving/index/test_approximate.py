@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,8 @@ def recall(index: SentenceIndex, top_k: int = 10) -> float:
 
 
 def is_approximate(index: SentenceIndex) -> bool:
-    return index._approximate is not None and index._approximate._index is not None
+    found: Any = index._approximate
+    return found is not None and found._index is not None
 
 
 @pytest.mark.parametrize("storage", ["float32", "int8"])
@@ -96,15 +98,15 @@ def test_built_anew_once_most_is_gone_or_it_has_grown() -> None:
         index.prepare()
         index.remove(range(1700))
         assert recall(index) >= 0.9
-        assert index._approximate is not None
-        assert len(index._approximate._places) == 1300
+        found: Any = index._approximate
+        assert len(found._places) == 1300
     index = made("ivfpq", 1000)
     index.prepare()
     index.add([""] * (COUNT - 1000), VECTORS[1000:])
     index.add([""] * 500, VECTORS[:500])
     index.prepare()
-    assert index._approximate is not None
-    assert index._approximate._index.nlist == 67  # the square root of 4,500; it was 31
+    found = index._approximate
+    assert found._index.nlist == 67  # the square root of 4,500; it was 31
 
 
 def test_too_few_left_to_be_worth_it_lose_nothing(tmp_path: Path) -> None:
