@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from simcse_jax.objective.contrastive import unit
+from simcse_jax.objective.unit import unit
 
 
 def angle(anchors: jax.Array, positives: jax.Array) -> jax.Array:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +15,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from simcse_jax.group import NO_TEXT
+from simcse_jax.objective.false_negatives import Limit, find_similar
 from simcse_jax.objective.loss import Learned, Loss
 from simcse_jax.objective.tiles import Anchors, Candidates, Rules, Statistics
+from simcse_jax.objective.unit import unit
 
 Metrics = dict[str, jax.Array]
 
@@ -92,28 +93,18 @@ def make_contrastive(
         ids = jax.lax.axis_index(axes) * count + jnp.arange(count, dtype=jnp.int32)
         own_text_ids = text_ids[:2, ids].T
 
-        own_guide, their_guide, limits = None, None, None
-        if guide is not None:
-            own_guide = by_example(guide, candidates.shape[1] + 1)  # [b, K + 1, D']
-            their_guide = jax.lax.all_gather(own_guide, axes, axis=0, tiled=True)
-        if limit is not None:
-            pairs = (anchors, candidates[:, 0]) if own_guide is None else (own_guide[:, 0], own_guide[:, 1])
-            limits = limit.of_positives(jax.lax.stop_gradient(cosines(*pairs)))
+        similar = find_similar(limit, guide, anchors, candidates, axes)
 
         def own(z: jax.Array, place: int) -> Anchors:
-            return Anchors(z, ids, own_text_ids, limits, None if own_guide is None else own_guide[:, place])
+            return similar.of_anchors(Anchors(z, ids, own_text_ids), place)
 
-        everyone = _with_ids(gathered[:, : len(text_ids) - 1], text_ids[1:])
-        if their_guide is not None:
-            everyone = everyone._replace(guide=their_guide[:, 1:])
+        everyone = similar.of_candidates(_with_ids(gathered[:, : len(text_ids) - 1], text_ids[1:]), 1)
         if queue is not None:
             everyone = _with_queue(everyone, queue._replace(z=scaled(jax.lax.stop_gradient(queue.z))))
         losses, statistics = loss.of_anchors(rules, options, learned, own(anchors, 0), everyone)
         if symmetric:
             positives = own(candidates[:, 0], 1)
-            others = _with_ids(gathered[:, -1:], text_ids[:1])
-            if their_guide is not None:
-                others = others._replace(guide=their_guide[:, :1])
+            others = similar.of_candidates(_with_ids(gathered[:, -1:], text_ids[:1]), 0, 1)
             losses = (losses + loss.of_anchors(rules, options, learned, positives, others)[0]) / 2
         mean, sums = jax.lax.psum((losses.sum(), jnp.stack(statistics).sum(1)), axes)
         return mean / total, _averaged(Statistics(*sums), total)
@@ -153,40 +144,6 @@ def mean_over_widths(
     found = {width: of_width(width) for width in sorted(widths, reverse=True)}
     losses = {f"loss_{width}": value for width, (value, _) in found.items()}
     return functools.reduce(jnp.add, losses.values()) / len(losses), found[max(widths)][1] | losses
-
-
-@dataclass(frozen=True)
-class Limit:
-    """State which candidates are too similar to an anchor to be its negatives, by the cosine s(p) of its positive.
-
-    kind: "absolute", those of a cosine above s(p) - margin; "relative", above s(p) - |s(p)| margin; "fixed", above
-    the margin itself. The positive is never left out, an own hard negative may be.
-    """
-
-    kind: str
-    margin: float
-
-    def of_positives(self, cosines: jax.Array) -> jax.Array:
-        """Return float[b], the highest cosine of a negative of each anchor; cosines: with their positives."""
-        if self.kind == "fixed":
-            return jnp.full_like(cosines, self.margin)
-        return cosines - self.margin * (jnp.abs(cosines) if self.kind == "relative" else 1.0)
-
-
-def cosines(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Return the cosine of each pair of vectors [..., D]."""
-    return (unit(x) * unit(y)).sum(-1)
-
-
-def unit(z: jax.Array) -> jax.Array:
-    """Return z / |z| over the last axis; a zero vector stays zero, and its gradient finite."""
-    return z * jax.lax.rsqrt(jnp.maximum((z * z).sum(-1, keepdims=True), 1e-24))
-
-
-def by_example(guide: jax.Array, texts: int) -> jax.Array:
-    """Return unit vectors [b, texts, D'] of a guide's vectors [G, V, n, D'], V = texts or 1."""
-    vectors = jnp.moveaxis(guide, 1, 2).reshape(-1, guide.shape[1], guide.shape[-1])
-    return unit(jnp.broadcast_to(vectors, (len(vectors), texts, vectors.shape[-1])))
 
 
 def _with_ids(z: jax.Array, text_ids: jax.Array) -> Candidates:

@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from simcse_jax.objective import tiles
-from simcse_jax.objective.contrastive import Metrics, Objective, cosines, mean_over_widths
+from simcse_jax.objective.contrastive import Metrics, Objective, mean_over_widths
 from simcse_jax.objective.loss import Loss
+from simcse_jax.objective.unit import cosines
 
 
 @dataclass(frozen=True)

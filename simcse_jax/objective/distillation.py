@@ -19,8 +19,9 @@ from jax.sharding import PartitionSpec as P
 
 from simcse_jax.group import NO_TEXT
 from simcse_jax.objective import tiles
-from simcse_jax.objective.contrastive import Metrics, by_example, unit
+from simcse_jax.objective.contrastive import Metrics
 from simcse_jax.objective.tiles import HIGHEST
+from simcse_jax.objective.unit import by_example, unit
 
 # (embeddings [K, G, n, D], teacher's vectors [G, V, n, D'], text_ids, projection or None) -> (loss, metrics)
 Distillation = Callable[..., tuple[jax.Array, Metrics]]

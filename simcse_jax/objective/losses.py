@@ -7,13 +7,13 @@ keyword-only parameters; add keys that are new to config/schema.py; add a line t
 from __future__ import annotations
 
 from simcse_jax.objective.angle import angle
-from simcse_jax.objective.contrastive import cosines
 from simcse_jax.objective.cosent import GradedLoss
 from simcse_jax.objective.info_nce import info_nce
 from simcse_jax.objective.loss import BIAS, TEMPERATURE, Loss, PairwiseLoss
 from simcse_jax.objective.margin_ranking import margin_ranking
 from simcse_jax.objective.sigmoid import sigmoid
 from simcse_jax.objective.triplet import triplet
+from simcse_jax.objective.unit import cosines
 
 LOSSES: dict[str, Loss] = {
     "info_nce": Loss(info_nce, learned={"temperature": TEMPERATURE}),

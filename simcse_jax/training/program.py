@@ -16,9 +16,10 @@ from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import width_of
-from simcse_jax.objective.contrastive import Limit, Objective, make_contrastive
+from simcse_jax.objective.contrastive import Objective, make_contrastive
 from simcse_jax.objective.cosent import GradedLoss, make_graded
 from simcse_jax.objective.distillation import Distillation, make_distillation, options_of
+from simcse_jax.objective.false_negatives import Limit
 from simcse_jax.objective.losses import LOSSES
 from simcse_jax.training.mesh import state_shardings
 from simcse_jax.training.optimizer import make_optimizer

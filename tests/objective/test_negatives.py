@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from simcse_jax.group import NO_TEXT
-from simcse_jax.objective.contrastive import Limit, Queue, make_contrastive
+from simcse_jax.objective.contrastive import Queue, make_contrastive
+from simcse_jax.objective.false_negatives import Limit
 from simcse_jax.objective.losses import LOSSES
 from simcse_jax.training.mesh import make_mesh
 from tests.objective.test_losses import BATCH, GROUPS, SIZE, WIDTH, assert_gradient, inputs, value_and_gradients
