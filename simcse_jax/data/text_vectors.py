@@ -18,6 +18,7 @@ import numpy as np
 from simcse_jax.data.tokenise import text_hashes
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import progress_bar
+from simcse_jax.system.vectors import check_vectors, normalize
 from simcse_jax.system.whole_file import to_disk, writing
 
 SAMPLE = 50_000  # vectors that decide which axes are kept
@@ -50,7 +51,7 @@ class TextVectors:
         self.fingerprint = fingerprint
         self._hashes: np.ndarray = np.load(folder / _HASHES)  # uint64[U], ascending
         self._vectors: np.ndarray = np.load(folder / _VECTORS, mmap_mode="r")  # float16[U, D]
-        self._axes: np.ndarray | None = None  # float32[D, width]: what the vectors are reduced to
+        self._axes: np.ndarray | None = None  # float64[D, width]: what the vectors are reduced to
 
     def reduced(self, width: int) -> TextVectors:
         """Return the same vectors with `width` features, in which their products stay as near as they can.
@@ -70,7 +71,7 @@ class TextVectors:
         axes = axes[:, : -width - 1 : -1]
         signs = np.sign(axes[np.abs(axes).argmax(0), np.arange(width)])  # else a matter of the library
         found = copy.copy(self)
-        found._axes = (axes * signs).astype(np.float32)
+        found._axes = axes * signs
         return found
 
     @property
@@ -86,8 +87,10 @@ class TextVectors:
         places = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
         is_there = self._hashes[places] == hashes
         assert (is_there | (hashes == 0)).all(), "every text of the corpus has a vector"
-        found = np.where(is_there[..., None], self._vectors[places], np.float16(0)).astype(np.float32)
-        return found if self._axes is None else found @ self._axes
+        found = np.where(is_there[..., None], self._vectors[places], np.float16(0))
+        if self._axes is not None:  # in float64, as a product in float32 differs with the number of rows
+            found = found.astype(np.float64) @ self._axes
+        return found.astype(np.float32)
 
 
 def wanted_texts(hashes: np.ndarray) -> np.ndarray:
@@ -132,7 +135,7 @@ def _fill(partial: Path, wanted: np.ndarray, source: VectorSource) -> int:
     with progress_bar(len(wanted), what=f"vectors of {source.name}", unit="texts", done=int(done.sum())) as bar:
         for texts, block in source.blocks(missing):
             places = np.searchsorted(wanted, text_hashes(texts))
-            vectors[places] = _of_length_one(block, texts, source.name)
+            vectors[places] = normalize(check_vectors(np.asarray(block), texts, source.name, zeros=True))
             vectors.flush()  # before they are marked as done
             done[places] = True
             bar.update(len(texts))
@@ -147,13 +150,3 @@ def _opened(partial: Path, wanted: np.ndarray, width: int) -> tuple[np.memmap, n
         np.lib.format.open_memmap(partial / _DONE, "w+", bool, (len(wanted),)).flush()
         np.save(partial / _HASHES, wanted)
     return np.lib.format.open_memmap(partial / _VECTORS, "r+"), np.lib.format.open_memmap(partial / _DONE, "r+")
-
-
-def _of_length_one(vectors: np.ndarray, texts: Sequence[str], name: str) -> np.ndarray:
-    """Return the vectors scaled to length 1, float32[n, D]; a zero vector stays zero."""
-    vectors = np.asarray(vectors, np.float32)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    is_finite = np.isfinite(lengths[:, 0])
-    if not is_finite.all():
-        raise UserError(f"{name}: the vector of {texts[int(np.argmin(is_finite))]!r:.80} is not finite.\nMake it anew.")
-    return vectors / np.maximum(lengths, 1e-12)

@@ -42,6 +42,8 @@ class VectorFiles:
         for path in self._paths:
             with open_parquet(path, str(path)) as file:
                 for batch in file.iter_batches(columns=["text", "vector"], batch_size=_BLOCK):
+                    if batch.column("text").null_count or batch.column("vector").null_count:
+                        raise UserError(f"{path} has rows without a text or a vector.\nRemove them, or embed again.")
                     texts = batch.column("text").to_pylist()
                     chosen = np.flatnonzero(missing(texts))
                     if not len(chosen):

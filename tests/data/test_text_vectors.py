@@ -69,6 +69,8 @@ def test_reduced_vectors_keep_their_products(tmp_path: Path) -> None:
         found = reduced(HASHES)
         assert found.shape == (20, width)
         np.testing.assert_allclose(found @ found.T, best @ best.T, atol=1e-5)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(np.concatenate([reduced(HASHES[n : n + 1]) for n in range(20)]), found)
     with pytest.raises(UserError, match=r"teacher\.width = 7(.|\n)*teacher\.width=6"):
         whole.reduced(7)
 
@@ -119,7 +121,15 @@ def test_files_that_do_not_suit(tmp_path: Path) -> None:
         VectorFiles([str(tmp_path / "none.parquet")])
     broken = VECTORS.copy()
     broken[7, 2] = np.nan
-    with pytest.raises(UserError, match=r"bad.parquet: the vector of 'text 7' is not finite"):
+    with pytest.raises(UserError, match=r"bad.parquet: .*not finite.*'text 7'"):
         write_text_vectors(
             tmp_path / "v", wanted_texts(HASHES), VectorFiles([write(tmp_path / "bad.parquet", TEXTS, broken)])
         )
+    column = pa.array([None, *VECTORS[1:].tolist()], pa.list_(pa.float32(), 6))
+    for holes in (
+        {"text": TEXTS, "vector": column},
+        {"text": [None, *TEXTS[1:]], "vector": column.fill_null([0.0] * 6)},
+    ):
+        pq.write_table(pa.table(holes), tmp_path / "holes.parquet")
+        with pytest.raises(UserError, match=r"holes.parquet has rows without a text or a vector"):
+            write_text_vectors(tmp_path / "w", wanted_texts(HASHES), VectorFiles([str(tmp_path / "holes.parquet")]))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,17 @@ def test_a_second_start_reads_the_vectors(tmp_path: Path, small_model: Path, mon
 
 
 @pytest.mark.medium
+def test_a_teacher_whose_folder_cuts_its_vectors_is_another(tmp_path: Path, small_model: Path) -> None:
+    """Its weights are the same, so the vectors in the cache must tell them apart by their width."""
+    shutil.copytree(small_model, tmp_path / "cut")
+    settings = tmp_path / "cut" / "config_sentence_transformers.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"truncate_dim": 8}))
+    for folder, width in ((small_model, 32), (tmp_path / "cut", 8)):
+        run = prepare_small(tmp_path / f"run-{width}", tmp_path / "cache", **ALONE, teacher__name=str(folder))
+        assert run.batches.vectors is not None
+        assert run.batches.vectors.width == width
+
+
 def test_a_run_goes_on_with_the_same_teacher_only(tmp_path: Path, small_model: Path, make_once: Any) -> None:
     from tests.small_models import export_small
 
