@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from simcse_jax import cli
+from simcse_jax.serving import mining_command, model_flags
+from simcse_jax.serving.mining_command import MINE, PAIRS
+from simcse_jax.serving.model_flags import MODEL
 from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
-    from simcse_jax.serving.mining import Rules
     from simcse_jax.serving.model import SimCSE
     from simcse_jax.serving.web.guard import Settings
 
-_MODEL = flags.DEFINE_string("model", "", "A run folder, an exported or Hugging Face folder, or a Hub name.")
+for module in (model_flags, mining_command):
+    flags.adopt_module_key_flags(module)  # --help shows them
 _CORPUS = flags.DEFINE_list(
     "corpus",
     [],
@@ -42,54 +45,12 @@ _KIND = flags.DEFINE_string(
 )
 _STORAGE = flags.DEFINE_string("storage", "float32", "The type of stored vectors: float32, float16 or int8.")
 _SAVE = flags.DEFINE_string("save_index", "", "A folder to save the index to; give it as --corpus next time.")
-_POOLER = flags.DEFINE_string("pooler", "", "The pooler, if not the one that the model was trained for.")
-_DTYPE = flags.DEFINE_string("dtype", "float32", "The precision of the computation: float32 or bfloat16.")
-_PRODUCTS = flags.DEFINE_string(
-    "products",
-    "float32",
-    "Factors of matrix products: float32; bfloat16 (rounded; fast on CPUs with matrix units); auto.",
-)
-_MAX_LENGTH = flags.DEFINE_integer(
-    "max_length", None, "Tokens at which texts are cut. Default: 128, or the model's own limit if lower.", lower_bound=3
-)
-_TRUNCATE = flags.DEFINE_integer(
-    "truncate_dim",
-    None,
-    "First features of a vector to keep, before it is scaled. Default: the folder's setting, or all.",
-    lower_bound=1,
-)
 _PROMPT_NAME = flags.DEFINE_string("prompt_name", None, "The prompt of queries, by its name in the model.")
 _PROMPT = flags.DEFINE_string("prompt", None, "The same by its words. Default: the model's default prompt, if any.")
 _CORPUS_PROMPT_NAME = flags.DEFINE_string(
     "corpus_prompt_name", None, "The prompt of --corpus, by its name in the model."
 )
 _CORPUS_PROMPT = flags.DEFINE_string("corpus_prompt", None, "The same by its words; of a new index, which keeps it.")
-_MINE = flags.DEFINE_string(
-    "mine_negatives", "", "A .csv file for training to write: the rows of --pairs with hard negatives."
-)
-_PAIRS = flags.DEFINE_list(
-    "pairs",
-    [],
-    "With --mine-negatives: training files of anchors and positives. The positives are the default of --corpus.",
-)
-_RANKS = flags.DEFINE_list("ranks", ["1", "100"], "With --mine-negatives: the first and last rank of a hard negative.")
-_MARGIN = flags.DEFINE_float("margin", 0.05, "With --mine-negatives: how far below the positive's score to stay.", 0, 2)
-_RELATIVE = flags.DEFINE_float(
-    "relative_margin",
-    0.0,
-    "With --mine-negatives: the same as a share of the positive's score: 0.05 is 5 % below.",
-    0,
-    2,
-)
-_CEILING = flags.DEFINE_float("ceiling", 0.9, "With --mine-negatives: the highest score of a hard negative.", -1, 1)
-_FLOOR = flags.DEFINE_float("floor", -1.0, "With --mine-negatives: the lowest score of a hard negative.", -1, 1)
-_NEGATIVES = flags.DEFINE_integer(
-    "negatives", 1, "With --mine-negatives: hard negatives of a row, at most.", lower_bound=1
-)
-_SAMPLED = flags.DEFINE_bool(
-    "sampled", False, "With --mine-negatives: draw them among all that the other flags admit, not the most similar."
-)
-_SEED = flags.DEFINE_integer("seed", 0, "With --sampled: the seed of the draw.", lower_bound=0)
 _SERVE = flags.DEFINE_bool(
     "serve", False, "Serve a JSON API and a page (needs fastapi and uvicorn). --corpus is optional."
 )
@@ -110,28 +71,21 @@ _PORT = flags.DEFINE_integer("port", 8000, "With --serve: the port; 0 for any fr
 
 def main() -> None:
     """Search, mine hard negatives or serve, as the flags say."""
-    if not _MODEL.value:
+    if not MODEL.value:
         raise UserError("--model is needed: a run folder, an exported or Hugging Face folder, or a Hub name.")
     _refuse_early()
-    if not (_CORPUS.value or _SERVE.value or _PAIRS.value):
+    if not (_CORPUS.value or _SERVE.value or PAIRS.value):
         raise UserError(
             "--corpus is needed: a file of sentences, or a saved index.\nFor example: --corpus=sentences.txt"
         )
 
-    from simcse_jax.serving.model import SimCSE
-    from simcse_jax.system.compiled import keep_compiled
-    from simcse_jax.system.devices import start_devices
-
-    start_devices()
-    keep_compiled()
-    how = (_POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value, _TRUNCATE.value)
-    model = SimCSE(_MODEL.value, *how)
+    model = model_flags.open_simcse()
     prompt = model.encoder.prompt(_PROMPT_NAME.value, _PROMPT.value)
     _say_prompts(model)
     if _CORPUS.value:
         _fill(model)
-    if _MINE.value:
-        _mine(model)
+    if MINE.value:
+        mining_command.mine(model, prompt, _corpus_prompt())
         return
     if _SERVE.value:
         from simcse_jax.serving.web.launch import serve
@@ -170,22 +124,13 @@ def _say_prompts(model: SimCSE) -> None:
 def _refuse_early() -> None:
     """Raise UserError now for mistakes that would otherwise stop the command after everything is encoded."""
     from simcse_jax.serving.index.folder import require_index_or_empty
-    from simcse_jax.serving.mining import open_pairs, require_csv
 
-    of_mining = ("ranks", "margin", "relative_margin", "ceiling", "floor", "negatives", "sampled", "seed")
-    if not _MINE.value and (idle := next((name for name in of_mining if flags.FLAGS[name].present), None)):
-        raise UserError(f"--{idle} is of --mine-negatives, which is not given. Give it, or leave --{idle} out.")
-    if bool(_MINE.value) != bool(_PAIRS.value):
-        raise UserError("--mine-negatives=OUT.csv and --pairs=TRAINING_FILE need each other. Give both or neither.")
-    if _MINE.value:
-        if _SERVE.value or _QUERY.value:
-            other = "--serve" if _SERVE.value else "--query"
-            raise UserError(f"--mine-negatives and {other} exclude each other. Leave one out.")
-        require_csv(Path(_MINE.value).expanduser())
-        _rules()
-        if Path(_MINE.value).resolve() in [Path(name).resolve() for name in (*_PAIRS.value, *_CORPUS.value)]:
-            raise UserError(f"--mine-negatives={_MINE.value} would overwrite an input file. Give another file.")
-        open_pairs(_PAIRS.value)
+    mining_command.require_complete()
+    if MINE.value and (_SERVE.value or _QUERY.value):
+        other = "--serve" if _SERVE.value else "--query"
+        raise UserError(f"--mine-negatives and {other} exclude each other. Leave one out.")
+    if MINE.value and Path(MINE.value).resolve() in [Path(name).resolve() for name in (*PAIRS.value, *_CORPUS.value)]:
+        raise UserError(f"--mine-negatives={MINE.value} would overwrite an input file. Give another file.")
     if _SAVE.value:
         require_index_or_empty(Path(_SAVE.value).expanduser())
     if any(not query.strip() for query in _QUERY.value):
@@ -207,7 +152,7 @@ def _refuse_early() -> None:
     of_new = ("kind", "storage", "column", "corpus_prompt_name", "corpus_prompt")
     given = [name for name in of_new if flags.FLAGS[name].present]
     # Where hard negatives are mined, the positives are a corpus.
-    unused = [name for name in given if not (_MINE.value and name.startswith("corpus_prompt"))]
+    unused = [name for name in given if not (MINE.value and name.startswith("corpus_prompt"))]
     unused += ["save_index"] if _SAVE.value else []
     if unused and not _CORPUS.value:
         raise UserError(f"--{unused[0]} is about the index of --corpus, which is missing. Give one, or leave it out.")
@@ -227,35 +172,13 @@ def _settings() -> Settings:
     from simcse_jax.serving.web.guard import Settings
 
     return Settings(
-        name=_name(_MODEL.value),
+        name=_name(MODEL.value),
         host=_HOST.value,
         port=_PORT.value,
         api_key=os.environ.get("SIMCSE_API_KEY"),  # Settings refuses an empty one
         hosts=tuple(_ALLOWED.value),
         path_prefix=_PREFIX.value,
         origins=tuple(_ORIGINS.value),
-    )
-
-
-def _rules() -> Rules:
-    """Return which texts are hard negatives, as the flags say."""
-    from simcse_jax.serving.mining import Rules
-
-    try:
-        low, high = map(int, _RANKS.value)
-    except ValueError:
-        raise UserError(f"--ranks={','.join(_RANKS.value)} must be two integers, for example --ranks=1,100.") from None
-    if flags.FLAGS["seed"].present and not _SAMPLED.value:
-        raise UserError("--seed is of --sampled, which is not given. Give it, or leave --seed out.")
-    return Rules(
-        (low, high),
-        _MARGIN.value,
-        _RELATIVE.value,
-        _CEILING.value,
-        _FLOOR.value,
-        _NEGATIVES.value,
-        _SAMPLED.value,
-        _SEED.value,
     )
 
 
@@ -299,36 +222,6 @@ def _fill(model: SimCSE) -> None:
     if _SAVE.value:
         model.save(Path(_SAVE.value).expanduser())
         print(f"written: {_SAVE.value}", file=sys.stderr)
-
-
-def _mine(model: SimCSE) -> None:
-    """Write the training file with hard negatives."""
-    from simcse_jax.serving.mining import hard_negatives, open_pairs, read_pairs, write_negatives
-
-    rules = _rules()
-    pairs = read_pairs(_PAIRS.value)
-    tables = zip(*open_pairs(_PAIRS.value), strict=True)
-    if left := {name for table, read in tables for name in (*table.columns, *table.other_columns) if name not in read}:
-        print(f"not read: {', '.join(sorted(left))}", file=sys.stderr)
-    prompt = model.encoder.prompt(_PROMPT_NAME.value, _PROMPT.value)
-    index = model.index
-    if index is None:
-        texts = list(dict.fromkeys(positive for _, positive in pairs))
-        index = model.build_index(texts, show_progress=True, **_corpus_prompt())
-    anchors, positives = (
-        model.encode([pair[side] for pair in pairs], show_progress=True, prompt=words)
-        for side, words in ((0, prompt), (1, index.prompt))
-    )
-    if len(index) <= rules.ranks[1]:
-        print(
-            f"note: --ranks={','.join(_RANKS.value)} covers the whole corpus of {len(index):,} sentences; "
-            "a larger --corpus gives better negatives",
-            file=sys.stderr,
-        )
-    found = hard_negatives(pairs, anchors, positives, index, rules)
-    count, total = write_negatives(_MINE.value, found, rules.negatives)
-    of_all = "triplets" if rules.negatives == 1 else f"rows with {total:,} hard negatives"
-    print(f"written: {_MINE.value} ({count:,} {of_all} of {len(pairs):,} pairs)")
 
 
 def _asked() -> Iterator[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import numpy as np
 
 from simcse_jax.data.texts import in_blocks, open_column
 from simcse_jax.embedding_model import open_model
+from simcse_jax.serving.argument_names import names_ours
 from simcse_jax.serving.index.folder import vector_fingerprint
 from simcse_jax.serving.index.sentence_index import Hit, SentenceIndex, open_index
 from simcse_jax.serving.paraphrases import Pair, paraphrases
@@ -25,35 +25,6 @@ from simcse_jax.system.vectors import require_cosine
 
 SHORT = 128  # tokens at which texts are cut if nobody asks for more
 BATCH = 16384  # sentences that are tokenised, sorted by length and packed together
-# What does here what an argument of other libraries does.
-THEIR_ARGUMENTS = {
-    "model_name_or_path": "name",
-    "pooling": "pooler",
-    "device": "the variable JAX_PLATFORMS, set before Python starts",
-    "sentence": "sentences",
-    "sentences_or_file_path": "sentences, which may be the Path of a file",
-    "show_progress_bar": "show_progress",
-    "normalize_embeddings": "normalize",
-    "normalize_to_unit": "normalize",
-    "convert_to_numpy": "return_numpy",
-    "convert_to_tensor": "return_numpy=False",
-    "keepdim": "a list of one sentence",
-    "use_faiss": 'kind="hnsw" or "ivfpq"',
-    "faiss_fast": 'kind="ivfpq"',
-}
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def _names_ours(method: Method) -> Method:
-    """Let a TypeError for an argument of another library name ours."""
-
-    @functools.wraps(method)
-    def call(*args: Any, **options: Any) -> Any:
-        for name in options.keys() & THEIR_ARGUMENTS.keys():
-            raise TypeError(f"{method.__qualname__}() has no argument {name}. Use {THEIR_ARGUMENTS[name]}.")
-        return method(*args, **options)
-
-    return call  # pyright: ignore[reportReturnType]
 
 
 class SimCSE:
@@ -68,7 +39,7 @@ class SimCSE:
     UserError if the model cannot be read, or if it does not say how it pools and `pooler` is not given.
     """
 
-    @_names_ours
+    @names_ours
     def __init__(
         self,
         name: str | Path,
@@ -174,7 +145,7 @@ class SimCSE:
         prompt: str | None = None,
     ) -> jax.Array: ...
 
-    @_names_ours
+    @names_ours
     def encode(
         self,
         sentences: str | Iterable[str] | Path,
@@ -243,7 +214,7 @@ class SimCSE:
         self, queries: Iterable[str] | np.ndarray | jax.Array, keys: Iterable[str] | np.ndarray | jax.Array
     ) -> np.ndarray: ...
 
-    @_names_ours
+    @names_ours
     def similarity(self, queries: Any, keys: Any) -> float | np.ndarray:
         """Return the cosines of N queries and M keys as float32[N, M].
 
@@ -253,7 +224,7 @@ class SimCSE:
         cosines = np.clip(self._unit(queries) @ self._unit(keys).T, -1, 1)
         return float(cosines) if cosines.ndim == 0 else cosines
 
-    @_names_ours
+    @names_ours
     def build_index(
         self,
         sentences: Iterable[str] | Path,
@@ -318,7 +289,7 @@ class SimCSE:
     @overload
     def search(self, queries: np.ndarray, top_k: int = 5, threshold: float | None = None) -> Any: ...
 
-    @_names_ours
+    @names_ours
     def search(
         self,
         queries: Any,
@@ -357,14 +328,14 @@ class SimCSE:
                 for texts, vectors in read_vectors(sentences, self.fingerprint, index.prompt):
                     added.append(index.add(texts, vectors))
                     bar.update(len(texts))
-            return np.concatenate(added)
-        texts = open_column([str(sentences)]) if isinstance(sentences, Path) else sentences
-        checked = each_text(texts)
-        with progress_bar(_count(texts), show_progress) as bar:
-            added = [
-                index.add(part, self.encoder.encode(part, bar.update, True, index.prompt))
-                for part in in_blocks(checked, BATCH)
-            ]
+        else:
+            texts = open_column([str(sentences)]) if isinstance(sentences, Path) else sentences
+            checked = each_text(texts)
+            with progress_bar(_count(texts), show_progress) as bar:
+                added = [
+                    index.add(part, self.encoder.encode(part, bar.update, True, index.prompt))
+                    for part in in_blocks(checked, BATCH)
+                ]
         return np.concatenate(added) if added else np.zeros(0, np.int64)
 
     def _unit(self, of: Any, prompt: str | None = None) -> np.ndarray:

@@ -13,11 +13,7 @@ from simcse_jax.serving import mining
 from simcse_jax.serving.index.sentence_index import SentenceIndex
 from simcse_jax.serving.mining import Example, Rules, hard_negatives, read_pairs, write_negatives
 from simcse_jax.system.errors import UserError
-
-VECTORS = np.random.default_rng(0).standard_normal((60, 6)).astype(np.float32)
-VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
-COSINES = VECTORS @ VECTORS.T
-TEXTS = [f"sentence {n}" for n in range(60)]
+from tests.serving.made_vectors import COSINES, TEXTS, VECTORS
 
 
 @pytest.fixture(params=[1024, 7])

@@ -8,11 +8,7 @@ import pytest
 from simcse_jax.serving import paraphrases as finding
 from simcse_jax.serving.paraphrases import paraphrases
 from simcse_jax.system.errors import UserError
-
-VECTORS = np.random.default_rng(0).standard_normal((60, 6)).astype(np.float32)
-VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
-COSINES = VECTORS @ VECTORS.T
-TEXTS = [f"sentence {n}" for n in range(60)]
+from tests.serving.made_vectors import COSINES, TEXTS, VECTORS
 
 
 @pytest.fixture(params=[1024, 7])

@@ -1,0 +1,40 @@
+"""Define the flags that say which model a command encodes with, and how; open the model that they name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+if TYPE_CHECKING:
+    from simcse_jax.serving.model import SimCSE
+
+MODEL = flags.DEFINE_string("model", "", "A run folder, an exported or Hugging Face folder, or a Hub name.")
+_POOLER = flags.DEFINE_string("pooler", "", "The pooler, if not the one that the model was trained for.")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "The precision of the computation: float32 or bfloat16.")
+_PRODUCTS = flags.DEFINE_string(
+    "products",
+    "float32",
+    "Factors of matrix products: float32; bfloat16 (rounded; fast on CPUs with matrix units); auto.",
+)
+_MAX_LENGTH = flags.DEFINE_integer(
+    "max_length", None, "Tokens at which texts are cut. Default: 128, or the model's own limit if lower.", lower_bound=3
+)
+_TRUNCATE = flags.DEFINE_integer(
+    "truncate_dim",
+    None,
+    "First features of a vector to keep, before it is scaled. Default: the folder's setting, or all.",
+    lower_bound=1,
+)
+
+
+def open_simcse() -> SimCSE:
+    """Open the model of --model as the other flags say; start the devices, and keep compiled programs."""
+    from simcse_jax.serving.model import SimCSE
+    from simcse_jax.system.compiled import keep_compiled
+    from simcse_jax.system.devices import start_devices
+
+    start_devices()
+    keep_compiled()
+    how = (_POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value, _TRUNCATE.value)
+    return SimCSE(MODEL.value, *how)
