@@ -25,7 +25,7 @@ from simcse_jax.model_folder.st_modules import (
     OURS,
     WIDTHS,
     Pipeline,
-    read_pipeline,
+    read_pipeline_unless_given,
     read_scaling,
     read_widths,
     write_modules,
@@ -57,12 +57,7 @@ def convert(name: str, out: str | Path, pooler: str | None = None, **forms: Any)
     inner = encoder_folder(folder)
     architecture = read_architecture(inner)
     texts = read_text_settings(folder, architecture.max_length)
-    try:
-        does = read_pipeline(folder)
-    except UserError as error:
-        if not pooler:
-            raise UserError(f"{error}\nGive it as --pooler=NAME.") from error
-        does = Pipeline("")
+    does = read_pipeline_unless_given(folder, bool(pooler), "--pooler=NAME")
     if pooler and pooler != does.pooler:
         does = Pipeline(pooler, read_scaling(folder))
     params = load_params(inner, architecture, head="load" if does.pooler == "cls" else "none")

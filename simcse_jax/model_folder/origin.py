@@ -13,7 +13,7 @@ from simcse_jax.encoder.families.table import architecture_from_dict, read_archi
 from simcse_jax.model_folder.after_pooling import Step
 from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.pretrained import load_params
-from simcse_jax.model_folder.st_modules import Pipeline, read_pipeline, read_scaling, read_widths
+from simcse_jax.model_folder.st_modules import read_pipeline_unless_given, read_scaling, read_widths
 from simcse_jax.model_folder.text_settings import PLAIN, TextSettings, read_text_settings, trained_texts
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
@@ -87,12 +87,7 @@ def _model_folder(name: str, pooler_given: bool) -> Origin:
         raise UserError(f"There is no folder {name} in {Path.cwd()}, and no Hub model can be read:\n{error}") from None
     inner = encoder_folder(folder)
     sizes = read_architecture(inner)
-    try:
-        own = read_pipeline(folder)
-    except UserError as error:
-        if not pooler_given:
-            raise UserError(f"{error}\nGive it as --pooler=NAME, in Python as pooler=NAME.") from error
-        own = Pipeline("")
+    own = read_pipeline_unless_given(folder, pooler_given, "--pooler=NAME, in Python as pooler=NAME")
     return Origin(
         kind="model folder" if Path(name).expanduser().is_dir() else "Hub model",
         sizes=sizes,

@@ -100,6 +100,19 @@ def write_modules(
     write_json(folder / SETTINGS, settings)
 
 
+def read_pipeline_unless_given(folder: str | Path, pooler_given: bool, way_out: str) -> Pipeline:
+    """Return what `read_pipeline` does; where it finds no pooler and one is given, an empty pipeline.
+
+    way_out: how the caller gives one, "--pooler=NAME", for the error.
+    """
+    try:
+        return read_pipeline(folder)
+    except UserError as error:
+        if not pooler_given:
+            raise UserError(f"{error}\nGive it as {way_out}.") from error
+        return Pipeline("")
+
+
 def read_pipeline(folder: str | Path) -> Pipeline:
     """Return what a model folder does after its encoder, from our own file and sentence-transformers' modules.
 
