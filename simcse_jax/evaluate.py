@@ -8,12 +8,16 @@ from __future__ import annotations
 import dataclasses
 import glob
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from simcse_jax import cli
 from simcse_jax.evaluation.kinds import KINDS, name_task
 from simcse_jax.system.errors import UserError
+
+if TYPE_CHECKING:
+    from simcse_jax.embedding_model import EmbeddingModel
 
 _MODEL = flags.DEFINE_multi_string(
     "model",
@@ -73,7 +77,6 @@ def main() -> int:
     """Evaluate as the flags say; return 1 when a task failed."""
     from rich.console import Console
 
-    from simcse_jax.embedding_model import EmbeddingModel, open_model
     from simcse_jax.evaluation.senteval import senteval_folder
     from simcse_jax.evaluation.suite import GEOMETRY, TaskSuite, choose_tasks
     from simcse_jax.evaluation.terminal import print_results
@@ -94,16 +97,7 @@ def main() -> int:
     widths = read_widths(_TRUNCATE.value)
     keep_compiled()
 
-    def opened(given: str) -> EmbeddingModel:
-        name, pooler = name_and_pooler(given)
-        how = (pooler or _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value)
-        model = open_model(name, *how, prompt_name=_PROMPT_NAME.value, prompt=_PROMPT.value)
-        model.name = given
-        if model.max_length < (_MAX_LENGTH.value or 0):
-            print(f"NOTE: --max_length={_MAX_LENGTH.value}, and {given} takes {model.max_length} tokens: cut there.")
-        return model
-
-    models = iter([opened(given) for given in names])  # no reference stays here, so that each can be released
+    models = iter([_opened(given) for given in names])  # no reference stays here, so that each can be released
     for task in own:
         suite.load(task)  # so that a wrong file is an error now, not after other tasks
     needs_none = not tasks or (set(tasks) == {GEOMETRY} and suite.graded)
@@ -116,9 +110,21 @@ def main() -> int:
     return 1 if any(model.failures for model in results.models) else 0
 
 
+def _opened(given: str) -> EmbeddingModel:
+    """Open a model of --model as the other flags say."""
+    from simcse_jax.embedding_model import open_model
+
+    name, pooler = name_and_pooler(given)
+    how = (pooler or _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value)
+    model = open_model(name, *how, prompt_name=_PROMPT_NAME.value, prompt=_PROMPT.value)
+    model.name = given
+    if model.max_length < (_MAX_LENGTH.value or 0):
+        print(f"NOTE: --max_length={_MAX_LENGTH.value}, and {given} takes {model.max_length} tokens: cut there.")
+    return model
+
+
 def _write_sample() -> int:
     """Write the sheet of pairs that --sample_pairs asks for."""
-    from simcse_jax.embedding_model import open_model
     from simcse_jax.evaluation.retrieval.from_text import read_texts
     from simcse_jax.evaluation.sample_pairs import require_new_sheet, sample_pairs, write_sheet
     from simcse_jax.system.compiled import keep_compiled
@@ -126,15 +132,13 @@ def _write_sample() -> int:
     names, sources = model_names(_MODEL.value), _OWN["text"].value
     if len(names) != 1 or len(sources) != 1 or not _OUT.value:
         raise UserError("--sample_pairs needs one --model, one --text=FILE and --out=sheet.csv.")
-    if _TRUNCATE.value:
-        raise UserError("--truncate_dim is of scores, and --sample_pairs scores nothing. Leave one out.")
+    of_scores = ("truncate_dim", "data", "tasks", "split", "fast", *(kind for kind in _OWN if kind != "text"))
+    if idle := next((name for name in of_scores if flags.FLAGS[name].present), None):
+        raise UserError(f"--{idle} is of scores, and --sample_pairs scores nothing. Leave one out.")
     keep_compiled()
-    name, pooler = name_and_pooler(names[0])
-    how = (pooler or _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value)
-    model = open_model(name, *how, prompt_name=_PROMPT_NAME.value, prompt=_PROMPT.value)
     out = Path(_OUT.value).expanduser()
     require_new_sheet(out)
-    pairs = sample_pairs(model.encode, read_texts(sources[0]), _SAMPLE_PAIRS.value)
+    pairs = sample_pairs(_opened(names[0]).encode, read_texts(sources[0]), _SAMPLE_PAIRS.value)
     write_sheet(out, pairs)
     print(
         f"written: {out}, {len(pairs)} pairs. Grade each in the column score, say from 0 (unrelated) to 5 (the same); "

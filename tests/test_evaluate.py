@@ -186,6 +186,20 @@ def test_command_judges_a_run_into_its_own_folder(place: Path, tmp_path: Path) -
     assert "before training" in done.stdout
 
 
+@pytest.mark.medium
+def test_command_writes_a_sheet_to_grade(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("".join(f"Sentence {n} of many.\n" for n in range(40)))
+    flags = (f"--model={place / 'a'}", "--text=text.txt", "--sample_pairs=12", "--out=sheet.csv")
+    refused = evaluate(*flags, "--tasks=sts", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--tasks" in refused.stderr
+    done = evaluate(*flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    header, *rows = (tmp_path / "sheet.csv").read_text().splitlines()
+    assert header == "score,sentence1,sentence2"
+    assert len(rows) == 12
+
+
 def test_wrong_values_are_named(place: Path) -> None:
     a = str(place / "a")
     for wrong, names in (
