@@ -18,12 +18,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # else tokenizers warn 
 import hashlib
 import re
 import signal
-import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import jax
@@ -32,6 +30,7 @@ from filelock import FileLock
 
 from simcse_jax.system import compiled
 from tests import cpu_limit
+from tests.local_server import Handler, serving
 from tests.small_models import export_small, train_small
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -143,16 +142,8 @@ class HubServer:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_HEAD(self) -> None:
-            self.answer(with_body=False)
-
-        def do_GET(self) -> None:
-            self.answer(with_body=True)
-
+def _handler(hub: HubServer) -> type[Handler]:
+    class HubHandler(Handler):
         def answer(self, with_body: bool) -> None:
             hub.requests.append(f"{self.command} {self.path}")
             path = self.path.split("?")[0].strip("/")
@@ -171,18 +162,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             linked = {"X-Linked-Etag": etag, "X-Linked-Size": str(len(body))}
             return self.reply(200, {"ETag": etag, **linked, **commit}, body, with_body)
 
-        def reply(self, status: int, headers: dict[str, str], body: bytes, with_body: bool) -> None:
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if with_body:
-                self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    return Handler
+    return HubHandler
 
 
 def point_hub_at(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path, offline: bool = False) -> None:
@@ -204,17 +184,8 @@ def serve_hub(root: Path) -> Iterator[HubServer]:
     """Run an empty Hub."""
     hub = HubServer(root)
     hub.root.mkdir()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with serving(_handler(hub)) as hub.url:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def reached_from(hub: HubServer, folder: Path) -> dict[str, str]:

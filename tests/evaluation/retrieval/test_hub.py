@@ -1,14 +1,10 @@
 """Test retrieval tasks of the Hub: NanoBEIR and MTEB's layout, fetched by `datasets` from a Hub on this machine."""
 
-import contextlib
 import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -20,6 +16,7 @@ import pytest
 from simcse_jax.evaluation.retrieval import hub
 from simcse_jax.evaluation.retrieval.sources import load_retrieval
 from simcse_jax.system.errors import UserError
+from tests.local_server import Handler, serving
 
 ROOT = Path(__file__).parents[3]
 CORPUS = [{"_id": "d1", "text": "whales"}, {"_id": "d2", "text": "None"}]
@@ -31,41 +28,35 @@ READ = "import json, sys; from simcse_jax.evaluation.retrieval.sources import lo
 )
 
 
-def _handler(root: Path) -> type[BaseHTTPRequestHandler]:
+def _handler(root: Path) -> type[Handler]:
     """Return what answers as the Hub does for data sets: information, listings, and files."""
     commit = hashlib.sha1(b"commit").hexdigest()
+    named = {"X-Repo-Commit": commit}
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_HEAD(self) -> None:
-            self._answer(with_body=False)
-
-        def do_GET(self) -> None:
-            self._answer(with_body=True)
-
+    class DataSets(Handler):
         def do_POST(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
-            self._answer(with_body=True, asked=self.rfile.read(length))
+            self.answer(with_body=True, asked=self.rfile.read(length))
 
-        def _answer(self, with_body: bool, asked: bytes = b"") -> None:
+        def answer(self, with_body: bool, asked: bytes = b"") -> None:
             parts = self.path.split("?")[0].strip("/").split("/")
             if parts == [""]:
-                return self._reply(200, b"a hub", with_body)
+                return self.reply(200, named, b"a hub", with_body)
             if parts[0] == "api" and parts[1] == "datasets":
                 return self._api("/".join(parts[2:4]), parts[4:], asked, with_body)
             if parts[0] == "datasets" and "resolve" in parts and (root / "/".join(parts[1:3])).is_dir():
                 file = root / "/".join(parts[1:3]) / "/".join(parts[5:])
                 if file.is_file():
                     body = file.read_bytes()
-                    return self._reply(200, body, with_body, ETag=f'"{hashlib.sha256(body).hexdigest()}"')
-                return self._reply(404, b"", with_body, **{"X-Error-Code": "EntryNotFound"})
-            return self._reply(404, b"", with_body, **{"X-Error-Code": "RepoNotFound"})
+                    etag = f'"{hashlib.sha256(body).hexdigest()}"'
+                    return self.reply(200, named | {"ETag": etag}, body, with_body)
+                return self.reply(404, named | {"X-Error-Code": "EntryNotFound"}, b"", with_body)
+            return self.reply(404, named | {"X-Error-Code": "RepoNotFound"}, b"", with_body)
 
         def _api(self, repo: str, rest: list[str], asked: bytes, with_body: bool) -> None:
             folder = root / repo
             if not folder.is_dir():
-                return self._reply(404, b"", with_body, **{"X-Error-Code": "RepoNotFound"})
+                return self.reply(404, named | {"X-Error-Code": "RepoNotFound"}, b"", with_body)
             files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
             if not rest or rest[0] == "revision":
                 siblings = [{"rfilename": str(path)} for path in files]
@@ -77,11 +68,11 @@ def _handler(root: Path) -> type[BaseHTTPRequestHandler]:
                     self._entry(folder, path.relative_to(folder)) for path in self._children(folder / under, below)
                 ]
                 if not found:
-                    return self._reply(404, b"", with_body, **{"X-Error-Code": "EntryNotFound"})
+                    return self.reply(404, named | {"X-Error-Code": "EntryNotFound"}, b"", with_body)
             else:
                 wanted = parse_qs(asked.decode())["paths"]
                 found = [self._entry(folder, path) for path in files if str(path) in wanted]
-            return self._reply(200, json.dumps(found).encode(), with_body, **{"Content-Type": "application/json"})
+            return self.reply(200, named | {"Content-Type": "application/json"}, json.dumps(found).encode(), with_body)
 
         def _children(self, folder: Path, below: list[Path]) -> list[Path]:
             return list(dict.fromkeys(folder / path.relative_to(folder).parts[0] for path in below))
@@ -92,32 +83,7 @@ def _handler(root: Path) -> type[BaseHTTPRequestHandler]:
             body = (folder / path).read_bytes()
             return {"type": "file", "path": str(path), "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
 
-        def _reply(self, status: int, body: bytes, with_body: bool, **headers: str) -> None:
-            self.send_response(status)
-            for name, value in {"X-Repo-Commit": commit, "Content-Length": str(len(body)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if with_body:
-                self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    return Handler
-
-
-@contextlib.contextmanager
-def _serving(root: Path) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(root))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return DataSets
 
 
 def _write(root: Path, repo: str, tables: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
@@ -147,7 +113,7 @@ def test_tasks_are_fetched(tmp_path: Path) -> None:
     titled = [{"_id": "d1", "title": "On", "text": "whales"}, {"_id": "d2", "title": "", "text": "None"}]
     own = {("corpus", "corpus"): titled, ("queries", "queries"): QUERIES, ("default", "test"): graded}
     _write(tmp_path / "hub", "owner/own", own)
-    with _serving(tmp_path / "hub") as url:
+    with serving(_handler(tmp_path / "hub")) as url:
         environment = os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
         environment |= {"PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1,localhost", "HF_DATASETS_OFFLINE": "0"}
         done = subprocess.run(
