@@ -9,7 +9,7 @@ from simcse_jax.config.schema import KEYS, NO_LOSS, Config
 from simcse_jax.data.positives import POSITIVES
 from simcse_jax.data.prompts import parse_prompts
 from simcse_jax.objective.distillation import DISTILLATIONS, NEED_PAIRS
-from simcse_jax.objective.losses import GRADED
+from simcse_jax.objective.losses import graded_losses
 from simcse_jax.system.errors import UserError
 
 
@@ -79,7 +79,7 @@ def _check_data(config: Config) -> None:
 
 def _check_scores(config: Config) -> None:
     data, loss = config.data, config.objective.loss
-    if loss not in GRADED:
+    if loss not in graded_losses():
         return
     require(bool(data.scores), "data.scores", data.scores, f"a column of scores with objective.loss = {loss!r}")
     require(

@@ -33,6 +33,7 @@ class Key:
     below: float | None = None
     also: tuple[Any, ...] = ()
     one_of: tuple[Any, ...] | Callable[[], Iterable[Any]] = ()  # the allowed values, or a function that returns them
+    add_own: Callable[[str], None] | None = None  # makes what MODULE:NAME names, the user's own, an allowed value
     effective: When | tuple[When, ...] = ()  # other keys that must all have one of some values, or it has no effect
     layout: bool = False  # it changes speed and memory, and no result
     resumable: bool = False  # it changes no step of the training, so a run may resume with another value, as of layout
@@ -50,7 +51,8 @@ class Key:
     def limit(self) -> str:
         """The allowed values in words, "at least 0 and below 1" for example; "" where every value is allowed."""
         if self.choices:
-            return f"one of {', '.join(f'{choice}' if choice != '' else 'empty' for choice in self.choices)}"
+            own = ", or MODULE:NAME of your own" if self.add_own else ""
+            return f"one of {', '.join(f'{choice}' if choice != '' else 'empty' for choice in self.choices)}{own}"
         bounds = [
             f"{words} {bound:g}"
             for words, bound in (("at least", self.at_least), ("above", self.above), ("below", self.below))

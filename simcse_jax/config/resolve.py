@@ -9,6 +9,7 @@ from simcse_jax.config.checks import require, require_consistent
 from simcse_jax.config.layout import with_layout
 from simcse_jax.config.schema import DURATIONS, KEYS, SECTIONS, Config, nested
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.import_path import is_import_path
 
 
 def resolve(
@@ -36,6 +37,8 @@ def resolve(
 def require_in_range(name: str, value: Any) -> None:
     """Raise UserError for a value outside the range that the key declares."""
     key = KEYS[name]
+    if key.add_own and is_import_path(value):
+        key.add_own(value)
     require(key.allows(value), name, value, key.limit)
 
 

@@ -14,13 +14,14 @@ from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from simcse_jax.config.keys import Key, When, key, section_keys
+from simcse_jax.data.own_positive import add_positive
 from simcse_jax.data.positives import POSITIVES, WINDOWS
 from simcse_jax.encoder.architecture import ATTENTIONS, CUTOFFS, PRODUCTS
 from simcse_jax.encoder.pooling import POOLERS
 from simcse_jax.objective.distillation import DISTILLATIONS
-from simcse_jax.objective.losses import GRADED, LOSSES
+from simcse_jax.objective.losses import LOSSES, graded_losses
+from simcse_jax.objective.own_loss import add_loss
 
-PROMPTED = tuple(name for name, kind in POSITIVES.items() if kind.takes_prompts)
 DURATIONS = ("steps", "epochs", "examples")
 NO_LOSS = "none"
 _CONTRASTIVE = When("objective.loss", lambda _: tuple(LOSSES))
@@ -47,6 +48,11 @@ def _losses_that_read(name: str) -> tuple[str, ...]:
 def _positives_that_read(name: str) -> tuple[str, ...]:
     """Return the positives that read this key of the section `data`."""
     return tuple(kind for kind, positive in POSITIVES.items() if name.removeprefix("data.") in positive.keys)
+
+
+def _prompted(_: str) -> tuple[str, ...]:
+    """Return the positives that go together with prompts."""
+    return tuple(kind for kind, positive in POSITIVES.items() if positive.takes_prompts)
 
 
 _READ_BY_LOSS = When("objective.loss", _losses_that_read)
@@ -210,14 +216,14 @@ class DataConfig:
     score_range: str = key(
         "",
         """"LOWEST,HIGHEST": scores beyond are refused; "": every finite number is allowed.""",
-        effective=When("objective.loss", lambda _: GRADED),
+        effective=When("objective.loss", lambda _: graded_losses()),
         example="0,5",
     )
     scores: str = key(
         "",
         """The column of scores of graded pairs, numbers of any scale, of which the order counts: what a graded loss
         ("cosent", "angle") learns.""",
-        effective=When("objective.loss", lambda _: GRADED),
+        effective=When("objective.loss", lambda _: graded_losses()),
         example="score",
     )
     prompts: str = key(
@@ -225,7 +231,7 @@ class DataConfig:
         """Comma-separated words that are put before the texts of each column, in the order of data.columns; the last
         are those of all further columns. Spaces count; a prompt with a comma stands in double quotes. The model keeps
         them, as "query" (the first column's, its default) and "document" (the second's).""",
-        effective=When("data.positive", PROMPTED),
+        effective=When("data.positive", _prompted),
         example="query: ,passage: ",
     )
     include_prompt: bool = key(
@@ -235,11 +241,13 @@ class DataConfig:
     )
     positive: str = key(
         "dropout",
-        """How positives are made. "dropout": the same sentence encoded twice; "columns": pairs or triplets from the
-        file; "next_sentence": a following sentence, of .txt with a blank line between documents; or a changed copy:
-        "crop" (words cut off at the ends), "word_deletion", "synonym", "mask" (tokens predicted by the pretrained
-        masked language model), "repetition" (repeated tokens, as in ESimCSE).""",
+        """How positives are made, or MODULE:NAME, a function of your own (CONTRIBUTING.md, A positive). "dropout": the
+        same sentence encoded twice; "columns": pairs or triplets from the file; "next_sentence": a following sentence,
+        of .txt with a blank line between documents; or a changed copy: "crop" (words cut off at the ends),
+        "word_deletion", "synonym", "mask" (tokens predicted by the pretrained masked language model), "repetition"
+        (repeated tokens, as in ESimCSE).""",
         one_of=lambda: tuple(POSITIVES),
+        add_own=add_positive,
     )
     rate: float = key(
         0.1,
@@ -331,8 +339,10 @@ class ObjectiveConfig:
         "info_nce",
         """"info_nce": the paper's; "triplet": FaceNet's, of squared distances on the unit sphere; "margin_ranking": of
         similarities; "sigmoid": SigLIP's; "cosent" and "angle" (AnglE): of graded pairs (data.scores); "none": nothing
-        but masked language modelling (mlm.weight above 0), a teacher (teacher.name), or both.""",
+        but masked language modelling (mlm.weight above 0), a teacher (teacher.name), or both. Or MODULE:NAME, a
+        function of your own (CONTRIBUTING.md, A loss).""",
         one_of=lambda: (*LOSSES, NO_LOSS),
+        add_own=add_loss,
     )
     temperature: float = key(0.05, "Similarities are divided by it.", above=0, effective=_READ_BY_LOSS)
     hard_negative_weight: float = key(
@@ -616,9 +626,9 @@ class EvalConfig:
     data: str = key(
         "hf://datasets/princeton-nlp/datasets-for-simcse/senteval.tar",
         """Graded pairs: a .tsv or .csv of score, sentence, sentence; SentEval's sts-dev.csv or its folder; or the
-        senteval archive of the Hub. Or KIND:SOURCE, a task that evaluate takes as --KIND=SOURCE: retrieval:DIR.
-        Or heldout:500: that many documents (rows, where there are none) of data.files, which are then not trained on.
-        "": no evaluation, and the last checkpoint is the best.""",
+        senteval archive of the Hub. Or KIND:SOURCE, a task that evaluate takes as --KIND=SOURCE: retrieval:DIR. Or
+        function:MODULE:NAME, a function of your own. Or heldout:500: that many documents (rows, where there are none)
+        of data.files, which are then not trained on. "": no evaluation, and the last checkpoint is the best.""",
         resumable=True,
         local=True,
     )

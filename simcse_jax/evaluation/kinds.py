@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from simcse_jax.evaluation import clustering, pair_classification, reranking, triplets
+from simcse_jax.evaluation import clustering, own_function, pair_classification, reranking, triplets
 from simcse_jax.evaluation.graded_pairs import GradedPairs, load_graded_pairs
 from simcse_jax.evaluation.results import Encode, Score
 from simcse_jax.evaluation.retrieval.from_text import load_text
@@ -103,6 +103,14 @@ KINDS: dict[str, Kind] = {
         clustering.MEASURES,
         clustering.MEASURES,
         f"Texts with a class each, as another task: a file with the columns text, label; {_NAMED}",
+    ),
+    "function": Kind(
+        own_function.load_function,
+        own_function.evaluate_function,
+        own_function.MEASURES,
+        own_function.MEASURES,
+        "A Python function of your own, as another task: MODULE:NAME. It takes `encode`, from a list of N texts to "
+        "float32[N, D], and returns a number, more is better, or several by name, of which the first counts.",
     ),
 }
 

@@ -30,6 +30,7 @@ OLDER = {
     "validation": {"files": "", "fingerprint": ""},
     "synonyms": {"file": "", "fingerprint": ""},
     "teacher": {"name": "", "fingerprint": ""},
+    "own_parts": {"names": "", "fingerprint": "", "code": {}},
 }
 
 
@@ -42,7 +43,7 @@ def read_run_info(workdir: Path) -> dict[str, Any] | None:
         "Give another folder with --workdir=DIR. To export a model folder, give it as --model=DIR, without --workdir."
     )
     info = OLDER | read_json(path, way_out=way_out)
-    sections = ("recipe", "encoder", "data", "eval", "validation", "synonyms", "teacher")
+    sections = ("recipe", "encoder", "data", "eval", "validation", "synonyms", "teacher", "own_parts")
     if "pooler" in info and all(isinstance(info.get(name), dict) for name in sections):
         return info | {"recipe": defaults() | info["recipe"]}
     raise UserError(f"{path} is not the config.json of a run of simcse_jax.\n{way_out}")

@@ -23,4 +23,8 @@ LOSSES: dict[str, Loss] = {
     "cosent": GradedLoss(cosines),
     "angle": GradedLoss(angle),
 }
-GRADED = tuple(name for name, loss in LOSSES.items() if isinstance(loss, GradedLoss))  # those that need data.scores
+
+
+def graded_losses() -> tuple[str, ...]:
+    """Return the names of the losses that need data.scores."""
+    return tuple(name for name, loss in LOSSES.items() if isinstance(loss, GradedLoss))

@@ -24,7 +24,7 @@ from simcse_jax.data.text_vectors import TextVectors
 from simcse_jax.data.vocabulary import require_mask_token, vocabulary_of
 from simcse_jax.group import Group, MaskedGroup
 from simcse_jax.objective.distillation import NEED_PAIRS
-from simcse_jax.objective.losses import GRADED
+from simcse_jax.objective.losses import graded_losses
 from simcse_jax.system.errors import UserError, about
 from simcse_jax.training.mesh import over_groups, place, replicated
 
@@ -178,7 +178,7 @@ def _require_pairs(config: Config, corpus: Corpus) -> None:
     """Raise UserError where a loss needs pairs, and the data has other examples."""
     if any(name in config.teacher.weights for name in NEED_PAIRS) and config.data.positive == "columns":
         views_of("columns", corpus.columns, corpus.report.ignored_columns)
-    if config.objective.loss in GRADED and len(corpus.columns) != 2:
+    if config.objective.loss in graded_losses() and len(corpus.columns) != 2:
         raise UserError(
             f"objective.loss = {config.objective.loss!r} takes pairs with a score, and the data has "
             f"{len(corpus.columns)} text columns: {', '.join(corpus.columns)}.\nName two: --config.data.columns="

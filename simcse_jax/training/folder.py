@@ -39,6 +39,7 @@ CONTENTS = (
     ("validation", "files", "held-out text"),
     ("synonyms", "file", "synonyms"),
     ("teacher", "name", "teacher's vectors"),
+    ("own_parts", "names", "code of your own"),
 )
 
 

@@ -21,6 +21,8 @@ from simcse_jax.objective.cosent import GradedLoss, make_graded
 from simcse_jax.objective.distillation import Distillation, make_distillation, options_of
 from simcse_jax.objective.false_negatives import Limit
 from simcse_jax.objective.losses import LOSSES
+from simcse_jax.objective.own_loss import require_losses
+from simcse_jax.system.import_path import is_import_path
 from simcse_jax.training.mesh import state_shardings
 from simcse_jax.training.optimizer import make_optimizer
 from simcse_jax.training.state import TrainState, add_objective_state, add_projection, init_state
@@ -104,6 +106,8 @@ def build_objective(config: ObjectiveConfig, mesh: Mesh) -> Objective | None:
         return None
     loss = LOSSES[config.loss]
     options = {key: getattr(config, key) for key in loss.options}
+    if is_import_path(config.loss):
+        require_losses(config.loss, loss, options)
     if isinstance(loss, GradedLoss):
         return make_graded(loss, mesh, tile=config.tile, widths=config.matryoshka_widths, **options)
     return make_contrastive(

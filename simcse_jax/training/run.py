@@ -14,19 +14,24 @@ import jax
 from simcse_jax.config.schema import LOCAL_KEYS, Config
 from simcse_jax.data.batches import Batches
 from simcse_jax.data.corpus import Corpus
+from simcse_jax.data.positives import POSITIVES
 from simcse_jax.data.synonyms import synonyms_fingerprint
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.data.vocabulary import id_count
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.products import resolve_products
 from simcse_jax.encoding import SentenceEncoder
+from simcse_jax.evaluation.columns import digest_of
 from simcse_jax.evaluation.retrieval.folder import write_task
 from simcse_jax.hosts.agreement import broadcast, fail_together, is_first, require_equal
 from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.run_folder import read_run_info
 from simcse_jax.model_folder.st_modules import left_out_of_training
 from simcse_jax.model_folder.text_settings import trained_texts
+from simcse_jax.objective.loss import Loss
+from simcse_jax.objective.losses import LOSSES
 from simcse_jax.system.errors import about
+from simcse_jax.system.import_path import code_of, is_import_path
 from simcse_jax.training.dev import Dev, DevTask, load_dev_task, load_held_out, make_dev, make_perplexity
 from simcse_jax.training.feeding import load_data, make_batches
 from simcse_jax.training.folder import (
@@ -205,5 +210,14 @@ def run_info(run: Run, contents: dict[str, str]) -> dict[str, Any]:
         "validation": {"files": run.config.mlm.validation, "fingerprint": contents["mlm.validation"]},
         "synonyms": {"file": run.config.data.synonyms, "fingerprint": contents["data.synonyms"]},
         "teacher": {"name": run.config.teacher.name, "fingerprint": contents["teacher.name"]},
+        "own_parts": _own_parts(run.config),
         "total_steps": run.total_steps,
     }
+
+
+def _own_parts(config: Config) -> dict[str, Any]:
+    """Return the import paths of the user's own loss and positive, their code, and its fingerprint; "" for none."""
+    named = (config.objective.loss, LOSSES), (config.data.positive, POSITIVES)
+    found: list[Any] = [(path, table[path]) for path, table in named if is_import_path(path)]
+    code = {path: code_of(part.function if isinstance(part, Loss) else part.make) for path, part in found}
+    return {"names": ", ".join(code), "fingerprint": digest_of(code.values()) if code else "", "code": code}

@@ -7,13 +7,13 @@ from configs import base
 from simcse_jax.config.keys import Key
 from simcse_jax.config.resolve import resolve
 from simcse_jax.config.schema import KEYS, Config
-from simcse_jax.objective.losses import GRADED
+from simcse_jax.objective.losses import graded_losses
 
 # What a recipe needs beside a value, to be one that trains.
 COMPANIONS: dict[tuple[str, Any], dict[str, Any]] = {
     ("objective.loss", "none"): {"mlm.weight": 1.0, "model.pooler": "avg", "model.train_pooler": "avg"},
     ("model.tokenizer", "train"): {"model.init": "random", "model.vocab_size": 500},
-    **{("objective.loss", loss): {"data.scores": "score", "data.positive": "columns"} for loss in GRADED},
+    **{("objective.loss", loss): {"data.scores": "score", "data.positive": "columns"} for loss in graded_losses()},
     ("teacher.name", KEYS["teacher.name"].example): {"teacher.margin_mse": 1.0},
 }
 MLM_ALONE = {"objective.loss": "none", **COMPANIONS["objective.loss", "none"]}

@@ -18,7 +18,7 @@ from simcse_jax.evaluation.pair_classification import (
     load_labelled_pairs,
 )
 from simcse_jax.evaluation.reranking import evaluate_reranking, load_reranking
-from simcse_jax.evaluation.results import Entry, ModelResult
+from simcse_jax.evaluation.results import Encode, Entry, ModelResult
 from simcse_jax.evaluation.triplets import evaluate_triplets, load_triplets
 from simcse_jax.system.errors import UserError
 from tests.evaluation.retrieval.made_retrieval import TheirModel, random_task, vectors_for, write_folder
@@ -190,6 +190,10 @@ def test_columns_by_option_and_split(tmp_path: Path) -> None:
         load_triplets(f"{source}:anchor=x,positive=y,negative=z,split=train")
 
 
+def _mean(encode: Encode) -> float:
+    return float(encode(["a text"]).mean())
+
+
 def test_every_kind_has_what_tables_and_training_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name, measures that its score has, the headline first, a fingerprint that the content alone decides."""
     monkeypatch.setattr("simcse_jax.evaluation.clustering.DRAWN", 100)
@@ -205,6 +209,7 @@ def test_every_kind_has_what_tables_and_training_need(tmp_path: Path, monkeypatc
         "pair_classification": _csv(tmp_path / "pairs.csv", [("label", "sentence1", "sentence2"), *_labelled()]),
         "clustering": _csv(tmp_path / "classes.csv", [("text", "label"), *((f"t {n}", n % 2) for n in range(40))]),
         "text": str(tmp_path / "text.txt"),
+        "function": "tests.evaluation.test_other_kinds:_mean",
     }
     for kind, described in KINDS.items():
         task = name_task(kind, sources[kind])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from simcse_jax.objective.cosent import make_graded
-from simcse_jax.objective.losses import GRADED, LOSSES
+from simcse_jax.objective.losses import LOSSES, graded_losses
 from simcse_jax.training.mesh import make_mesh
 from tests.objective.test_losses import BATCH, GROUPS, SIZE, WIDTH, assert_gradient
 
@@ -61,7 +61,7 @@ def made(name: str, devices: int = 1, tile: int = 0, **options: Any) -> Any:
     return make_graded(loss, make_mesh(devices), tile=tile, **options)
 
 
-@pytest.mark.parametrize("name", GRADED)
+@pytest.mark.parametrize("name", graded_losses())
 @pytest.mark.parametrize("temperature", [0.05, 0.5])
 @pytest.mark.parametrize(("devices", "tile", "width"), [(1, 0, 7), (4, 5, 8)])
 def test_loss_and_gradient_are_those_of_the_equation(
@@ -84,7 +84,7 @@ def test_loss_and_gradient_are_those_of_the_equation(
         assert float(metrics["positive_cosine"]) == pytest.approx(cosine)
 
 
-@pytest.mark.parametrize("name", GRADED)
+@pytest.mark.parametrize("name", graded_losses())
 def test_pairs_of_one_grade_have_nothing_to_learn(name: str) -> None:
     x, y, grades = inputs()
     value, gradients, _ = value_and_gradients(made(name, 2, 1, temperature=0.05), x, y, np.ones_like(grades))

@@ -25,7 +25,7 @@ from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.objective.contrastive import Queue
-from simcse_jax.objective.losses import GRADED
+from simcse_jax.objective.losses import graded_losses
 from simcse_jax.training.mesh import make_mesh, state_shardings
 from simcse_jax.training.optimizer import make_optimizer
 from simcse_jax.training.program import build_distillation, build_objective
@@ -130,7 +130,7 @@ class Kind:
 
     def examples(self) -> Examples:
         table = RandomExamples(self.columns)
-        scores = (np.arange(EXAMPLES) % 7).astype(np.float32) if self.objective.loss in GRADED else None
+        scores = (np.arange(EXAMPLES) % 7).astype(np.float32) if self.objective.loss in graded_losses() else None
         change = repetition(Tokens(None, VOCABULARY, MAX_LENGTH), rate=0.5)
         return ChangedCopies(table, change, 3) if self.repeats else ColumnExamples(table, scores)
 
