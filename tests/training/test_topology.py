@@ -77,21 +77,25 @@ class Case:
 
 
 ONE_DEVICE = Case("1 device")
+PADDED = Case("8 devices, padded", devices=8, row_length=16, one_per_row=True)
+SPLIT = Case("2 x 2, fsdp, unrolled, a group at a time", devices=4, fsdp=2, unroll=True, groups_at_once=1)
+TILED = Case("2 devices, tiles of at most 5", devices=2, tile=5)
 LAYOUTS = (
     Case("2 devices", devices=2),
     Case("4 devices, unrolled", devices=4, unroll=True),
     Case("8 devices", devices=8),
-    Case("8 devices, padded", devices=8, row_length=16, one_per_row=True),
+    PADDED,
     Case("1 device, padded, larger groups", group=16, row_length=16, one_per_row=True),
     Case("1 device, a group at a time", groups_at_once=1),
     Case("2 devices, a group at a time, recomputed layers", devices=2, groups_at_once=1, remat=True),
     Case("4 x 2, fsdp", devices=8, fsdp=2),
-    Case("2 x 2, fsdp, unrolled, a group at a time", devices=4, fsdp=2, unroll=True, groups_at_once=1),
-    Case("2 devices, tiles of at most 5", devices=2, tile=5),
+    SPLIT,
+    TILED,
 )
+FOR_OTHERS = (PADDED, SPLIT, TILED)
 # The kernels run in interpret mode here, which is slow to compile, and which JAX cannot run on several devices.
 FUSED = Case("1 device, fused attention, recomputed layers", row_length=48, remat=True, fused=True)
-# Much at once: every kind of training meets this layout in the fast tests, and all others in the slow ones.
+# Much at once: every kind of training meets this layout.
 COMBINED = Case(
     "2 x 2, fsdp, larger groups, one at a time, tiles", devices=4, fsdp=2, group=8, groups_at_once=1, tile=5
 )
@@ -206,8 +210,12 @@ KINDS |= {
     family: Kind(mlm=0.5, architecture=dataclasses.replace(CONFIG, family=family, **changes))
     for family, changes in FAMILIES.items()
 }
-SLOW_ALWAYS = ("predicted tokens", "electra", "nomic_bert", "gte")  # others have what they have
-# These meet every layout in the fast tests.
+# What these have, others that are tested fast have too.
+SLOW_ALWAYS = (
+    *("predicted tokens", "MLM", "dropout and a teacher", "a teacher's margins", "graded pairs"),
+    *("semi-hard triplets", "hardest triplets", "electra", "nomic_bert", "gte"),
+)
+# These meet every layout: in the fast tests but for MLM, which meets those there that cut its batches in other ways.
 ON_ALL = ("dropout", "hard negatives", "dropout and MLM")
 
 
@@ -330,12 +338,17 @@ def reference_run(name: str, steps: int) -> Trained:
 
 
 def crossed(fast: Callable[[str, Case], bool]) -> list[Any]:
-    """Return every kind on every layout; slow unless `fast` says otherwise."""
+    """Return three kinds on every layout, and all others on four; slow unless `fast` says otherwise."""
     return [
         pytest.param(name, case, id=f"{name} on {case.name}", marks=[] if fast(name, case) else pytest.mark.slow)
         for name in KINDS
-        for case in (*LAYOUTS, COMBINED, *([FUSED] if name in ON_ALL else []))
+        for case in ((*LAYOUTS, COMBINED, FUSED) if name in ON_ALL else (*FOR_OTHERS, COMBINED))
     ]
+
+
+def is_fast(name: str, case: Case) -> bool:
+    with_mlm = (COMBINED, *(case for case in LAYOUTS if case.one_per_row or case.groups_at_once))
+    return name in ON_ALL and case is not FUSED and ("MLM" not in name or case in with_mlm)
 
 
 def is_in_long_runs(name: str, case: Case) -> bool:
@@ -347,7 +360,7 @@ def largest_gap(some: Any, others: Any) -> float:
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize(("name", "case"), crossed(lambda name, case: name in ON_ALL and case is not FUSED))
+@pytest.mark.parametrize(("name", "case"), crossed(is_fast))
 def test_gradients_are_equal_on_every_layout(name: str, case: Case) -> None:
     loss, reference = reference_gradients(name)
     largest = max(float(np.abs(g).max()) for g in jax.tree.leaves(reference))
@@ -402,7 +415,7 @@ def test_rows_in_blocks_are_as_whole_rows_on_several_devices(name: str, monkeypa
     assert largest_gap(blocks.arrays, whole.arrays) < 1e-9
 
 
-# Every kind meets every layout in its gradients; here, three kinds do, and the others the one that has much at once.
+# Three kinds on every layout, and the others on the one that has much at once.
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "case"), [p for p in crossed(lambda *_: False) if is_in_long_runs(*p.values)])
 def test_30_steps_are_equal_in_float64(name: str, case: Case) -> None:
