@@ -8,6 +8,7 @@ unsupervised BERT-base (docs/paper.md).
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TypeVar
 
 from ml_collections import ConfigDict
@@ -23,6 +24,12 @@ def choose(variants: Mapping[str, Recipe], name: str) -> Recipe:
     if name not in variants:
         raise UserError(f"The recipe has no variant {name!r}. It has: {', '.join(variants)}.")
     return variants[name]
+
+
+def shipped_model(name: str) -> str:
+    """Return ./models/NAME; where the working directory has none, the path of the clone's own, if this is a clone."""
+    clone = Path(__file__).resolve().parents[1] / "models" / name
+    return str(clone) if clone.is_dir() and not Path("models", name).is_dir() else f"./models/{name}"
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ teach without pretraining. Captions and dev pairs are generated at the start too
 
 from ml_collections import ConfigDict
 
-from configs import base
+from simcse_jax.recipes import base
 
 # variant: (data, positive, learning rate, steps)
 VARIANTS = {
@@ -25,7 +25,7 @@ def get_config(variant: str = "unsup") -> ConfigDict:
     """Return the recipe of one variant."""
     config = base.get_config()
     config.data.files, config.data.positive, learning_rate, steps = base.choose(VARIANTS, variant)
-    config.model.name = "./models/wiki-small"
+    config.model.name = base.shipped_model("wiki-small")
     config.model.pooler = config.model.train_pooler = "avg"
     config.train.batch_size = 64
     config.train.epochs = 0.0

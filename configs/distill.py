@@ -20,7 +20,7 @@ checkpoint is kept.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from simcse_jax.recipes import base
 
 # variant: examples of a batch; a triplet has three texts
 VARIANTS = {"text": 1024, "triplets": 384}

@@ -14,7 +14,7 @@ or, for the small variant, --config=configs/small.py with the same key.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from simcse_jax.recipes import base
 
 
 def _small(config: ConfigDict) -> None:

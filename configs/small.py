@@ -14,7 +14,7 @@ length: on sentences of Wikipedia, dropout alone makes this encoder worse at STS
 
 from ml_collections import ConfigDict
 
-from configs import base
+from simcse_jax.recipes import base
 
 STEPS = 100
 
@@ -26,7 +26,7 @@ def get_config(variant: str = "unsup") -> ConfigDict:
     """Return the recipe of one variant."""
     config = base.get_config()
     positive, batch_size, learning_rate = base.choose(VARIANTS, variant)
-    config.model.name = "./models/wiki-small"
+    config.model.name = base.shipped_model("wiki-small")
     config.model.pooler = config.model.train_pooler = "avg"
     config.data.positive = positive
     config.train.batch_size = batch_size

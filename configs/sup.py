@@ -19,7 +19,7 @@ For your own pairs or triplets: --config.data.files=my.csv, with columns sentenc
 
 from ml_collections import ConfigDict
 
-from configs import base
+from simcse_jax.recipes import base
 
 # variant: (Hub name, batch size, learning rate)
 VARIANTS = {

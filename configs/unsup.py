@@ -22,7 +22,7 @@ Data and model come from the Hub. With local ones:
 
 from ml_collections import ConfigDict
 
-from configs import base
+from simcse_jax.recipes import base
 
 # variant: (Hub name, batch size, learning rate)
 VARIANTS = {

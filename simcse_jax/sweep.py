@@ -18,13 +18,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from simcse_jax import cli
-from simcse_jax.config.recipe import default_workdir, require_recipe
+from simcse_jax.config.recipe import default_workdir, find_recipes, require_recipe
 from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
     from simcse_jax.sweeping.jobs import Job
     from simcse_jax.sweeping.plan import Judging, SweepPlan
 
+find_recipes(sys.argv)
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,

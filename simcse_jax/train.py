@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from simcse_jax import cli
-from simcse_jax.config.recipe import default_workdir, require_keys, require_recipe
+from simcse_jax.config.recipe import default_workdir, find_recipes, require_keys, require_recipe
 from simcse_jax.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 with cli.wrong_flags_fail():
     given = (argument.removeprefix("--config.") for argument in sys.argv if argument.startswith("--config."))
     require_keys(argument.partition("=")[0] for argument in given)
+    find_recipes(sys.argv)
     # The default recipe is read here, with the keys that the command line gives.
     _CONFIG = config_flags.DEFINE_config_file(
         "config",
         "configs/unsup.py",
-        "Recipe, and its variant after a colon: configs/unsup.py:bert-large. Its keys: --help-config.",
+        "Recipe, and its variant after a colon: configs/unsup.py:bert-large, or by name unsup:bert-large. Its keys: "
+        "--help-config.",
         lock_config=True,
     )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder. Default: runs/<recipe>, or runs/<recipe>-<variant>.")

@@ -59,7 +59,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_the_wheel_holds_the_library_and_what_it_needs(wheel: zipfile.ZipFile):
     files = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert files == {p.relative_to(ROOT).as_posix() for p in LIBRARY}
+    recipes = {p.relative_to(ROOT / "configs").as_posix() for p in (ROOT / "configs").rglob("*.py")}
+    assert files == {p.relative_to(ROOT).as_posix() for p in LIBRARY} | {f"simcse_jax/recipes/{p}" for p in recipes}
     assert "simcse_jax/py.typed" in files
     metadata = Parser().parsestr(wheel.read(f"simcse_jax-{simcse_jax.__version__}.dist-info/METADATA").decode())
     assert (metadata["License-Expression"], metadata["Requires-Python"]) == ("Apache-2.0", ">=3.11")
@@ -70,6 +71,17 @@ def test_the_wheel_holds_the_library_and_what_it_needs(wheel: zipfile.ZipFile):
     for requirement in requirements():
         assert any(s.operator == ">=" for s in requirement.specifier), f"{requirement} has no lower bound"
         assert requirement.name not in {"torch", "sentence-transformers"}
+
+
+def test_an_installed_wheel_finds_recipes_by_name(wheel: zipfile.ZipFile, tmp_path: Path):
+    wheel.extractall(tmp_path / "installed")
+    code = "from simcse_jax.config.recipe import *; print(read_recipe('small:sup', {})[0].model.name); "
+    code += "print(len(recipe_module('ablations/pooling:small')[0].rows('small'))); require_recipe('configs/smal.py')"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.split()[0] == "./models/wiki-small"
+    assert "Did you mean --config=small? Recipes here: ablations/augmentation, " in done.stderr
 
 
 def test_the_package_names_what_it_offers_and_loads_jax_only_for_it():

@@ -5,7 +5,7 @@ python -m simcse_jax.sweep --config=configs/ablations/augmentation.py --seeds=0.
 
 from ml_collections import ConfigDict
 
-from configs.ablations import start
+from simcse_jax.recipes.ablations import start
 
 
 def get_config(variant: str = "full") -> ConfigDict:

@@ -8,7 +8,7 @@ Every row trains on the same number of sentences and is evaluated equally often.
 
 from ml_collections import ConfigDict
 
-from configs.ablations import start
+from simcse_jax.recipes.ablations import start
 
 BATCHES = {"full": (64, 128, 256, 512), "small": (32, 64, 128)}
 RATES = {"full": (1e-5, 3e-5, 5e-5), "small": (1e-4, 3e-4, 1e-3)}

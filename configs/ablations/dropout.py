@@ -5,7 +5,7 @@ python -m simcse_jax.sweep --config=configs/ablations/dropout.py --seeds=0..4
 
 from ml_collections import ConfigDict
 
-from configs.ablations import start
+from simcse_jax.recipes.ablations import start
 
 
 def get_config(variant: str = "full") -> ConfigDict:

@@ -8,7 +8,7 @@ the paper's row with neutral sentences as hard negatives.
 
 from ml_collections import ConfigDict
 
-from configs.ablations import start
+from simcse_jax.recipes.ablations import start
 
 
 def get_config(variant: str = "full") -> ConfigDict:

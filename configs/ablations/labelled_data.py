@@ -10,7 +10,7 @@ NLI labels), as the published triplets have none. Other data sets need their own
 
 from ml_collections import ConfigDict
 
-from configs.ablations import start
+from simcse_jax.recipes.ablations import start
 
 
 def get_config(variant: str = "full") -> ConfigDict:

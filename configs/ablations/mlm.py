@@ -8,7 +8,7 @@ The table compares rows by the transfer average; --table --measure=dev/spearman 
 
 from ml_collections import ConfigDict
 
-from configs.ablations import start
+from simcse_jax.recipes.ablations import start
 
 
 def get_config(variant: str = "full") -> ConfigDict:

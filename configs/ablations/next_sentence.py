@@ -9,7 +9,7 @@ cannot be used.
 
 from ml_collections import ConfigDict
 
-from configs.ablations import start
+from simcse_jax.recipes.ablations import start
 
 
 def get_config(variant: str = "full") -> ConfigDict:

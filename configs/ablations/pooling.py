@@ -6,8 +6,8 @@ python -m simcse_jax.sweep --config=configs/ablations/pooling.py:full-sup --seed
 
 from ml_collections import ConfigDict
 
-from configs import base
-from configs.ablations import start
+from simcse_jax.recipes import base
+from simcse_jax.recipes.ablations import start
 
 SUPERVISED = {"full": False, "small": False, "full-sup": True, "small-sup": True}
 

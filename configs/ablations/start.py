@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from configs import base, small, sup, unsup
+from simcse_jax.recipes import base, small, sup, unsup
 
 NEUTRAL = "-neutral"
 

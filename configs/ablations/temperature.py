@@ -7,7 +7,7 @@ The paper's row without a temperature is the plain dot product: similarity "dot"
 
 from ml_collections import ConfigDict
 
-from configs.ablations import start
+from simcse_jax.recipes.ablations import start
 
 
 def get_config(variant: str = "full") -> ConfigDict:

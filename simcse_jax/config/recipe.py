@@ -1,4 +1,4 @@
-"""Read recipes by the names that commands use, FILE or FILE:variant."""
+"""Read recipes as commands name them: FILE or FILE:variant, or one of the package by its name, such as small:sup."""
 
 from __future__ import annotations
 
@@ -16,15 +16,42 @@ from ml_collections import config_flags
 from simcse_jax.config.schema import KEYS
 from simcse_jax.system.errors import UserError, wrong_flags
 
+RECIPES = Path(__file__).parents[1] / "recipes"  # those of the package: in a clone, a link to configs/
+_NO_RECIPES = ("__init__", "base", "start")
+
+
+def find_recipe(recipe: str) -> str:
+    """Return FILE or FILE:variant of a recipe that may be one of the package by its name; others as they are."""
+    name, colon, variant = recipe.partition(":")
+    is_named = not Path(name).is_file() and name in _named(RECIPES)
+    return f"{RECIPES / name}.py{colon}{variant}" if is_named else recipe
+
+
+def find_recipes(arguments: list[str]) -> None:
+    """Replace the names of the package's recipes in the flag --config of a command line by their files."""
+    for n, argument in enumerate(arguments):
+        flag, sign, value = argument.partition("=")
+        if sign and flag in ("--config", "-config"):
+            arguments[n] = f"{flag}={find_recipe(value)}"
+        elif n and arguments[n - 1] in ("--config", "-config"):
+            arguments[n] = find_recipe(argument)
+
+
+def _named(folder: Path) -> list[str]:
+    """Return the recipes in a folder, and in its folder of ablations, without their suffix."""
+    found = (*folder.glob("*.py"), *folder.glob("ablations/*.py"))
+    return [str(path.relative_to(folder).with_suffix("")) for path in sorted(found) if path.stem not in _NO_RECIPES]
+
 
 def require_recipe(recipe: str) -> None:
     """Raise UserError when the recipe's file does not exist."""
     path = Path(recipe.partition(":")[0])
     if not path.is_file():
-        found = (*Path("configs").glob("*.py"), *Path("configs/ablations").glob("*.py"))
-        known = [str(path) for path in sorted(found) if path.stem not in ("__init__", "base", "start")]
-        close = difflib.get_close_matches(str(path), known, n=1)
-        here = ", ".join(known) or "none; run from a clone of the repository, or give the path of a recipe"
+        clone = Path("configs")
+        known = [f"{clone / name}.py" for name in _named(clone)] or _named(RECIPES)
+        tried = str(path) if clone.is_dir() else path.stem
+        close = difflib.get_close_matches(tried, known, n=1)
+        here = ", ".join(known)
         raise UserError(
             f"--config={recipe}: there is no file {path} (looked for from {Path.cwd()}).\n"
             + (f"Did you mean --config={recipe.replace(str(path), close[0], 1)}? " if close else "")
@@ -79,6 +106,7 @@ def read_recipe(recipe: str, overrides: Mapping[str, str]) -> tuple[Any, set[str
 
 def recipe_module(recipe: str) -> tuple[ModuleType, tuple[str, ...]]:
     """Return the recipe's module and the arguments of its functions: (variant,), or () where none is named."""
+    recipe = find_recipe(recipe)
     require_recipe(recipe)
     path, _, variant = recipe.partition(":")
     spec = importlib.util.spec_from_file_location(f"recipe_{recipe_name(path)}", path)
