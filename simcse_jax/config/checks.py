@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from simcse_jax.config.compare import idle_keys, idle_message
-from simcse_jax.config.schema import KEYS, NO_LOSS, Config
+from simcse_jax.config.schema import KEYS, NO_LOSS, Config, parse_numbers
 from simcse_jax.data.positives import POSITIVES
 from simcse_jax.data.prompts import parse_prompts
 from simcse_jax.objective.distillation import DISTILLATIONS, NEED_PAIRS
@@ -110,16 +110,19 @@ def _check_views(config: Config) -> None:
 
 def _check_loss(config: Config) -> None:
     objective = config.objective
-    try:
-        widths = objective.matryoshka_widths
-    except ValueError:
-        widths = (0,)
-    require(
-        all(width > 0 for width in widths) and len(set(widths)) == len(widths),
-        "objective.widths",
-        objective.widths,
-        "comma-separated numbers above 0, each once",
-    )
+    for name, value in (("widths", objective.widths), ("layers", objective.layers)):
+        try:
+            numbers = parse_numbers(value)
+        except ValueError:
+            numbers = (0,)
+        is_right = all(number > 0 for number in numbers) and len(set(numbers)) == len(numbers)
+        require(is_right, f"objective.{name}", value, "comma-separated numbers above 0, each once")
+    if objective.layers and objective.queue:
+        raise UserError(
+            f"objective.layers = {objective.layers!r}, and the queue (objective.queue = {objective.queue}) holds "
+            "vectors of the last layer alone.\n"
+            "Use one of them: --config.objective.layers= or --config.objective.queue=0."
+        )
     if objective.loss == NO_LOSS and not config.mlm.weight and not config.teacher.name:
         raise UserError(
             f"objective.loss = {NO_LOSS!r} with mlm.weight = 0 and no teacher.name leaves nothing to train.\n"

@@ -384,6 +384,13 @@ class ObjectiveConfig:
         effective=_READ_BY_LOSS,
         example="768,256,64",
     )
+    layers: str = key(
+        "",
+        """2-D Matryoshka: "2,4" is the mean of the loss on the embeddings after layer 2 and after layer 4, counted from
+        1, the last layer among them; "": after the last alone. `export --keep_layers` then makes the smaller model.""",
+        effective=(_READ_BY_LOSS, When("model.pooler", ("avg",)), When("model.train_pooler", ("avg",))),
+        example="2,4",
+    )
     queue: int = key(
         0,
         "Embeddings of earlier positives that are kept as further negatives (MoCo); 0: none.",
@@ -450,6 +457,11 @@ class ObjectiveConfig:
     def matryoshka_widths(self) -> tuple[int, ...]:
         """Return the widths of a Matryoshka loss; empty without one."""
         return parse_numbers(self.widths)
+
+    @property
+    def matryoshka_layers(self) -> tuple[int, ...]:
+        """Return the layers of a 2-D Matryoshka loss, from 1, the last one last; empty without one."""
+        return tuple(sorted(parse_numbers(self.layers)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -90,6 +91,11 @@ def known() -> str:
 def width_of(pooler: str, hidden_size: int) -> int:
     """Return the number of features of a pooler's vectors."""
     return len(parts_of(pooler)) * hidden_size
+
+
+def after_layers(layers: Sequence[int], total: int) -> str:
+    """Return the pooler that concatenates the means after each of these layers, counted from 1, of so many in all."""
+    return "+".join("avg@" + ",".join("1" if n == layer else "0" for n in range(total + 1)) for layer in layers)
 
 
 def mean(hidden: jax.Array, first_tokens: jax.Array, lengths: jax.Array) -> jax.Array:

@@ -15,9 +15,10 @@ from simcse_jax import __version__
 from simcse_jax.data.tokenizer import ALL_TOKENIZER_FILES, load_tokenizer, lower_cases
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.families.table import config_json, read_architecture
-from simcse_jax.encoder.pooling import is_pooler, known
+from simcse_jax.encoder.pooling import is_pooler, known, parts_of
 from simcse_jax.model_folder.after_pooling import Step
 from simcse_jax.model_folder.card import model_card
+from simcse_jax.model_folder.kept_layers import require_layers
 from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.onnx_export import write_onnx
 from simcse_jax.model_folder.pretrained import load_params
@@ -42,12 +43,13 @@ _TOKENIZER = "tokenizer.json"
 _TOKENIZER_SETTINGS = "tokenizer_config.json"
 
 
-def convert(name: str, out: str | Path, pooler: str | None = None, **forms: Any) -> None:
+def convert(name: str, out: str | Path, pooler: str | None = None, layers: Sequence[int] = (), **forms: Any) -> None:
     """Write any model as an exported folder.
 
     name: a Hugging Face folder (SimCSE's published ones too), an exported folder or a Hub name. out, forms: as in
-    `export_model`. pooler: None = the model's own. The head is written only if the pooler uses it. Raises UserError
-    if there is no such model, if it does not say how it pools and `pooler` is not given, and for a run folder.
+    `export_model`. pooler: None = the model's own. layers: those to keep, numbered from 0, the first ones of a 2-D
+    Matryoshka model; empty = all. The head is written only if the pooler uses it. Raises UserError if there is no such
+    model, if it does not say how it pools and `pooler` is not given, and for a run folder.
     """
     if pooler and not is_pooler(pooler):
         raise UserError(f"--pooler={pooler} is unknown. Known: {known()}.")
@@ -60,7 +62,12 @@ def convert(name: str, out: str | Path, pooler: str | None = None, **forms: Any)
     does = read_pipeline_unless_given(folder, bool(pooler), "--pooler=NAME")
     if pooler and pooler != does.pooler:
         does = Pipeline(pooler, read_scaling(folder))
-    params = load_params(inner, architecture, head="load" if does.pooler == "cls" else "none")
+    if layers:
+        require_layers("--keep_layers", "--keep_layers", layers, architecture)
+        _require_no_weights(does.pooler)
+    params = load_params(inner, architecture, head="load" if does.pooler == "cls" else "none", layers=layers)
+    if layers:
+        architecture = architecture.with_layers(layers)
     export_model(
         Path(out),
         params,
@@ -73,6 +80,12 @@ def convert(name: str, out: str | Path, pooler: str | None = None, **forms: Any)
         widths=read_widths(inner, does.width(architecture.hidden_size)),
         **forms,
     )
+
+
+def _require_no_weights(pooler: str) -> None:
+    """Raise UserError for a pooler that weighs all layers, which an export of some of them does not have."""
+    if any(part.weights for part in parts_of(pooler)):
+        raise UserError(f"--keep_layers, and the model's pooler {pooler!r} weighs all its layers. Give --pooler=avg.")
 
 
 def export_model(

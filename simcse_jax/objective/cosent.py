@@ -31,7 +31,7 @@ class GradedLoss(Loss):
     @property
     def keys(self) -> tuple[str, ...]:
         """All keys of the section `objective` that have an effect with this loss."""
-        return (*self.options, "tile", "widths")
+        return (*self.options, "tile", "widths", "layers")
 
 
 def make_graded(

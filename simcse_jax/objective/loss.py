@@ -15,7 +15,7 @@ from simcse_jax.objective import tiles
 from simcse_jax.objective.tiles import Anchors, Candidates, Rules, Statistics
 
 # Keys of the section `objective` that serve every loss.
-COMMON_KEYS = ("symmetric", "mask_duplicates", "false_negatives", "tile", "widths")
+COMMON_KEYS = ("symmetric", "mask_duplicates", "false_negatives", "tile", "widths", "layers")
 # What a loss learns, by name, scalars: `log_temperature`, `bias`.
 Learned = Mapping[str, jax.Array]
 

@@ -24,6 +24,7 @@ from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.products import resolve_products
+from simcse_jax.model_folder.kept_layers import require_layers
 from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.system.errors import UserError
@@ -72,7 +73,7 @@ def make_encoder(config: Config, folder: Path | None, vocab_size: int, platform:
     model = config.model
     sizes = read_architecture(folder) if folder else BERT_BASE
     if model.kept_layers:
-        _require_layers(model.kept_layers, sizes)
+        require_layers("model.keep_layers", "--config.model.keep_layers", model.kept_layers, sizes)
         sizes = sizes.with_layers(model.kept_layers)
     noise = {"dropout": model.dropout, "cutoff": model.cutoff, "cutoff_rate": model.cutoff_rate}
     sizes = dataclasses.replace(sizes, **noise)
@@ -104,29 +105,23 @@ def make_encoder(config: Config, folder: Path | None, vocab_size: int, platform:
             "must be the largest, or some are used and never trained.\n"
             f"Use --config.objective.widths={sizes.hidden_size},{sizes.hidden_size // 2}, for example."
         )
+    _require_last_layer(config, sizes)
     return encoder_of(config, sizes, platform)
 
 
-def _require_layers(kept: Sequence[int], sizes: Architecture) -> None:
-    """Raise UserError where model.keep_layers names layers that there are not, or that cannot be without others."""
-    named, count = f"model.keep_layers = {','.join(map(str, kept))!r}", sizes.num_hidden_layers
-    if max(kept) >= count:
-        some = ",".join(map(str, range(0, count, 2)))
+def _require_last_layer(config: Config, sizes: Architecture) -> None:
+    """Raise UserError where objective.layers leaves out the last layer, or layers before a norm at the end."""
+    layers, count = config.objective.matryoshka_layers, sizes.num_hidden_layers
+    if layers and layers[-1] != count:
         raise UserError(
-            f"{named}, and the model has the layers 0 to {count - 1}.\nFor example --config.model.keep_layers={some}"
+            f"objective.layers = {config.objective.layers!r}, and the model has {count} layers: the last must be among "
+            f"them.\nUse --config.objective.layers={max(count // 2, 1)},{count}, for example."
         )
-    if sizes.shared_layers:
+    if layers and sizes.pre_norm:
         raise UserError(
-            f"{named}, and all layers of this model have the same parameters.\nLeave it out: "
-            "--config.model.keep_layers="
-        )
-    every = next((n for n, layer in enumerate(kept) if n and layer + 1 not in sizes.local_layers), len(kept))
-    is_regular = all((n % every > 0) == (layer + 1 in sizes.local_layers) for n, layer in enumerate(kept))
-    if sizes.pre_norm and (kept[0] or (sizes.local_layers and not is_regular)):
-        raise UserError(
-            f"{named}: of this family the first layer, which has no norm before it, must stay the first, and every "
-            "n-th layer attend to all tokens, as config.json of an export can say.\nFor example "
-            f"--config.model.keep_layers={','.join(map(str, range(count // 2)))}"
+            f"objective.layers = {config.objective.layers!r}: in models of this family a norm stands after the last "
+            "layer alone, so the others' embeddings are not those of a model cut there.\nLeave it out: "
+            "--config.objective.layers="
         )
 
 

@@ -15,11 +15,12 @@ from simcse_jax.data.batches import Batch, Rows
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
-from simcse_jax.encoder.pooling import width_of
+from simcse_jax.encoder.pooling import after_layers, width_of
 from simcse_jax.objective.contrastive import Objective, make_contrastive
 from simcse_jax.objective.cosent import GradedLoss, make_graded
 from simcse_jax.objective.distillation import Distillation, make_distillation, options_of
 from simcse_jax.objective.false_negatives import Limit
+from simcse_jax.objective.layers import mean_over_layers, of_last_layer
 from simcse_jax.objective.losses import LOSSES
 from simcse_jax.objective.own_loss import require_losses
 from simcse_jax.system.import_path import is_import_path
@@ -67,11 +68,14 @@ def make_program(
     model that makes positives with data.positive = "mask". teacher_width: of the teacher's vectors, 0 without one.
     """
     keys = [0 if config.model.same_mask else view for view in range(views)] + [views] * (config.mlm.weight > 0)
+    distillation = build_distillation(config.teacher, config.objective.tile, mesh)
+    if distillation and config.objective.layers:
+        distillation = of_last_layer(distillation, config.objective.matryoshka_layers)
     loss = make_loss(
         make_encode(config, encoder, mesh, predictor),
         build_objective(config.objective, mesh),
         config.mlm.weight,
-        build_distillation(config.teacher, config.objective.tile, mesh),
+        distillation,
     )
     learned_rate = config.objective.learning_rate or None
     optimizer = make_optimizer(config.optimizer, total_steps, learned_rate)
@@ -96,7 +100,10 @@ def make_program(
 
 def make_encode(config: Config, encoder: Encoder, mesh: Mesh, predictor: Predictor | None = None) -> EncodeBatch:
     """Return the function that encodes a run's batches."""
-    encode = make_encode_groups(encoder, config.model.train_pooler, config.group_size, mesh, predictor)
+    pooler = config.model.train_pooler
+    if layers := config.objective.matryoshka_layers:
+        pooler = after_layers(layers, encoder.architecture.num_hidden_layers)
+    encode = make_encode_groups(encoder, pooler, config.group_size, mesh, predictor)
     return make_encode_batch(encode, mesh, config.train.groups_at_once, encoder.dtype)
 
 
@@ -104,6 +111,11 @@ def build_objective(config: ObjectiveConfig, mesh: Mesh) -> Objective | None:
     """Return the contrastive objective that the recipe names, None where it names none."""
     if config.loss == "none":
         return None
+    objective = _objective_of_embeddings(config, mesh)
+    return mean_over_layers(objective, config.matryoshka_layers) if config.layers else objective
+
+
+def _objective_of_embeddings(config: ObjectiveConfig, mesh: Mesh) -> Objective:
     loss = LOSSES[config.loss]
     options = {key: getattr(config, key) for key in loss.options}
     if is_import_path(config.loss):

@@ -111,6 +111,18 @@ def test_one_duration_given_on_the_command_line_replaces_the_recipe_s() -> None:
         ({"objective.widths": "64,x"}, "objective.widths = '64,x'", "objective.widths=768,256,64"),
         ({"objective.widths": "64,64"}, "objective.widths = '64,64'", "objective.widths=768,256,64"),
         ({"objective.widths": "0"}, "objective.widths = '0'", "objective.widths=768,256,64"),
+        ({"objective.layers": "6,12"}, "objective.layers = '6,12'", "model.pooler=avg"),
+        (
+            {"model.pooler": "avg", "model.train_pooler": "avg", "objective.layers": "0,12"},
+            "objective.layers = '0,12'",
+            "objective.layers=2,4",
+        ),
+        (
+            {"model.pooler": "avg", "model.train_pooler": "avg", "objective.layers": "6,12"}
+            | {"model.second_encoder": "momentum", "objective.queue": 64},
+            "objective.queue = 64",
+            "objective.queue=0",
+        ),
         ({**MLM_ALONE, "mlm.weight": 0.0}, "mlm.weight = 0", "mlm.weight=1"),
         ({**MLM_ALONE, "model.train_pooler": "cls"}, "objective.loss = 'none'", "model.train_pooler=avg"),
         ({**MLM_ALONE, "data.positive": "crop"}, "data.positive = 'crop'", "data.positive=dropout"),

@@ -14,10 +14,12 @@ from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.families.table import FAMILIES, read_architecture
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.model import Encoder
-from simcse_jax.model_folder.export import export_model
+from simcse_jax.model_folder.export import convert, export_model
+from simcse_jax.model_folder.kept_layers import read_layers
 from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.model_folder.run_folder import export_run
 from simcse_jax.system.errors import UserError
+from simcse_jax.training.metrics import read_metrics
 from tests.small_models import FROM_FOLDER, prepare_small, train_small
 
 FIVE = Architecture("bert", 400, 32, 5, 4, 48, max_position_embeddings=64, initializer_range=0.3)
@@ -51,6 +53,35 @@ def test_the_run_has_these_layers_and_so_has_its_export(tmp_path: Path, small_mo
     np.testing.assert_allclose(before[0](texts), open_model(str(tmp_path / "three")).encode(texts), atol=1e-5)
     with pytest.raises(UserError, match=r"model\.keep_layers"):
         train_small(tmp_path / "run", tmp_path / "cache", **{**flags, "model__keep_layers": "0,1,4"})
+
+
+@pytest.mark.medium
+def test_a_run_of_two_layers_can_be_cut_to_one(tmp_path: Path, small_model: Path) -> None:
+    flags: Any = FLAGS | {"model__name": str(small_model), "model__pooler": "avg", "model__train_pooler": "avg"}
+    run = tmp_path / "run"
+    train_small(run, tmp_path / "cache", **flags, objective__layers="2,1", train__steps=2, train__log_every_steps=1)
+    first = read_metrics(run)[0]
+    assert first["loss"] == pytest.approx((first["loss_layer_1"] + first["loss_layer_2"]) / 2)
+    assert first["loss_layer_1"] != first["loss_layer_2"]
+    export_run(run, tmp_path / "two")
+    convert(str(tmp_path / "two"), tmp_path / "one", None, (0,))
+    assert json.loads((tmp_path / "one" / "config.json").read_text())["num_hidden_layers"] == 1
+    texts = ["a man", "two dogs run"]
+    of_first = open_model(str(run), "avg@0,1,0").encode(texts)
+    np.testing.assert_allclose(open_model(str(tmp_path / "one")).encode(texts), of_first, atol=1e-5)
+    with pytest.raises(UserError, match=r"--keep_layers = '0,2'"):
+        convert(str(tmp_path / "two"), tmp_path / "three", None, (0, 2))
+    with pytest.raises(UserError, match=r"avg@0,1,0.*--pooler=avg"):
+        convert(str(tmp_path / "two"), tmp_path / "three", "avg@0,1,0", (0,))
+    for wrong in (["1", "0"], ["-1"], ["x"], ["0", "0"]):
+        with pytest.raises(UserError, match=f"--keep_layers={','.join(wrong)}"):
+            read_layers(wrong)
+
+
+def test_a_loss_of_layers_needs_the_last(tmp_path: Path, small_model: Path) -> None:
+    flags: Any = FLAGS | {"model__name": str(small_model), "model__pooler": "avg", "model__train_pooler": "avg"}
+    with pytest.raises(UserError, match=r"objective\.layers = '1'(.|\n)*objective\.layers=1,2"):
+        prepare_small(tmp_path / "run", tmp_path / "cache", **flags, objective__layers="1")
 
 
 def test_layers_that_there_are_not(tmp_path: Path, small_model: Path) -> None:

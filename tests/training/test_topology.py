@@ -24,6 +24,7 @@ from simcse_jax.encoder.fused_attention import fused_attention
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
+from simcse_jax.encoder.pooling import after_layers
 from simcse_jax.objective.contrastive import Queue
 from simcse_jax.objective.losses import graded_losses
 from simcse_jax.training.mesh import make_mesh, state_shardings
@@ -168,6 +169,7 @@ KINDS = {
     "learned temperature, products, widths": Kind(
         3, ObjectiveConfig(temperature=5.0, similarity="dot", learned_temperature=True, widths="32,8")
     ),
+    "two layers, widths": Kind(3, ObjectiveConfig(widths="32,8", layers="1,2"), pooler=after_layers((1, 2), 2)),
     "semi-hard triplets": Kind(3, ObjectiveConfig("triplet", margin=0.5, symmetric=True)),
     "hardest triplets": Kind(objective=ObjectiveConfig("triplet", margin=0.5, mining="hardest")),
     "all triplets, widths": Kind(3, ObjectiveConfig("triplet", margin=0.5, mining="all", widths="32,8")),
@@ -213,7 +215,7 @@ KINDS |= {
 # What these have, others that are tested fast have too.
 SLOW_ALWAYS = (
     *("predicted tokens", "MLM", "dropout and a teacher", "a teacher's margins", "graded pairs"),
-    *("semi-hard triplets", "hardest triplets", "electra", "nomic_bert", "gte"),
+    *("two layers, widths", "semi-hard triplets", "hardest triplets", "electra", "nomic_bert", "gte"),
 )
 # These meet every layout: in the fast tests but for MLM, which meets those there that cut its batches in other ways.
 ON_ALL = ("dropout", "hard negatives", "dropout and MLM")
