@@ -5,7 +5,6 @@ Prints tables, and writes scores.json, report.html and its pictures to --out.
 
 from __future__ import annotations
 
-import dataclasses
 import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,10 +76,8 @@ def main() -> int:
     """Evaluate as the flags say; return 1 when a task failed."""
     from rich.console import Console
 
-    from simcse_jax.evaluation.senteval import senteval_folder
-    from simcse_jax.evaluation.suite import GEOMETRY, TaskSuite, choose_tasks
     from simcse_jax.evaluation.terminal import print_results
-    from simcse_jax.judging import judge_models, require_writable, write_results
+    from simcse_jax.judging import judge_models, make_suite, require_writable, write_results
     from simcse_jax.system.compiled import keep_compiled
 
     if _SAMPLE_PAIRS.value:
@@ -89,20 +86,11 @@ def main() -> int:
     out = Path(_OUT.value).expanduser() if _OUT.value else default_out(names)
     require_writable(out)
     own = tuple(dict.fromkeys(name_task(kind, source) for kind, given in _OWN.items() for source in given.value))
-    own_only = bool(own) and not _DATA.value
-    suite = TaskSuite((), None, _SPLIT.value, own=own, fast=_FAST.value, progress=True)
-    usual = (GEOMETRY if suite.graded else "") if own_only else f"sts,{GEOMETRY}"
-    wanted = _TASKS.value or usual
-    tasks = choose_tasks(wanted, _SPLIT.value) if wanted else ()
     widths = read_widths(_TRUNCATE.value)
     keep_compiled()
 
     models = iter([_opened(given) for given in names])  # no reference stays here, so that each can be released
-    for task in own:
-        suite.load(task)  # so that a wrong file is an error now, not after other tasks
-    needs_none = not tasks or (set(tasks) == {GEOMETRY} and suite.graded)
-    folder = None if own_only and needs_none else senteval_folder(_DATA.value)
-    suite = dataclasses.replace(suite, tasks=tasks, folder=folder)
+    suite = make_suite(own, _TASKS.value, _DATA.value, _SPLIT.value, _FAST.value)
     results = judge_models(models, suite, say=lambda line: print(line, flush=True), widths=widths)
     print_results(results, Console(highlight=False, soft_wrap=True))
     for path in write_results(results, out):

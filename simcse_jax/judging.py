@@ -18,7 +18,8 @@ from simcse_jax.evaluation.compare import compare, group_runs
 from simcse_jax.evaluation.report.page import write_report
 from simcse_jax.evaluation.results import Encode, ModelResult, Results, RoleEncode, Score, Space, each_role
 from simcse_jax.evaluation.scores_json import write_scores
-from simcse_jax.evaluation.suite import GEOMETRY, TaskSuite
+from simcse_jax.evaluation.senteval import senteval_folder
+from simcse_jax.evaluation.suite import GEOMETRY, TaskSuite, choose_tasks
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import progress_bar
 from simcse_jax.system.whole_file import writing
@@ -27,6 +28,26 @@ from simcse_jax.training.metrics import read_metrics
 
 Say = Callable[[str], None]
 MOST_KEPT = 2**30  # bytes of a task's vectors that are kept where several widths share them
+
+
+def make_suite(
+    own: Sequence[str], tasks: str = "", data: str = "", split: str = "test", fast: bool = False
+) -> TaskSuite:
+    """Return the suite of the user's own tasks and of SentEval's, as `evaluate` has it, with the own data loaded.
+
+    own: tasks of one's own, see evaluation/kinds.py. tasks: comma-separated groups and names; "" for the usual ones.
+    data: SentEval's folder or archive; "" fetches it where it is needed. Raises UserError for bad input.
+    """
+    own_only = bool(own) and not data
+    suite = TaskSuite((), None, split, own=tuple(own), fast=fast, progress=True)
+    usual = (GEOMETRY if suite.graded else "") if own_only else f"sts,{GEOMETRY}"
+    wanted = tasks or usual
+    chosen = choose_tasks(wanted, split) if wanted else ()
+    for task in own:
+        suite.load(task)  # so that a wrong file is an error now, not after other tasks
+    needs_none = not chosen or (set(chosen) == {GEOMETRY} and suite.graded)
+    folder = None if own_only and needs_none else senteval_folder(data)
+    return dataclasses.replace(suite, tasks=chosen, folder=folder)
 
 
 def judge_models(

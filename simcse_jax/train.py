@@ -6,12 +6,8 @@ The same command resumes an interrupted run. Several processes can train one run
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import time
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import config_flags
@@ -19,11 +15,6 @@ from ml_collections import config_flags
 from simcse_jax import cli
 from simcse_jax.config.recipe import default_workdir, find_recipes, require_keys, require_recipe
 from simcse_jax.system.errors import UserError
-
-if TYPE_CHECKING:
-    from simcse_jax.config.schema import Config
-    from simcse_jax.training.loop import Outcome
-    from simcse_jax.training.run import Run
 
 with cli.wrong_flags_fail():
     given = (argument.removeprefix("--config.") for argument in sys.argv if argument.startswith("--config."))
@@ -97,51 +88,11 @@ def main() -> int:
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(recipe)
     _join()
 
-    import jax
+    from simcse_jax.fitting.complete import complete, configure
 
-    from simcse_jax.config.resolve import resolve
-    from simcse_jax.hosts.agreement import fail_together, processes
-    from simcse_jax.system.compiled import keep_compiled
-    from simcse_jax.system.devices import start_devices
-    from simcse_jax.system.host_memory import keep_freed_memory
-    from simcse_jax.training.folder import locked_folder
-
-    keep_freed_memory()
-    start_devices()
-    keep_compiled()
-    with fail_together():
-        overridden = config_flags.get_override_values(flags.FLAGS["config"])
-        x64 = jax.dtypes.canonicalize_dtype("float64") == "float64"
-        config = resolve(_CONFIG.value, overridden, jax.device_count(), x64, processes())
-    with locked_folder(workdir):
-        return _train(config, workdir)
-
-
-def _train(config: Config, workdir: Path) -> int:
-    """Prepare, train, export, report; return the exit status."""
-    from simcse_jax.hosts.agreement import fail_together, is_first
-    from simcse_jax.system.progress import while_doing
-    from simcse_jax.training.display import describe, summarize
-    from simcse_jax.training.loop import train
-    from simcse_jax.training.run import prepare
-
-    with while_doing("preparing the run: its model, its data, its tokenizer") if is_first() else nullcontext():
-        run = prepare(config, workdir)
-    if is_first():
-        print("\n".join(describe(run)), flush=True)
-    started = time.monotonic()
-    outcome = train(run, workdir, _PROFILE.value)
-    if is_first():
-        print(summarize(run, outcome, time.monotonic() - started))
-    if outcome.signal is not None:
-        if is_first():
-            name = signal.Signals(outcome.signal).name
-            print(f"stopped by {name}; the same command resumes from step {outcome.step}", flush=True)
-        return 128 + outcome.signal
-    with fail_together():  # the others wait for the export: a launcher takes the end of one for the end of the run
-        if is_first():
-            _finish(run, outcome, workdir)
-    return 0
+    overridden = config_flags.get_override_values(flags.FLAGS["config"])
+    _, outcome = complete(configure(_CONFIG.value, overridden), workdir, _PROFILE.value)
+    return 0 if outcome.signal is None else 128 + outcome.signal
 
 
 def _plan() -> int:
@@ -174,24 +125,6 @@ def _join() -> None:
     members = join(cluster, _JOIN.value, _HEARTBEAT.value)
     if cluster.process == 0:
         Console(soft_wrap=True, highlight=False).print(table(members))
-
-
-def _finish(run: Run, outcome: Outcome, workdir: Path) -> None:
-    """Export the best model, write the report, and say what to do next. Without a report the training is done too."""
-    from simcse_jax.judging import report_run
-    from simcse_jax.model_folder.run_folder import export_run
-    from simcse_jax.system.progress import while_doing
-    from simcse_jax.training.display import conclude
-
-    with while_doing("exporting the model"):
-        export_run(workdir, workdir / "model")
-    with while_doing("writing the report"):
-        try:
-            content = report_run(workdir, run.config.eval.data)
-            print(f"report: {workdir / 'report.html'} ({content})")
-        except Exception as error:  # noqa: BLE001 (such as no memory left beside the training state)
-            print(f"note: no report was written: {type(error).__name__}: {error}")
-    print("\n".join(conclude(run, outcome, workdir)), flush=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = [p for p in (ROOT / "simcse_jax").rglob("*") if p.is_file() and p.suffix != ".pyc"]
 # torch: only to read pytorch_model.bin, and an error says so; the others: extras, and what comes with them.
 OPTIONAL = {
+    "ipython",  # comes with every notebook
     "mteb",
     "torch",
     "faiss-cpu",

@@ -48,9 +48,9 @@ def require_recipe(recipe: str) -> None:
     path = Path(recipe.partition(":")[0])
     if not path.is_file():
         clone = Path("configs")
-        known = [f"{clone / name}.py" for name in _named(clone)] or _named(RECIPES)
-        tried = str(path) if clone.is_dir() else path.stem
-        close = difflib.get_close_matches(tried, known, n=1)
+        files = [f"{clone / name}.py" for name in _named(clone)]
+        known = files if files and path.suffix else _named(RECIPES)
+        close = difflib.get_close_matches(str(path) if known is files else path.stem, known, n=1)
         here = ", ".join(known)
         raise UserError(
             f"--config={recipe}: there is no file {path} (looked for from {Path.cwd()}).\n"

@@ -162,7 +162,7 @@ class Difference:
         return "higher" if low > 0 else "lower" if high < 0 else "unclear"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Results:
     """Hold everything that tables, scores.json and the report show."""
 
@@ -183,6 +183,13 @@ class Results:
         found = dict.fromkeys(task for v in self.models for task in (*v.scores, *v.failures))
         averaged = [task for tasks in self.averages.values() for task in tasks if task in found]
         return tuple(dict.fromkeys([*(task for task in found if task not in averaged), *averaged]))
+
+    def __repr__(self) -> str:
+        scores = {
+            model.name: (f"{task} {one.value:.2f}" for task, one in model.scores.items()) for model in self.models
+        }
+        parts = [f"{name}: {', '.join(found)}" for name, found in scores.items()]
+        return f"Results({'; '.join(parts)})"
 
     def names(self, limit: int = LONGEST) -> list[str]:
         """Return the entries' names, all of them shortened where one is longer than `limit` characters."""

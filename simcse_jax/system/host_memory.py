@@ -16,6 +16,12 @@ import jax
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
+def release_freed_memory() -> None:
+    """Return freed memory to the system after all, where malloc is glibc's."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def keep_freed_memory() -> None:
     """Make malloc keep freed memory, and run programs in the calling thread, where the only device is one CPU.
 

@@ -24,6 +24,11 @@ class Bar(Protocol):
     def update(self, n: int = 1) -> object: ...
 
 
+def in_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook."""
+    return "ipykernel" in sys.modules
+
+
 def progress_bar(
     total: int | None, shown: bool = True, what: str = "encoding", unit: str = "sentences", done: int = 0
 ) -> Bar:
@@ -32,7 +37,7 @@ def progress_bar(
     total: the number of items, None if unknown. shown: False shows nothing. what, unit: the words of the bar
     and the lines. done: items that were finished before.
     """
-    if shown and not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+    if shown and not (sys.stderr.isatty() or in_notebook()):
         return _Lines(total, what, unit, done)
     return tqdm(total=total, unit=f" {unit}", desc=what, initial=done, leave=False, disable=not shown)
 

@@ -19,8 +19,9 @@ from simcse_jax.config.schema import defaults
 from simcse_jax.data.batches import format_rows
 from simcse_jax.encoder.products import precision
 from simcse_jax.model_folder.card import simcse_recipe
-from simcse_jax.system.progress import Heartbeat, duration
+from simcse_jax.system.progress import Heartbeat, duration, in_notebook
 from simcse_jax.training.held_out import judging_flag
+from simcse_jax.training.notebook_bar import NotebookBar
 
 if TYPE_CHECKING:
     from simcse_jax.config.schema import Config
@@ -35,11 +36,19 @@ class Display:
 
     def __init__(self, total_steps: int, console: Console | None = None, quiet: bool = False):
         """quiet: show nothing, as one process of a run is enough to show it."""
-        self.console = console or Console(soft_wrap=True, highlight=False, quiet=quiet)
+        self.console = console or Console(soft_wrap=True, highlight=False, quiet=quiet, force_jupyter=False)
         self.total_steps = total_steps
         self._doing = "training"
         self._step = 0
-        self._bar = Progress(
+        self._bar: Any = NotebookBar() if in_notebook() else self._terminal_bar()
+        fields: dict[str, Any] = {"loss": "-", "dev": "-", "speed": "-", "left": "-"}
+        self._task = self._bar.add_task("training", total=total_steps, **fields)
+        log = Heartbeat(lambda: f"step {self._step}/{self.total_steps}  {self._doing} ...", self.say)
+        self._has_bar = not quiet and (self.console.is_terminal or in_notebook())
+        self._shown = self._bar if self._has_bar else log
+
+    def _terminal_bar(self) -> Progress:
+        return Progress(
             BarColumn(bar_width=12),  # the line has to fit 80 columns
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}  dev {task.fields[dev]}  {task.fields[speed]} sentences/s"),
@@ -47,10 +56,6 @@ class Display:
             TextColumn("left"),
             console=self.console,
         )
-        fields: dict[str, Any] = {"loss": "-", "dev": "-", "speed": "-"}
-        self._task = self._bar.add_task("training", total=total_steps, **fields)
-        log = Heartbeat(lambda: f"step {self._step}/{self.total_steps}  {self._doing} ...", self.say)
-        self._shown = self._bar if self.console.is_terminal and not quiet else log
 
     def __enter__(self) -> Display:
         self._shown.__enter__()
@@ -84,8 +89,8 @@ class Display:
     def metrics(self, step: int, metrics: Mapping[str, float], seconds_left: float) -> None:
         """Show the training metrics of a step."""
         loss, speed = f"{metrics['loss']:.4f}", f"{metrics['sentences_per_s']:,.0f}"
-        self._bar.update(self._task, loss=loss, speed=speed)
-        if not self.console.is_terminal:
+        self._bar.update(self._task, loss=loss, speed=speed, left=duration(seconds_left))
+        if not self._has_bar:
             wait = 1000 * metrics["data_wait_s"]
             self.say(
                 f"step {step}/{self.total_steps}  loss {loss}  {speed} sentences/s  "

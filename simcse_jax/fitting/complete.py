@@ -1,0 +1,75 @@
+"""Turn a recipe into a trained, exported and reported run: what the command `train` and the function `fit` share."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Collection
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from simcse_jax.config.resolve import resolve
+from simcse_jax.config.schema import Config
+from simcse_jax.hosts.agreement import fail_together, is_first, processes
+from simcse_jax.system.compiled import keep_compiled
+from simcse_jax.system.devices import start_devices
+from simcse_jax.system.host_memory import keep_freed_memory
+from simcse_jax.system.progress import while_doing
+from simcse_jax.training.display import conclude, describe, summarize
+from simcse_jax.training.folder import locked_folder
+from simcse_jax.training.loop import Outcome, train
+from simcse_jax.training.run import Run, prepare
+
+
+def configure(recipe: Any, overridden: Collection[str]) -> Config:
+    """Start the devices, and return the checked config of a run on them; recipe, overridden: as for `resolve`."""
+    keep_freed_memory()
+    start_devices()
+    keep_compiled()
+    with fail_together():
+        x64 = jax.dtypes.canonicalize_dtype("float64") == "float64"
+        return resolve(recipe, overridden, jax.device_count(), x64, processes())
+
+
+def complete(config: Config, workdir: Path, profile: bool = False, again: str = "command") -> tuple[Run, Outcome]:
+    """Prepare the run, train it or what is left of it, export its best model and write its report.
+
+    Prints what is about to happen, how it goes, and what to do next. A signal ends the training early; nothing is
+    exported then. again: what resumes the run, in words.
+    """
+    with locked_folder(workdir):
+        with while_doing("preparing the run: its model, its data, its tokenizer") if is_first() else nullcontext():
+            run = prepare(config, workdir)
+        if is_first():
+            print("\n".join(describe(run)), flush=True)
+        started = time.monotonic()
+        outcome = train(run, workdir, profile)
+        if is_first():
+            print(summarize(run, outcome, time.monotonic() - started))
+        if outcome.signal is None:
+            with fail_together():  # the others wait for the export: a launcher takes the end of one for the run's
+                if is_first():
+                    _finish(run, outcome, workdir)
+        elif is_first():
+            name = signal.Signals(outcome.signal).name
+            print(f"stopped by {name}; the same {again} resumes from step {outcome.step}", flush=True)
+        return run, outcome
+
+
+def _finish(run: Run, outcome: Outcome, workdir: Path) -> None:
+    """Export the best model, write the report, and say what to do next. Without a report the training is done too."""
+    from simcse_jax.judging import report_run
+    from simcse_jax.model_folder.run_folder import export_run
+
+    with while_doing("exporting the model"):
+        export_run(workdir, workdir / "model")
+    with while_doing("writing the report"):
+        try:
+            content = report_run(workdir, run.config.eval.data)
+            print(f"report: {workdir / 'report.html'} ({content})")
+        except Exception as error:  # noqa: BLE001 (such as no memory left beside the training state)
+            print(f"note: no report was written: {type(error).__name__}: {error}")
+    print("\n".join(conclude(run, outcome, workdir)), flush=True)

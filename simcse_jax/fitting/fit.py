@@ -1,0 +1,80 @@
+"""Train from Python: `run = simcse_jax.fit("small:sup", {"data.files": "pairs.csv"})`."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from simcse_jax.config.recipe import default_workdir, read_recipe
+from simcse_jax.fitting.complete import complete, configure
+from simcse_jax.fitting.given import PAIRS, TEXTS, as_override, save_data
+from simcse_jax.fitting.trained_run import TrainedRun
+from simcse_jax.system.devices import quiet_cuda_plugin, quiet_tpu_library
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.host_memory import release_freed_memory
+from simcse_jax.training.loop import Outcome
+from simcse_jax.training.run import Run
+
+
+def fit(
+    recipe: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    data: Any = None,
+    dev: Any = None,
+    workdir: str | Path | None = None,
+) -> TrainedRun:
+    """Train a run to its end, or to a Ctrl-C, and return it; the same call resumes a run that was stopped.
+
+    recipe: a file, FILE or FILE:variant, or one of the package by its name, such as "small:sup". overrides: keys of the
+    recipe and their values, such as {"data.files": "pairs.csv", "train.steps": 200}; objective.loss, data.positive and
+    eval.data may be functions of your own (docs/own.md). data: rows to train on instead of data.files: a list of texts,
+    of tuples (sentence, positive, hard negatives) or of dicts, a dict of columns, a DataFrame, an Arrow table or a
+    datasets.Dataset. dev: graded pairs instead of eval.data: such rows of (score, sentence, sentence), or a function of
+    your own. Rows are written into the cache, under a name that their content gives. workdir: the run folder; None for
+    runs/<recipe>, or runs/<recipe>-<variant>, as the command `train` has it.
+
+    Raises UserError where something is wrong with the recipe, the data or the folder; nothing is written then.
+    """
+    try:
+        given = _overrides(overrides or {}, data, dev)
+        values, overridden = read_recipe(str(recipe), given)
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # as the commands have it: only errors of XLA
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        quiet_tpu_library()
+        quiet_cuda_plugin()
+        config = configure(values, overridden)
+        folder = Path(workdir).expanduser() if workdir else default_workdir(str(recipe))
+        run, outcome = complete(config, folder, again="call")
+        return _result(folder.absolute(), run, outcome)
+    except UserError as error:
+        raise error.with_traceback(None) from None  # its message says what our calls would not
+    finally:
+        run = outcome = None  # what it holds of data, programs and devices goes now, not with a later collection
+        gc.collect()
+        release_freed_memory()
+
+
+def _overrides(overrides: Mapping[str, Any], data: Any, dev: Any) -> dict[str, str]:
+    """Return the keys of the recipe that are set, as on the command line; data and dev become files."""
+    given = {key: as_override(key, value) for key, value in overrides.items()}
+    for key, rows, names, what in (("data.files", data, TEXTS, "data"), ("eval.data", dev, PAIRS, "dev")):
+        if rows is None:
+            continue
+        if key in given:
+            raise UserError(f"{what}= and {key} are both given. Leave one out.")
+        is_function = what == "dev" and callable(rows)
+        cache_dir = given.get("data.cache_dir", "")
+        given[key] = as_override(key, rows) if is_function else str(save_data(rows, names, what, cache_dir))
+    return given
+
+
+def _result(workdir: Path, run: Run, outcome: Outcome) -> TrainedRun:
+    best, measure, name = outcome.progress, run.dev and run.dev.measure, ""
+    score = float("nan")
+    if measure:
+        name, score = f"dev/{measure.name}", measure.shown(best.best_score)
+    return TrainedRun(workdir, outcome.step, run.total_steps, name, best.best_step, score, outcome.signal)

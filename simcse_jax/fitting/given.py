@@ -1,0 +1,99 @@
+"""Turn what Python code passes to `fit` into what a recipe can say: values, import paths, and files of data."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from simcse_jax.system.cache import cache_folder
+from simcse_jax.system.errors import UserError, short
+from simcse_jax.system.import_path import path_of
+from simcse_jax.system.whole_file import write_whole
+
+TEXTS = ("sent0", "sent1", "hard_neg")  # the columns of rows without names: sentence, positive, hard negatives
+PAIRS = ("score", "sentence1", "sentence2")  # the same of graded pairs
+_TAKES = (
+    "a list of texts, of tuples or of dicts, a dict of columns, a DataFrame, an Arrow table or a datasets.Dataset; "
+    'files are named in the recipe: {"data.files": "pairs.csv"}'
+)
+
+
+def as_override(key: str, value: Any) -> str:
+    """Return a value of a recipe's key as the command line gives it; a function becomes its import path."""
+    if isinstance(value, bool | int | float | str | Path):
+        return str(value)
+    if isinstance(value, list | tuple) and all(isinstance(part, str | int | Path) for part in value):
+        return ",".join(map(str, value))
+    if callable(value):
+        return f"function:{path_of(value)}" if key == "eval.data" else path_of(value)
+    raise UserError(
+        f"{key} = {value!r:.80}: a key takes a text, a number, True or False, a list of them, or a function.\n"
+        "Data that are no file are passed as data= or, graded pairs, as dev=."
+    )
+
+
+def save_data(data: Any, names: tuple[str, ...], what: str, cache_dir: str) -> Path:
+    """Write the rows into the cache as Parquet, in a file that its content names; return its absolute path.
+
+    names: of the columns of rows that are tuples, the last one numbered where there are more. what: the argument that
+    holds the data. The same data are the same file, so that a run can resume, also by the command.
+    """
+    try:
+        table = _table(data, names, what)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise UserError(f"{what} holds rows that are not of one kind: {short(error)}\nIt takes {_TAKES}.") from error
+    if not len(table):
+        raise UserError(f"{what} holds no rows. It takes {_TAKES}.")
+    file = io.BytesIO()
+    pq.write_table(_plain(table), file)
+    path = cache_folder("given", cache_dir or None) / f"{hashlib.blake2b(file.getbuffer(), digest_size=12).hexdigest()}"
+    path = path.with_suffix(".parquet").absolute()
+    if not path.exists():
+        write_whole(path, lambda draft: draft.write_bytes(file.getbuffer()))
+    return path
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Return the table with texts of one type, in one piece: what it was made from must not change its file."""
+    is_text = (pa.types.is_large_string, pa.types.is_string_view, pa.types.is_dictionary)
+    fields = [pa.field(f.name, pa.string() if any(of(f.type) for of in is_text) else f.type) for f in table.schema]
+    return table.cast(pa.schema(fields)).combine_chunks()
+
+
+def _table(data: Any, names: tuple[str, ...], what: str) -> pa.Table:
+    pandas: Any = sys.modules.get("pandas")  # who has a DataFrame has imported it
+    if isinstance(data, str | Path | bytes):
+        raise UserError(f"{what} = {str(data)!r:.80} is no data. It takes {_TAKES}.")
+    if pandas and isinstance(data, pandas.Series):
+        data = data.tolist()
+    if pandas and isinstance(data, pandas.DataFrame):
+        return pa.Table.from_pandas(data, preserve_index=False)
+    if hasattr(data, "with_format") and hasattr(data, "features"):  # datasets.Dataset
+        return data.with_format("arrow")[:]
+    if hasattr(data, "__arrow_c_stream__"):
+        return pa.table(data)
+    if isinstance(data, Mapping):
+        if hasattr(data, "with_format"):
+            raise UserError(f"{what} has splits {', '.join(data)}. Choose one, {what}=dataset[{next(iter(data))!r}]")
+        return pa.table({str(name): list(values) for name, values in data.items()})
+    if not isinstance(data, Iterable):
+        raise UserError(f"{what} is of type {type(data).__name__}. It takes {_TAKES}.")
+    rows = list(data)
+    if all(isinstance(row, Mapping) for row in rows):
+        return pa.Table.from_pylist([dict(row) for row in rows])
+    if all(isinstance(row, str) for row in rows):
+        if rows and len(rows) < 100 and all(len(row) < 256 and Path(row).is_file() for row in rows):
+            raise UserError(f"{what} holds names of files, and takes rows. Name files in the recipe: data.files.")
+        return pa.table({"text": pa.array(rows, pa.string())})
+    width = len(rows[0])
+    titles = [names[n] if n < len(names) else f"{names[-1]}{n - len(names) + 2}" for n in range(width)]
+    if any(isinstance(row, str) or len(row) != width for row in rows):
+        raise ValueError("texts and tuples, or tuples of different lengths")
+    return pa.table({title: [row[n] for row in rows] for n, title in enumerate(titles)})
