@@ -5,6 +5,7 @@ import csv
 import functools
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,13 @@ def train_small(workdir: Path, cache: Path, profile: bool = False, **changes: An
     return workdir
 
 
-def prepare_small(workdir: Path, cache: Path, **changes: Any) -> Run:
-    """Return the run that `train_small` trains."""
+def prepare_small(
+    workdir: Path, cache: Path, sources: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any
+) -> Run:
+    """Return the run that `train_small` trains; sources: of a mixture, what `add_source` takes of each."""
     recipe = base.get_config()
+    for name, keys in (sources or {}).items():
+        base.add_source(recipe, name, **keys)
     values: dict[str, Any] = {
         **SMALL_ENCODER,
         "model.vocab_size": VOCABULARY,

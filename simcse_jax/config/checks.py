@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from simcse_jax.config.compare import idle_keys, idle_message
-from simcse_jax.config.schema import KEYS, NO_LOSS, Config, parse_numbers
+from simcse_jax.config.schema import KEYS, NO_LOSS, SOURCE_KEYS, SOURCES, Config, parse_numbers
+from simcse_jax.config.sources import about_source
 from simcse_jax.data.positives import POSITIVES
 from simcse_jax.data.prompts import parse_prompts
 from simcse_jax.objective.distillation import DISTILLATIONS, NEED_PAIRS
@@ -15,13 +16,21 @@ from simcse_jax.system.errors import UserError
 
 def require_consistent(config: Config, needs_data: bool = True) -> None:
     """Raise UserError where keys that are each in range do not go together, and without data unless none are needed."""
-    if needs_data:
-        require(bool(config.data.files), "data.files", config.data.files, "a file, glob or Hub name")
-    for check in (_check_model, _check_data, _check_views, _check_loss, _check_teacher):
-        check(config)
-    values = config.flat()
-    if idle := idle_keys(values):
-        raise UserError(idle_message(idle[0], values))
+    _check_sources(config)
+    parts = config.by_source
+    for name, part in parts.items():
+        with about_source(name):
+            if needs_data:
+                require(bool(part.data.files), "data.files", part.data.files, "a file, glob or Hub name")
+            for check in (_check_model, _check_data, _check_views, _check_loss, _check_teacher):
+                check(part)
+    idle = {name: idle_keys(part.flat()) for name, part in parts.items()}
+    everywhere = set.intersection(*map(set, idle.values()))
+    for name, part in parts.items():
+        for key in idle[name]:
+            if key in everywhere or key.removeprefix("data.") in SOURCE_KEYS:
+                with about_source(name):
+                    raise UserError(idle_message(key, part.flat()))
 
 
 def require(ok: bool, name: str, value: Any, limit: str, example: Any = None) -> None:
@@ -29,6 +38,47 @@ def require(ok: bool, name: str, value: Any, limit: str, example: Any = None) ->
     if not ok:
         example = KEYS[name].example if example is None else example
         raise UserError(f"{name} = {value!r}: must be {limit}.\nFor example --config.{name}={example}")
+
+
+def _check_sources(config: Config) -> None:
+    """Require that sources, if there are any, can be mixed, and that all that is said of mixing has an effect."""
+    data, parts = config.data, list(config.by_source.values())
+    if not config.sources:
+        for name in ("mixing", "mixing_temperature"):
+            if getattr(data, name) != KEYS[f"data.{name}"].default:
+                raise UserError(
+                    f"data.{name} = {getattr(data, name)!r} has no effect without {SOURCES}NAME: there is one source "
+                    f"of data.\nLeave it out (--config.data.{name}={KEYS[f'data.{name}'].default}), or add sources to "
+                    "the recipe, as configs/mixture.py does."
+                )
+        return
+    if not parts:
+        named = ", ".join(f"{SOURCES}{source.name}.weight" for source in config.sources)
+        raise UserError(
+            f"The weights of all sources are 0 ({named}), so there is nothing to train on.\nGive at least one a "
+            f"weight: --config.{SOURCES}{config.sources[0].name}.weight=1"
+        )
+    for field in ("files", "positive"):
+        value = getattr(data, field)
+        if value != KEYS[f"data.{field}"].default and all(getattr(part.data, field) != value for part in parts):
+            raise UserError(
+                f"data.{field} = {value!r} has no effect: every source has its own ({SOURCES}NAME.{field}).\nLeave it "
+                f"out: --config.data.{field}={KEYS[f'data.{field}'].default}"
+            )
+    positives = {name: part.data.positive for name, part in config.by_source.items()}
+    for name, positive in positives.items():
+        if POSITIVES[positive].predicted:
+            raise UserError(
+                f"{SOURCES}{name}.positive = {positive!r} is not for mixtures: its model would change the texts of all "
+                f"sources.\nUse --config.{SOURCES}{name}.positive=word_deletion, for example, or train on this source "
+                "alone."
+            )
+    if config.model.same_mask and {*positives.values()} != {"dropout"}:
+        name = next(name for name, positive in positives.items() if positive != "dropout")
+        raise UserError(
+            "model.same_mask = True needs sentences that are encoded twice, and the texts of "
+            f"{SOURCES}{name}.positive = {positives[name]!r} are not.\nUse --config.model.same_mask=False."
+        )
 
 
 def _check_model(config: Config) -> None:

@@ -6,18 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from simcse_jax.config.keys import Key
-from simcse_jax.config.schema import KEYS, RESUMABLE_KEYS, defaults
+from simcse_jax.config.schema import KEYS, defaults, resumable
+from simcse_jax.config.sources import section_value, within_sources
 
 
 def idle_keys(values: Mapping[str, Any]) -> list[str]:
     """Return the keys that differ from their defaults and have no effect beside the other values.
 
-    values: every key by its full name.
+    values: every key by its full name. With sources, a key has no effect if it has none within any of them.
     """
+    each = within_sources(values)
     return [
         key.name
         for key in KEYS.values()
-        if values[key.name] != key.default and _idle_because_of(key, values) is not None
+        if values[key.name] != key.default and all(_idle_because_of(key, own) is not None for own in each)
     ]
 
 
@@ -42,8 +44,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
     not count: earlier versions did not refuse all of them.
     """
     idle = idle_keys(defaults() | dict(old)) if old else []
-    names = sorted((old.keys() | new.keys()) - RESUMABLE_KEYS - {*idle})
-    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+    names = old.keys() | new.keys()
+    names = sorted(names - resumable(names) - {*idle})
+    both = {name: (section_value(old, name), section_value(new, name)) for name in names}
+    return {name: (before, now) for name, (before, now) in both.items() if before != now}
 
 
 def _idle_because_of(key: Key, values: Mapping[str, Any]) -> tuple[str, tuple[Any, ...] | None] | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 
 from simcse_jax.config.keys import Key
-from simcse_jax.config.schema import KEYS, SECTIONS
+from simcse_jax.config.schema import KEYS, SECTIONS, SOURCE_KEYS, SOURCES
 
 _WIDTH = 100
 _LONGEST = 140
@@ -22,6 +23,12 @@ def help_text() -> str:
         for key in KEYS.values():
             if key.name.startswith(f"{section}."):
                 lines += _describe(key)
+    own, shared = ([key for key in SOURCE_KEYS.values() if ("." in key.name) is given] for given in (False, True))
+    lines += ["", f"{SOURCES}NAME: Keys of one source of a mixture, which a recipe adds (configs/mixture.py)."]
+    for key in own:
+        lines += _describe(dataclasses.replace(key, name=f"{SOURCES}NAME.{key.name}"))
+    fields = ", ".join(key.name.removeprefix("data.") for key in shared)
+    lines.append(f"  {fields}: as the keys of data, which a source has where it leaves its own out.")
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from simcse_jax.config.schema import KEYS
+from simcse_jax.config.schema import KEYS, SOURCE_KEYS, SOURCES, find_key
 from simcse_jax.system.errors import UserError, wrong_flags
 
 RECIPES = Path(__file__).parents[1] / "recipes"  # those of the package: in a clone, a link to configs/
@@ -62,8 +62,10 @@ def require_recipe(recipe: str) -> None:
 def require_keys(names: Iterable[str]) -> None:
     """Raise UserError for the full name of a key that there is not."""
     for name in names:
-        if name not in KEYS:
-            close = difflib.get_close_matches(name, KEYS, n=1)
+        if find_key(name) is None:
+            source = name.removeprefix(SOURCES).partition(".")[0] if name.startswith(SOURCES) else "NAME"
+            known = (*KEYS, *(f"{SOURCES}{source}.{field}" for field in SOURCE_KEYS))
+            close = difflib.get_close_matches(name, known, n=1)
             raise UserError(
                 f"--config.{name}: there is no such key."
                 + (f" Did you mean --config.{close[0]}?" if close else "")

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from simcse_jax.config.checks import require, require_consistent
 from simcse_jax.config.layout import with_layout
-from simcse_jax.config.schema import DURATIONS, KEYS, SECTIONS, Config, nested
+from simcse_jax.config.schema import (
+    DURATIONS,
+    KEYS,
+    SECTIONS,
+    SOURCE_KEYS,
+    SOURCES,
+    Config,
+    DataConfig,
+    SourceConfig,
+    find_key,
+    nested,
+)
+from simcse_jax.config.sources import require_source
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.import_path import is_import_path
 
@@ -28,6 +41,7 @@ def resolve(
     """
     values = _one_duration(_typed_values(recipe), overridden)
     config = Config(**{section: SECTIONS[section](**fields) for section, fields in nested(values).items()})
+    config = dataclasses.replace(config, sources=_read_sources(recipe["data"].get("sources") or {}, config.data))
     require_consistent(config, needs_data)
     if config.model.dtype == "float64" and not x64:
         raise UserError("model.dtype = 'float64' needs JAX's 64-bit mode.\nSet JAX_ENABLE_X64=1, or use float32.")
@@ -36,10 +50,11 @@ def resolve(
 
 def require_in_range(name: str, value: Any) -> None:
     """Raise UserError for a value outside the range that the key declares."""
-    key = KEYS[name]
+    key = find_key(name)
+    assert key is not None
     if key.add_own and is_import_path(value):
         key.add_own(value)
-    require(key.allows(value), name, value, key.limit)
+    require(key.allows(value), name, value, key.limit, key.example)
 
 
 def _typed_values(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -51,16 +66,39 @@ def _typed_values(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     for section in SECTIONS:
         for field, value in recipe[section].items():
             name = f"{section}.{field}"
+            if name == "data.sources":  # see `read_sources`
+                continue
             if name not in KEYS:
                 known = ", ".join(key for key in KEYS if key.startswith(f"{section}."))
                 raise UserError(f"{name} is no key of a recipe.\nKeys of {section}: {known}.")
-            kind = KEYS[name].type
-            value = float(value) if kind is float and type(value) is int else value
-            if type(value) is not kind:
-                raise UserError(f"{name} = {value!r} is of type {type(value).__name__}; it takes {kind.__name__}.")
-            require_in_range(name, value)
-            values[name] = value
+            values[name] = _typed(name, value)
     return values
+
+
+def _typed(name: str, value: Any) -> Any:
+    """Return the value of a key, of its declared type and in its range; UserError otherwise."""
+    key = find_key(name)
+    assert key is not None
+    value = float(value) if key.type is float and type(value) is int else value
+    if type(value) is not key.type:
+        raise UserError(f"{name} = {value!r} is of type {type(value).__name__}; it takes {key.type.__name__}.")
+    require_in_range(name, value)
+    return value
+
+
+def _read_sources(given: Mapping[str, Mapping[str, Any]], data: DataConfig) -> tuple[SourceConfig, ...]:
+    """Return the sources that a recipe names, in the order of their names; UserError for a wrong name, key or value.
+
+    data: the section, of which a source has every key that it leaves out, or gives as None.
+    """
+    found = []
+    for name in sorted(given):
+        require_source(name, given[name])
+        own = {field: value for field, value in given[name].items() if value is not None}
+        values = {field: _typed(f"{SOURCES}{name}.{field}", value) for field, value in own.items()}
+        weight = values.pop("weight", SOURCE_KEYS["weight"].default)
+        found.append(SourceConfig(name, weight, dataclasses.replace(data, **values)))
+    return tuple(found)
 
 
 def _one_duration(values: Mapping[str, Any], overridden: Collection[str]) -> dict[str, Any]:

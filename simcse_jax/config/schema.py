@@ -9,8 +9,10 @@ A new key needs its line here, and nothing else. Relations between keys beyond `
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping
 from typing import Any, get_type_hints
 
 from simcse_jax.config.keys import Key, When, key, section_keys
@@ -274,6 +276,19 @@ class DataConfig:
         "",
         'The masked language model that predicts tokens, itself not trained: a folder or Hub name; "": model.name.',
         effective=_READ_BY_POSITIVE,
+    )
+    mixing: str = key(
+        "batch",
+        """What a batch of a mixture (data.sources) holds. "batch": examples of one source, so that negatives of a batch
+        are of its kind; "example": examples of all sources.""",
+        one_of=("batch", "example"),
+    )
+    mixing_temperature: float = key(
+        0.0,
+        """The share of a source in a mixture is proportional to weight x rows^(1/T). 1: to the rows; above: more even;
+        0: to the weights alone.""",
+        at_least=0,
+        example=1.0,
     )
     max_length: int = key(32, "Tokens of a text, special tokens included; longer texts are cut.", at_least=3)
     packed: bool = key(
@@ -689,6 +704,21 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Hold one source of a mixture, data.sources.NAME."""
+
+    name: str
+    weight: float
+    data: DataConfig  # the section, with the source's own keys in place of the section's
+
+    def flat(self, section: DataConfig) -> dict[str, Any]:
+        """Return its keys by their full names: the weight, and what differs from the section."""
+        own = {field: getattr(self.data, field) for field in SOURCE_KEYS if field != "weight"}
+        given = {field: value for field, value in own.items() if value != getattr(section, field)}
+        return {f"{SOURCES}{self.name}.{field}": value for field, value in {"weight": self.weight, **given}.items()}
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Hold a whole recipe, checked. `group_size` is no key: `resolve` computes it."""
 
@@ -702,19 +732,66 @@ class Config:
     eval: EvalConfig
     checkpoint: CheckpointConfig
     mesh: MeshConfig
+    sources: tuple[SourceConfig, ...] = ()  # of a mixture, by name
     group_size: int = 0
 
     def flat(self) -> dict[str, Any]:
         """Return every key by its full name, "train.seed" for example."""
-        return {name: getattr(getattr(self, section), field) for name, (section, field) in _PLACES.items()}
+        values = {name: getattr(getattr(self, section), field) for name, (section, field) in _PLACES.items()}
+        return functools.reduce(operator.or_, [source.flat(self.data) for source in self.sources], values)
+
+    @property
+    def by_source(self) -> dict[str, Config]:
+        """Return the config that each source with a weight is read by, by its name; {"": self} without sources."""
+        if not self.sources:
+            return {"": self}
+        return {
+            source.name: dataclasses.replace(self, data=source.data, sources=())
+            for source in self.sources
+            if source.weight
+        }
 
 
-SECTIONS: dict[str, Any] = {name: kind for name, kind in get_type_hints(Config).items() if name != "group_size"}
+SECTIONS: dict[str, Any] = {
+    name: kind for name, kind in get_type_hints(Config).items() if name not in ("sources", "group_size")
+}
 KEYS: dict[str, Key] = {made.name: made for name, kind in SECTIONS.items() for made in section_keys(name, kind)}
 _PLACES = {name: name.split(".") for name in KEYS}
+# The keys of a source of a mixture, data.sources.NAME.KEY, by KEY.
+SOURCES = "data.sources."
+SOURCE_KEYS: dict[str, Key] = {
+    "weight": Key(
+        default=1.0,
+        meaning="The source's share in training is proportional to it (data.mixing_temperature); 0 leaves it out.",
+        at_least=0,
+        example=2.0,
+        name="weight",
+        type=float,
+    ),
+    **{field: KEYS[f"data.{field}"] for field in ("files", "columns", "positive", "prompts")},
+}
 LAYOUT_KEYS = frozenset(made.name for made in KEYS.values() if made.layout)
 RESUMABLE_KEYS = frozenset(made.name for made in KEYS.values() if made.layout or made.resumable)
 LOCAL_KEYS = frozenset(made.name for made in KEYS.values() if made.local)
+
+
+def find_key(name: str) -> Key | None:
+    """Return the key of this full name, that of a source included; None where there is none."""
+    if name.startswith(SOURCES):
+        source, _, field = name.removeprefix(SOURCES).partition(".")
+        return dataclasses.replace(SOURCE_KEYS[field], name=name) if source and field in SOURCE_KEYS else None
+    return KEYS.get(name)
+
+
+def resumable(names: Iterable[str]) -> set[str]:
+    """Return those of the keys that a run may resume with another value of."""
+    return {name for name in names if (made := find_key(name)) and (made.layout or made.resumable)}
+
+
+def is_local(name: str) -> bool:
+    """Return whether the hosts of one run may each have another value of this key."""
+    made = find_key(name)
+    return made is not None and made.local
 
 
 def defaults() -> dict[str, Any]:

@@ -13,15 +13,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
-import grain.experimental
 import numpy as np
 
 from simcse_jax.data import packing
 from simcse_jax.data.examples import Drawn, Examples
 from simcse_jax.data.masking import Masking
+from simcse_jax.data.mixture import MixedExamples
+from simcse_jax.data.order import EpochOrder, Order
 from simcse_jax.data.text_vectors import TextVectors
 from simcse_jax.group import NO_TEXT, Array, Group, MaskedGroup
-from simcse_jax.system.errors import UserError
 
 # Batches from whose lengths the shapes of a run are chosen.
 SAMPLED_BATCHES = 32
@@ -86,35 +86,32 @@ class Batches:
         replacing: Masking | None = None,
         global_text_ids: bool = False,
         vectors: TextVectors | None = None,
-        unpooled: Sequence[int] = (),
+        order: Order | None = None,
     ):
         """Choose the row counts; raises UserError when there are fewer examples than one batch takes.
 
         masking: makes `EncoderInputs.masked`; replacing: makes `EncoderInputs.replacement`. global_text_ids: ids of
         texts can be compared between batches; two texts then share one by chance once in 2**32 pairs. vectors: the
-        teacher's, for `Batch.teacher`. unpooled: for each of an example's texts, how many first tokens, those of a
-        prompt, are not pooled; () for none.
+        teacher's, for `Batch.teacher`. order: which examples a batch has; None: whole batches of permutations.
         """
-        self.vectors, self.unpooled = vectors, np.repeat(np.asarray(unpooled, np.int64), layout.group_size)
-        self.global_text_ids = global_text_ids
+        self.vectors, self.global_text_ids = vectors, global_text_ids
         self.examples, self.layout, self.seed, self.masking, self.replacing = examples, layout, seed, masking, replacing
-        count = len(examples)
-        self.steps_per_epoch = count // layout.batch_size
-        if not self.steps_per_epoch:
-            raise UserError(
-                f"train.batch_size = {layout.batch_size}, but the data has only {count} examples.\n"
-                f"Use --config.train.batch_size={_power_below(count)} or give more data."
-            )
-        self.dropped = count % layout.batch_size  # examples a whole epoch leaves out, others each time
+        self.order = order or EpochOrder(len(examples), layout.batch_size, seed)
         self.row_counts = self._choose_row_counts()
 
     def example_ids(self, step: int) -> np.ndarray:
-        """Return int64[B], the examples of this step's batch. Each epoch is a permutation of its own."""
-        epoch, batch = divmod(step, self.steps_per_epoch)
-        seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
-        first, last = batch * self.layout.batch_size, len(self.examples) - 1
-        shuffled = grain.experimental.index_shuffle
-        return np.array([shuffled(first + i, last, seed, 4) for i in range(self.layout.batch_size)], np.int64)
+        """Return int64[B], the examples of this step's batch."""
+        return self.order.ids(step)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of batches of a pass over the data."""
+        return self.order.steps_per_epoch
+
+    @property
+    def dropped(self) -> int:
+        """The number of examples that a whole epoch leaves out, others each time."""
+        return self.order.dropped
 
     def __call__(self, step: int, groups: Sequence[int] | None = None) -> Batch:
         """Return the batch of a step. groups: those to make, None = all; shapes are those of the whole batch."""
@@ -137,8 +134,10 @@ class Batches:
             name: None if make is None else _stacked([make(group, step) for group in filled])
             for name, make in (("masked", self.masking), ("replacement", self.replacing))
         }
-        if self.unpooled.any():  # after copies were made, which mask tokens of prompts too
-            filled = [packing.without_first(group, self.unpooled) for group in filled]
+        by_group = list(groups)
+        if drawn.unpooled is not None:  # after copies were made, which mask tokens of prompts too
+            counts = self._by_group(drawn.unpooled)[by_group]
+            filled = [packing.without_first(group, own) for group, own in zip(filled, counts, strict=True)]
         non_anchors = None
         if self.layout.separate_anchors:
             filled, rest = zip(*(group.split(rows[0], size) for group in filled), strict=True)
@@ -146,9 +145,9 @@ class Batches:
         inputs = EncoderInputs(_stacked(filled), **copies, non_anchors=non_anchors)
         teacher = None
         if self.vectors is not None:
-            by_group = drawn.hashes.reshape(-1, size, self.examples.texts)[list(groups)]
-            teacher = self.vectors(by_group.swapaxes(1, 2))
-        grades = None if drawn.scores is None else drawn.scores.reshape(-1, size)[list(groups)]
+            hashes = drawn.hashes.reshape(-1, size, self.examples.texts)[by_group]
+            teacher = self.vectors(hashes.swapaxes(1, 2))
+        grades = None if drawn.scores is None else drawn.scores.reshape(-1, size)[by_group]
         return Batch(inputs, self._text_ids(drawn), teacher, grades)
 
     def stream(
@@ -157,6 +156,13 @@ class Batches:
         """Yield the batches of steps first_step <= step < last_step, made in background threads, `depth` ahead."""
         steps = grain.MapDataset.range(first_step, last_step).map(functools.partial(self, groups=groups))
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=depth)))
+
+    @property
+    def sentences(self) -> int:
+        """The number of texts of a batch, without those that whole sources of a mixture do not have."""
+        examples = self.examples
+        texts = examples.mean_texts if isinstance(examples, MixedExamples) else examples.texts
+        return round(self.layout.batch_size * texts)
 
     @property
     def planned_rows(self) -> Rows:
@@ -169,9 +175,13 @@ class Batches:
     def _slots(self, drawn: Drawn) -> list[list[packing.Slots]]:
         """Return where each sentence of each group goes, part by part, from the lengths of the whole batch alone."""
         layout = self.layout
-        by_column = drawn.lengths.reshape(-1, layout.group_size, self.examples.texts).swapaxes(1, 2)
-        lengths = np.split(by_column.reshape(len(by_column), -1), np.cumsum(self._sentences)[:-1], axis=1)
+        lengths = np.split(self._by_group(drawn.lengths), np.cumsum(self._sentences)[:-1], axis=1)
         return [packing.fit_groups(part, layout.row_length, layout.one_per_row) for part in lengths]
+
+    def _by_group(self, values: np.ndarray) -> np.ndarray:
+        """Return [G, V * n], the values [B, V] of an example's texts as slots of its group have them."""
+        by_column = values.reshape(-1, self.layout.group_size, self.examples.texts).swapaxes(1, 2)
+        return by_column.reshape(len(by_column), -1)
 
     @property
     def _sentences(self) -> Rows:
@@ -217,8 +227,3 @@ def _used(parts: list[list[packing.Slots]]) -> list[int]:
 def _stacked(tuples: Sequence[Any]) -> Any:
     """Return one named tuple of arrays with a leading axis, of many alike."""
     return type(tuples[0])(*map(np.stack, zip(*tuples, strict=True)))
-
-
-def _power_below(count: int) -> int:
-    """Return the largest power of two that is at most count (at least 1)."""
-    return 1 << max(count.bit_length() - 1, 0)

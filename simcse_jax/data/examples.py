@@ -6,7 +6,7 @@ are known without its tokens, so every host knows the shapes of all groups, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ class Drawn(NamedTuple):
     hashes: np.ndarray  # uint64[B, V]: equal for texts that may not be each other's negatives; 0 for a missing one
     token_ids: Callable[[np.ndarray], list[list[np.ndarray]]]  # [n][V] int32 arrays, of the examples at places int[n]
     scores: np.ndarray | None = None  # float32[B], where examples have them
+    unpooled: np.ndarray | None = None  # int64[B, V]: first tokens, those of a prompt, that are not pooled
 
 
 class Examples(Protocol):
@@ -88,6 +89,21 @@ class ChangedCopies:
             return [list(pair) for pair in zip(originals, changed, strict=True)]
 
         return Drawn(np.concatenate([lengths, self.change.bound(lengths)], 1), np.repeat(hashes, 2, 1), token_ids)
+
+
+class WithPrompts:
+    """Leave the first tokens of texts, those of a prompt, out of what is pooled; unpooled: how many, text by text."""
+
+    def __init__(self, examples: Examples, unpooled: Sequence[int]):
+        self.examples, self.texts = examples, examples.texts
+        self.unpooled = np.array(unpooled, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def draw(self, ids: np.ndarray, step: int) -> Drawn:
+        unpooled = np.broadcast_to(self.unpooled, (len(ids), self.texts))
+        return self.examples.draw(ids, step)._replace(unpooled=unpooled)
 
 
 class NextSentences:

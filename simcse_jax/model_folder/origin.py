@@ -14,7 +14,7 @@ from simcse_jax.model_folder.after_pooling import Step
 from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.model_folder.st_modules import read_pipeline_unless_given, read_scaling, read_widths
-from simcse_jax.model_folder.text_settings import PLAIN, TextSettings, read_text_settings, trained_texts
+from simcse_jax.model_folder.text_settings import PLAIN, TextSettings, read_text_settings
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
 
@@ -55,7 +55,7 @@ def is_run_folder(path: Path) -> bool:
 
 def _run_folder(workdir: Path, pooler: str | None) -> Origin:
     # Orbax takes a second to import.
-    from simcse_jax.model_folder.run_folder import load_best, matryoshka_widths, read_run_info
+    from simcse_jax.model_folder.run_folder import load_best, matryoshka_widths, read_run_info, texts_of_run
 
     info = read_run_info(workdir)
     if info is None:
@@ -72,7 +72,7 @@ def _run_folder(workdir: Path, pooler: str | None) -> Origin:
         pooler=info["pooler"],
         load=lambda _: load_best(workdir)[0],
         widths=matryoshka_widths(info),
-        texts=trained_texts(info["recipe"]["data.prompts"], info["recipe"]["data.include_prompt"]),
+        texts=texts_of_run(info["recipe"]),
         workdir=workdir,
         run=info,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from simcse_jax.config.schema import defaults
+from simcse_jax.config.sources import source_values
 from simcse_jax.encoder.families.table import architecture_from_dict
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.model_folder.export import export_model
 from simcse_jax.model_folder.pretrained import require_finite
-from simcse_jax.model_folder.text_settings import trained_texts
+from simcse_jax.model_folder.text_settings import TextSettings, trained_texts
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.json_file import read_json
 from simcse_jax.system.whole_file import require_files
@@ -47,6 +48,12 @@ def read_run_info(workdir: Path) -> dict[str, Any] | None:
     if "pooler" in info and all(isinstance(info.get(name), dict) for name in sections):
         return info | {"recipe": defaults() | info["recipe"]}
     raise UserError(f"{path} is not the config.json of a run of simcse_jax.\n{way_out}")
+
+
+def texts_of_run(recipe: Mapping[str, Any]) -> TextSettings:
+    """Return what a run's model says of texts; recipe: its keys by full name."""
+    of_sources = source_values(recipe, "prompts")
+    return trained_texts(recipe["data.prompts"], recipe["data.include_prompt"], of_sources)
 
 
 def complete_steps(folder: Path) -> list[int]:
@@ -131,7 +138,7 @@ def export_run(workdir: str | Path, out: str | Path, **forms: Any) -> None:
         card={key: info[key] for key in ("recipe", "data", "scores", "step")} | {"defaults": defaults()},
         train_pooler=info["train_pooler"],
         widths=matryoshka_widths(info),
-        texts=trained_texts(info["recipe"]["data.prompts"], info["recipe"]["data.include_prompt"]),
+        texts=texts_of_run(info["recipe"]),
         **forms,
     )
 

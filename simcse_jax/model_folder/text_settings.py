@@ -72,16 +72,21 @@ PLAIN = TextSettings()
 QUERY, DOCUMENT = "query", "document"  # what sentence-transformers' encode_query and encode_document look for
 
 
-def trained_texts(prompts_key: str, include_prompt: bool) -> TextSettings:
+def trained_texts(prompts_key: str, include_prompt: bool, of_sources: Mapping[str, str]) -> TextSettings:
     """Return what a run's model says of texts: the prompts of its first two columns, the first as the default.
 
-    prompts_key: the value of data.prompts. include_prompt: that of data.include_prompt.
+    prompts_key: the value of data.prompts. include_prompt: that of data.include_prompt. of_sources: the values of
+    data.sources.NAME.prompts by NAME, whose prompts come beside them, as NAME and NAME_document.
     """
-    prompts = parse_prompts(prompts_key)
-    if not prompts:
-        return PLAIN
-    named = {QUERY: prompts[0], DOCUMENT: prompts[min(1, len(prompts) - 1)]}
-    return TextSettings(None, named, QUERY if prompts[0] else None, include_prompt)
+    named: dict[str, str] = {}
+    for (query, document), value in (
+        *(((name, f"{name}_{DOCUMENT}"), value) for name, value in of_sources.items()),
+        ((QUERY, DOCUMENT), prompts_key),
+    ):
+        if prompts := parse_prompts(value):
+            named |= {query: prompts[0], document: prompts[min(1, len(prompts) - 1)]}
+    default = parse_prompts(prompts_key)[:1]
+    return TextSettings(None, named, QUERY if any(default) else None, include_prompt) if named else PLAIN
 
 
 def read_text_settings(folder: Path, limit: int) -> TextSettings:

@@ -73,11 +73,11 @@ def parse_lengths(value: str, data: DataConfig) -> Lengths | None:
 
 def describe(lengths: Lengths, config: Config) -> str:
     """Return a line on what a plan without data assumes."""
-    texts = len(_columns(config.data))
+    texts = max(len(_columns(part.data)) for part in config.by_source.values())
     of = f"{lengths.mean:g} tokens each"
     if lengths.deviation:
         of = f"{lengths.mean:g} tokens on average, standard deviation {lengths.deviation:g}"
-    several = f", {texts} an example (data.columns)" * (texts > 1)
+    several = f", {'up to ' * bool(config.sources)}{texts} an example (data.columns)" * (texts > 1)
     return f"no data is read; assumed: texts of {of}, at most {config.data.max_length}{several} (--lengths)"
 
 
@@ -131,8 +131,10 @@ def load_plan_data(config: Config, folder: Path | None, lengths: Lengths | None)
             write_tokenizer(config, folder, Path(draft))
         tokenizer = load_tokenizer(draft)
     if lengths is None:
-        corpus: Any = load_data(config, tokenizer)
+        corpora: Any = load_data(config, tokenizer)
     else:
-        corpus = AssumedTexts(SAMPLED_BATCHES * config.train.batch_size, lengths, config.data, config.train.seed)
-    views, batches = make_batches(config, tokenizer, corpus)
+        examples, seed = SAMPLED_BATCHES * config.train.batch_size, config.train.seed
+        parts = config.by_source.items()
+        corpora = {name: AssumedTexts(examples, lengths, part.data, seed) for name, part in parts}
+    views, batches = make_batches(config, tokenizer, corpora)
     return tokenizer, config.model.vocab_size if trains else id_count(tokenizer), views, batches

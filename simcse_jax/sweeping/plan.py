@@ -15,6 +15,7 @@ from simcse_jax.config.compare import idle_keys
 from simcse_jax.config.recipe import read_recipe
 from simcse_jax.config.resolve import resolve
 from simcse_jax.config.schema import DURATIONS, LAYOUT_KEYS, defaults
+from simcse_jax.config.sources import flat_sections
 from simcse_jax.evaluation.kinds import load_task
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.evaluation.suite import GEOMETRY, choose_tasks
@@ -238,8 +239,7 @@ def _common_keys_idle_in(recipe: str, label: str, common: Overrides, own: Overri
         with _naming_row(recipe, label):
             kept = {key: value for key, value in common.items() if key not in found}
             sections = read_recipe(recipe, kept | own)[0].to_dict()
-        given = {f"{section}.{field}": value for section, keys in sections.items() for field, value in keys.items()}
-        more = {*idle_keys(defaults() | given)} & kept.keys() - own.keys()
+        more = {*idle_keys(defaults() | flat_sections(sections))} & kept.keys() - own.keys()
         if not more:
             return found
         found |= more

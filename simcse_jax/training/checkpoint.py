@@ -41,6 +41,8 @@ class RunProgress:
     stale_evaluations: int = 0  # evaluations since the best one
     losses: list[float] = dataclasses.field(default_factory=list)  # of the steps since the last evaluation
     history: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)  # step, score, mean loss
+    # of a mixture with one source a batch: the losses since the last line of the log, by source
+    by_source: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
@@ -50,7 +52,8 @@ class RunProgress:
     def from_json(cls, values: dict[str, Any]) -> RunProgress:
         score = float("-inf") if values["best_score"] is None else values["best_score"]
         history = [tuple(entry) for entry in values["history"]]
-        return cls(values["best_step"], score, values["stale_evaluations"], values["losses"], history)
+        by_source = values.get("by_source", {})  # earlier versions had no mixtures
+        return cls(values["best_step"], score, values["stale_evaluations"], values["losses"], history, by_source)
 
 
 class Checkpoints:

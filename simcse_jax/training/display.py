@@ -17,10 +17,12 @@ from simcse_jax.config.compare import differences
 from simcse_jax.config.layout import largest_group
 from simcse_jax.config.schema import defaults
 from simcse_jax.data.batches import format_rows
+from simcse_jax.data.mixture import MixedOrder
 from simcse_jax.encoder.products import precision
 from simcse_jax.model_folder.card import simcse_recipe
 from simcse_jax.system.progress import Heartbeat, duration, in_notebook
 from simcse_jax.training.held_out import judging_flag
+from simcse_jax.training.metrics import OF_SOURCE
 from simcse_jax.training.notebook_bar import NotebookBar
 
 if TYPE_CHECKING:
@@ -92,8 +94,10 @@ class Display:
         self._bar.update(self._task, loss=loss, speed=speed, left=duration(seconds_left))
         if not self._has_bar:
             wait = 1000 * metrics["data_wait_s"]
+            each = [f"{name.removeprefix(OF_SOURCE)} {metrics[name]:.4f}" for name in metrics if OF_SOURCE in name]
+            sources = f" ({', '.join(each)})" if each else ""
             self.say(
-                f"step {step}/{self.total_steps}  loss {loss}  {speed} sentences/s  "
+                f"step {step}/{self.total_steps}  loss {loss}{sources}  {speed} sentences/s  "
                 f"{wait:.1f} ms a step waiting for data  {duration(seconds_left)} left"
             )
 
@@ -125,17 +129,33 @@ def describe(run: Run) -> list[str]:
         f"batch: {layout.batch_size} examples, in {groups} group{'s' * (groups > 1)} of {layout.group_size}; a group "
         f"fills {rows} rows of {layout.row_length} tokens",
         _length(run),
-        *run.corpus.report.lines(),
+        *_data(run),
         *([f"teacher: {config.teacher.name}, {len(teacher):,} texts, width {teacher.width}"] if teacher else []),
         f"settings other than the defaults: {changed or 'none'}",
         *_notes(run),
     ]
 
 
+def _data(run: Run) -> list[str]:
+    """Return lines on the data; of a mixture, on each source and its share."""
+    order, lines = run.batches.order, []
+    if not isinstance(order, MixedOrder):
+        return run.corpus.report.lines()
+    for name, corpus in run.corpora.items():
+        share, rows = order.shares[name], order.rows[name]
+        passes = share * run.total_steps * order.batch_size / rows
+        what = f"{'batches' if order.by_batch else 'examples'}, {passes:.2g} passes over its {rows:,} examples"
+        positive = run.config.by_source[name].data.positive
+        lines += [f"source {name}: {share:.1%} of {what}; positives: {positive}", *corpus.report.lines()]
+    return lines
+
+
 def _length(run: Run) -> str:
     """Return a line on the number of steps, and the share of the data that they see."""
     steps, epoch, size = run.total_steps, run.batches.steps_per_epoch, run.batches.layout.batch_size
     examples = len(run.batches.examples)
+    if run.config.sources:
+        return f"steps: {steps:,}, {steps / epoch:.3g} epochs of {epoch:,}: as many examples as all sources have"
     if steps < epoch:
         return (
             f"steps: {steps:,}, which see {steps * size:,} of {examples:,} examples ({steps * size / examples:.0%}); "

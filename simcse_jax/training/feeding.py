@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,11 +12,13 @@ from jax.sharding import Mesh, NamedSharding
 
 from simcse_jax.config.layout import row_length
 from simcse_jax.config.schema import Config
+from simcse_jax.config.sources import about_source
 from simcse_jax.data.batches import Batch, Batches, EncoderInputs, Layout, Rows
-from simcse_jax.data.corpus import Corpus, load_corpus
-from simcse_jax.data.examples import ColumnExamples, Examples
+from simcse_jax.data.corpus import Corpus, load_corpus, read_sentences
+from simcse_jax.data.examples import ColumnExamples, Examples, WithPrompts
 from simcse_jax.data.held_out import leave_out
 from simcse_jax.data.masking import Masking, prediction_slots
+from simcse_jax.data.mixture import MixedExamples, MixedOrder, SameTwice, shares
 from simcse_jax.data.positives import POSITIVES, Source, views_of
 from simcse_jax.data.prompts import parse_prompts, prompt_length
 from simcse_jax.data.scores import ScoreColumn
@@ -108,33 +110,70 @@ def place_batch(batch: Batch, own: list[int], groups: int, mesh: Mesh) -> Batch:
     return Batch(*(put(sharding, field) for sharding, field in fields))
 
 
-def load_data(config: Config, tokenizer: Any, held_out: Sequence[str] = ()) -> Corpus:
-    """Return the tokenised training data; held_out: texts that are not trained on."""
-    with about("data.files", "files of text"):
-        corpus = load_texts(config, config.data.files, tokenizer)
-        return leave_out(corpus, held_out) if held_out else corpus
+Corpora = Mapping[str, Corpus]  # by the name of their source; "" where the recipe names no sources
+
+
+def load_data(config: Config, tokenizer: Any, held_out: Sequence[str] = ()) -> dict[str, Corpus]:
+    """Return the tokenised training data of each source; held_out: texts that are not trained on."""
+    found = {}
+    for name, part in config.by_source.items():
+        with about_source(name), about("data.files", "files of text"):
+            corpus = load_texts(part, part.data.files, tokenizer)
+            found[name] = leave_out(corpus, held_out) if held_out else corpus
+    return found
 
 
 def make_batches(
-    config: Config, tokenizer: Any, corpus: Corpus, vectors: TextVectors | None = None
+    config: Config, tokenizer: Any, corpora: Corpora, vectors: TextVectors | None = None
 ) -> tuple[int, Batches]:
-    """Return the number of times that each text of a corpus is encoded, and the batches of a run on it.
+    """Return the number of times that each text of the data is encoded, and the batches of a run on it.
 
-    vectors: the teacher's, of the corpus's texts.
+    vectors: the teacher's, of all texts.
     """
-    seed, views = config.train.seed, 1 if config.teacher.name else 0
-    examples: Examples = ColumnExamples(corpus)
+    seed = config.train.seed
+    made = {}
+    for name, part in config.by_source.items():
+        with about_source(name):
+            made[name] = _make_examples(part, tokenizer, corpora[name])
+    views = min(views for views, _ in made.values())
+    # Where others have two texts, a text that is encoded twice is two equal ones.
+    each = {name: SameTwice(examples) if own > views else examples for name, (own, examples) in made.items()}
+    examples, order = next(iter(each.values())), None
+    if config.sources:
+        order = _mixed_order(config, {name: len(own) for name, own in each.items()})
+        examples = MixedExamples(list(each.values()), list(order.shares.values()))
     if config.objective.loss != "none":
-        views = views_of(config.data.positive, corpus.columns, corpus.report.ignored_columns)
-        source = Source(corpus, tokenizer, seed)
-        examples = POSITIVES[config.data.positive].make_examples(source, dataclasses.asdict(config.data))
         _require_hard_negatives(config, examples.texts)
-    _require_pairs(config, corpus)
     masking = make_masking(config, tokenizer, seed)
     replacing = _make_replacing(config, tokenizer) if views else None
     layout = dataclasses.replace(make_layout(config), separate_anchors=has_separate_anchors(config, views))
+    return views, Batches(examples, layout, seed, masking, replacing, config.objective.queue > 0, vectors, order)
+
+
+def _make_examples(config: Config, tokenizer: Any, corpus: Corpus) -> tuple[int, Examples]:
+    """Return the number of times that each text of a corpus is encoded, and its examples."""
+    views, examples = 1 if config.teacher.name else 0, ColumnExamples(corpus)
+    if config.objective.loss != "none":
+        views = views_of(config.data.positive, corpus.columns, corpus.report.ignored_columns)
+        source = Source(corpus, tokenizer, config.train.seed)
+        examples = POSITIVES[config.data.positive].make_examples(source, dataclasses.asdict(config.data))
+    _require_pairs(config, corpus)
     unpooled = _unpooled(config, tokenizer, examples.texts)
-    return views, Batches(examples, layout, seed, masking, replacing, config.objective.queue > 0, vectors, unpooled)
+    return views, WithPrompts(examples, unpooled) if any(unpooled) else examples
+
+
+def _mixed_order(config: Config, rows: Mapping[str, int]) -> MixedOrder:
+    """Return the order of a mixture; rows: of each source."""
+    weights = {source.name: source.weight for source in config.sources}
+    by_rows = shares([weights[name] for name in rows], [*rows.values()], config.data.mixing_temperature)
+    return MixedOrder(rows, by_rows, config.train.batch_size, config.train.seed, config.data.mixing == "batch")
+
+
+def read_texts(config: Config) -> Iterator[str]:
+    """Yield all texts of the training data, of one source after another."""
+    for name, part in config.by_source.items():
+        with about_source(name), about("data.files", "files of text"):
+            yield from read_sentences(split_list(part.data.files), columns=split_list(part.data.columns))
 
 
 def load_texts(config: Config, files: str, tokenizer: Any, split: str = "train") -> Corpus:

@@ -43,6 +43,11 @@ def load_held_out_part(config: Config) -> HeldOutPart:
             f"eval.data = {config.eval.data!r}: {PREFIX} takes the number of documents or rows to hold out, "
             f"at least 2, such as {PREFIX}500."
         )
+    if config.sources:
+        raise UserError(
+            f"eval.data = {config.eval.data!r} holds out a part of data.files, and this run has several sources.\nGive "
+            "files that are no source, --config.eval.data=pairs.tsv, say, or none: --config.eval.data="
+        )
     files, columns = split_list(config.data.files), split_list(config.data.columns)
     units, what = read_held_out(files, columns, int(given))
     name, rows = config.eval.data, [row for unit in units for row in unit]

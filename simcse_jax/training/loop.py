@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from simcse_jax.hosts.signals import stop_signals
 from simcse_jax.training.checkpoint import Checkpoints, RunProgress
 from simcse_jax.training.display import Display
 from simcse_jax.training.feeding import batch_shapes, feed
-from simcse_jax.training.metrics import FLOAT32_DIGITS, FLOAT64_DIGITS, Clock, MetricsWriter, Profile
+from simcse_jax.training.metrics import FLOAT32_DIGITS, FLOAT64_DIGITS, OF_SOURCE, Clock, MetricsWriter, Profile
 from simcse_jax.training.program import Compilations
 from simcse_jax.training.run import Run
 from simcse_jax.training.state import TrainState, encoder_params
@@ -92,7 +93,7 @@ class _Loop:
         self.run, self.checkpoints, self.metrics, self.display = run, checkpoints, metrics, display
         self.progress = progress
         self.compilations = Compilations(run.program, self._shapes)
-        self.clock = Clock(run.config.train.batch_size * run.batches.examples.texts)
+        self.clock = Clock(run.batches.sentences)
 
     def steps(self, state: TrainState, start: int, profile: Profile) -> Outcome:
         """Run the steps after `start`. The metrics of a step are fetched while the next one runs."""
@@ -173,10 +174,14 @@ class _Loop:
             )
         if self.run.dev is not None:
             self.progress.losses.append(values["loss"])
+        if source := self.run.batches.order.source(step - 1):
+            self.progress.by_source.setdefault(source, []).append(values["loss"])
         self.display.step(step)
         self.clock.step()
         if step % self.run.config.train.log_every_steps == 0 or step == self.run.total_steps:
+            by_source, self.progress.by_source = self.progress.by_source, {}
             values |= {
+                **{f"{OF_SOURCE}{name}": statistics.fmean(losses) for name, losses in sorted(by_source.items())},
                 "learning_rate": float(self.run.learning_rate(step - 1)),
                 "epoch": step / self.run.batches.steps_per_epoch,
                 **self.clock.read(),

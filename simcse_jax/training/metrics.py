@@ -15,6 +15,7 @@ from typing import Any
 from simcse_jax.system.errors import short
 from simcse_jax.system.whole_file import write_whole_text, writing
 
+OF_SOURCE = "loss/"  # begins the name of the loss of a source's batches
 FLOAT32_DIGITS, FLOAT64_DIGITS = 7, 16  # significant digits of a metric that are written
 # Steps that a profile traces, counted from the start of the process: after the first compilations, and before the loop
 # compiles ahead.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from simcse_jax.config.schema import Config, ModelConfig
-from simcse_jax.data.corpus import read_sentences
 from simcse_jax.data.positives import POSITIVES
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.data.vocabulary import id_count, vocabulary_of
@@ -29,7 +29,7 @@ from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
-from simcse_jax.training.feeding import split_list
+from simcse_jax.training.feeding import read_texts
 
 # Sentences that a tokenizer is trained on, at most, with model.tokenizer = "train".
 TOKENIZER_SENTENCES = 1_000_000
@@ -56,8 +56,7 @@ def write_tokenizer(config: Config, folder: Path | None, to: Path) -> None:
     """
     model = config.model
     if model.tokenizer == "train":
-        texts = read_sentences(split_list(config.data.files), TOKENIZER_SENTENCES, split_list(config.data.columns))
-        train_wordpiece(texts, model.vocab_size, to)
+        train_wordpiece(itertools.islice(read_texts(config), TOKENIZER_SENTENCES), model.vocab_size, to)
         return
     source = encoder_folder(model_folder(model.tokenizer, weights=False), weights=False) if model.tokenizer else folder
     assert source is not None  # `resolve` refuses a recipe with neither

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from simcse_jax.config.schema import LOCAL_KEYS, Config
+from simcse_jax.config.schema import Config, is_local
 from simcse_jax.data.batches import Batches
 from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.positives import POSITIVES
@@ -33,7 +34,7 @@ from simcse_jax.objective.losses import LOSSES
 from simcse_jax.system.errors import about
 from simcse_jax.system.import_path import code_of, is_import_path
 from simcse_jax.training.dev import Dev, DevTask, load_dev_task, load_held_out, make_dev, make_perplexity
-from simcse_jax.training.feeding import load_data, make_batches
+from simcse_jax.training.feeding import Corpora, load_data, make_batches
 from simcse_jax.training.folder import (
     TOKENIZER,
     current_tokenizer,
@@ -60,7 +61,7 @@ class Run:
 
     config: Config
     program: Program
-    corpus: Corpus
+    corpora: Corpora
     batches: Batches
     encoder: Encoder
     total_steps: int
@@ -69,6 +70,11 @@ class Run:
     dev: Dev | None  # how parameters are scored; None without eval.data and mlm.validation
     left_out: Sequence[str] = ()  # what the folder of model.name has that training does not use
 
+    @property
+    def corpus(self) -> Corpus:
+        """The training data of a run without sources; else the first source's."""
+        return next(iter(self.corpora.values()))
+
 
 def prepare(config: Config, workdir: Path) -> Run:
     """Return the run that this configuration describes; writes `workdir/config.json` and `workdir/tokenizer`.
@@ -76,7 +82,7 @@ def prepare(config: Config, workdir: Path) -> Run:
     Whatever is wrong with files, models or the folder is found here, before the first step and before anything is
     written: UserError, on all processes when one of them finds it.
     """
-    require_equal({key: value for key, value in config.flat().items() if key not in LOCAL_KEYS})
+    require_equal({key: value for key, value in config.flat().items() if not is_local(key)})
     config = _with_products(config, workdir)
     with undone_if_refused(workdir, config):
         require_shared(workdir)
@@ -118,30 +124,32 @@ def _assemble(config: Config, workdir: Path) -> Run:
         initial_params = first_params(config, encoder, folder, resumes)
         with about("data.mask_model", "a model folder with a masked-language-model head"):
             predictor, predictor_params = load_predictor(config, encoder, folder, tokenizer, resumes)
-        corpus = load_data(config, tokenizer, part.texts if part else ())
+        corpora = load_data(config, tokenizer, part.texts if part else ())
         with about("teacher.name", "a model, or files of vectors of the texts"):
-            vectors = load_teacher_vectors(config, corpus)
-        views, batches = make_batches(config, tokenizer, corpus, vectors)
+            vectors = load_teacher_vectors(config, corpora.values())
+        views, batches = make_batches(config, tokenizer, corpora, vectors)
         with about("mlm.validation", "files of text, with the columns of data.columns"):
             held_out = load_held_out(config, tokenizer) if config.mlm.validation else None
     contents = {
-        "data.files": corpus.fingerprint,
+        "data.files": joint_fingerprint({name: corpus.fingerprint for name, corpus in corpora.items()}),
         "eval.data": dev_task.data.fingerprint if dev_task else "",
         "mlm.validation": held_out.corpus.fingerprint if held_out else "",
-        "data.synonyms": synonyms_fingerprint(config.data.synonyms) if config.data.positive == "synonym" else "",
+        "data.synonyms": synonyms_fingerprint(config.data.synonyms) if _reads_synonyms(config) else "",
         "teacher.name": vectors.fingerprint if vectors else "",
     }
     require_equal({f"the content of {key}": fingerprint for key, fingerprint in contents.items()})
     total_steps = config.train.total_steps(batches.steps_per_epoch)
     program = make_program(config, encoder, mesh, views, total_steps, predictor, vectors.width if vectors else 0)
-    texts = trained_texts(config.data.prompts, config.data.include_prompt)
+    prompts = config.data.prompts
+    of_sources = {name: own.data.prompts for name, own in config.by_source.items() if own.data.prompts != prompts}
+    texts = trained_texts(prompts, config.data.include_prompt, of_sources)
     sentences = SentenceEncoder(
         encoder, tokenizer, mesh, config.model.pooler, prompt=texts.prompt, include_prompt=texts.include_prompt
     )
     run = Run(
         config=config,
         program=program,
-        corpus=corpus,
+        corpora=corpora,
         batches=batches,
         encoder=encoder,
         total_steps=total_steps,
@@ -154,6 +162,18 @@ def _assemble(config: Config, workdir: Path) -> Run:
     )
     _write(workdir, run_info(run, contents), part)
     return run
+
+
+def _reads_synonyms(config: Config) -> bool:
+    """Return whether the file of synonyms has a part in training."""
+    return any(part.data.positive == "synonym" for part in config.by_source.values())
+
+
+def joint_fingerprint(by_name: Mapping[str, str]) -> str:
+    """Return one fingerprint of the content of several sources; of one without a name, its own."""
+    if by_name.keys() == {""}:
+        return by_name[""]
+    return hashlib.blake2b(json.dumps(by_name, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _load_dev(config: Config, workdir: Path) -> tuple[HeldOutPart | None, DevTask | None]:
@@ -201,10 +221,10 @@ def run_info(run: Run, contents: dict[str, str]) -> dict[str, Any]:
         "train_pooler": model.train_pooler,
         "tokenizer": TOKENIZER,
         "data": {
-            "files": list(run.corpus.report.files),
-            "columns": list(run.corpus.columns),
-            "examples": run.corpus.report.examples,
-            "fingerprint": run.corpus.fingerprint,
+            "files": [file for corpus in run.corpora.values() for file in corpus.report.files],
+            "columns": list(dict.fromkeys(column for corpus in run.corpora.values() for column in corpus.columns)),
+            "examples": sum(corpus.report.examples for corpus in run.corpora.values()),
+            "fingerprint": contents["data.files"],
         },
         "eval": {"data": run.config.eval.data, "fingerprint": contents["eval.data"]},
         "validation": {"files": run.config.mlm.validation, "fingerprint": contents["mlm.validation"]},
@@ -216,8 +236,9 @@ def run_info(run: Run, contents: dict[str, str]) -> dict[str, Any]:
 
 
 def _own_parts(config: Config) -> dict[str, Any]:
-    """Return the import paths of the user's own loss and positive, their code, and its fingerprint; "" for none."""
-    named = (config.objective.loss, LOSSES), (config.data.positive, POSITIVES)
+    """Return the import paths of the user's own loss and positives, their code, and its fingerprint; "" for none."""
+    positives = dict.fromkeys(part.data.positive for part in config.by_source.values())
+    named = (config.objective.loss, LOSSES), *((positive, POSITIVES) for positive in positives)
     found: list[Any] = [(path, table[path]) for path, table in named if is_import_path(path)]
     code = {path: code_of(part.function if isinstance(part, Loss) else part.make) for path, part in found}
     return {"names": ", ".join(code), "fingerprint": digest_of(code.values()) if code else "", "code": code}

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from filelock import FileLock
 
 from simcse_jax.config.schema import Config
-from simcse_jax.data.corpus import Corpus, read_sentences
+from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.text_vectors import Missing, TextVectors, VectorSource, wanted_texts, write_text_vectors
 from simcse_jax.data.texts import in_blocks
 from simcse_jax.data.vector_files import SUFFIX, VectorFiles
 from simcse_jax.embedding_model import open_model
 from simcse_jax.system.cache import cache_folder
-from simcse_jax.training.feeding import split_list
+from simcse_jax.training.feeding import read_texts, split_list
 
 FORMAT = 1  # raised by every change of what is kept
 BLOCK = 16384  # texts that are encoded, and then kept, at a time
@@ -41,9 +41,7 @@ class TeacherModel:
 
     def blocks(self, missing: Missing) -> Iterator[tuple[list[str], np.ndarray]]:
         """Yield texts of the data that are missing, and their vectors float32[n, width]."""
-        data = self._config.data
-        texts = read_sentences(split_list(data.files), columns=split_list(data.columns))
-        for block in in_blocks(texts, BLOCK):
+        for block in in_blocks(read_texts(self._config), BLOCK):
             if chosen := [text for text, is_missing in zip(block, missing(block), strict=True) if is_missing]:
                 yield chosen, self._model.encode(chosen)
 
@@ -56,8 +54,8 @@ def open_teacher(config: Config) -> VectorSource | None:
     return VectorFiles(names) if all(name.endswith(SUFFIX) for name in names) else TeacherModel(config)
 
 
-def load_teacher_vectors(config: Config, corpus: Corpus) -> TextVectors | None:
-    """Return the vectors of all texts of a corpus, made the first time and read from the cache later.
+def load_teacher_vectors(config: Config, corpora: Iterable[Corpus]) -> TextVectors | None:
+    """Return the vectors of all texts of the data, made the first time and read from the cache later.
 
     The cache's key is the fingerprint of the teacher and of the set of texts. Several processes may call this at once:
     one makes them, and the others wait for it.
@@ -65,7 +63,7 @@ def load_teacher_vectors(config: Config, corpus: Corpus) -> TextVectors | None:
     source = open_teacher(config)
     if source is None:
         return None
-    wanted = wanted_texts(corpus.hashes)
+    wanted = wanted_texts(np.concatenate([corpus.hashes.ravel() for corpus in corpora]))
     fingerprint = source.fingerprint
     digest = hashlib.blake2b(f"{FORMAT} {fingerprint}".encode(), digest_size=16)
     digest.update(wanted.tobytes())

@@ -8,7 +8,7 @@ import pytest
 
 from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.corpus import Corpus, load_corpus
-from simcse_jax.data.examples import ColumnExamples
+from simcse_jax.data.examples import ColumnExamples, WithPrompts
 from simcse_jax.data.prompts import of_columns, parse_prompts, prompt_length
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.system.errors import UserError
@@ -97,7 +97,7 @@ def test_tokens_of_prompts_are_not_pooled(load: Any, tokenizer: Any, separate: b
     batch: Any
     plain: Any
     batch, plain = (
-        Batches(examples, layout, 0, unpooled=unpooled)(0).inputs for unpooled in ((*counts, counts[1]), ())
+        Batches(given, layout, 0)(0).inputs for given in (WithPrompts(examples, [*counts, counts[1]]), examples)
     )
     groups = [(batch.groups, plain.groups)] + [(batch.non_anchors, plain.non_anchors)] * separate
     starts = [counts[0]] * 2 + [counts[1]] * 4

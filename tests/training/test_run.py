@@ -19,7 +19,7 @@ import transformers
 
 from configs import base
 from simcse_jax.config.resolve import resolve
-from simcse_jax.config.schema import Config
+from simcse_jax.config.schema import Config, SourceConfig
 from simcse_jax.embedding_model import open_model
 from simcse_jax.encoder import products
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
@@ -352,7 +352,7 @@ def test_every_key_of_a_recipe_is_read(files: Path, tmp_path: Path, monkeypatch:
     config = resolved(files, **{"train.steps": 2, "mlm.weight": 0.1})
     monkeypatch.setattr(type(config), "flat", lambda _: {"model.dtype": "float32"})  # it reads all, and decides nothing
     for field in dataclasses.fields(config):
-        if field.name != "group_size":
+        if field.name not in ("group_size", "sources"):
             recording(field.name, type(getattr(config, field.name)))
     train(prepare(config, tmp_path), tmp_path)
     # Keys of other losses, and of the predictor, which is looked for and not found.
@@ -361,6 +361,8 @@ def test_every_key_of_a_recipe_is_read(files: Path, tmp_path: Path, monkeypatch:
     for name, schedule in (("muon", "warmup_stable_decay"), ("lion", "cosine")):
         other = dataclasses.replace(config.optimizer, name=name, schedule=schedule, weight_decay=0.1)
         make_optimizer(other, 10)
+    alone = SourceConfig("alone", 1.0, config.data)
+    prepare(dataclasses.replace(config, sources=(alone,)), tmp_path / "mixture")
     predicting = dataclasses.replace(config, data=dataclasses.replace(config.data, positive="mask", mask_model="none"))
     with pytest.raises(UserError, match="none"):
         prepare(predicting, tmp_path / "predicting")

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from simcse_jax.config.schema import ObjectiveConfig, OptimizerConfig, TeacherConfig
 from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.changes import Tokens, repetition
-from simcse_jax.data.examples import ChangedCopies, ColumnExamples, Examples
+from simcse_jax.data.examples import ChangedCopies, ColumnExamples, Examples, WithPrompts
 from simcse_jax.data.masking import Masking
 from simcse_jax.data.vocabulary import Vocabulary
 from simcse_jax.encoder import attention
@@ -238,7 +238,8 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
     masking = Masking(VOCABULARY, 0.3, whole_word=True, seed=3) if kind.mlm else None
     hiding = Masking(VOCABULARY, 0.4, whole_word=False, seed=3, all_masked=True) if kind.predicts else None
     vectors: Any = RandomVectors() if kind.teacher.name else None
-    batches = Batches(kind.examples(), layout, 3, masking, hiding, vectors=vectors, unpooled=kind.unpooled)
+    examples = WithPrompts(kind.examples(), kind.unpooled) if kind.unpooled else kind.examples()
+    batches = Batches(examples, layout, 3, masking, hiding, vectors=vectors)
     config = dataclasses.replace(kind.architecture, cutoff=kind.cutoff, cutoff_rate=0.3)
     encoder = Encoder(config, dtype, dtype, kind.products, has_head=True, has_mlm_head=kind.mlm > 0)
     predictor = Predictor(Encoder(CONFIG, dtype, dtype, has_mlm_head=True), VOCABULARY.special)

@@ -1,0 +1,178 @@
+"""A run on several sources: what it logs, that it resumes anywhere with the same numbers, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from simcse_jax.embedding_model import open_model
+from simcse_jax.model_folder.run_folder import read_run_info
+from simcse_jax.system.errors import UserError
+from simcse_jax.training.display import describe
+from simcse_jax.training.loop import train
+from simcse_jax.training.metrics import read_metrics
+from simcse_jax.training.run import Run
+from tests.small_models import demo_files, prepare_small, states_of
+
+
+def sources() -> dict[str, dict[str, Any]]:
+    """Return text, pairs and triplets of the demo."""
+    triplets = str(demo_files() / "triplets.csv")
+    return {
+        "text": {"files": str(demo_files() / "sentences.txt"), "weight": 2.0},
+        "pairs": {"files": triplets, "columns": "sent0,sent1", "positive": "columns", "prompts": "ask: ,tell: "},
+        "triplets": {"files": triplets, "positive": "columns"},
+    }
+
+
+def prepared(folder: Path, name: str = "run", own: dict[str, dict[str, Any]] | None = None, **changes: Any) -> Run:
+    """Return a run on the sources, with keys of their own, in one shape."""
+    given = {source: keys | (own or {}).get(source, {}) for source, keys in sources().items()}
+    keys: dict[str, Any] = {"data__files": "", "data__packed": False, "train__steps": 8, "eval__data": ""}
+    return prepare_small(folder / name, folder / "cache", given, **keys | changes)
+
+
+def numbers(workdir: Path) -> list[dict[str, float]]:
+    timed = ("sentences_per_s", "data_wait_s")
+    return [{name: value for name, value in line.items() if name not in timed} for line in read_metrics(workdir)]
+
+
+@pytest.mark.medium
+def test_a_killed_mixture_goes_on_with_the_same_numbers_on_other_devices(tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"checkpoint__every_steps": 3, "train__log_every_steps": 4, "train__steps": 12}
+    flags["optimizer__learning_rate"] = 1e-3
+    whole = prepared(tmp_path, "whole", **flags)
+    train(whole, tmp_path / "whole")
+    part = prepared(tmp_path, "part", **flags)
+
+    def killed(step: int) -> None:
+        if step == 7:  # after the checkpoint of step 6, with losses that no line has yet
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(_stopping(part, killed), tmp_path / "part")
+    resumed = prepared(tmp_path, "part", mesh__data=4, **flags)
+    assert train(resumed, tmp_path / "part").first_step == 6
+    for one, other in zip(numbers(tmp_path / "whole"), numbers(tmp_path / "part"), strict=True):
+        assert one.keys() == other.keys()
+        np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=2e-3, atol=1e-5)
+    logged = numbers(tmp_path / "whole")
+    order = whole.batches.order
+    for line in logged:
+        steps = range(int(line["step"]) - 4, int(line["step"]))
+        assert {name for name in line if "/" in name} == {f"loss/{order.source(step)}" for step in steps}
+    info = read_run_info(tmp_path / "whole")
+    assert info is not None
+    assert info["data"]["examples"] == 1200
+    assert info["recipe"]["data.sources.text.weight"] == 2.0
+    texts = open_model(str(tmp_path / "whole")).texts
+    assert texts.prompts == {"pairs": "ask: ", "pairs_document": "tell: "}
+    assert texts.prompt == ""
+
+
+def _stopping(run: Run, at: Any) -> Run:
+    """Return the run, whose batches call `at` with their step before they are made."""
+    made = run.batches.order
+
+    class Stopping:
+        steps_per_epoch, dropped, source = made.steps_per_epoch, made.dropped, staticmethod(made.source)
+
+        def ids(self, step: int) -> np.ndarray:
+            at(step)
+            return made.ids(step)
+
+    run.batches.order = Stopping()
+    return run
+
+
+@pytest.mark.medium
+def test_devices_change_no_number_of_mixed_batches(tmp_path: Path) -> None:
+    """With prompts that are not pooled, single texts beside triplets, and dropout on."""
+    shared: dict[str, Any] = {"data__mixing": "example", "data__include_prompt": False}
+    one = prepared(tmp_path, "one", **shared)
+    other = prepared(tmp_path, "other", mesh__data=4, **shared)
+    found, expected = (states_of(run, 3)[1] for run in (other, one))
+    for step, metrics in enumerate(found):
+        np.testing.assert_allclose(list(metrics.values()), list(expected[step].values()), rtol=1e-3, atol=1e-4)
+
+
+def test_a_mixture_says_what_it_reads(tmp_path: Path) -> None:
+    run = prepared(tmp_path, train__steps=100)
+    said = "\n".join(describe(run))
+    for words in ("source text: 50.0% of batches", "source pairs: 25.0% of batches, 1.3 passes over its 300 examples"):
+        assert words in said
+    assert "100, 1.33 epochs of 75" in said
+    assert run.batches.sentences == 16 * 2.25
+    even = prepared(tmp_path, "even", data__mixing_temperature=1.0)
+    assert "source text: 66.7% of batches" in "\n".join(describe(even))
+    left_out = prepared(tmp_path, "left-out", {"text": {"weight": 0.0}})
+    assert [*left_out.corpora] == ["pairs", "triplets"]
+
+
+def test_sources_that_are_all_encoded_twice_stay_so(tmp_path: Path) -> None:
+    """Nothing is spent on a copy of each text."""
+    text = {"files": str(demo_files() / "sentences.txt")}
+    mixed = prepare_small(tmp_path / "mixed", tmp_path / "cache", {"a": text}, data__files="", eval__data="")
+    plain = prepare_small(tmp_path / "plain", tmp_path / "cache", eval__data="")
+    assert mixed.batches.examples.texts == 1
+    for one, other in zip(jax.tree.leaves(mixed.batches(3)), jax.tree.leaves(plain.batches(3)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"pairs": {"columns": "sent0,answer"}}, "(?s)has no column 'answer'.*about --config.data.sources.pairs.files"),
+        ({"triplets": {"positive": "dropout"}}, "data.sources.triplets.positive = 'dropout' takes one text column"),
+        ({"text": {"positive": "columns"}}, "(?s)two or more text columns.*data.sources.text.positive=dropout"),
+        ({"text": {"prompts": "a: ,b: "}}, "data.sources.text.prompts has 2 prompts"),
+        ({"text": {"files": "/nowhere.txt"}}, "(?s)/nowhere.txt.*--config.data.sources.text.files"),
+        ({"text": {"weight": -1.0}}, "data.sources.text.weight = -1.0: must be at least 0"),
+        ({name: {"weight": 0.0} for name in sources()}, "weights of all sources are 0"),
+        ({"text": {"rate": 0.2}}, "data.sources.text.rate is no key of a source.\nKeys of a source: weight, files,"),
+        ({"text": {"positive": "mask"}}, "data.sources.text.positive = 'mask' is not for mixtures"),
+        ({"text": {"positive": "crop", "prompts": "a: "}}, "data.sources.text.prompts = 'a: ' has no effect with"),
+    ],
+)
+def test_bad_sources_are_refused_by_their_name(own: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        prepared(tmp_path, own=own)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train__batch_size": 304}, "(?s)source 'pairs', which has only 300.*batch_size=256.*data.mixing=example"),
+        ({"data__files": "x.txt"}, "data.files = 'x.txt' has no effect: every source has its own"),
+        ({"data__rate": 0.2}, "data.rate = 0.2 has no effect with data.sources.pairs.positive = 'columns'"),
+        ({"model__same_mask": True}, "data.sources.pairs.positive = 'columns' are not"),
+        ({"eval__data": "heldout:10"}, "'heldout:10' holds out a part of data.files, and this run has several sources"),
+    ],
+)
+def test_keys_that_do_not_go_with_sources_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        prepared(tmp_path, **changes)
+
+
+@pytest.mark.medium
+def test_a_mixture_resumes_with_its_files_elsewhere_and_nothing_else_changed(tmp_path: Path) -> None:
+    train(prepared(tmp_path, train__steps=2, checkpoint__every_steps=1), tmp_path / "run")
+    moved = tmp_path / "moved.txt"
+    moved.write_text((demo_files() / "sentences.txt").read_text())
+    again: dict[str, Any] = {"train__steps": 2, "checkpoint__every_steps": 1}
+    prepared(tmp_path, own={"text": {"files": str(moved)}}, **again)
+    for own, message in (
+        ({"text": {"weight": 3.0}}, "data.sources.text.weight: 2.0 there, 3.0 now"),
+        ({"pairs": {"prompts": "ask: "}}, "data.sources.pairs.prompts: 'ask: ,tell: ' there, 'ask: ' now"),
+        ({"text": {"positive": "crop"}}, "data.sources.text.positive: 'dropout' there, 'crop' now"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prepared(tmp_path, own=own, **again)
+    moved.write_text(moved.read_text() + "one more\n")
+    with pytest.raises(UserError, match="training data"):
+        prepared(tmp_path, own={"text": {"files": str(moved)}}, **again)
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())["recipe"]
+    assert stored["data.sources.pairs.columns"] == "sent0,sent1"
