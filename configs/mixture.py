@@ -12,7 +12,7 @@ A weight of 0 leaves a source out. docs/data.md has the rules.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from simcse_jax.recipes import base
 
 
 def get_config() -> ConfigDict:

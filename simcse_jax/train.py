@@ -48,6 +48,12 @@ _PLAN = flags.DEFINE_bool(
     False,
     "Train nothing: print shapes, memory, operations, what devices send, and the largest batch that fits.",
 )
+_RESUME_FROM = flags.DEFINE_string(
+    "resume_from",
+    "",
+    "Go on from a kept state in a new folder: STEP of the run in --workdir, in WORKDIR-from-STEP; or RUN@STEP, in "
+    "--workdir.",
+)
 _PROFILE = flags.DEFINE_bool(
     "profile", False, "Trace steps 11 to 15 into WORKDIR/profile, for Perfetto and TensorBoard."
 )
@@ -89,9 +95,13 @@ def main() -> int:
     _join()
 
     from simcse_jax.fitting.complete import complete, configure
+    from simcse_jax.training.branch import parse_branch
 
     overridden = config_flags.get_override_values(flags.FLAGS["config"])
-    _, outcome = complete(configure(_CONFIG.value, overridden), workdir, _PROFILE.value)
+    branch = None
+    if _RESUME_FROM.value:
+        branch, workdir = parse_branch(_RESUME_FROM.value, workdir)
+    _, outcome = complete(configure(_CONFIG.value, overridden), workdir, _PROFILE.value, branch)
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 

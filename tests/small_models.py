@@ -80,6 +80,12 @@ def prepare_small(
     workdir: Path, cache: Path, sources: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any
 ) -> Run:
     """Return the run that `train_small` trains; sources: of a mixture, what `add_source` takes of each."""
+    recipe = small_recipe(sources, data__cache_dir=str(cache), **changes)
+    return prepare(resolve(recipe, (), jax.device_count()), workdir)
+
+
+def small_recipe(sources: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any) -> Any:
+    """Return the recipe of `train_small`."""
     recipe = base.get_config()
     for name, keys in (sources or {}).items():
         base.add_source(recipe, name, **keys)
@@ -89,7 +95,6 @@ def prepare_small(
         "model.pooler": "avg",
         "model.train_pooler": "avg",
         "data.files": str(demo_files() / "sentences.txt"),
-        "data.cache_dir": str(cache),
         "train.batch_size": 16,
         "train.epochs": 0.0,
         "train.steps": 4,
@@ -100,7 +105,7 @@ def prepare_small(
         "mesh.data": 1,
     }
     recipe.update_from_flattened_dict(values | {key.replace("__", "."): value for key, value in changes.items()})
-    return prepare(resolve(recipe, (), jax.device_count()), workdir)
+    return recipe
 
 
 def states_of(run: Run, steps: int) -> tuple[list[Any], list[dict[str, float]]]:

@@ -677,6 +677,20 @@ class CheckpointConfig:
     """Keys of checkpoints."""
 
     every_steps: int = key(500, "Steps between two checkpoints.", at_least=1, layout=True)
+    keep: int = key(
+        2,
+        "The newest states that checkpoints/last keeps; a damaged one has another before it.",
+        at_least=2,
+        layout=True,
+    )
+    keep_every_steps: int = key(
+        0,
+        """Also save the state every so many steps, and keep it for good: to go on from it in another folder
+        (--resume_from), or to start another run with its parameters (model.init=run:DIR@STEP). 0: none.""",
+        at_least=0,
+        layout=True,
+        example=1000,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

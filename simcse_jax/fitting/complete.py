@@ -18,6 +18,7 @@ from simcse_jax.system.compiled import keep_compiled
 from simcse_jax.system.devices import start_devices
 from simcse_jax.system.host_memory import keep_freed_memory
 from simcse_jax.system.progress import while_doing
+from simcse_jax.training.branch import Branch, start_branch
 from simcse_jax.training.display import conclude, describe, summarize
 from simcse_jax.training.folder import locked_folder
 from simcse_jax.training.loop import Outcome, train
@@ -34,13 +35,17 @@ def configure(recipe: Any, overridden: Collection[str]) -> Config:
         return resolve(recipe, overridden, jax.device_count(), x64, processes())
 
 
-def complete(config: Config, workdir: Path, profile: bool = False, again: str = "command") -> tuple[Run, Outcome]:
+def complete(
+    config: Config, workdir: Path, profile: bool = False, branch: Branch | None = None, again: str = "command"
+) -> tuple[Run, Outcome]:
     """Prepare the run, train it or what is left of it, export its best model and write its report.
 
     Prints what is about to happen, how it goes, and what to do next. A signal ends the training early; nothing is
-    exported then. again: what resumes the run, in words.
+    exported then. branch: the state of another run from which a new folder goes on. again: what resumes it, in words.
     """
     with locked_folder(workdir):
+        if branch:
+            start_branch(branch, workdir, config)
         with while_doing("preparing the run: its model, its data, its tokenizer") if is_first() else nullcontext():
             run = prepare(config, workdir)
         if is_first():

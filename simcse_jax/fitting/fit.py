@@ -15,6 +15,7 @@ from simcse_jax.fitting.trained_run import TrainedRun
 from simcse_jax.system.devices import quiet_cuda_plugin, quiet_tpu_library
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.host_memory import release_freed_memory
+from simcse_jax.training.branch import parse_branch
 from simcse_jax.training.loop import Outcome
 from simcse_jax.training.run import Run
 
@@ -26,6 +27,7 @@ def fit(
     data: Any = None,
     dev: Any = None,
     workdir: str | Path | None = None,
+    resume_from: str | int = "",
 ) -> TrainedRun:
     """Train a run to its end, or to a Ctrl-C, and return it; the same call resumes a run that was stopped.
 
@@ -35,7 +37,8 @@ def fit(
     of tuples (sentence, positive, hard negatives) or of dicts, a dict of columns, a DataFrame, an Arrow table or a
     datasets.Dataset. dev: graded pairs instead of eval.data: such rows of (score, sentence, sentence), or a function of
     your own. Rows are written into the cache, under a name that their content gives. workdir: the run folder; None for
-    runs/<recipe>, or runs/<recipe>-<variant>, as the command `train` has it.
+    runs/<recipe>, or runs/<recipe>-<variant>, as the command `train` has it. resume_from: go on from a kept state in a
+    new folder, STEP or "RUN@STEP", as --resume_from.
 
     Raises UserError where something is wrong with the recipe, the data or the folder; nothing is written then.
     """
@@ -48,7 +51,10 @@ def fit(
         quiet_cuda_plugin()
         config = configure(values, overridden)
         folder = Path(workdir).expanduser() if workdir else default_workdir(str(recipe))
-        run, outcome = complete(config, folder, again="call")
+        branch = None
+        if resume_from != "":
+            branch, folder = parse_branch(str(resume_from), folder)
+        run, outcome = complete(config, folder, branch=branch, again="call")
         return _result(folder.absolute(), run, outcome)
     except UserError as error:
         raise error.with_traceback(None) from None  # its message says what our calls would not

@@ -1,6 +1,7 @@
 """Save and restore a run: `checkpoints/last` to resume from, `checkpoints/best` to use.
 
-`last` holds the newest two states, `best` the parameters of the best two evaluations and their scores. A checkpoint
+`last` holds the newest states, two unless the recipe says more, and those kept for good; `best` the parameters of the
+best two evaluations and their scores. A checkpoint
 is complete once the list of its files is there (`folder.seal`), so what a killed run leaves half-written is ignored.
 """
 
@@ -59,15 +60,16 @@ class RunProgress:
 class Checkpoints:
     """Write and read the checkpoints of one run folder, all processes together. A context manager."""
 
-    def __init__(self, workdir: Path, say: Callable[[str], None] = print):
-        """say: called with lines on what went wrong and how it was repaired."""
+    def __init__(self, workdir: Path, say: Callable[[str], None] = print, keep: int = 2, keep_every_steps: int = 0):
+        """say: called with lines on what went wrong and how it was repaired. keep, keep_every_steps: as the keys."""
         self._say = say
         self._failures = {"last": 0, "best": 0}  # failed saves in a row
         self._folder = workdir.absolute() / "checkpoints"
         with fail_together():
             self._remove_incomplete()
         # Two of each are kept: a save that a kill interrupts never leaves the run with none.
-        self._last = ocp.CheckpointManager(self._folder / "last", options=_options(asynchronous=True))
+        kept = _options(asynchronous=True, keep=keep, keep_every_steps=keep_every_steps)
+        self._last = ocp.CheckpointManager(self._folder / "last", options=kept)
         self._best = ocp.CheckpointManager(self._folder / "best", options=_options(asynchronous=False))
         self._watcher = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None  # the save of `last` that was started and not yet checked
@@ -95,6 +97,10 @@ class Checkpoints:
         if self._pending is not None:
             self._pending.exception()  # waits for it
         return max(complete_steps(self._folder / "last"), default=None)
+
+    def has_best(self, step: int) -> bool:
+        """Return whether the parameters of this evaluation are kept."""
+        return step in self._best.all_steps()
 
     def describe_last(self) -> str:
         """Return which step `checkpoints/last` holds, in words for a message."""
@@ -246,9 +252,10 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in record.pathname)
 
 
-def _options(asynchronous: bool) -> ocp.CheckpointManagerOptions:
+def _options(asynchronous: bool, keep: int = 2, keep_every_steps: int = 0) -> ocp.CheckpointManagerOptions:
     return ocp.CheckpointManagerOptions(
-        max_to_keep=2,
+        max_to_keep=keep,
+        keep_period=keep_every_steps or None,
         enable_async_checkpointing=asynchronous,
         async_options=ocp.AsyncOptions(timeout_secs=SAVE_TIMEOUT_S),
     )

@@ -124,9 +124,14 @@ def undone_if_refused(workdir: Path, config: Config) -> Iterator[None]:
                 shutil.rmtree(workdir / _DRAFT, ignore_errors=True)  # left by a start that was killed
                 info = read_run_info(workdir)
                 if info is not None and has_checkpoint(workdir):
-                    changed = differences(info["recipe"], config.flat()).items()
-                    _refuse(workdir, [f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed])
+                    require_same_recipe(workdir, info["recipe"], config.flat())
         yield
+
+
+def require_same_recipe(workdir: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise UserError where the recipe of the run in a folder and another one differ in what changes the result."""
+    changed = differences(there, now).items()
+    _refuse(workdir, [f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed])
 
 
 def require_shared(workdir: Path) -> None:

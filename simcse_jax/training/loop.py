@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from simcse_jax.config.schema import CheckpointConfig
 from simcse_jax.data.batches import Batch, Rows, format_rows
 from simcse_jax.evaluation.sts import has_collapsed
 from simcse_jax.hosts.agreement import error_on_all, is_first
@@ -56,11 +57,18 @@ def train(run: Run, workdir: Path, profile: bool = False) -> Outcome:
     first = is_first()
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(Display(run.total_steps, quiet=not first))
-        checkpoints = stack.enter_context(Checkpoints(workdir, display.say))
+        kept = run.config.checkpoint
+        checkpoints = stack.enter_context(Checkpoints(workdir, display.say, kept.keep, kept.keep_every_steps))
         restored = checkpoints.restore_last(run.program.shapes)
         if restored is None:
             checkpoints.start_anew()
         state, progress = restored or (run.initial_state(), RunProgress())
+        if progress.best_step >= 0 and not checkpoints.has_best(progress.best_step):
+            display.say(
+                f"warning: the best of this run so far, of step {progress.best_step}, is not kept; the best from step "
+                f"{int(state.step)} on will be"
+            )
+            progress = dataclasses.replace(progress, best_step=-1, best_score=float("-inf"), stale_evaluations=0)
         start = int(state.step)
         display.step(start)
         metrics = None  # the first process alone writes them
@@ -112,7 +120,7 @@ class _Loop:
                 waiting = step, metrics
                 last, stop = step == run.total_steps, stopping(step)
                 evaluates = run.dev is not None and (last or step % every.eval.every_steps == 0)
-                due = step % every.checkpoint.every_steps == 0 or checkpoints.must_retry()
+                due = is_saved(step, every.checkpoint) or checkpoints.must_retry()
                 if last or evaluates or stop or due:
                     self._settle(*waiting)
                     waiting = None
@@ -227,6 +235,11 @@ class _Loop:
     def _out_of_patience(self) -> bool:
         patience = self.run.config.eval.patience
         return bool(patience) and self.progress.stale_evaluations >= patience
+
+
+def is_saved(step: int, config: CheckpointConfig) -> bool:
+    """Return whether the recipe asks for a checkpoint at this step."""
+    return any(every and step % every == 0 for every in (config.every_steps, config.keep_every_steps))
 
 
 def falling(history: list[tuple[int, float, float]]) -> bool:

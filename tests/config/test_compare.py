@@ -83,6 +83,8 @@ def test_a_run_resumes_where_all_of_its_layout_and_the_places_of_its_files_chang
         "eval.every_steps": 1,
         "eval.patience": 5,
         "checkpoint.every_steps": 3,
+        "checkpoint.keep": 3,
+        "checkpoint.keep_every_steps": 1,
         "mesh.data": 2,
         "mesh.fsdp": 2,
     }

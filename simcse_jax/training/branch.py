@@ -1,0 +1,112 @@
+"""Go on from a kept state of a run in another folder: `--resume_from=[DIR@]STEP`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from simcse_jax.config.schema import Config
+from simcse_jax.hosts.agreement import fail_together, is_first
+from simcse_jax.model_folder.run_folder import complete_steps, read_run_info
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.whole_file import write_whole_text, writing
+from simcse_jax.training.folder import TOKENIZER, has_checkpoint, require_same_recipe
+
+ORIGIN = "resumed_from.json"  # in the new folder: of which run and step it is a branch
+
+
+class Branch(NamedTuple):
+    """Name a state of a run, from which another folder goes on."""
+
+    source: Path
+    step: int
+
+
+def parse_branch(value: str, workdir: Path) -> tuple[Branch, Path]:
+    """Return the state that [DIR@]STEP names, and the folder that goes on from it; UserError for anything else.
+
+    Without DIR, the state is that of the run in `workdir`, and the folder lies beside it, WORKDIR-from-STEP.
+    """
+    run, at, step = value.rpartition("@")
+    if not step.isdecimal():
+        raise UserError(
+            f"--resume_from={value}: must be a step, or RUN@STEP.\nFor example --resume_from=500, or "
+            "--resume_from=runs/unsup@500 with --workdir=ANOTHER."
+        )
+    source = Path(run).expanduser() if at else workdir
+    folder = workdir if at else workdir.with_name(f"{workdir.name}-from-{step}")
+    if source.resolve() == folder.resolve():
+        raise UserError(
+            f"--resume_from={value} goes on in another folder than that of the run itself.\nGive --workdir=ANOTHER, or "
+            f"--resume_from={step} for {workdir}-from-{step}."
+        )
+    return Branch(source, int(step)), folder
+
+
+def require_state(branch: Branch, named: str) -> dict[str, Any]:
+    """Return config.json of a run; UserError, with the steps that there are, unless it has kept the state.
+
+    named: what names the state.
+    """
+    source, step = branch
+    info = read_run_info(source)
+    if info is None:
+        raise UserError(f"{named}: {source} holds no run (no config.json).\nGive the folder that --workdir named.")
+    kept = complete_steps(source / "checkpoints" / "last")
+    if step not in kept:
+        raise UserError(
+            f"{named}: {source} has kept no state of step {step}; it has {', '.join(map(str, kept)) or 'none'}.\n"
+            "Runs keep the newest checkpoint.keep states, and each that checkpoint.keep_every_steps divides."
+        )
+    return info
+
+
+def start_branch(branch: Branch, workdir: Path, config: Config) -> None:
+    """Fill the folder with what its run needs to go on from that state, unless this was done before.
+
+    The new folder gets the recipe, the tokenizer, metrics, the state, and the best of its time, if that is kept. The
+    state comes last, so that a start that is killed begins again. UserError where there is no such state, where the
+    recipe is another than the run's, or where the folder holds another run.
+    """
+    with fail_together():
+        if not is_first():
+            return
+        origin = {"run": str(branch.source.resolve()), "step": branch.step}
+        path = workdir / ORIGIN
+        if has_checkpoint(workdir):
+            if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != origin:
+                raise UserError(
+                    f"{workdir} holds a run that did not begin with step {branch.step} of {branch.source}.\n"
+                    "Give another folder with --workdir=ANOTHER."
+                )
+            return
+        there = require_state(branch, f"--resume_from={branch.source}@{branch.step}")["recipe"]
+        # "auto" is what the run found, as where it resumes.
+        now = {key: there.get(key) if value == "auto" else value for key, value in config.flat().items()}
+        require_same_recipe(branch.source, there, now)
+        with writing(workdir, "Give a folder that you can write, --workdir=DIR.", f"--workdir={workdir}"):
+            _copy(branch, workdir)
+            write_whole_text(path, json.dumps(origin) + "\n")
+            _copy_step(branch.source, workdir, "last", branch.step)
+
+
+def _copy(branch: Branch, workdir: Path) -> None:
+    shutil.rmtree(workdir / "checkpoints", ignore_errors=True)  # of a start that was killed
+    for name in ("config.json", "metrics.jsonl"):
+        if (branch.source / name).is_file():
+            shutil.copyfile(branch.source / name, workdir / name)
+    shutil.copytree(branch.source / TOKENIZER, workdir / TOKENIZER, dirs_exist_ok=True)
+    for step in complete_steps(branch.source / "checkpoints" / "best"):
+        if step <= branch.step:
+            _copy_step(branch.source, workdir, "best", step)
+
+
+def _copy_step(source: Path, workdir: Path, kind: str, step: int) -> None:
+    """Copy a checkpoint, which appears whole."""
+    to = workdir / "checkpoints" / kind / str(step)
+    draft = to.with_name(f"{step}.partial")
+    shutil.copytree(source / "checkpoints" / kind / str(step), draft, dirs_exist_ok=True)
+    os.replace(draft, to)
