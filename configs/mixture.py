@@ -35,6 +35,8 @@ def get_config() -> ConfigDict:
     config.train.epochs = 0.0
     config.train.steps = 100
     config.optimizer.learning_rate = 3e-4
+    # A dev set of a source is scored as its own metric, and the mean of all chooses the best checkpoint:
+    # --config.data.sources.pairs.dev=pairs-dev.tsv (score, sentence, sentence), or retrieval:DIR.
     config.eval.data = ""
     config.eval.every_steps = 25
     return config

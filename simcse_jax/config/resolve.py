@@ -96,8 +96,8 @@ def _read_sources(given: Mapping[str, Mapping[str, Any]], data: DataConfig) -> t
         require_source(name, given[name])
         own = {field: value for field, value in given[name].items() if value is not None}
         values = {field: _typed(f"{SOURCES}{name}.{field}", value) for field, value in own.items()}
-        weight = values.pop("weight", SOURCE_KEYS["weight"].default)
-        found.append(SourceConfig(name, weight, dataclasses.replace(data, **values)))
+        weight, dev = (values.pop(field, SOURCE_KEYS[field].default) for field in ("weight", "dev"))
+        found.append(SourceConfig(name, weight, dataclasses.replace(data, **values), dev))
     return tuple(found)
 
 

@@ -724,12 +724,15 @@ class SourceConfig:
     name: str
     weight: float
     data: DataConfig  # the section, with the source's own keys in place of the section's
+    dev: str = ""
 
     def flat(self, section: DataConfig) -> dict[str, Any]:
-        """Return its keys by their full names: the weight, and what differs from the section."""
-        own = {field: getattr(self.data, field) for field in SOURCE_KEYS if field != "weight"}
-        given = {field: value for field, value in own.items() if value != getattr(section, field)}
-        return {f"{SOURCES}{self.name}.{field}": value for field, value in {"weight": self.weight, **given}.items()}
+        """Return its keys by their full names: the weight, dev data if any, and what differs from the section."""
+        own = {"weight": self.weight} | ({"dev": self.dev} if self.dev else {})
+        for field in SOURCE_KEYS.keys() - {"weight", "dev"}:
+            if (value := getattr(self.data, field)) != getattr(section, field):
+                own[field] = value
+        return {f"{SOURCES}{self.name}.{field}": value for field, value in own.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -781,6 +784,15 @@ SOURCE_KEYS: dict[str, Key] = {
         example=2.0,
         name="weight",
         type=float,
+    ),
+    "dev": Key(
+        default="",
+        meaning="Dev data of the source, as eval.data takes it, scored with the source's prompts as dev/NAME/MEASURE. "
+        'With any, dev/mean chooses the best checkpoint: the mean over them and eval.data; "": none.',
+        example="pairs.tsv",
+        resumable=True,
+        local=True,
+        name="dev",
     ),
     **{field: KEYS[f"data.{field}"] for field in ("files", "columns", "positive", "prompts")},
 }

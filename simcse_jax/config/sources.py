@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from simcse_jax.config.schema import SOURCE_KEYS, SOURCES
+from simcse_jax.config.schema import KEYS, SOURCE_KEYS, SOURCES
 from simcse_jax.system.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)  # a part of a flag and of a metric's name
@@ -53,9 +53,8 @@ def within_sources(values: Mapping[str, Any]) -> list[dict[str, Any]]:
             by_name.setdefault(name, {})[field] = values[key]
     plain = {key: value for key, value in values.items() if not key.startswith(SOURCES)}
     own = [fields for fields in by_name.values() if fields.get("weight", 1.0)]
-    return [plain | {f"data.{field}": fields[field] for field in fields if field != "weight"} for fields in own] or [
-        plain
-    ]
+    each = [{f"data.{field}": value for field, value in fields.items() if f"data.{field}" in KEYS} for fields in own]
+    return [plain | fields for fields in each] or [plain]
 
 
 def section_value(values: Mapping[str, Any], name: str) -> Any:

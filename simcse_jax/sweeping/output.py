@@ -39,6 +39,7 @@ from simcse_jax.system.whole_file import write_whole, write_whole_text, writing
 TITLES = {
     "sts": "STS average",
     "transfer": "transfer average",
+    "dev/mean": "dev mean",
     SPEARMAN: "dev Spearman",
     PERPLEXITY: "dev perplexity",
     LAST: "dev Spearman at the end",

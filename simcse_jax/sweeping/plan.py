@@ -15,7 +15,7 @@ from simcse_jax.config.compare import idle_keys
 from simcse_jax.config.recipe import read_recipe
 from simcse_jax.config.resolve import resolve
 from simcse_jax.config.schema import DURATIONS, LAYOUT_KEYS, defaults
-from simcse_jax.config.sources import flat_sections
+from simcse_jax.config.sources import flat_sections, source_values
 from simcse_jax.evaluation.kinds import load_task
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.evaluation.suite import GEOMETRY, choose_tasks
@@ -113,7 +113,8 @@ def resolve_row(recipe: str, label: str, overrides: Overrides) -> dict[str, Any]
 def require_comparable(plan: SweepPlan) -> None:
     """Raise UserError for a row whose runs would have no metric."""
     for row in plan.rows:
-        if not (plan.judging.asked or row.settings["eval.data"] or row.settings["mlm.validation"]):
+        own = (row.settings["eval.data"], row.settings["mlm.validation"], *source_values(row.settings, "dev").values())
+        if not (plan.judging.asked or any(own)):
             raise UserError(
                 f"row {row.label!r}: nothing judges its runs: eval.data and mlm.validation are empty.\n"
                 "Give --config.eval.data=FILE, or judge the finished runs with --judge=sts or --pairs=FILE."

@@ -25,12 +25,13 @@ SPEARMAN, PERPLEXITY = "dev/spearman", "dev/perplexity"
 LAST = "dev/last_spearman"
 # Of eval.data that is no graded pairs, the first of its kind first.
 OWN_DEV = tuple(dict.fromkeys(f"dev/{name}" for kind, own in KINDS.items() if kind != PAIRS for name in own.measures))
-DEV = (SPEARMAN, *OWN_DEV, PERPLEXITY, LAST, "dev/pearson", "dev/mlm_accuracy")
+MEAN = "dev/mean"  # of the dev data of a mixture's sources
+DEV = (MEAN, SPEARMAN, *OWN_DEV, PERPLEXITY, LAST, "dev/pearson", "dev/mlm_accuracy")
 SPACE = ("alignment", "uniformity", "mean_cosine", "effective_rank", "isotropy", "top_share")
 LOWER_IS_BETTER = frozenset({PERPLEXITY, "alignment", "uniformity", "mean_cosine", "top_share"})
 AVERAGED = {"sts": choose_tasks("sts", "test"), "transfer": transfer.TASKS}
 # Of DEV and SPACE, those with a column by default; the rest are in table.json.
-_COLUMNS = (*(f"dev/{own.measures[0]}" for own in KINDS.values()), PERPLEXITY, "alignment", "uniformity")
+_COLUMNS = (MEAN, *(f"dev/{own.measures[0]}" for own in KINDS.values()), PERPLEXITY, "alignment", "uniformity")
 # Differences that are this close to each other, relative to the metric, differ by rounding alone.
 _EQUAL = 1e-6
 

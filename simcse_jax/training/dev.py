@@ -23,8 +23,10 @@ from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.evaluation.kinds import KINDS, OwnData, parse_task, score_task
 from simcse_jax.evaluation.results import Encode, RoleEncode
 from simcse_jax.hosts.agreement import broadcast
-from simcse_jax.system.errors import UserError
+from simcse_jax.model_folder.text_settings import TextSettings, trained_texts
+from simcse_jax.system.errors import UserError, about
 from simcse_jax.training.feeding import feed, load_texts, make_layout, make_masking
+from simcse_jax.training.held_out import is_held_out
 from simcse_jax.training.mesh import replicated
 from simcse_jax.training.program import make_encode
 
@@ -50,6 +52,7 @@ class Measure(NamedTuple):
 
 SPEARMAN = Measure("spearman", "dev Spearman")
 PERPLEXITY = Measure("perplexity", "dev perplexity", -1)
+MEAN = Measure("mean", "dev mean")  # over the dev data of sources
 
 
 class Dev(NamedTuple):
@@ -91,30 +94,73 @@ def load_dev_task(name: str, measure: str, data: Any = None) -> DevTask:
     return DevTask(name, data or KINDS[kind].load(source), own)
 
 
+class SourceDev(NamedTuple):
+    """Hold the dev data of one source of a mixture."""
+
+    task: DevTask
+    texts: TextSettings  # with the source's prompts
+
+
+def load_source_devs(config: Config) -> dict[str, SourceDev]:
+    """Return the dev data of the sources that have any, by name; UserError if they cannot be read."""
+    found = {}
+    for source in config.sources:
+        if not source.dev or not source.weight:
+            continue
+        key = f"data.sources.{source.name}.dev"
+        if is_held_out(source.dev):
+            raise UserError(
+                f"{key} = {source.dev!r}: of a mixture, nothing can be held out.\nGive a file that is no source, or "
+                f"none: --config.{key}="
+            )
+        with about(key, "a file of graded pairs, or a task such as retrieval:DIR"):
+            texts = trained_texts(source.data.prompts, source.data.include_prompt, {})
+            found[source.name] = SourceDev(load_dev_task(source.dev, ""), texts)
+    return found
+
+
 def make_dev(
     task: DevTask | None,
     sentences: SentenceEncoder,
     perplexity: Callable[[Any], Scores] | None,
     prompts: Mapping[str, str] | None = None,
+    of_sources: Mapping[str, SourceDev] | None = None,
 ) -> Dev | None:
     """Return how parameters are scored: by a task if there is one, else by perplexity; None without either.
+
+    With dev data of sources, their scores are NAME/MEASURE, and the mean over them and the task decides.
 
     All processes encode together, and each scores the whole result. The scores of process 0 count, so that all keep
     and stop alike even if their processors round differently. prompts: of queries and of documents, where these have
     others than other texts.
     """
-    if task is None and perplexity is None:
+    sources = of_sources or {}
+    if task is None and perplexity is None and not sources:
         return None
 
     def evaluate(params: Any) -> Scores:
-        def encoder(prompt: str | None = None) -> Encode:
-            return lambda texts: sentences.encode(params, texts, prompt=prompt)
+        def encoder(prompt: str | None, roles: Mapping[str, str]) -> Encode:
+            def encode(prompt: str | None) -> Encode:
+                return lambda texts: sentences.encode(params, texts, prompt=prompt)
 
-        roles = {role: encoder(prompt) for role, prompt in (prompts or {}).items()}
-        scores = task_scores(task, RoleEncode(encoder(), roles) if roles else encoder()) if task else {}
+            both = {role: encode(of_role) for role, of_role in roles.items()}
+            return RoleEncode(encode(prompt), both) if both else encode(prompt)
+
+        scores = task_scores(task, encoder(None, prompts or {})) if task else {}
+        chosen = [scores[task.measure.name]] if task else []
+        for name, (own, texts) in sources.items():
+            found = task_scores(own, encoder(texts.prompt, texts.role_prompts))
+            chosen.append(found[own.measure.name])
+            scores |= {f"{name}/{measure}": value for measure, value in found.items()}
+        if sources:
+            scores[MEAN.name] = sum(chosen) / len(chosen)
         scores |= perplexity(params) if perplexity else {}
         return json.loads(broadcast(json.dumps(scores)))
 
+    if sources:
+        logged = [f"{name}/{measure}" for name, (own, _) in sources.items() for measure in own.logged]
+        own_note = task.data.note if task else ""
+        return Dev(MEAN, evaluate, own_note, (MEAN.name, *(task.logged if task else ()), *logged, *OF_TEXT))
     if task is None:
         return Dev(PERPLEXITY, evaluate, logged=OF_TEXT)
     return Dev(task.measure, evaluate, task.data.note, (*task.logged, *OF_TEXT))

@@ -216,7 +216,9 @@ class _Loop:
         progress.stale_evaluations = 0 if best else progress.stale_evaluations + 1
         if best:
             progress.best_step, progress.best_score = step, score
-            data = self.run.config.eval.data or self.run.config.mlm.validation
+            config = self.run.config
+            sets = [config.eval.data, *(source.dev for source in config.sources)]
+            data = ", ".join(filter(None, sets)) or config.mlm.validation
             self.checkpoints.save_best(step, params, {"data": data, **scores})
         self.display.score(step, measure.words, measure.shown(score), best)
         if has_collapsed(scores):

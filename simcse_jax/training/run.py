@@ -33,7 +33,15 @@ from simcse_jax.objective.loss import Loss
 from simcse_jax.objective.losses import LOSSES
 from simcse_jax.system.errors import about
 from simcse_jax.system.import_path import code_of, is_import_path
-from simcse_jax.training.dev import Dev, DevTask, load_dev_task, load_held_out, make_dev, make_perplexity
+from simcse_jax.training.dev import (
+    Dev,
+    DevTask,
+    load_dev_task,
+    load_held_out,
+    load_source_devs,
+    make_dev,
+    make_perplexity,
+)
 from simcse_jax.training.feeding import Corpora, load_data, make_batches
 from simcse_jax.training.folder import (
     TOKENIZER,
@@ -112,6 +120,7 @@ def _assemble(config: Config, workdir: Path) -> Run:
     with fail_together():
         with about("eval.data", "a file of graded pairs, retrieval:DIR, heldout:500, or nothing for no evaluation"):
             part, dev_task = _load_dev(config, workdir)
+        source_devs = load_source_devs(config)
         with about("model.name", "a model folder"):
             source = source_folder(config.model)
             folder = encoder_folder(source, weights=config.model.init == "pretrained") if source else None
@@ -132,7 +141,10 @@ def _assemble(config: Config, workdir: Path) -> Run:
             held_out = load_held_out(config, tokenizer) if config.mlm.validation else None
     contents = {
         "data.files": joint_fingerprint({name: corpus.fingerprint for name, corpus in corpora.items()}),
-        "eval.data": dev_task.data.fingerprint if dev_task else "",
+        "eval.data": joint_fingerprint(
+            {"": dev_task.data.fingerprint if dev_task else ""}
+            | {name: dev.task.data.fingerprint for name, dev in source_devs.items()}
+        ),
         "mlm.validation": held_out.corpus.fingerprint if held_out else "",
         "data.synonyms": synonyms_fingerprint(config.data.synonyms) if _reads_synonyms(config) else "",
         "teacher.name": vectors.fingerprint if vectors else "",
@@ -156,7 +168,11 @@ def _assemble(config: Config, workdir: Path) -> Run:
         learning_rate=make_schedule(config.optimizer, total_steps),
         initial_state=functools.partial(_initial_state, program, initial_params, predictor_params),
         dev=make_dev(
-            dev_task, sentences, make_perplexity(held_out, encoder, mesh) if held_out else None, texts.role_prompts
+            dev_task,
+            sentences,
+            make_perplexity(held_out, encoder, mesh) if held_out else None,
+            texts.role_prompts,
+            source_devs,
         ),
         left_out=left_out,
     )

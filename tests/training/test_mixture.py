@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from simcse_jax.embedding_model import open_model
+from simcse_jax.evaluation.graded_pairs import load_graded_pairs
+from simcse_jax.evaluation.sts import evaluate_pairs
 from simcse_jax.model_folder.run_folder import read_run_info
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.display import describe
@@ -99,6 +101,29 @@ def test_devices_change_no_number_of_mixed_batches(tmp_path: Path) -> None:
         np.testing.assert_allclose(list(metrics.values()), list(expected[step].values()), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.medium
+def test_dev_data_of_sources_are_scored_with_their_prompts_and_their_mean_decides(tmp_path: Path) -> None:
+    dev = str(demo_files() / "dev.tsv")
+    own = {"text": {"dev": dev}, "pairs": {"dev": dev}}
+    run = prepared(tmp_path, own=own, eval__data=dev, eval__every_steps=1, train__steps=3, optimizer__learning_rate=0.1)
+    outcome = train(run, tmp_path / "run")
+    lines = [line for line in read_metrics(tmp_path / "run") if "dev/mean" in line]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert next(name for name in lines[0] if name != "step") == "dev/mean"
+    for line in lines:
+        assert line["dev/text/spearman"] == line["dev/spearman"] != line["dev/pairs/spearman"]
+        each = [line["dev/spearman"], line["dev/text/spearman"], line["dev/pairs/spearman"]]
+        assert line["dev/mean"] == pytest.approx(np.mean(each), abs=1e-3)
+    assert outcome.progress.best_step == max(lines, key=lambda line: line["dev/mean"])["step"]
+    model = open_model(str(tmp_path / "run"))
+    judged = evaluate_pairs(lambda texts: model.encode(texts, prompt="ask: "), load_graded_pairs(dev))
+    best = next(line for line in lines if line["step"] == outcome.progress.best_step)
+    assert judged["spearman"] == pytest.approx(best["dev/pairs/spearman"], abs=1e-2)
+    alone = prepared(tmp_path, "alone", {"pairs": {"dev": dev}}, eval__data="")
+    assert alone.dev is not None
+    assert alone.dev.measure.name == "mean"
+
+
 def test_a_mixture_says_what_it_reads(tmp_path: Path) -> None:
     run = prepared(tmp_path, train__steps=100)
     said = "\n".join(describe(run))
@@ -132,7 +157,12 @@ def test_sources_that_are_all_encoded_twice_stay_so(tmp_path: Path) -> None:
         ({"text": {"files": "/nowhere.txt"}}, "(?s)/nowhere.txt.*--config.data.sources.text.files"),
         ({"text": {"weight": -1.0}}, "data.sources.text.weight = -1.0: must be at least 0"),
         ({name: {"weight": 0.0} for name in sources()}, "weights of all sources are 0"),
-        ({"text": {"rate": 0.2}}, "data.sources.text.rate is no key of a source.\nKeys of a source: weight, files,"),
+        (
+            {"text": {"rate": 0.2}},
+            "data.sources.text.rate is no key of a source.\nKeys of a source: weight, dev, files,",
+        ),
+        ({"text": {"dev": "/no/dev.tsv"}}, "(?s)/no/dev.tsv.*--config.data.sources.text.dev"),
+        ({"text": {"dev": "heldout:9"}}, "data.sources.text.dev = 'heldout:9'"),
         ({"text": {"positive": "mask"}}, "data.sources.text.positive = 'mask' is not for mixtures"),
         ({"text": {"positive": "crop", "prompts": "a: "}}, "data.sources.text.prompts = 'a: ' has no effect with"),
     ],
