@@ -337,6 +337,13 @@ class TrainConfig:
         layout=True,
     )
     log_every_steps: int = key(10, "Steps between two lines of the log.", at_least=1, layout=True)
+    trackers: str = key(
+        "",
+        """Comma-separated trackers that get recipe, metrics, dev scores and report too: "wandb", "mlflow", "trackio".
+        Each is a package of its own, and finds its server by its own variables (docs/scale.md).""",
+        layout=True,
+        example="wandb",
+    )
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the steps of the whole run: whole batches only, at least one."""

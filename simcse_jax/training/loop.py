@@ -31,6 +31,7 @@ from simcse_jax.training.program import Compilations
 from simcse_jax.training.run import Run
 from simcse_jax.training.state import TrainState, encoder_params
 from simcse_jax.training.step import TrainStep
+from simcse_jax.training.trackers import Trackers
 
 FALLING_EVALUATIONS = 3  # evaluations in a row with a falling score and a falling loss that are worth a warning
 # Steps after which the remaining shapes are compiled too, in the background; shorter runs compile only what they need.
@@ -48,10 +49,10 @@ class Outcome:
     shapes_compiled: int
 
 
-def train(run: Run, workdir: Path, profile: bool = False) -> Outcome:
+def train(run: Run, workdir: Path, profile: bool = False, trackers: Trackers | None = None) -> Outcome:
     """Train until the end, the end of patience or a signal; resumes what `workdir` holds of this run.
 
-    profile: trace some steps into `workdir/profile`. UserError when the loss is not finite; `last` is then still good.
+    profile: trace some steps into `workdir/profile`. trackers: get each line of metrics too. UserError when the loss is not finite; `last` is then still good.
     `prepare` has made sure that workdir holds no other run.
     """
     first = is_first()
@@ -75,7 +76,9 @@ def train(run: Run, workdir: Path, profile: bool = False) -> Outcome:
         if first:
             is_x64 = jax.dtypes.canonicalize_dtype("float64") == "float64"
             digits = FLOAT64_DIGITS if is_x64 else FLOAT32_DIGITS
-            metrics = stack.enter_context(MetricsWriter(workdir, start if restored else None, display.say, digits))
+            metrics = stack.enter_context(
+                MetricsWriter(workdir, start if restored else None, display.say, digits, trackers)
+            )
         loop = _Loop(run, checkpoints, metrics, display, progress)
         if restored is None:
             loop.evaluate(0, encoder_params(state.params))

@@ -1,4 +1,4 @@
-"""Record a run: metrics.jsonl and TensorBoard, time per step, a profile of some steps."""
+"""Record a run: metrics.jsonl, TensorBoard and trackers, time per step, a profile of some steps."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from simcse_jax.system.errors import short
 from simcse_jax.system.whole_file import write_whole_text, writing
+from simcse_jax.training.trackers import Trackers
 
 OF_SOURCE = "loss/"  # begins the name of the loss of a source's batches
 FLOAT32_DIGITS, FLOAT64_DIGITS = 7, 16  # significant digits of a metric that are written
@@ -23,16 +24,21 @@ FIRST_TRACED, LAST_TRACED = 11, 15
 
 
 class MetricsWriter:
-    """Append metrics to `metrics.jsonl`, one object a line with its `step`, and to `tensorboard/`. A context manager.
+    """Append metrics to `metrics.jsonl`, one object a line with its `step`, and to `tensorboard/`; tell the trackers.
 
-    Neither may stop a run: what cannot be written is a warning, once.
+    A context manager. None of them may stop a run: what cannot be written is a warning, once.
     """
 
     def __init__(
-        self, workdir: Path, resumed_step: int | None, say: Callable[[str], None], digits: int = FLOAT32_DIGITS
+        self,
+        workdir: Path,
+        resumed_step: int | None,
+        say: Callable[[str], None],
+        digits: int = FLOAT32_DIGITS,
+        trackers: Trackers | None = None,
     ):
         """resumed_step: lines of later steps are dropped, as these are about to run again; None in a new run."""
-        self._digits, self._say, self._warned = digits, say, False
+        self._digits, self._say, self._warned, self._trackers = digits, say, False, trackers
         path, board = workdir / "metrics.jsonl", workdir / "tensorboard"
         with writing(path, "Make the run folder writable; the same command goes on."):
             workdir.mkdir(parents=True, exist_ok=True)
@@ -62,6 +68,8 @@ class MetricsWriter:
         if self._board is not None:
             with self._without_board():
                 self._board.write(step, metrics)
+        if self._trackers is not None:
+            self._trackers.write(step, metrics)
 
     @contextmanager
     def _without_board(self) -> Iterator[None]:
