@@ -3,13 +3,17 @@
 `--model=NAME` instead of --workdir exports any model folder or Hub name. `--half` stores float16, half the size.
 `--keep_layers=0,1` exports these layers alone, numbered from 0, as objective.layers trains a model for.
 `--onnx` adds onnx/model.onnx, with pooling and normalisation inside, and `--int8` its quantised form.
+`--push=OWNER/NAME` uploads the folder to the Hub, `--scores=scores.json` and `--license=apache-2.0` go into its card.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from absl import flags
 
-from simcse_jax import cli
+from simcse_jax import __version__, cli
 from simcse_jax.system.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder whose best model is exported.")
@@ -24,11 +28,19 @@ _ONNX = flags.DEFINE_bool("onnx", False, "Also write onnx/model.onnx; needs the 
 _INT8 = flags.DEFINE_bool(
     "int8", False, "With --onnx: also write onnx/model_int8.onnx, quantised, slightly less accurate."
 )
+_SCORES = flags.DEFINE_string(
+    "scores", "", "A scores.json of this very model, which evaluate wrote: its scores go into README.md."
+)
+_LICENSE = flags.DEFINE_string("license", "", "Licence that README.md states, by the Hub's name of it: apache-2.0.")
+_PUSH = flags.DEFINE_string("push", "", "OWNER/NAME: also upload the folder to this repository of the Hub.")
+_PRIVATE = flags.DEFINE_bool("private", False, "With --push: a repository that is new is private.")
 
 
 def main() -> None:
     """Export as the flags say."""
+    from simcse_jax.model_folder.export import written_files
     from simcse_jax.model_folder.onnx_export import require_onnx
+    from simcse_jax.system.hub_push import push_folder, require_pushable
 
     if bool(_WORKDIR.value) == bool(_MODEL.value) or not _OUT.value:
         raise UserError(
@@ -43,19 +55,39 @@ def main() -> None:
         raise UserError("--keep_layers goes with --model. Export the run whole, and then that folder with --model.")
     if _INT8.value and not _ONNX.value:
         raise UserError("--int8 needs --onnx. Give --onnx --int8.")
+    if _PRIVATE.value and not _PUSH.value:
+        raise UserError("--private is for --push=OWNER/NAME. Give both, or leave it out.")
     if _ONNX.value:
         require_onnx()
+    if _PUSH.value:
+        require_pushable(_PUSH.value)
+    more = _of_card(_WORKDIR.value or _MODEL.value)
     forms = {"half": _HALF.value, "onnx": _ONNX.value, "int8": _INT8.value}
     if _WORKDIR.value:
         from simcse_jax.model_folder.run_folder import export_run
 
-        export_run(_WORKDIR.value, _OUT.value, **forms)
+        export_run(_WORKDIR.value, _OUT.value, more, **forms)
     else:
         from simcse_jax.model_folder.export import convert
         from simcse_jax.model_folder.kept_layers import read_layers
 
-        convert(_MODEL.value, _OUT.value, _POOLER.value or None, read_layers(_KEEP_LAYERS.value), **forms)
+        convert(_MODEL.value, _OUT.value, _POOLER.value or None, read_layers(_KEEP_LAYERS.value), more, **forms)
     print(f"The model is in {_OUT.value}; its README.md says how to use it.")
+    if _PUSH.value:
+        out = Path(_OUT.value).expanduser()
+        message = f"Model of simcse_jax {__version__}"
+        print(f"uploaded: {push_folder(out, written_files(out), _PUSH.value, _PRIVATE.value, message)}")
+
+
+def _of_card(model: str) -> dict[str, Any]:
+    """Return what --license and --scores add to the card of a model, a run folder or another."""
+    more: dict[str, Any] = {"license": _LICENSE.value}
+    if _SCORES.value:
+        from simcse_jax.embedding_model import open_model
+        from simcse_jax.model_folder.card_scores import read_card_scores
+
+        more["tasks"] = read_card_scores(_SCORES.value, open_model(model, _POOLER.value or None).fingerprint)
+    return more
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from simcse_jax.data.readers import FORMATS, format_of, open_table, text_columns
 from simcse_jax.data.tables import HEAD, Record, TextTable, listed, record_table
 from simcse_jax.system.errors import UserError
-from simcse_jax.system.hub import dataset_file, require_hub
+from simcse_jax.system.hub import DATASET_PREFIX, dataset_file, require_hub
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -55,6 +55,16 @@ def _open_entry(entry: str) -> list[TextTable]:
     if dataset and format_of(entry) is None and not entry.startswith("."):
         return [_hub_dataset_table(entry, dataset["repo"], dataset["parts"])]
     raise UserError(f"The file {entry} does not exist (looked in {Path.cwd()}).{_similar(path)}")
+
+
+def hub_data_set(entry: str) -> str | None:
+    """Return the name of the Hub data set, OWNER/NAME, that an entry of `files` reads from; None for other entries."""
+    entry = entry.strip()
+    if entry.startswith(DATASET_PREFIX):
+        return "/".join(entry.removeprefix(DATASET_PREFIX).partition("@")[0].split("/")[:2])
+    found = _HUB_DATASET.fullmatch(entry)
+    is_local = Path(entry).expanduser().exists() or format_of(entry) is not None or entry.startswith(".")
+    return found["repo"] if found and not is_local else None
 
 
 def _similar(path: Path) -> str:

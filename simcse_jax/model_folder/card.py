@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from simcse_jax import __version__
+from simcse_jax.data.sources import hub_data_set
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.families.table import FAMILIES
 from simcse_jax.encoder.pooling import AVERAGED_LAYERS, parts_of, width_of
 from simcse_jax.model_folder.after_pooling import Dense, Normalize, Step, width_after
+from simcse_jax.model_folder.card_scores import dev_scores, model_index
 from simcse_jax.model_folder.text_settings import TextSettings
 
 _TAGS = ("sentence-transformers", "feature-extraction", "sentence-similarity", "jax")
@@ -56,8 +58,9 @@ def model_card(
 
     name: the folder in the usage examples. card: any of "recipe" (mapping of keys to values), "defaults" (values of
     keys that need not be shown), "data" (mapping or text), "scores" (mapping of names to numbers, times 100), "step",
-    and "source", the name of the model that this one is a copy of, if it was not trained here. Missing entries are left
-    out. texts: with max_seq_length, at which texts are cut. steps: what follows the pooler.
+    "tasks" (a list of `CardScore`), "license" (as the Hub names it), and "source", the name of the model that this one
+    is a copy of, if it was not trained here. Missing entries are left out. texts: with max_seq_length, at which texts
+    are cut. steps: what follows the pooler.
     """
     recipe, data, scores = card.get("recipe") or {}, card.get("data") or {}, card.get("scores") or {}
     teacher, contrasts = str(recipe.get("teacher.name") or ""), recipe.get("objective.loss") != "none"
@@ -75,7 +78,7 @@ def model_card(
         "pooling head": _head(architecture, pooler, has_head),
     }
     sections = [
-        _front_matter(recipe, task),
+        _front_matter(name, recipe, task, scores, card),
         f"# {name}\n\n{origin} A sentence becomes a vector of {width} numbers; compare vectors by cosine.",
         _table(facts),
         "## Use\n\n" + _usage(name, architecture, texts, pooler, steps),
@@ -84,6 +87,8 @@ def model_card(
         at = f" (step {card['step']})" if "step" in card else ""
         text = "\n\nCorrelations are times 100. One seed says little: SimCSE's vary by about a point between seeds."
         sections.append(f"## Scores{at}\n\n{_table(scores)}{text if 'spearman' in scores else ''}")
+    if tasks := card.get("tasks"):
+        sections.append("## Evaluation\n\n" + _table({each.task: f"{each.value:.2f}" for each in tasks}))
     if data:
         sections.append("## Data\n\n" + (_table(data) if isinstance(data, Mapping) else str(data)))
     if recipe:
@@ -143,13 +148,23 @@ def simcse_recipe(init: str) -> str:
     return "configs/small.py" if init == "random" else "configs/unsup.py"
 
 
-def _front_matter(recipe: Mapping[str, Any], task: str) -> str:
+def _front_matter(
+    name: str, recipe: Mapping[str, Any], task: str, scores: Mapping[str, Any], card: Mapping[str, Any]
+) -> str:
+    import yaml
+
     tags = "\n".join(f"- {tag}" for tag in (*_TAGS, task))
     text = f"---\nlibrary_name: sentence-transformers\npipeline_tag: sentence-similarity\ntags:\n{tags}\n"
     base = str(recipe.get("model.name") or "")
     if _is_hub_name(base) and recipe.get("model.init", "pretrained") == "pretrained":
         text += f"base_model: {base}\n"
-    return text + "---"
+    more: dict[str, Any] = {"license": card["license"]} if card.get("license") else {}
+    if data := list(filter(None, map(hub_data_set, str(recipe.get("data.files") or "").split(",")))):
+        more["datasets"] = list(dict.fromkeys(data))
+    judged = [*dev_scores(str(scores.get("data") or ""), scores), *(card.get("tasks") or ())]
+    if judged:
+        more |= model_index(name, judged)
+    return text + (yaml.safe_dump(more, sort_keys=False, allow_unicode=True) if more else "") + "---"
 
 
 def _is_hub_name(name: str) -> bool:

@@ -43,13 +43,21 @@ _TOKENIZER = "tokenizer.json"
 _TOKENIZER_SETTINGS = "tokenizer_config.json"
 
 
-def convert(name: str, out: str | Path, pooler: str | None = None, layers: Sequence[int] = (), **forms: Any) -> None:
+def convert(
+    name: str,
+    out: str | Path,
+    pooler: str | None = None,
+    layers: Sequence[int] = (),
+    more: Mapping[str, Any] | None = None,
+    **forms: Any,
+) -> None:
     """Write any model as an exported folder.
 
     name: a Hugging Face folder (SimCSE's published ones too), an exported folder or a Hub name. out, forms: as in
     `export_model`. pooler: None = the model's own. layers: those to keep, numbered from 0, the first ones of a 2-D
-    Matryoshka model; empty = all. The head is written only if the pooler uses it. Raises UserError if there is no such
-    model, if it does not say how it pools and `pooler` is not given, and for a run folder.
+    Matryoshka model; empty = all. more: entries of the card. The head is written only if the pooler uses it. Raises
+    UserError if there is no such model, if it does not say how it pools and `pooler` is not given, and for a run
+    folder.
     """
     if pooler and not is_pooler(pooler):
         raise UserError(f"--pooler={pooler} is unknown. Known: {known()}.")
@@ -74,7 +82,7 @@ def convert(name: str, out: str | Path, pooler: str | None = None, layers: Seque
         architecture,
         inner,
         does.pooler,
-        card={"source": name},
+        card={"source": name, **(more or {})},
         texts=texts,
         steps=does.steps,
         widths=read_widths(inner, does.width(architecture.hidden_size)),
@@ -146,6 +154,11 @@ def export_model(
     shutil.rmtree(old, ignore_errors=True)
 
 
+def written_files(out: Path) -> list[str]:
+    """Return the names of the files and folders that an export wrote into its folder."""
+    return list(read_json(out / OURS)["files"])
+
+
 def _recover(out: Path, partial: Path, old: Path) -> None:
     """Remove what a killed export left beside `out`; if it was killed between the two renames, undo the first."""
     shutil.rmtree(partial, ignore_errors=True)
@@ -164,7 +177,7 @@ def _replaceable(out: Path) -> set[str]:
     if not names:
         return set()
     try:
-        return set(read_json(out / OURS)["files"])
+        return set(written_files(out))
     except (UserError, KeyError, TypeError):
         raise UserError(
             f"--out={out} is not empty and not an earlier export (no {OURS}): {', '.join(names[:8])}\n"

@@ -122,10 +122,10 @@ def matryoshka_widths(info: dict[str, Any]) -> list[int]:
     return [int(width) for width in info["recipe"]["objective.widths"].split(",") if width.strip()]
 
 
-def export_run(workdir: str | Path, out: str | Path, **forms: Any) -> None:
+def export_run(workdir: str | Path, out: str | Path, more: Mapping[str, Any] | None = None, **forms: Any) -> None:
     """Write the best checkpoint of a run folder as a model folder; UserError if there is no run or no checkpoint.
 
-    out, forms: as in `export_model`.
+    out, forms: as in `export_model`. more: entries of the card.
     """
     workdir = Path(workdir)
     params, info = load_best(workdir)
@@ -135,7 +135,9 @@ def export_run(workdir: str | Path, out: str | Path, **forms: Any) -> None:
         architecture_from_dict(info["encoder"]),
         workdir / info["tokenizer"],
         info["pooler"],
-        card={key: info[key] for key in ("recipe", "data", "scores", "step")} | {"defaults": defaults()},
+        card={key: info[key] for key in ("recipe", "data", "scores", "step")}
+        | {"defaults": defaults()}
+        | dict(more or {}),
         train_pooler=info["train_pooler"],
         widths=matryoshka_widths(info),
         texts=texts_of_run(info["recipe"]),

@@ -52,8 +52,8 @@ class Outcome:
 def train(run: Run, workdir: Path, profile: bool = False, trackers: Trackers | None = None) -> Outcome:
     """Train until the end, the end of patience or a signal; resumes what `workdir` holds of this run.
 
-    profile: trace some steps into `workdir/profile`. trackers: get each line of metrics too. UserError when the loss is not finite; `last` is then still good.
-    `prepare` has made sure that workdir holds no other run.
+    profile: trace some steps into `workdir/profile`. trackers: get each line of metrics too. UserError when the loss is
+    not finite; `last` is then still good. `prepare` has made sure that workdir holds no other run.
     """
     first = is_first()
     with contextlib.ExitStack() as stack:
