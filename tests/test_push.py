@@ -144,7 +144,8 @@ def test_what_was_exported_arrives_and_nothing_else(hub: Uploads, small_model: P
     run(model=str(small_model), out=str(out))
     (out / "notes.txt").write_text("private")
     run(model=str(small_model), out=str(out), push="me/mine", private=True, license="apache-2.0", scores=str(scores))
-    assert hub.repositories["me/mine"]["private"] is True
+    made = hub.repositories["me/mine"]
+    assert made.get("private", made.get("visibility") == "private") is True
     assert hub.tokens == {"Bearer hf_secret"}
     written = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert written.pop("notes.txt")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Collection
-from contextlib import nullcontext
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from simcse_jax.system.host_memory import keep_freed_memory
 from simcse_jax.system.progress import while_doing
 from simcse_jax.training.branch import Branch, start_branch
 from simcse_jax.training.display import conclude, describe, summarize
+from simcse_jax.training.feeding import split_list
 from simcse_jax.training.folder import locked_folder
 from simcse_jax.training.loop import Outcome, train
 from simcse_jax.training.run import Run, prepare
+from simcse_jax.training.trackers import Trackers, require_trackers
 
 
 def configure(recipe: Any, overridden: Collection[str]) -> Config:
@@ -43,6 +45,9 @@ def complete(
     Prints what is about to happen, how it goes, and what to do next. A signal ends the training early; nothing is
     exported then. branch: the state of another run from which a new folder goes on. again: what resumes it, in words.
     """
+    names = split_list(config.train.trackers)
+    with fail_together():
+        require_trackers(names)
     with locked_folder(workdir):
         if branch:
             start_branch(branch, workdir, config)
@@ -51,20 +56,28 @@ def complete(
         if is_first():
             print("\n".join(describe(run)), flush=True)
         started = time.monotonic()
-        outcome = train(run, workdir, profile)
-        if is_first():
-            print(summarize(run, outcome, time.monotonic() - started))
-        if outcome.signal is None:
-            with fail_together():  # the others wait for the export: a launcher takes the end of one for the run's
-                if is_first():
-                    _finish(run, outcome, workdir)
-        elif is_first():
-            name = signal.Signals(outcome.signal).name
-            print(f"stopped by {name}; the same {again} resumes from step {outcome.step}", flush=True)
+        with _tracking(names, workdir, config) as trackers:
+            outcome = train(run, workdir, profile, trackers)
+            if is_first():
+                print(summarize(run, outcome, time.monotonic() - started))
+            if outcome.signal is None:
+                with fail_together():  # the others wait for the export: a launcher takes the end of one for the run's
+                    if is_first():
+                        _finish(run, outcome, workdir, trackers)
+            elif is_first():
+                name = signal.Signals(outcome.signal).name
+                print(f"stopped by {name}; the same {again} resumes from step {outcome.step}", flush=True)
         return run, outcome
 
 
-def _finish(run: Run, outcome: Outcome, workdir: Path) -> None:
+def _tracking(names: Sequence[str], workdir: Path, config: Config) -> AbstractContextManager[Trackers | None]:
+    """Return the trackers of a run: of its first process, where there are any."""
+    if not names or not is_first():
+        return nullcontext()
+    return Trackers(names, workdir, config.flat(), lambda line: print(line, flush=True))
+
+
+def _finish(run: Run, outcome: Outcome, workdir: Path, trackers: Trackers | None) -> None:
     """Export the best model, write the report, and say what to do next. Without a report the training is done too."""
     from simcse_jax.judging import report_run
     from simcse_jax.model_folder.run_folder import export_run
@@ -75,6 +88,8 @@ def _finish(run: Run, outcome: Outcome, workdir: Path) -> None:
         try:
             content = report_run(workdir, run.config.eval.data)
             print(f"report: {workdir / 'report.html'} ({content})")
+            if trackers is not None:
+                trackers.keep(workdir / "report.html")
         except Exception as error:  # noqa: BLE001 (such as no memory left beside the training state)
             print(f"note: no report was written: {type(error).__name__}: {error}")
     print("\n".join(conclude(run, outcome, workdir)), flush=True)
