@@ -79,6 +79,7 @@ def test_a_run_resumes_where_all_of_its_layout_and_the_places_of_its_files_chang
         "model.remat": True,
         "train.groups_at_once": 1,
         "train.log_every_steps": 3,
+        "train.trackers": "wandb",
         "objective.tile": 0,
         "eval.every_steps": 1,
         "eval.patience": 5,
