@@ -37,6 +37,7 @@ from simcse_jax.model_folder.after_pooling import (
 from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.origin import Origin, read_origin
 from simcse_jax.model_folder.pretrained import load_params
+from simcse_jax.model_folder.run_folder import START, load_run_params, parse_start
 from simcse_jax.model_folder.text_settings import TextSettings
 from simcse_jax.system.devices import require_unforked, start_devices
 from simcse_jax.system.errors import UserError
@@ -248,6 +249,9 @@ class EmbeddingModel:
             loaded = load_params(folder, sizes, head="none", layers=kept)
             drawn = loaded | ({"head": drawn["head"]} if info["has_head"] else {})
             origin = f"pretrained, {recipe['model.name']}"
+        if recipe["model.init"].startswith(START):
+            drawn = drawn | load_run_params(*parse_start(recipe["model.init"]))[0]
+            origin = recipe["model.init"]
         params = self._select(drawn)
         return lambda texts: apply_steps(as_pooled(self._steps), self._sentences.encode(params, texts)), origin
 

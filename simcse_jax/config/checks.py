@@ -119,7 +119,7 @@ def _check_data(config: Config) -> None:
     predicted = POSITIVES[data.positive].predicted
     if data.positive == "crop" or predicted:
         require(data.rate > 0, "data.rate", data.rate, f"above 0 with data.positive = {data.positive!r}")
-    if predicted and model.init == "random" and not data.mask_model:
+    if predicted and model.init != "pretrained" and not data.mask_model:
         raise UserError(
             f"data.positive = {data.positive!r} lets the pretrained model predict tokens, and random weights predict "
             "nothing.\nStart from a pretrained model, or name one with the same tokenizer: "

@@ -34,6 +34,7 @@ class Key:
     also: tuple[Any, ...] = ()
     one_of: tuple[Any, ...] | Callable[[], Iterable[Any]] = ()  # the allowed values, or a function that returns them
     add_own: Callable[[str], None] | None = None  # makes what MODULE:NAME names, the user's own, an allowed value
+    form: str = ""  # such as run:DIR: what begins like this, up to the colon, is an allowed value as well
     effective: When | tuple[When, ...] = ()  # other keys that must all have one of some values, or it has no effect
     layout: bool = False  # it changes speed and memory, and no result
     resumable: bool = False  # it changes no step of the training, so a run may resume with another value, as of layout
@@ -51,7 +52,7 @@ class Key:
     def limit(self) -> str:
         """The allowed values in words, "at least 0 and below 1" for example; "" where every value is allowed."""
         if self.choices:
-            own = ", or MODULE:NAME of your own" if self.add_own else ""
+            own = ", or MODULE:NAME of your own" if self.add_own else f", or {self.form}" if self.form else ""
             return f"one of {', '.join(f'{choice}' if choice != '' else 'empty' for choice in self.choices)}{own}"
         bounds = [
             f"{words} {bound:g}"
@@ -65,7 +66,8 @@ class Key:
     def allows(self, value: Any) -> bool:
         """Return whether a value of the right type is within the limit."""
         if self.choices:
-            return value in self.choices
+            start, colon, _ = self.form.partition(":")
+            return value in self.choices or (bool(colon) and value.startswith(start + colon))
         if self.type not in (int, float) or value in self.also:
             return True
         return (

@@ -73,8 +73,10 @@ class ModelConfig:
     init: str = key(
         "pretrained",
         """"pretrained": weights from model.name; "random": new weights, sizes from model.name, or from the keys below
-        where these are not 0.""",
+        where these are not 0; "run:DIR": the parameters of the best evaluation of another run, "run:DIR@STEP": those of
+        a step that it has kept, for an encoder of its sizes and tokenizer, which model.name gives.""",
         one_of=("pretrained", "random"),
+        form="run:DIR[@STEP]",
     )
     keep_layers: str = key(
         "",

@@ -25,6 +25,7 @@ from simcse_jax.system.whole_file import require_files
 # The list of a checkpoint's files with their checksums; it is written last, and with it a checkpoint is complete. Array
 # formats have no checksum of every number, and read missing parts as zeros.
 FILE_LIST = "files.json"
+START = "run:"  # what a model.init begins with that names another run
 # Defaults for config.json of older run folders.
 OLDER = {
     "has_mlm_head": False,
@@ -85,36 +86,62 @@ def read_state(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
     return values, progress
 
 
-def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
-    """Return (params, info): NumPy parameters of a run's best evaluation, and its config.json with `scores` and `step`.
+def parse_start(init: str) -> tuple[Path, int | None]:
+    """Return the run and the step that a model.init of the form run:DIR[@STEP] names; None for the best."""
+    named = init.removeprefix(START)
+    source, at, step = named.rpartition("@")
+    is_step = bool(at) and step.isdecimal()
+    return Path(source if is_step else named).expanduser(), int(step) if is_step else None
 
-    In a run without evaluations the best is the last. UserError when the folder holds no run or no checkpoint, or when
-    the checkpoint is damaged.
+
+def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
+    """Return what `load_run_params` returns of a run's best evaluation."""
+    return load_run_params(workdir)
+
+
+def load_run_params(workdir: Path, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+    """Return (params, info): NumPy parameters of a run, and its config.json with `scores` and `step`.
+
+    step: of a best or a state that is kept; None for the best, which in a run without evaluations is the last. A state
+    has no scores. UserError when the folder holds no run or no such checkpoint, or when the checkpoint is damaged.
     """
     info = read_run_info(workdir)
-    folder = workdir.absolute() / "checkpoints" / "best"
+    checkpoints = workdir.absolute() / "checkpoints"
     if info is None:
         raise UserError(
             f"--workdir={workdir} holds no run (no config.json).\nA run's folder is runs/<recipe> unless --workdir was "
             "given when training."
         )
-    steps = complete_steps(folder)
-    if not steps:
+    best, states = complete_steps(checkpoints / "best"), complete_steps(checkpoints / "last")
+    if not best and step is None:
         raise UserError(
             f"{workdir} holds no checkpoint yet.\nContinue it with the command that started it, then try again."
         )
-    config = architecture_from_dict(info["encoder"])
+    if step is not None and step not in {*best, *states}:
+        kept = {"of the best": best, "of states": states}
+        listed = "; ".join(f"{what}: {', '.join(map(str, steps))}" for what, steps in kept.items() if steps)
+        raise UserError(
+            f"{workdir} has kept nothing of step {step}. Kept are {listed or 'none'}.\nRuns keep the newest "
+            "checkpoint.keep states, and each that checkpoint.keep_every_steps divides."
+        )
+    step = max(best) if step is None else step
+    is_best = step in best
+    folder = checkpoints / ("best" if is_best else "last") / str(step)
+    try:
+        require_intact(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is damaged: {error}.\nRestore it from a copy, or train again.") from error
     # A run in float64 is read as float32 where JAX's 64-bit mode is off, as in an export.
     dtype = jax.dtypes.canonicalize_dtype(np.float64) if info["recipe"]["model.dtype"] == "float64" else np.float32
-    newest = folder / str(max(steps))
-    try:
-        require_intact(newest)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{newest} is damaged: {error}.\nRestore it from a copy, or train again.") from error
-    encoder = Encoder(config, dtype, dtype, has_head=info["has_head"], has_mlm_head=info["has_mlm_head"])
-    params = _arrays(newest / "params", parameter_shapes(encoder))
-    require_finite(params, newest)
-    return params, info | {"scores": _json(newest / "scores"), "step": max(steps)}
+    sizes = architecture_from_dict(info["encoder"])
+    encoder = Encoder(sizes, dtype, dtype, has_head=info["has_head"], has_mlm_head=info["has_mlm_head"])
+    shapes = parameter_shapes(encoder)
+    if is_best:
+        params, scores = _arrays(folder / "params", shapes), _json(folder / "scores")
+    else:
+        params, scores = _arrays(folder / "state", {"params": shapes}, some=True)["params"], {}
+    require_finite(params, folder)
+    return params, info | {"scores": scores, "step": step}
 
 
 def matryoshka_widths(info: dict[str, Any]) -> list[int]:
@@ -145,11 +172,11 @@ def export_run(workdir: str | Path, out: str | Path, more: Mapping[str, Any] | N
     )
 
 
-def _arrays(folder: Path, like: Any) -> Any:
-    """Return NumPy arrays in the structure and dtypes of `like` (arrays or ShapeDtypeStructs)."""
+def _arrays(folder: Path, like: Any, some: bool = False) -> Any:
+    """Return NumPy arrays in the structure and dtypes of `like` (arrays or ShapeDtypeStructs); some: there are more."""
     as_arrays = jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray, dtype=x.dtype), like)
     with _own_checkpointer(ocp.PyTreeCheckpointHandler) as reader:
-        return reader.restore(folder, args=ocp.args.PyTreeRestore(item=like, restore_args=as_arrays))
+        return reader.restore(folder, args=ocp.args.PyTreeRestore(like, as_arrays, partial_restore=some))
 
 
 def _json(folder: Path) -> Any:

@@ -84,13 +84,18 @@ def start_branch(branch: Branch, workdir: Path, config: Config) -> None:
                 )
             return
         there = require_state(branch, f"--resume_from={branch.source}@{branch.step}")["recipe"]
-        # "auto" is what the run found, as where it resumes.
-        now = {key: there.get(key) if value == "auto" else value for key, value in config.flat().items()}
-        require_same_recipe(branch.source, there, now)
+        require_same_recipe(branch.source, there, _as_recorded(config.flat(), there))
         with writing(workdir, "Give a folder that you can write, --workdir=DIR.", f"--workdir={workdir}"):
             _copy(branch, workdir)
             write_whole_text(path, json.dumps(origin) + "\n")
             _copy_step(branch.source, workdir, "last", branch.step)
+
+
+def _as_recorded(recipe: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe with what a run finds at its start: what "auto" is, and the step of a run that it starts from."""
+    found = recipe | {key: there.get(key) for key, value in recipe.items() if value == "auto"}
+    begun = str(there.get("model.init"))
+    return found | ({"model.init": begun} if begun.rpartition("@")[0] == recipe["model.init"] else {})
 
 
 def _copy(branch: Branch, workdir: Path) -> None:

@@ -27,9 +27,11 @@ from simcse_jax.encoder.products import resolve_products
 from simcse_jax.model_folder.kept_layers import require_layers
 from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.pretrained import load_params
+from simcse_jax.model_folder.run_folder import START
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
 from simcse_jax.training.feeding import read_texts
+from simcse_jax.training.warm_start import load_start
 
 # Sentences that a tokenizer is trained on, at most, with model.tokenizer = "train".
 TOKENIZER_SENTENCES = 1_000_000
@@ -188,23 +190,28 @@ def load_predictor(
     return Predictor(own, special), load if resumes else _loaded(load)
 
 
-def first_params(config: Config, encoder: Encoder, folder: Path | None, resumes: bool) -> Callable[[], Any]:
-    """Return a function that returns random parameters, or pretrained ones with a fresh head; call it at most once.
+def first_params(
+    config: Config, encoder: Encoder, folder: Path | None, tokenizer: Any, resumes: bool
+) -> Callable[[], Any]:
+    """Return a function that returns random, pretrained or another run's parameters; call it at most once.
 
     The parameters are on the host or on one of its devices, and equal on every process. Pretrained weights are read
     here, so that a folder without good ones is refused early; a run that resumes reads them only if its checkpoint is
-    damaged. The paper's MLP head is not BERT's own pooler, so it starts fresh.
+    damaged. The paper's MLP head is not BERT's own pooler, so it starts fresh, unless it comes from a run.
     """
     random = functools.partial(init_params, encoder, config.train.seed)
-    if config.model.init == "random" or folder is None:
+    if config.model.init.startswith(START):
+        load = functools.partial(load_start, config.model.init, encoder, tokenizer)
+    elif config.model.init == "random" or folder is None:
         return jax.jit(random)
-    kept = config.model.kept_layers
-    load = functools.partial(_load, folder, encoder, mlm_head=encoder.has_mlm_head, layers=kept)
+    else:
+        kept = config.model.kept_layers
+        load = functools.partial(_load, folder, encoder, mlm_head=encoder.has_mlm_head, layers=kept)
     load = load if resumes else _loaded(load)
 
     def initial() -> Any:
         head = {"head": jax.device_get(jax.jit(lambda: random()["head"])())} if encoder.has_head else {}
-        return load() | head
+        return head | load()
 
     return initial
 

@@ -61,6 +61,7 @@ from simcse_jax.training.optimizer import make_schedule
 from simcse_jax.training.program import Program, make_program
 from simcse_jax.training.state import PREDICTOR, TrainState, encoder_params
 from simcse_jax.training.teacher import load_teacher_vectors
+from simcse_jax.training.warm_start import with_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,8 @@ def prepare(config: Config, workdir: Path) -> Run:
     """
     require_equal({key: value for key, value in config.flat().items() if not is_local(key)})
     config = _with_products(config, workdir)
+    model = dataclasses.replace(config.model, init=with_step(config.model.init, workdir))
+    config = dataclasses.replace(config, model=model)
     with undone_if_refused(workdir, config):
         require_shared(workdir)
         return _assemble(config, workdir)
@@ -130,7 +133,7 @@ def _assemble(config: Config, workdir: Path) -> Run:
     with fail_together():
         tokenizer = load_tokenizer(current_tokenizer(workdir))
         encoder = make_encoder(config, folder, id_count(tokenizer), mesh.devices.flat[0].platform)
-        initial_params = first_params(config, encoder, folder, resumes)
+        initial_params = first_params(config, encoder, folder, tokenizer, resumes)
         with about("data.mask_model", "a model folder with a masked-language-model head"):
             predictor, predictor_params = load_predictor(config, encoder, folder, tokenizer, resumes)
         corpora = load_data(config, tokenizer, part.texts if part else ())
