@@ -118,7 +118,7 @@ class Side:
     def _device(self) -> Any:
         return self.run.program.mesh.devices.flat[0]
 
-    def _shapes(self, rows: Rows) -> Batch:
+    def _shapes(self, rows: Rows, _loss: str) -> Batch:
         return batch_shapes(self.run.config, self.run.program.mesh, 1, rows, self.run.batches.layout.row_length)
 
     def _batches(self, first: int, last: int) -> list[Batch]:

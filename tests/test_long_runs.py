@@ -13,12 +13,12 @@ from simcse_jax.training.program import Compilations
 def test_nothing_compiles_and_nothing_grows_after_the_warm_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begin, asked = Compilations.begin, set()
 
-    def begin_and_wait(self: Compilations, *row_counts: Rows) -> None:
+    def begin_and_wait(self: Compilations, *row_counts: Rows, loss: str = "") -> None:
         """Wait for each shape: so short a run would be over before the last is compiled."""
-        begin(self, *row_counts)
+        begin(self, *row_counts, loss=loss)
         for rows in row_counts:
             asked.add(rows)
-            self._steps[rows].result()
+            self._steps[loss, rows].result()
 
     monkeypatch.setattr(Compilations, "begin", begin_and_wait)
     samples = samples_of_a_run(tmp_path, 400)

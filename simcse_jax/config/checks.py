@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from simcse_jax.config.compare import idle_keys, idle_message
-from simcse_jax.config.schema import KEYS, NO_LOSS, SOURCE_KEYS, SOURCES, Config, parse_numbers
+from simcse_jax.config.schema import KEYS, NO_LOSS, SOURCE_DATA, SOURCES, Config, parse_numbers
 from simcse_jax.config.sources import about_source
 from simcse_jax.data.positives import POSITIVES
 from simcse_jax.data.prompts import parse_prompts
 from simcse_jax.objective.distillation import DISTILLATIONS, NEED_PAIRS
 from simcse_jax.objective.losses import graded_losses
 from simcse_jax.system.errors import UserError
+
+OF_SOURCES = tuple(f"data.{field}" for field in SOURCE_DATA)  # keys that a source may have of its own
 
 
 def require_consistent(config: Config, needs_data: bool = True) -> None:
@@ -28,7 +30,7 @@ def require_consistent(config: Config, needs_data: bool = True) -> None:
     everywhere = set.intersection(*map(set, idle.values()))
     for name, part in parts.items():
         for key in idle[name]:
-            if key in everywhere or key.removeprefix("data.") in SOURCE_KEYS:
+            if key in everywhere or key in OF_SOURCES:
                 with about_source(name):
                     raise UserError(idle_message(key, part.flat()))
 
@@ -58,13 +60,16 @@ def _check_sources(config: Config) -> None:
             f"The weights of all sources are 0 ({named}), so there is nothing to train on.\nGive at least one a "
             f"weight: --config.{SOURCES}{config.sources[0].name}.weight=1"
         )
-    for field in ("files", "positive"):
-        value = getattr(data, field)
-        if value != KEYS[f"data.{field}"].default and all(getattr(part.data, field) != value for part in parts):
+    values, of_parts = config.flat(), [part.flat() for part in parts]
+    for key in ("data.files", "data.positive", "objective.loss"):
+        value, default = values[key], KEYS[key].default
+        if value != default and all(own[key] != value for own in of_parts):
+            field = key.partition(".")[2]
             raise UserError(
-                f"data.{field} = {value!r} has no effect: every source has its own ({SOURCES}NAME.{field}).\nLeave it "
-                f"out: --config.data.{field}={KEYS[f'data.{field}'].default}"
+                f"{key} = {value!r} has no effect: every source has its own ({SOURCES}NAME.{field}).\nLeave it out: "
+                f"--config.{key}={default}"
             )
+    _check_losses(config)
     positives = {name: part.data.positive for name, part in config.by_source.items()}
     for name, positive in positives.items():
         if POSITIVES[positive].predicted:
@@ -79,6 +84,32 @@ def _check_sources(config: Config) -> None:
             "model.same_mask = True needs sentences that are encoded twice, and the texts of "
             f"{SOURCES}{name}.positive = {positives[name]!r} are not.\nUse --config.model.same_mask=False."
         )
+
+
+def _check_losses(config: Config) -> None:
+    """Require that the losses of sources can take turns in one run."""
+    objective = config.objective
+    other = next((source for source in config.sources if source.loss != objective.loss and source.weight), None)
+    if other is None:
+        return
+    key = f"{SOURCES}{other.name}.loss"
+    if NO_LOSS in config.by_loss:
+        raise UserError(
+            f"{key} = {other.loss!r} with objective.loss = {objective.loss!r}: with {NO_LOSS!r} nothing is compared, "
+            "in any source.\nUse it for all of them, or for none."
+        )
+    if config.data.mixing != "batch":
+        raise UserError(
+            f"{key} = {other.loss!r} and objective.loss = {objective.loss!r} are of whole batches, and with "
+            f"data.mixing = {config.data.mixing!r} a batch is of several sources.\nUse --config.data.mixing=batch, or "
+            "one loss."
+        )
+    for name, neutral in (("learned_temperature", False), ("queue", 0)):
+        if getattr(objective, name) != neutral:
+            raise UserError(
+                f"objective.{name} = {getattr(objective, name)!r} is kept from step to step, and {key} = "
+                f"{other.loss!r} would not keep it.\nUse --config.objective.{name}={neutral}, or one loss."
+            )
 
 
 def _check_model(config: Config) -> None:

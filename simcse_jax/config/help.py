@@ -27,8 +27,8 @@ def help_text() -> str:
     lines += ["", f"{SOURCES}NAME: Keys of one source of a mixture, which a recipe adds (configs/mixture.py)."]
     for key in own:
         lines += _describe(dataclasses.replace(key, name=f"{SOURCES}NAME.{key.name}"))
-    fields = ", ".join(key.name.removeprefix("data.") for key in shared)
-    lines.append(f"  {fields}: as the keys of data, which a source has where it leaves its own out.")
+    fields = ", ".join(key.name.partition(".")[2] for key in shared)
+    lines.append(f"  {fields}: as objective.loss and the keys of data, which a source has where it leaves its own out.")
     return "\n".join(lines)
 
 

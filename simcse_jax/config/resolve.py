@@ -15,7 +15,6 @@ from simcse_jax.config.schema import (
     SOURCE_KEYS,
     SOURCES,
     Config,
-    DataConfig,
     SourceConfig,
     find_key,
     nested,
@@ -41,7 +40,7 @@ def resolve(
     """
     values = _one_duration(_typed_values(recipe), overridden)
     config = Config(**{section: SECTIONS[section](**fields) for section, fields in nested(values).items()})
-    config = dataclasses.replace(config, sources=_read_sources(recipe["data"].get("sources") or {}, config.data))
+    config = dataclasses.replace(config, sources=_read_sources(recipe["data"].get("sources") or {}, config))
     require_consistent(config, needs_data)
     if config.model.dtype == "float64" and not x64:
         raise UserError("model.dtype = 'float64' needs JAX's 64-bit mode.\nSet JAX_ENABLE_X64=1, or use float32.")
@@ -86,10 +85,10 @@ def _typed(name: str, value: Any) -> Any:
     return value
 
 
-def _read_sources(given: Mapping[str, Mapping[str, Any]], data: DataConfig) -> tuple[SourceConfig, ...]:
+def _read_sources(given: Mapping[str, Mapping[str, Any]], config: Config) -> tuple[SourceConfig, ...]:
     """Return the sources that a recipe names, in the order of their names; UserError for a wrong name, key or value.
 
-    data: the section, of which a source has every key that it leaves out, or gives as None.
+    config: the whole run's, of which a source has every key that it leaves out, or gives as None.
     """
     found = []
     for name in sorted(given):
@@ -97,7 +96,8 @@ def _read_sources(given: Mapping[str, Mapping[str, Any]], data: DataConfig) -> t
         own = {field: value for field, value in given[name].items() if value is not None}
         values = {field: _typed(f"{SOURCES}{name}.{field}", value) for field, value in own.items()}
         weight, dev = (values.pop(field, SOURCE_KEYS[field].default) for field in ("weight", "dev"))
-        found.append(SourceConfig(name, weight, dataclasses.replace(data, **values), dev))
+        loss = values.pop("loss", config.objective.loss)
+        found.append(SourceConfig(name, weight, dataclasses.replace(config.data, **values), loss, dev))
     return tuple(found)
 
 

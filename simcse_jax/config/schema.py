@@ -733,13 +733,16 @@ class SourceConfig:
     name: str
     weight: float
     data: DataConfig  # the section, with the source's own keys in place of the section's
+    loss: str
     dev: str = ""
 
-    def flat(self, section: DataConfig) -> dict[str, Any]:
-        """Return its keys by their full names: the weight, dev data if any, and what differs from the section."""
+    def flat(self, config: Config) -> dict[str, Any]:
+        """Return its keys by their full names: the weight, dev data if any, and what differs from the whole run's."""
         own = {"weight": self.weight} | ({"dev": self.dev} if self.dev else {})
-        for field in SOURCE_KEYS.keys() - {"weight", "dev"}:
-            if (value := getattr(self.data, field)) != getattr(section, field):
+        if self.loss != config.objective.loss:
+            own["loss"] = self.loss
+        for field in SOURCE_DATA:
+            if (value := getattr(self.data, field)) != getattr(config.data, field):
                 own[field] = value
         return {f"{SOURCES}{self.name}.{field}": value for field, value in own.items()}
 
@@ -764,7 +767,7 @@ class Config:
     def flat(self) -> dict[str, Any]:
         """Return every key by its full name, "train.seed" for example."""
         values = {name: getattr(getattr(self, section), field) for name, (section, field) in _PLACES.items()}
-        return functools.reduce(operator.or_, [source.flat(self.data) for source in self.sources], values)
+        return functools.reduce(operator.or_, [source.flat(self) for source in self.sources], values)
 
     @property
     def by_source(self) -> dict[str, Config]:
@@ -772,10 +775,17 @@ class Config:
         if not self.sources:
             return {"": self}
         return {
-            source.name: dataclasses.replace(self, data=source.data, sources=())
+            source.name: dataclasses.replace(
+                self, data=source.data, objective=dataclasses.replace(self.objective, loss=source.loss), sources=()
+            )
             for source in self.sources
             if source.weight
         }
+
+    @property
+    def by_loss(self) -> dict[str, Config]:
+        """Return a config for each loss, objective.loss first; those of sources have what a batch of theirs has."""
+        return {self.objective.loss: self} | {part.objective.loss: part for part in self.by_source.values()}
 
 
 SECTIONS: dict[str, Any] = {
@@ -785,6 +795,7 @@ KEYS: dict[str, Key] = {made.name: made for name, kind in SECTIONS.items() for m
 _PLACES = {name: name.split(".") for name in KEYS}
 # The keys of a source of a mixture, data.sources.NAME.KEY, by KEY.
 SOURCES = "data.sources."
+SOURCE_DATA = ("files", "columns", "positive", "prompts", "scores")  # as in the section data, where they are left out
 SOURCE_KEYS: dict[str, Key] = {
     "weight": Key(
         default=1.0,
@@ -803,7 +814,8 @@ SOURCE_KEYS: dict[str, Key] = {
         local=True,
         name="dev",
     ),
-    **{field: KEYS[f"data.{field}"] for field in ("files", "columns", "positive", "prompts")},
+    "loss": KEYS["objective.loss"],
+    **{field: KEYS[f"data.{field}"] for field in SOURCE_DATA},
 }
 LAYOUT_KEYS = frozenset(made.name for made in KEYS.values() if made.layout)
 RESUMABLE_KEYS = frozenset(made.name for made in KEYS.values() if made.layout or made.resumable)

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from simcse_jax.config.schema import KEYS, SOURCE_KEYS, SOURCES
+from simcse_jax.config.schema import SOURCE_DATA, SOURCE_KEYS, SOURCES
 from simcse_jax.system.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)  # a part of a flag and of a metric's name
-_OWN = re.compile(rf"\bdata\.({'|'.join(SOURCE_KEYS)})\b")
+_OWN = re.compile(rf"\bdata\.({'|'.join(SOURCE_DATA)})\b|\bobjective\.(loss)\b")
 
 
 def require_source(name: str, given: Mapping[str, Any]) -> None:
@@ -37,7 +37,7 @@ def about_source(name: str) -> Iterator[None]:
     except UserError as error:
         if not name:
             raise
-        message = _OWN.sub(rf"{SOURCES}{name}.\1", str(error))
+        message = _OWN.sub(lambda found: f"{SOURCES}{name}.{found[1] or found[2]}", str(error))
         raise UserError(message if f"{SOURCES}{name}" in message else f"{SOURCES}{name}: {message}") from error
 
 
@@ -53,8 +53,13 @@ def within_sources(values: Mapping[str, Any]) -> list[dict[str, Any]]:
             by_name.setdefault(name, {})[field] = values[key]
     plain = {key: value for key, value in values.items() if not key.startswith(SOURCES)}
     own = [fields for fields in by_name.values() if fields.get("weight", 1.0)]
-    each = [{f"data.{field}": value for field, value in fields.items() if f"data.{field}" in KEYS} for fields in own]
+    each = [{section_key(field): value for field, value in fields.items() if section_key(field)} for fields in own]
     return [plain | fields for fields in each] or [plain]
+
+
+def section_key(field: str) -> str:
+    """Return the key of the whole run that a source has where it leaves its own out; "" for none."""
+    return "objective.loss" if field == "loss" else f"data.{field}" if field in SOURCE_DATA else ""
 
 
 def section_value(values: Mapping[str, Any], name: str) -> Any:
@@ -62,7 +67,7 @@ def section_value(values: Mapping[str, Any], name: str) -> Any:
     if name in values or not name.startswith(SOURCES):
         return values.get(name)
     source, _, field = name.removeprefix(SOURCES).partition(".")
-    return values.get(f"data.{field}") if f"{SOURCES}{source}.weight" in values else None
+    return values.get(section_key(field)) if f"{SOURCES}{source}.weight" in values else None
 
 
 def source_values(recipe: Mapping[str, Any], field: str) -> dict[str, Any]:

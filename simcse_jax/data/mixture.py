@@ -151,10 +151,16 @@ class MixedExamples:
             return [found[place] for place in places.tolist()]
 
         unpooled = any(drawn.unpooled is not None for _, drawn in parts)
+        scores = None
+        if all(drawn.scores is not None for _, drawn in parts):
+            scores = np.zeros(len(ids), np.float32)
+            for own, drawn in parts:
+                scores[own] = drawn.scores
         return Drawn(
             spread("lengths", np.int32),
             spread("hashes", np.uint64),
             token_ids,
+            scores,
             unpooled=spread("unpooled", np.int64) if unpooled else None,
         )
 

@@ -145,8 +145,9 @@ def _data(run: Run) -> list[str]:
         share, rows = order.shares[name], order.rows[name]
         passes = share * run.total_steps * order.batch_size / rows
         what = f"{'batches' if order.by_batch else 'examples'}, {passes:.2g} passes over its {rows:,} examples"
-        positive = run.config.by_source[name].data.positive
-        lines += [f"source {name}: {share:.1%} of {what}; positives: {positive}", *corpus.report.lines()]
+        part = run.config.by_source[name]
+        how = f"positives: {part.data.positive}, loss: {part.objective.loss}"
+        lines += [f"source {name}: {share:.1%} of {what}; {how}", *corpus.report.lines()]
     return lines
 
 

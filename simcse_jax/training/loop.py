@@ -114,10 +114,11 @@ class _Loop:
         with stop_signals() as stopping, contextlib.closing(self.compilations):
             for step, batch in self._batches(start):
                 if step == start + COMPILE_AHEAD_AFTER:
-                    self.compilations.begin(*run.batches.row_counts)
+                    for loss in ("", *run.program.of_sources):
+                        self.compilations.begin(*run.batches.row_counts, loss=loss)
                     self.clock.skip()
                 with profile.step(step):
-                    state, metrics = self._step(state, batch)
+                    state, metrics = self._step(state, batch, run.loss_of(step - 1))
                 if waiting:
                     self._settle(*waiting)
                 waiting = step, metrics
@@ -148,27 +149,29 @@ class _Loop:
                 batch = next(stream)
             yield step, batch
 
-    def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
-        step = self._compiled(batch)
+    def _step(self, state: TrainState, batch: Batch, loss: str) -> tuple[TrainState, Any]:
+        step = self._compiled(batch, loss)
         # An implicit transfer between host and devices would slow every step down.
         with jax.transfer_guard("disallow"):
             return step(state, batch)
 
-    def _shapes(self, rows: Rows) -> Batch:
+    def _shapes(self, rows: Rows, loss: str) -> Batch:
         batches, columns = self.run.batches, self.run.batches.examples.texts
+        config = self.run.config.by_loss[loss or self.run.config.objective.loss]
         width = batches.vectors.width if batches.vectors else 0
-        return batch_shapes(self.run.config, self.run.program.mesh, columns, rows, batches.layout.row_length, width)
+        return batch_shapes(config, self.run.program.mesh, columns, rows, batches.layout.row_length, width)
 
-    def _compiled(self, batch: Batch) -> TrainStep:
-        """Return the compiled step for a batch of this shape."""
+    def _compiled(self, batch: Batch, loss: str) -> TrainStep:
+        """Return the compiled step for a batch of this shape, with a source's loss, or "" for the recipe's own."""
         tokens = batch.inputs.groups.ids.shape[-1]
         rows = batch.rows
-        if self.compilations.ready(rows):
-            return self.compilations.step(rows)
+        if self.compilations.ready(rows, loss):
+            return self.compilations.step(rows, loss)
         started = time.monotonic()
-        self.display.say(f"compiling the step for {format_rows(rows)} rows of {tokens} tokens a group ...")
+        of_loss = f" with the loss {loss}" if loss else ""
+        self.display.say(f"compiling the step for {format_rows(rows)} rows of {tokens} tokens a group{of_loss} ...")
         with self.display.while_doing("compiling"):
-            step = self.compilations.step(rows)
+            step = self.compilations.step(rows, loss)
         self.display.say(f"compiled in {time.monotonic() - started:.1f} s")
         self.clock.skip()
         return step

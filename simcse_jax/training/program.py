@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -46,6 +46,11 @@ class Program:
     start: Callable[[Any, Any], TrainState]  # (encoder's parameters, predictor's or None) -> the first state
     shapes: TrainState  # ShapeDtypeStructs with shardings
     train_step: TrainStep
+    of_sources: Mapping[str, TrainStep] = dataclasses.field(default_factory=dict)  # by loss, where it is another
+
+    def step_of(self, loss: str) -> TrainStep:
+        """Return the step with this loss of a source; with "", or the recipe's own, the recipe's."""
+        return self.of_sources.get(loss, self.train_step)
 
     @property
     def shardings(self) -> Any:
@@ -71,12 +76,7 @@ def make_program(
     distillation = build_distillation(config.teacher, config.objective.tile, mesh)
     if distillation and config.objective.layers:
         distillation = of_last_layer(distillation, config.objective.matryoshka_layers)
-    loss = make_loss(
-        make_encode(config, encoder, mesh, predictor),
-        build_objective(config.objective, mesh),
-        config.mlm.weight,
-        distillation,
-    )
+    encode = make_encode(config, encoder, mesh, predictor)
     learned_rate = config.objective.learning_rate or None
     optimizer = make_optimizer(config.optimizer, total_steps, learned_rate)
     predictor_shapes = predictor and parameter_shapes(predictor.encoder)
@@ -90,11 +90,18 @@ def make_program(
 
     shapes = jax.eval_shape(start, parameter_shapes(encoder), predictor_shapes)
     shardings = state_shardings(mesh, shapes)
+
+    def step(objective: ObjectiveConfig) -> TrainStep:
+        loss = make_loss(encode, build_objective(objective, mesh), config.mlm.weight, distillation)
+        return compile_train_step(make_train_step(loss, optimizer, keys, config.model.momentum), mesh, shardings)
+
+    others = {name: part.objective for name, part in config.by_loss.items() if name != config.objective.loss}
     return Program(
         mesh=mesh,
         start=jax.jit(start, out_shardings=shardings),
         shapes=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
-        train_step=compile_train_step(make_train_step(loss, optimizer, keys, config.model.momentum), mesh, shardings),
+        train_step=step(config.objective),
+        of_sources={name: step(objective) for name, objective in others.items()},
     )
 
 
@@ -145,37 +152,38 @@ def build_distillation(config: TeacherConfig, tile: int, mesh: Mesh) -> Distilla
 
 
 class Compilations:
-    """Hold the compiled steps of a run, one for each of the row counts that its batches have.
+    """Hold the compiled steps of a run, one for each loss and each of the row counts that its batches have.
 
     One thread compiles them one after another, in the order in which they were asked for. That order is the same on
     every process, as it must be: compilers that share their findings between processes (a GPU's autotuning) wait for
     each other.
     """
 
-    def __init__(self, program: Program, shapes: Callable[[Rows], Batch]):
-        """shapes: row counts -> ShapeDtypeStructs of a batch."""
+    def __init__(self, program: Program, shapes: Callable[[Rows, str], Batch]):
+        """shapes: (row counts, loss) -> ShapeDtypeStructs of a batch; the loss "" is the recipe's own."""
         self._program, self._shapes = program, shapes
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
-        self._steps: dict[Rows, Future[TrainStep]] = {}
+        self._steps: dict[tuple[str, Rows], Future[TrainStep]] = {}
 
-    def begin(self, *row_counts: Rows) -> None:
+    def begin(self, *row_counts: Rows, loss: str = "") -> None:
         """Start to compile the steps for these row counts, unless they are compiled already.
 
         They are traced here, under the caller's own settings of JAX, which other threads do not have.
         """
-        step: Any = self._program.train_step
+        step: Any = self._program.step_of(loss)
         for rows in row_counts:
-            if rows not in self._steps:
-                self._steps[rows] = self._pool.submit(step.lower(self._program.shapes, self._shapes(rows)).compile)
+            if (loss, rows) not in self._steps:
+                lowered = step.lower(self._program.shapes, self._shapes(rows, loss))
+                self._steps[loss, rows] = self._pool.submit(lowered.compile)
 
-    def ready(self, rows: Rows) -> bool:
+    def ready(self, rows: Rows, loss: str = "") -> bool:
         """Return whether the step for these row counts can run at once."""
-        return rows in self._steps and self._steps[rows].done()
+        return (loss, rows) in self._steps and self._steps[loss, rows].done()
 
-    def step(self, rows: Rows) -> TrainStep:
+    def step(self, rows: Rows, loss: str = "") -> TrainStep:
         """Return the step for these row counts; waits until it is compiled, and raises what the compiler raised."""
-        self.begin(rows)
-        return self._steps[rows].result()
+        self.begin(rows, loss=loss)
+        return self._steps[loss, rows].result()
 
     def finished(self) -> int:
         """Return how many steps are compiled."""

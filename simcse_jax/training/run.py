@@ -84,6 +84,12 @@ class Run:
         """The training data of a run without sources; else the first source's."""
         return next(iter(self.corpora.values()))
 
+    def loss_of(self, step: int) -> str:
+        """Return the loss of a step's batch where its source has another than the recipe, else ""."""
+        source = self.batches.order.source(step) if self.program.of_sources else ""
+        loss = self.config.by_source[source].objective.loss if source else ""
+        return loss if loss in self.program.of_sources else ""
+
 
 def prepare(config: Config, workdir: Path) -> Run:
     """Return the run that this configuration describes; writes `workdir/config.json` and `workdir/tokenizer`.
@@ -255,9 +261,9 @@ def run_info(run: Run, contents: dict[str, str]) -> dict[str, Any]:
 
 
 def _own_parts(config: Config) -> dict[str, Any]:
-    """Return the import paths of the user's own loss and positives, their code, and its fingerprint; "" for none."""
+    """Return the import paths of the user's own losses and positives, their code, and its fingerprint; "" for none."""
     positives = dict.fromkeys(part.data.positive for part in config.by_source.values())
-    named = (config.objective.loss, LOSSES), *((positive, POSITIVES) for positive in positives)
+    named = *((loss, LOSSES) for loss in config.by_loss), *((positive, POSITIVES) for positive in positives)
     found: list[Any] = [(path, table[path]) for path, table in named if is_import_path(path)]
     code = {path: code_of(part.function if isinstance(part, Loss) else part.make) for path, part in found}
     return {"names": ", ".join(code), "fingerprint": digest_of(code.values()) if code else "", "code": code}

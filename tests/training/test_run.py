@@ -361,7 +361,7 @@ def test_every_key_of_a_recipe_is_read(files: Path, tmp_path: Path, monkeypatch:
     for name, schedule in (("muon", "warmup_stable_decay"), ("lion", "cosine")):
         other = dataclasses.replace(config.optimizer, name=name, schedule=schedule, weight_decay=0.1)
         make_optimizer(other, 10)
-    alone = SourceConfig("alone", 1.0, config.data)
+    alone = SourceConfig("alone", 1.0, config.data, config.objective.loss)
     prepare(dataclasses.replace(config, sources=(alone,)), tmp_path / "mixture")
     predicting = dataclasses.replace(config, data=dataclasses.replace(config.data, positive="mask", mask_model="none"))
     with pytest.raises(UserError, match="none"):
