@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
+import numbers
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,16 +30,27 @@ _TAKES = (
 
 def as_override(key: str, value: Any) -> str:
     """Return a value of a recipe's key as the command line gives it; a function becomes its import path."""
-    if isinstance(value, bool | int | float | str | Path):
+    if isinstance(value, str | Path | numbers.Real | np.bool_):
         return str(value)
-    if isinstance(value, list | tuple) and all(isinstance(part, str | int | Path) for part in value):
-        return ",".join(map(str, value))
+    if isinstance(value, list | tuple) and all(isinstance(part, str | Path | numbers.Real) for part in value):
+        return _listed(key, [str(part) for part in value])
     if callable(value):
         return f"function:{path_of(value)}" if key == "eval.data" else path_of(value)
     raise UserError(
         f"{key} = {value!r:.80}: a key takes a text, a number, True or False, a list of them, or a function.\n"
         "Data that are no file are passed as data= or, graded pairs, as dev=."
     )
+
+
+def _listed(key: str, parts: list[str]) -> str:
+    """Return the parts with commas between; prompts, which may have commas in them, in double quotes where need be."""
+    if key.rpartition(".")[2] == "prompts":
+        file = io.StringIO()
+        csv.writer(file, lineterminator="").writerow(parts)
+        return file.getvalue()
+    if any("," in part for part in parts):
+        raise UserError(f"{key} = {parts!r:.80}: no part of a list may have a comma in it.")
+    return ",".join(parts)
 
 
 def save_data(data: Any, names: tuple[str, ...], what: str, cache_dir: str) -> Path:
@@ -87,13 +101,14 @@ def _table(data: Any, names: tuple[str, ...], what: str) -> pa.Table:
         raise UserError(f"{what} is of type {type(data).__name__}. It takes {_TAKES}.")
     rows = list(data)
     if all(isinstance(row, Mapping) for row in rows):
-        return pa.Table.from_pylist([dict(row) for row in rows])
+        columns = dict.fromkeys(name for row in rows for name in row)  # the first row may lack some
+        return pa.table({str(name): [row.get(name) for row in rows] for name in columns})
     if all(isinstance(row, str) for row in rows):
         if rows and len(rows) < 100 and all(len(row) < 256 and Path(row).is_file() for row in rows):
             raise UserError(f"{what} holds names of files, and takes rows. Name files in the recipe: data.files.")
         return pa.table({"text": pa.array(rows, pa.string())})
     width = len(rows[0])
     titles = [names[n] if n < len(names) else f"{names[-1]}{n - len(names) + 2}" for n in range(width)]
-    if any(isinstance(row, str) or len(row) != width for row in rows):
-        raise ValueError("texts and tuples, or tuples of different lengths")
+    if any(isinstance(row, str | Mapping) or len(row) != width for row in rows):
+        raise ValueError("texts, tuples and dicts together, or tuples of different lengths")
     return pa.table({title: [row[n] for row in rows] for n, title in enumerate(titles)})

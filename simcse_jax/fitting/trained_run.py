@@ -46,7 +46,7 @@ class TrainedRun:
         rows: dict[int, dict[str, Any]] = {}
         for line in read_metrics(self.workdir):
             rows.setdefault(line["step"], {}).update(line)
-        return pd.DataFrame(list(rows.values())).set_index("step").sort_index()
+        return pd.DataFrame(list(rows.values()), columns=None if rows else ["step"]).set_index("step").sort_index()
 
     @property
     def dev_curve(self) -> pd.Series:
@@ -123,7 +123,10 @@ def _named_tasks(own: Mapping[str, Any]) -> list[str]:
         if kind not in KINDS:
             raise UserError(f"evaluate({kind}=...): there is no such kind of data. Kinds: {', '.join(KINDS)}.")
         sources = given if isinstance(given, list | tuple) else [given]
-        found += [name_task(kind, path_of(source) if callable(source) else str(source)) for source in sources]
+        names = [name_task(kind, path_of(source) if callable(source) else str(source)) for source in sources]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"evaluate({kind}=...): {twice} is named twice. Name it once, and functions differently.")
+        found += names
     return found
 
 

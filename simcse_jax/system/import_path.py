@@ -25,7 +25,7 @@ def is_import_path(value: str) -> bool:
 def path_of(function: Any) -> str:
     """Return the import path of a function, under which `import_object` finds this very function from now on."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
-    if not callable(function) or not module or not name:
+    if not callable(function) or not module or not name or name.endswith("<lambda>"):
         raise UserError(
             f"{function!r} has no name to record in the run folder.\nPass a function (def), or the import path of "
             "what you have, MODULE:NAME."

@@ -16,7 +16,9 @@ from datasets import Dataset, DatasetDict
 
 from simcse_jax import fit
 from simcse_jax.data import demo
+from simcse_jax.data.prompts import parse_prompts
 from simcse_jax.fitting.given import PAIRS, TEXTS, as_override, save_data
+from simcse_jax.fitting.trained_run import TrainedRun
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.notebook_bar import NotebookBar
 from tests.pages import ROOT, blocks
@@ -91,12 +93,18 @@ def test_a_run_stops_at_ctrl_c_and_the_same_call_completes_it(
 
     vectors = run.model.encode(["a man", "a dog"])
     assert vectors.shape == (2, 16)
-    results = run.evaluate(function=[lambda encode: float(encode(["a"]).shape[1])], out=tmp_path / "scores")
+
+    def width(encode: Any) -> float:
+        return float(encode(["a"]).shape[1])
+
+    results = run.evaluate(function=[width], out=tmp_path / "scores")
     assert next(iter(results.models[0].scores.values())).value == 16
     assert (tmp_path / "scores" / "report.html").is_file()
     assert (run.export(tmp_path / "out") / "model.safetensors").is_file()
     with pytest.raises(UserError, match="no such kind of data"):
         run.evaluate(pears="mine.tsv")
+    with pytest.raises(UserError, match="twice"):  # of two functions under one path, one alone could be found
+        run.evaluate(function=[width, width])
 
 
 def test_the_same_rows_are_the_same_file_in_every_form() -> None:
@@ -118,6 +126,8 @@ def test_the_same_rows_are_the_same_file_in_every_form() -> None:
     assert save_data(iter(SENTENCES), TEXTS, "data", "") == save_data(pd.Series(SENTENCES), TEXTS, "data", "")
     more = pd.read_parquet(save_data([(*row, "further") for row in TRIPLETS], TEXTS, "data", ""))
     assert list(more) == [*names, "hard_neg2"]
+    lacking = pd.read_parquet(save_data([{"sent0": "a"}, {"sent0": "b", "sent1": "c"}], TEXTS, "data", ""))
+    assert lacking["sent1"].isna().tolist() == [True, False]
     assert list(pd.read_parquet(save_data([(4.0, "a", "b"), (1.0, "c", "d")], PAIRS, "dev", ""))) == list(PAIRS)
 
 
@@ -129,6 +139,7 @@ def test_the_same_rows_are_the_same_file_in_every_form() -> None:
         ([], "no rows"),
         (["a", ("b", "c")], "not of one kind"),
         ([("a", "b"), ("c",)], "not of one kind"),
+        ([("a", "b"), {"sent0": "a", "sent1": "b"}], "not of one kind"),
         (3, "of type int"),
         (DatasetDict({"train": Dataset.from_dict({"text": ["a"]})}), r"data=dataset\['train'\]"),
     ],
@@ -146,6 +157,13 @@ def test_overrides_are_as_on_the_command_line(tmp_path: Path) -> None:
     assert as_override("data.columns", ["a", "b"]) == "a,b"
     assert as_override("data.files", tmp_path / "a.txt") == str(tmp_path / "a.txt")
     assert as_override("model.remat", True) == "True"
+    assert as_override("train.steps", np.int64(3)) == "3"
+    prompts = ["ask, please: ", 'say "it": ']
+    assert list(parse_prompts(as_override("data.prompts", prompts))) == prompts
+    with pytest.raises(UserError, match="comma"):
+        as_override("data.files", ["a,b.txt", "c.txt"])
+    with pytest.raises(UserError, match="no name"):  # all lambdas would be one path
+        as_override("objective.loss", lambda scores: scores.positive)
     assert as_override("objective.loss", loss).endswith("<locals>.loss")
     for overrides, says in (
         ({"train.stepss": 3}, "Did you mean --config.train.steps"),
@@ -157,6 +175,13 @@ def test_overrides_are_as_on_the_command_line(tmp_path: Path) -> None:
             fit("small", overrides, data=SENTENCES, workdir=tmp_path / "run")
     with pytest.raises(UserError, match=r"Did you mean --config=(configs/)?small"):
         fit("smal")
+
+
+def test_a_run_that_stopped_before_any_metric_shows_none(tmp_path: Path) -> None:
+    run = TrainedRun(tmp_path, 0, 3, "", -1, float("nan"), signal.SIGINT)
+    assert run.metrics.empty
+    assert run.dev_curve.empty
+    assert run.figure() is None
 
 
 def test_a_notebook_shows_step_loss_and_time_left() -> None:
