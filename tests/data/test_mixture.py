@@ -126,6 +126,13 @@ def test_every_text_is_where_it_belongs_and_others_are_missing(by_batch: bool) -
             np.testing.assert_array_equal(whole[1:3], some)
 
 
+def test_scores_of_graded_pairs_stay_with_their_examples() -> None:
+    made = [ColumnExamples(Table(n, 40, 2), np.arange(40, dtype=np.float32) + 100 * n) for n in range(2)]
+    drawn = MixedExamples(made, [0.5, 0.5]).draw(np.array([3, 77, 39, 40]), 0)
+    assert drawn.scores is not None
+    assert drawn.scores.tolist() == [3, 137, 39, 100]
+
+
 def test_prompts_of_each_source_are_left_out_of_pooling() -> None:
     plain = ColumnExamples(Table(0, 40, 2))
     prompted = SameTwice(WithPrompts(ColumnExamples(Table(1, 100, 1)), [2]))
