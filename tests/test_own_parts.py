@@ -111,8 +111,9 @@ def test_a_function_that_returns_something_else_is_refused_before_the_folder_is_
 ) -> None:
     (folder / "own.py").write_text(f"{code}\nfrom simcse_jax.data.changes import Change as C")
     monkeypatch.delitem(sys.modules, "own", raising=False)
+    changes: dict[str, Any] = {key: "own:f"}
     with pytest.raises(UserError, match=says):
-        prepare_small(folder / "run", folder / "cache", **{key: "own:f"})
+        prepare_small(folder / "run", folder / "cache", **changes)
     assert not (folder / "run" / "config.json").exists()
 
 
@@ -127,13 +128,21 @@ def test_an_evaluation_is_checked_and_its_first_value_counts() -> None:
     def text(encode: Any) -> str:
         return "good"
 
+    def ambiguous(encode: Any) -> dict[str, float]:
+        return {"accuracy": 71.0, "score": 60.0}
+
     def failing(encode: Any) -> float:
         return encode(["a"])[1]
 
     task = f"function:{path_of(several)}"
     score = score_task(_encode, load_task(task), task)
     assert score.values == {"score": 71.0, "accuracy": 71.0, "mrr": 60.0}
-    for function, says in ((text, "must return a finite number"), (failing, r"test_own_parts.py:\d+: IndexError")):
+    refused = (
+        (text, "must return a finite number"),
+        (ambiguous, "first counts"),
+        (failing, r"test_own_parts.py:\d+: Ind"),
+    )
+    for function, says in refused:
         task = f"function:{path_of(function)}"
         with pytest.raises(UserError, match=says):
             score_task(_encode, load_task(task), task)

@@ -64,6 +64,11 @@ def evaluate_function(encode: Encode, own: OwnFunction, task: str) -> Score:
         )
     values = {str(name): float(value) for name, value in given.items()}
     headline = next(iter(values))
+    if MEASURES[0] in values and headline != MEASURES[0]:
+        raise UserError(
+            f"{own.path} returns {', '.join(values)}: the first counts, as {MEASURES[0]!r}, so no other may have that "
+            "name.\nName it differently, or return it first."
+        )
     protocol = {"split": "as given", "aggregation": f"{headline} as returned by {own.path}", "data": own.fingerprint}
     return Score(task, MEASURES[0], {MEASURES[0]: values[headline]} | values, protocol)
 
