@@ -53,6 +53,11 @@ def main() -> None:
         )
     if _WORKDIR.value and _KEEP_LAYERS.value:
         raise UserError("--keep_layers goes with --model. Export the run whole, and then that folder with --model.")
+    if _SCORES.value and _KEEP_LAYERS.value:
+        raise UserError(
+            "--scores are of the whole model, and --keep_layers exports some of the layers.\nExport these without "
+            "--scores, evaluate that folder, and export it again: --model=THAT_FOLDER --scores=scores.json."
+        )
     if _INT8.value and not _ONNX.value:
         raise UserError("--int8 needs --onnx. Give --onnx --int8.")
     if _PRIVATE.value and not _PUSH.value:
@@ -84,9 +89,10 @@ def _of_card(model: str) -> dict[str, Any]:
     more: dict[str, Any] = {"license": _LICENSE.value}
     if _SCORES.value:
         from simcse_jax.embedding_model import open_model
+        from simcse_jax.judging import protocol
         from simcse_jax.model_folder.card_scores import read_card_scores
 
-        more["tasks"] = read_card_scores(_SCORES.value, open_model(model, _POOLER.value or None).fingerprint)
+        more["tasks"] = read_card_scores(_SCORES.value, protocol(open_model(model, _POOLER.value or None)))
     return more
 
 

@@ -18,7 +18,7 @@ from simcse_jax import export
 from simcse_jax.embedding_model import open_model
 from simcse_jax.model_folder.card_scores import read_card_scores
 from simcse_jax.system.errors import UserError
-from simcse_jax.system.hub_push import require_pushable
+from simcse_jax.system.hub_push import push_folder, require_pushable
 from tests.conftest import point_hub_at
 from tests.local_server import Handler, serving
 
@@ -127,11 +127,11 @@ def run(**given: Any) -> None:
 
 def scores_json(path: Path, model: str) -> Path:
     opened = open_model(model)
-    protocol = {"fingerprint": opened.fingerprint}
+    protocol = {"fingerprint": opened.fingerprint, "pooler": opened.pooler}
     tasks = {"STS12": {"headline": "all"}, "TREC": {"headline": "accuracy"}, "mine": {"headline": "ndcg@10"}}
     scores = {"STS12": {"all": 72.5, "mean": 70.0}, "TREC": {"accuracy": 81.0}, "mine": {"ndcg@10": 60.0}}
     mine = {"model": model, "scores": scores, "protocol": protocol | {"tasks": tasks}}
-    other = {"model": "other", "scores": {}, "protocol": {"fingerprint": "another", "tasks": {}}}
+    other = mine | {"model": "other", "protocol": mine["protocol"] | {"pooler": "another"}}  # the same weights
     path.write_text(json.dumps(other | {"models": [other, mine]}))
     return path
 
@@ -174,6 +174,14 @@ def test_a_hub_that_refuses(status: int, words: str, hub: Uploads, small_model: 
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
+def test_a_hub_that_is_gone_when_it_comes_to_the_upload(hub: Uploads, tmp_path: Path, monkeypatch: Any) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"was not uploaded(.|\n)*whole"):
+        push_folder(tmp_path, ["README.md"], "me/mine", False, "message")
+
+
 @pytest.mark.parametrize(("repo", "words"), [("mine", "OWNER/NAME"), ("me/mi ne", "no name"), ("a/b/c", "no name")])
 def test_a_name_that_is_none(repo: str, words: str, hub: Uploads) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
@@ -194,8 +202,10 @@ def test_without_a_token_nothing_is_exported(
 def test_scores_of_another_model_are_refused(small_model: Path, tmp_path: Path) -> None:
     path = scores_json(tmp_path / "scores.json", str(small_model))
     with pytest.raises(UserError, match="other"):
-        read_card_scores(path, "a third")
+        read_card_scores(path, {"fingerprint": "a third"})
     for broken in ("[]", "{}", '{"models": [5]}'):
         path.write_text(broken)
         with pytest.raises(UserError, match="evaluate"):
-            read_card_scores(path, "any")
+            read_card_scores(path, {"fingerprint": "any"})
+    with pytest.raises(UserError, match="some of the layers"):
+        run(model=str(small_model), out=str(tmp_path / "out"), keep_layers=["0"], scores=str(path))

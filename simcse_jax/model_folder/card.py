@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from simcse_jax import __version__
+from simcse_jax.config.sources import source_values
 from simcse_jax.data.sources import hub_data_set
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.families.table import FAMILIES
@@ -159,9 +160,10 @@ def _front_matter(
     if _is_hub_name(base) and recipe.get("model.init", "pretrained") == "pretrained":
         text += f"base_model: {base}\n"
     more: dict[str, Any] = {"license": card["license"]} if card.get("license") else {}
-    if data := list(filter(None, map(hub_data_set, str(recipe.get("data.files") or "").split(",")))):
+    files = [recipe.get("data.files") or "", *source_values(recipe, "files").values()]
+    if data := list(filter(None, map(hub_data_set, ",".join(files).split(",")))):
         more["datasets"] = list(dict.fromkeys(data))
-    judged = [*dev_scores(str(scores.get("data") or ""), scores), *(card.get("tasks") or ())]
+    judged = [*dev_scores(str(scores.get("data") or "").split(", ")[0], scores), *(card.get("tasks") or ())]
     if judged:
         more |= model_index(name, judged)
     return text + (yaml.safe_dump(more, sort_keys=False, allow_unicode=True) if more else "") + "---"

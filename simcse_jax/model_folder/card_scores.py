@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.json_file import read_json
 
+# What makes vectors of the same weights others, as the protocol of scores.json has it.
+_SAME = ("fingerprint", "pooler", "truncate_dim", "prompt", "prompts")
 _CORRELATIONS = ("all", "mean", "wmean", "spearman")  # of graded pairs, by how their parts are put together
 
 
@@ -20,16 +22,18 @@ class CardScore(NamedTuple):
     value: float
 
 
-def read_card_scores(path: str | Path, fingerprint: str) -> list[CardScore]:
-    """Return the scores of the model with this fingerprint from a scores.json; UserError where they are of another."""
+def read_card_scores(path: str | Path, protocol: Mapping[str, Any]) -> list[CardScore]:
+    """Return the scores from a scores.json of the model with this protocol; UserError where they are of another."""
     found = read_json(Path(path).expanduser(), way_out="Give the scores.json that evaluate wrote to its --out.")
     models = [found, *(found.get("models") or ())]
     try:
-        mine = next((model for model in models if model["protocol"].get("fingerprint") == fingerprint), None)
+        wanted = [protocol.get(name) for name in _SAME]
+        mine = next((model for model in models if [model["protocol"].get(name) for name in _SAME] == wanted), None)
         if mine is None:
             raise UserError(
                 f"{path} has the scores of {', '.join(sorted({str(model['model']) for model in models}))}, and none of "
-                "them is the model that is exported.\nEvaluate this one: python -m simcse_jax.evaluate --model=..."
+                "them is the model that is exported, with its pooler and prompts.\nEvaluate this one: "
+                "python -m simcse_jax.evaluate --model=..."
             )
         tasks = mine["protocol"]["tasks"]
         return [

@@ -47,7 +47,7 @@ def push_folder(folder: Path, names: Sequence[str], repo: str, private: bool, me
         raise UserError(
             f"{repo} was not uploaded: {short(error)}\n{way_out} The exported folder {folder} is whole."
         ) from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # among them those of the HTTP client, which are no OSError
         raise UserError(
             f"{repo} was not uploaded: {short(error)}\nTry again. The exported folder {folder} is whole."
         ) from error
