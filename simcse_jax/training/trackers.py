@@ -97,7 +97,8 @@ class _MLflow:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
-        found = [self._entities.Metric(name, value, now, step) for name, value in metrics.items()]
+        named = {name.replace("@", "_at_"): value for name, value in metrics.items()}  # it takes no ndcg@10
+        found = [self._entities.Metric(name, value, now, step) for name, value in named.items()]
         self._client.log_batch(self.id, metrics=found)
 
     def keep(self, file: Path) -> None:

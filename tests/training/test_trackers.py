@@ -136,7 +136,7 @@ def twice(name: str, workdir: Path) -> str:
     for steps in ((1, 2), (3, 4)):
         with Trackers([name], workdir, {"train.seed": 3}, said.append) as tracked:
             for step in steps:
-                tracked.write(step, {"loss": step / 2, "dev/spearman": 50.0})
+                tracked.write(step, {"loss": step / 2, "dev/spearman": 50.0, "dev/ndcg@10": 40.0})
             tracked.keep(workdir / "report.html")
     assert said == []
     return json.loads((workdir / IDS).read_text())[name]
@@ -159,6 +159,7 @@ def test_mlflow_in_files(real: Path) -> None:
     found = [(metric.step, metric.value) for metric in client.get_metric_history(number, "loss")]
     assert found == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)]
     kept = client.get_run(number)
+    assert kept.data.metrics["dev/ndcg_at_10"] == 40
     assert (kept.data.params, kept.info.status) == ({"train.seed": "3"}, "FINISHED")
     assert [file.path for file in client.list_artifacts(number)] == ["report.html"]
 
