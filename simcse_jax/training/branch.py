@@ -37,7 +37,8 @@ def parse_branch(value: str, workdir: Path) -> tuple[Branch, Path]:
             "--resume_from=runs/unsup@500 with --workdir=ANOTHER."
         )
     source = Path(run).expanduser() if at else workdir
-    folder = workdir if at else workdir.with_name(f"{workdir.name}-from-{step}")
+    named = workdir if workdir.name.strip(".") else workdir.resolve()  # --workdir=. has a name too
+    folder = workdir if at else named.with_name(f"{named.name}-from-{step}")
     if source.resolve() == folder.resolve():
         raise UserError(
             f"--resume_from={value} goes on in another folder than that of the run itself.\nGive --workdir=ANOTHER, or "

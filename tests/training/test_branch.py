@@ -91,6 +91,7 @@ def test_a_start_that_was_killed_before_the_state_was_copied_begins_again(whole:
 def test_a_state_is_named_by_its_step_or_its_run_and_step(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert parse_branch("500", run) == (Branch(run, 500), tmp_path / "run-from-500")
+    assert parse_branch("500", Path())[1] == Path(f"{Path.cwd()}-from-500")
     assert parse_branch(f"{run}@500", tmp_path / "new") == (Branch(run, 500), tmp_path / "new")
     for wrong, says in (("last", "must be a step"), (f"{run}@last", "must be a step"), (f"{run}@5", "another folder")):
         with pytest.raises(UserError, match=says):
