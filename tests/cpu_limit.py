@@ -120,7 +120,7 @@ class CpuLimit:
             terminalreporter.section("CPU seconds")
             for name in sorted(costs, key=lambda name: -costs[name])[:10]:
                 terminalreporter.line(f"{costs[name]:8.2f}  {name}")
-        if over := [(test.nodeid, text) for test in tests for name, text in test.user_properties if name == OVER]:
+        if over := {test.nodeid: text for test in tests for name, text in test.user_properties if name == OVER}:
             terminalreporter.section("over the limit of CPU time")
-            for name, text in over:
+            for name, text in over.items():
                 terminalreporter.line(f"{name}: {text}")
