@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,10 @@ from simcse_jax.system.host_memory import keep_freed_memory
 from simcse_jax.system.progress import while_doing
 from simcse_jax.training.branch import Branch, start_branch
 from simcse_jax.training.display import conclude, describe, summarize
-from simcse_jax.training.feeding import split_list
 from simcse_jax.training.folder import locked_folder
 from simcse_jax.training.loop import Outcome, train
 from simcse_jax.training.run import Run, prepare
-from simcse_jax.training.trackers import Trackers, require_trackers
+from simcse_jax.training.trackers import Trackers, open_trackers, require_trackers
 
 
 def configure(recipe: Any, overridden: Collection[str]) -> Config:
@@ -45,9 +44,8 @@ def complete(
     Prints what is about to happen, how it goes, and what to do next. A signal ends the training early; nothing is
     exported then. branch: the state of another run from which a new folder goes on. again: what resumes it, in words.
     """
-    names = split_list(config.train.trackers)
     with fail_together():
-        require_trackers(names)
+        require_trackers(config)
     with locked_folder(workdir):
         if branch:
             start_branch(branch, workdir, config)
@@ -56,7 +54,7 @@ def complete(
         if is_first():
             print("\n".join(describe(run)), flush=True)
         started = time.monotonic()
-        with _tracking(names, workdir, config) as trackers:
+        with open_trackers(config, workdir) if is_first() else nullcontext() as trackers:
             outcome = train(run, workdir, profile, trackers)
             if is_first():
                 print(summarize(run, outcome, time.monotonic() - started))
@@ -68,13 +66,6 @@ def complete(
                 name = signal.Signals(outcome.signal).name
                 print(f"stopped by {name}; the same {again} resumes from step {outcome.step}", flush=True)
         return run, outcome
-
-
-def _tracking(names: Sequence[str], workdir: Path, config: Config) -> AbstractContextManager[Trackers | None]:
-    """Return the trackers of a run: of its first process, where there are any."""
-    if not names or not is_first():
-        return nullcontext()
-    return Trackers(names, workdir, config.flat(), lambda line: print(line, flush=True))
 
 
 def _finish(run: Run, outcome: Outcome, workdir: Path, trackers: Trackers | None) -> None:

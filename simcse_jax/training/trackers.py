@@ -14,11 +14,14 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from simcse_jax.config.schema import Config
 from simcse_jax.system.errors import UserError, short
 from simcse_jax.system.whole_file import write_whole_text
+from simcse_jax.training.feeding import split_list
 
 PROJECT = "simcse_jax"  # where runs are listed, unless the tracker's own variable names another place
 IDS = "trackers.json"  # in the run folder: the trackers' ids of the run, by which a resumed one goes on
@@ -135,17 +138,31 @@ TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {
 }
 
 
-def require_trackers(names: Sequence[str]) -> None:
-    """Raise UserError for a tracker that is unknown or not installed."""
+def require_trackers(config: Config) -> None:
+    """Raise UserError for a tracker of the recipe that is unknown or not installed."""
+    names = split_list(config.train.trackers)
     for name in names:
         if name not in TRACKERS:
-            raise UserError(f"train.trackers names {name!r}. Known: {', '.join(TRACKERS)}.")
+            raise UserError(
+                f"train.trackers names {name!r}. Known: {', '.join(TRACKERS)}.\n"
+                f"For example --config.train.trackers={next(iter(TRACKERS))}"
+            )
         if importlib.util.find_spec(name) is None:
             rest = ",".join(other for other in names if other != name)
             raise UserError(
                 f"train.trackers names {name!r}, which is not installed.\nRun `pip install {name}`, or leave it out: "
                 f"--config.train.trackers={rest}"
             )
+
+
+def open_trackers(config: Config, workdir: Path) -> AbstractContextManager[Trackers | None]:
+    """Return the trackers of the recipe, which begin or go on with the run in this folder; None where it names none."""
+    names = split_list(config.train.trackers)
+    return Trackers(names, workdir, config.flat(), _print_line) if names else nullcontext()
+
+
+def _print_line(line: str) -> None:
+    print(line, flush=True)
 
 
 class Trackers:

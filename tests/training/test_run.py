@@ -35,6 +35,7 @@ from simcse_jax.training.metrics import MetricsWriter, read_metrics
 from simcse_jax.training.optimizer import make_optimizer
 from simcse_jax.training.program import build_objective
 from simcse_jax.training.run import Run, prepare
+from simcse_jax.training.trackers import open_trackers
 from tests.small_models import FROM_FOLDER, SMALL_ENCODER
 
 WORDS = "red green blue small large dog cat bird sees likes finds house tree road"
@@ -354,7 +355,8 @@ def test_every_key_of_a_recipe_is_read(files: Path, tmp_path: Path, monkeypatch:
     for field in dataclasses.fields(config):
         if field.name not in ("group_size", "sources"):
             recording(field.name, type(getattr(config, field.name)))
-    train(prepare(config, tmp_path), tmp_path)
+    with open_trackers(config, tmp_path) as trackers:
+        train(prepare(config, tmp_path), tmp_path, trackers=trackers)
     # Keys of other losses, and of the predictor, which is looked for and not found.
     for loss in ("triplet", "sigmoid"):
         build_objective(dataclasses.replace(config.objective, loss=loss), make_mesh(1))

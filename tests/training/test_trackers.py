@@ -13,7 +13,8 @@ import pytest
 from simcse_jax.system.errors import UserError
 from simcse_jax.training import trackers
 from simcse_jax.training.metrics import MetricsWriter
-from simcse_jax.training.trackers import IDS, TrackedRun, Trackers, require_trackers
+from simcse_jax.training.trackers import IDS, TrackedRun, Trackers, open_trackers, require_trackers
+from tests.config.recipes import resolved
 
 
 class Told:
@@ -105,12 +106,23 @@ def test_ids_that_cannot_be_read_begin_anew(tmp_path: Path) -> None:
     assert [told[1] for told in Told.all if told[0] == "open"] == [f"{tmp_path.name}-1"] * 3
 
 
-def test_an_unknown_or_missing_one_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="'tensorbord'"):
-        require_trackers(["tensorbord"])
-    monkeypatch.setattr(trackers, "TRACKERS", {"a_package_that_is_not_there": Told})
-    with pytest.raises(UserError, match="pip install a_package_that_is_not_there"):
-        require_trackers(["a_package_that_is_not_there"])
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [("tensorbord", "Known: told"), ("told", "pip install told"), ("told,nothing", "pip install told")],
+)
+def test_an_unknown_or_missing_one_is_refused_at_the_start(names: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        require_trackers(resolved({"train.trackers": names}))
+
+
+def test_a_recipe_without_trackers_has_none(tmp_path: Path) -> None:
+    require_trackers(resolved())
+    with open_trackers(resolved(), tmp_path) as tracked:
+        assert tracked is None
+    with open_trackers(resolved({"train.trackers": "told"}), tmp_path) as tracked:
+        assert tracked is not None
+    assert Told.all[0][:2] == ("open", f"{tmp_path.name}-1")
+    assert Told.all[0][2]["train.trackers"] == "told"
 
 
 REAL = dict(trackers.TRACKERS)
