@@ -91,7 +91,7 @@ def main() -> int:
     for name, value in (("topology", _TOPOLOGY.value), ("lengths", _LENGTHS.value)):
         if value:
             raise UserError(f"--{name}={value} is for plans. Add --plan, or leave it out to train here.")
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(recipe)
+    workdir = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else default_workdir(recipe)
     _join()
 
     from simcse_jax.fitting.complete import complete, configure

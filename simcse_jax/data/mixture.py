@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ _ONE = 1 << 32  # shares are counted in units of 2**-32, as integers are the sam
 def shares(weights: Sequence[float], rows: Sequence[int], temperature: float) -> list[float]:
     """Return the share of each source, weight x rows^(1 / temperature), or its weight alone; they sum to 1."""
     power = 1 / temperature if temperature else 0
-    sizes = [weight * count**power for weight, count in zip(weights, rows, strict=True)]
+    sizes = [weight * (count / max(rows)) ** power for weight, count in zip(weights, rows, strict=True)]
     return [size / sum(sizes) for size in sizes]
 
 
@@ -61,7 +62,8 @@ class MixedOrder:
     """Take the examples of several sources in their turns, each in permutations of its own.
 
     An epoch is as many examples as all sources have together. A source that has had all of its rows begins its next
-    permutation, whatever the others have had.
+    permutation, whatever the others have had; where it does so within a batch of several, that batch may have a row
+    twice, as a duplicate (objective.mask_duplicates).
     """
 
     dropped = 0  # of its epochs, which are no whole permutations
@@ -84,14 +86,14 @@ class MixedOrder:
 
     def _require_rows(self, name: str) -> None:
         count = self.rows[name]
-        most = self.batch_size if self.by_batch else int(self.shares[name] * self.batch_size) + 1
-        if count < most:
+        typical = self.batch_size if self.by_batch else math.ceil(self.shares[name] * self.batch_size)
+        if count < typical:
             other = "" if not self.by_batch else "mix examples (--config.data.mixing=example), "
-            smaller = max(int(self.batch_size * count / most), 2)
+            smaller = max(int(self.batch_size * count / typical), 2)
             raise UserError(
-                f"train.batch_size = {self.batch_size}, and a batch has up to {most} examples of the source {name!r}, "
-                f"which has only {count}.\nUse --config.train.batch_size={power_below(smaller)}, {other}or give it "
-                "more data."
+                f"train.batch_size = {self.batch_size}, and a batch has {'' if self.by_batch else 'about '}{typical} "
+                f"examples of the source {name!r}, which has only {count}.\n"
+                f"Use --config.train.batch_size={power_below(smaller)}, {other}or give it more data."
             )
 
     def ids(self, step: int) -> np.ndarray:

@@ -65,6 +65,8 @@ def complete(
             elif is_first():
                 name = signal.Signals(outcome.signal).name
                 print(f"stopped by {name}; the same {again} resumes from step {outcome.step}", flush=True)
+            if trackers is not None:
+                trackers.end = "finished" if outcome.signal is None else "stopped"
         return run, outcome
 
 

@@ -40,7 +40,8 @@ def fit(
     runs/<recipe>, or runs/<recipe>-<variant>, as the command `train` has it. resume_from: go on from a kept state in a
     new folder, STEP or "RUN@STEP", as --resume_from.
 
-    Raises UserError where something is wrong with the recipe, the data or the folder; nothing is written then.
+    Raises UserError where something is wrong with the recipe, the data or the folder, before
+    the first step, or where the loss is not finite in a later one.
     """
     try:
         given = _overrides(overrides or {}, data, dev)

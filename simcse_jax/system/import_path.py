@@ -52,7 +52,7 @@ def import_object(path: str, key: str) -> Any:
             f"{given}: there is no module {error.name!r} (in {Path.cwd()} or among the installed packages).\n"
             f"{way_out} folder that holds it, or install its package."
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a guard may end the process
         raise _broken(given, module, error) from error
     for part in name.split("."):
         if not hasattr(found, part):
@@ -84,6 +84,6 @@ def place_of(error: BaseException, function: Any) -> str:
     return f"{own[-1].filename}:{own[-1].lineno}"
 
 
-def _broken(given: str, module: str, error: Exception) -> UserError:
+def _broken(given: str, module: str, error: BaseException) -> UserError:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return UserError(f"{given}: importing {module} fails at {frame.filename}:{frame.lineno}: {short(error)}")

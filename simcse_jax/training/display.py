@@ -156,7 +156,7 @@ def _length(run: Run) -> str:
     steps, epoch, size = run.total_steps, run.batches.steps_per_epoch, run.batches.layout.batch_size
     examples = len(run.batches.examples)
     if run.config.sources:
-        return f"steps: {steps:,}, {steps / epoch:.3g} epochs of {epoch:,}: as many examples as all sources have"
+        return f"steps: {steps:,}, {steps / epoch:.3g} epochs of {epoch:,} steps (the examples of all sources together)"
     if steps < epoch:
         return (
             f"steps: {steps:,}, which see {steps * size:,} of {examples:,} examples ({steps * size / examples:.0%}); "

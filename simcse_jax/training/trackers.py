@@ -6,6 +6,7 @@ may stop a run, nor slow it down: one thread talks to them, and what fails is a 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -48,7 +49,9 @@ class Tracker(Protocol):
 
     def keep(self, file: Path) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, end: str) -> None:
+        """end: "finished", "stopped" (by a signal, to be resumed) or "failed"."""
+        ...
 
 
 class _WeightsAndBiases:
@@ -75,8 +78,8 @@ class _WeightsAndBiases:
     def keep(self, file: Path) -> None:
         self._run.save(str(file), base_path=str(file.parent), policy="now")
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, end: str) -> None:
+        self._run.finish(exit_code=int(end != "finished"))
 
 
 class _MLflow:
@@ -107,8 +110,9 @@ class _MLflow:
     def keep(self, file: Path) -> None:
         self._client.log_artifact(self.id, str(file))
 
-    def close(self) -> None:
-        self._client.set_terminated(self.id)
+    def close(self, end: str) -> None:
+        status = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[end]
+        self._client.set_terminated(self.id, status)
 
 
 class _Trackio:
@@ -126,7 +130,7 @@ class _Trackio:
     def keep(self, file: Path) -> None:
         self._save(str(file), PROJECT)
 
-    def close(self) -> None:
+    def close(self, end: str) -> None:  # it knows of no ends
         self._run.finish()
 
 
@@ -147,7 +151,8 @@ def require_trackers(config: Config) -> None:
                 f"train.trackers names {name!r}. Known: {', '.join(TRACKERS)}.\n"
                 f"For example --config.train.trackers={next(iter(TRACKERS))}"
             )
-        if importlib.util.find_spec(name) is None:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # the latter a folder of that name, which a tracker may have left here
             rest = ",".join(other for other in names if other != name)
             raise UserError(
                 f"train.trackers names {name!r}, which is not installed.\nRun `pip install {name}`, or leave it out: "
@@ -169,7 +174,8 @@ class Trackers:
     """Report to several trackers at once, in a thread. A context manager."""
 
     def __init__(self, names: Sequence[str], workdir: Path, recipe: Mapping[str, Any], say: Callable[[str], None]):
-        """say: called with warnings, in the caller's thread."""
+        """say: called with warnings, in the caller's thread. Set `end` before leaving: see `Tracker.close`."""
+        self.end = "failed"
         self._workdir, self._recipe, self._say = workdir, recipe, say
         self._calls: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(MOST_WAITING)
         self._warnings: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -231,7 +237,7 @@ class Trackers:
                 if not self._works(name, lambda tracker=tracker, call=call: call(tracker)):
                     del trackers[name]
         for name, tracker in trackers.items():
-            self._works(name, tracker.close)
+            self._works(name, functools.partial(tracker.close, self.end))
 
     def _known_ids(self) -> dict[str, str]:
         try:

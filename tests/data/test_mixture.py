@@ -148,9 +148,9 @@ def test_prompts_of_each_source_are_left_out_of_pooling() -> None:
         (
             {"a": 40, "b": 15},
             True,
-            r"up to 16 examples of the source 'b', which has only 15\.\n.*batch_size=8, .*mixing=",
+            r"has 16 examples of the source 'b', which has only 15\.\n.*batch_size=8, .*mixing=",
         ),
-        ({"a": 40, "b": 4}, False, r"up to 5 examples of the source 'b', which has only 4\.\nUse .*batch_size=8"),
+        ({"a": 40, "b": 4}, False, r"about 5 examples of the source 'b', which has only 4\.\nUse .*batch_size=8"),
     ],
 )
 def test_too_few_rows_of_a_source_are_refused(rows: dict[str, int], by_batch: bool, message: str) -> None:

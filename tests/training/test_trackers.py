@@ -40,8 +40,8 @@ class Told:
     def keep(self, file: Path) -> None:
         Told.all.append(file.name)
 
-    def close(self) -> None:
-        Told.all.append("close")
+    def close(self, end: str) -> None:
+        Told.all.append(end)
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +62,7 @@ def run(workdir: Path, steps: range, said: list[str]) -> None:
         for step in steps:
             metrics.write(step, {"loss": step / 2, "dev/spearman": 50.0})
         tracked.keep(workdir / "report.html")
+        tracked.end = "finished"
 
 
 def test_all_that_is_logged_arrives_in_order_and_a_resumed_run_has_the_same_id(tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_all_that_is_logged_arrives_in_order_and_a_resumed_run_has_the_same_id(t
         run(tmp_path / "run", steps, said)
     lines = [(step, {"loss": step / 2, "dev/spearman": 50.0}) for step in (1, 2, 3)]
     opened = ("open", "run-1", {"train.seed": 3})
-    ends = ["report.html", "close"]
+    ends = ["report.html", "finished"]
     assert Told.all == [opened, *lines[:2], *ends, opened, lines[2], *ends]
     assert json.loads((tmp_path / "run" / IDS).read_text()) == {"told": "run-1"}
     assert said == []
@@ -123,6 +124,7 @@ def test_a_recipe_without_trackers_has_none(tmp_path: Path) -> None:
         assert tracked is not None
     assert Told.all[0][:2] == ("open", f"{tmp_path.name}-1")
     assert Told.all[0][2]["train.trackers"] == "told"
+    assert Told.all[-1] == "failed"  # as nobody said otherwise
 
 
 REAL = dict(trackers.TRACKERS)
@@ -150,6 +152,7 @@ def twice(name: str, workdir: Path) -> str:
             for step in steps:
                 tracked.write(step, {"loss": step / 2, "dev/spearman": 50.0, "dev/ndcg@10": 40.0})
             tracked.keep(workdir / "report.html")
+            tracked.end = "finished"
     assert said == []
     return json.loads((workdir / IDS).read_text())[name]
 
