@@ -11,7 +11,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from simcse_jax.evaluation.report.geometry import geometry_table
-from simcse_jax.evaluation.report.tables import Table, score_tables
+from simcse_jax.evaluation.report.tables import Table, format_number, score_tables
 from simcse_jax.evaluation.results import Results, task_name
 
 
@@ -60,8 +60,8 @@ def _differences(results: Results) -> Grid:
         (
             names[row.other],
             f"average {row.task}" if row.task in results.averages else task_name(row.task),
-            f"{row.points:+.2f}",
-            f"{row.low:+.2f} to {row.high:+.2f}",
+            format_number(row.points, sign=True),
+            f"{format_number(row.low, sign=True)} to {format_number(row.high, sign=True)}",
             row.direction,
         )
         for row in results.differences
