@@ -52,7 +52,8 @@ def main() -> None:
             "--pooler goes with --model; a run has its own, model.pooler of its recipe. Leave --pooler out."
         )
     if _WORKDIR.value and _KEEP_LAYERS.value:
-        raise UserError("--keep_layers goes with --model. Export the run whole, and then that folder with --model.")
+        model = Path(_WORKDIR.value) / "model"
+        raise UserError(f"--keep_layers goes with --model. Give --model={model}, the run's own export, or another one.")
     if _SCORES.value and _KEEP_LAYERS.value:
         raise UserError(
             "--scores are of the whole model, and --keep_layers exports some of the layers.\nExport these without "

@@ -199,6 +199,11 @@ def test_without_a_token_nothing_is_exported(
         run(model=str(small_model), out=str(tmp_path / "out"), private=True)
 
 
+def test_a_missing_file_of_scores_is_no_matter_of_json(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nope\.json cannot be read: No such file"):
+        read_card_scores(tmp_path / "nope.json", {})
+
+
 def test_scores_of_another_model_are_refused(small_model: Path, tmp_path: Path) -> None:
     path = scores_json(tmp_path / "scores.json", str(small_model))
     with pytest.raises(UserError, match="other"):

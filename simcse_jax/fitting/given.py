@@ -22,10 +22,13 @@ from simcse_jax.system.whole_file import write_whole
 
 TEXTS = ("sent0", "sent1", "hard_neg")  # the columns of rows without names: sentence, positive, hard negatives
 PAIRS = ("score", "sentence1", "sentence2")  # the same of graded pairs
-_TAKES = (
-    "a list of texts, of tuples or of dicts, a dict of columns, a DataFrame, an Arrow table or a datasets.Dataset; "
-    'files are named in the recipe: {"data.files": "pairs.csv"}'
-)
+_TABLES = "a dict of columns, a DataFrame, an Arrow table or a datasets.Dataset"
+_TAKES = {
+    "data": f"a list of texts, of tuples or of dicts, {_TABLES}; files are named in the recipe: "
+    '{"data.files": "pairs.csv"}',
+    "dev": f"a list of tuples (score, sentence, sentence) or of dicts, {_TABLES}, or a function; a file is named in "
+    'the recipe: {"eval.data": "pairs.tsv"}',
+}
 
 
 def as_override(key: str, value: Any) -> str:
@@ -62,9 +65,11 @@ def save_data(data: Any, names: tuple[str, ...], what: str, cache_dir: str) -> P
     try:
         table = _table(data, names, what)
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise UserError(f"{what} holds rows that are not of one kind: {short(error)}\nIt takes {_TAKES}.") from error
+        raise UserError(
+            f"{what} holds rows that are not of one kind: {short(error)}\nIt takes {_TAKES[what]}."
+        ) from error
     if not len(table):
-        raise UserError(f"{what} holds no rows. It takes {_TAKES}.")
+        raise UserError(f"{what} holds no rows. It takes {_TAKES[what]}.")
     file = io.BytesIO()
     pq.write_table(_plain(table), file)
     path = cache_folder("given", cache_dir or None) / f"{hashlib.blake2b(file.getbuffer(), digest_size=12).hexdigest()}"
@@ -84,7 +89,7 @@ def _plain(table: pa.Table) -> pa.Table:
 def _table(data: Any, names: tuple[str, ...], what: str) -> pa.Table:
     pandas: Any = sys.modules.get("pandas")  # who has a DataFrame has imported it
     if isinstance(data, str | Path | bytes):
-        raise UserError(f"{what} = {str(data)!r:.80} is no data. It takes {_TAKES}.")
+        raise UserError(f"{what} = {str(data)!r:.80} is no data. It takes {_TAKES[what]}.")
     if pandas and isinstance(data, pandas.Series):
         data = data.tolist()
     if pandas and isinstance(data, pandas.DataFrame):
@@ -98,14 +103,14 @@ def _table(data: Any, names: tuple[str, ...], what: str) -> pa.Table:
             raise UserError(f"{what} has splits {', '.join(data)}. Choose one, {what}=dataset[{next(iter(data))!r}]")
         return pa.table({str(name): list(values) for name, values in data.items()})
     if not isinstance(data, Iterable):
-        raise UserError(f"{what} is of type {type(data).__name__}. It takes {_TAKES}.")
+        raise UserError(f"{what} is of type {type(data).__name__}. It takes {_TAKES[what]}.")
     rows = list(data)
     if all(isinstance(row, Mapping) for row in rows):
         columns = dict.fromkeys(name for row in rows for name in row)  # the first row may lack some
         return pa.table({str(name): [row.get(name) for row in rows] for name in columns})
     if all(isinstance(row, str) for row in rows):
         if rows and len(rows) < 100 and all(len(row) < 256 and Path(row).is_file() for row in rows):
-            raise UserError(f"{what} holds names of files, and takes rows. Name files in the recipe: data.files.")
+            raise UserError(f"{what} holds names of files, and no rows. It takes {_TAKES[what]}.")
         return pa.table({"text": pa.array(rows, pa.string())})
     width = len(rows[0])
     titles = [names[n] if n < len(names) else f"{names[-1]}{n - len(names) + 2}" for n in range(width)]

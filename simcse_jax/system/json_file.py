@@ -15,7 +15,9 @@ def read_json(path: Path, kind: type = dict, way_out: str = "Copy it again from 
     """Return the content of a JSON file, a dict or another `kind`; UserError if it is missing or something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.\n{way_out}") from error
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}\n{way_out}") from error
     if not isinstance(content, kind):
         raise UserError(f"{path} holds a {type(content).__name__}, not a {_NAMES[kind]}.\n{way_out}")

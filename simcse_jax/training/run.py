@@ -127,7 +127,8 @@ def _assemble(config: Config, workdir: Path) -> Run:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     resumes = json.loads(broadcast(json.dumps(has_checkpoint(workdir))))
     with fail_together():
-        with about("eval.data", "a file of graded pairs, retrieval:DIR, heldout:500, or nothing for no evaluation"):
+        takes = "a file of graded pairs, retrieval:DIR, function:MODULE:NAME, heldout:500, or nothing for no evaluation"
+        with about("eval.data", takes):
             part, dev_task = _load_dev(config, workdir)
         source_devs = load_source_devs(config)
         with about("model.name", "a model folder"):

@@ -150,6 +150,11 @@ def test_what_is_no_data_is_refused(data: Any, says: str) -> None:
         fit("small", data=data)
 
 
+def test_a_file_given_as_dev_is_told_its_key() -> None:
+    with pytest.raises(UserError, match=r"dev = 'mine.tsv' is no data.*eval\.data"):
+        fit("small", data=SENTENCES, dev="mine.tsv")
+
+
 def test_overrides_are_as_on_the_command_line(tmp_path: Path) -> None:
     def loss(scores: Any) -> Any:
         return scores.positive
