@@ -694,8 +694,8 @@ class CheckpointConfig:
     )
     keep_every_steps: int = key(
         0,
-        """Also save the state every so many steps, and keep it for good: to go on from it in another folder
-        (--resume_from), or to start another run with its parameters (model.init=run:DIR@STEP). 0: none.""",
+        """Also save the state every so many steps, and keep it for good, to go on from it in another folder
+        (--resume_from). 0: none.""",
         at_least=0,
         layout=True,
         example=1000,
