@@ -5,7 +5,6 @@ import csv
 import functools
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +75,13 @@ def train_small(workdir: Path, cache: Path, profile: bool = False, **changes: An
     return workdir
 
 
-def prepare_small(
-    workdir: Path, cache: Path, sources: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any
-) -> Run:
+def prepare_small(workdir: Path, cache: Path, sources: Any = None, **changes: Any) -> Run:
     """Return the run that `train_small` trains; sources: of a mixture, what `add_source` takes of each."""
     recipe = small_recipe(sources, data__cache_dir=str(cache), **changes)
     return prepare(resolve(recipe, (), jax.device_count()), workdir)
 
 
-def small_recipe(sources: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any) -> Any:
+def small_recipe(sources: Any = None, **changes: Any) -> Any:
     """Return the recipe of `train_small`."""
     recipe = base.get_config()
     for name, keys in (sources or {}).items():
