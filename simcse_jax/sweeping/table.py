@@ -78,7 +78,8 @@ def require_measure(measure: str, judging: Judging) -> None:
 def choose_measure(found: Collection[str], judging: Judging) -> str:
     """Return the metric that rows are compared by: the first that runs have, or will have where none has one yet."""
     names = possible_metrics(judging)
-    return next((name for name in names if name in found), names[0])
+    expected = next(name for name in names if name != MEAN)  # which only mixtures have
+    return next((name for name in names if name in found), expected)
 
 
 def column_metrics(found: Collection[str], judging: Judging, measure: str) -> list[str]:
