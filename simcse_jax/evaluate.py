@@ -13,11 +13,14 @@ from absl import flags
 
 from simcse_jax import cli
 from simcse_jax.evaluation.kinds import KINDS, name_task
+from simcse_jax.system import precision_flags
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.precision_flags import DTYPE, PRODUCTS
 
 if TYPE_CHECKING:
     from simcse_jax.embedding_model import EmbeddingModel
 
+flags.adopt_module_key_flags(precision_flags)  # --help shows them
 _MODEL = flags.DEFINE_multi_string(
     "model",
     [],
@@ -35,12 +38,6 @@ _OWN = {kind: flags.DEFINE_multi_string(kind, [], described.help) for kind, desc
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "dev", "train"], "Split of STS-B and SICK-R.")
 _POOLER = flags.DEFINE_string(
     "pooler", "", "Pooler of the models whose --model names none. Default: the one that each model was made for."
-)
-_DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the computation: float32 or bfloat16.")
-_PRODUCTS = flags.DEFINE_string(
-    "products",
-    "float32",
-    "Factors of matrix products: float32; bfloat16 (rounded; fast on CPUs with matrix units); auto.",
 )
 _MAX_LENGTH = flags.DEFINE_integer(
     "max_length",
@@ -103,7 +100,7 @@ def _opened(given: str) -> EmbeddingModel:
     from simcse_jax.embedding_model import open_model
 
     name, pooler = name_and_pooler(given)
-    how = (pooler or _POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value)
+    how = (pooler or _POOLER.value or None, DTYPE.value, _MAX_LENGTH.value, PRODUCTS.value)
     model = open_model(name, *how, prompt_name=_PROMPT_NAME.value, prompt=_PROMPT.value)
     model.name = given
     if model.max_length < (_MAX_LENGTH.value or 0):

@@ -6,17 +6,15 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from simcse_jax.system import precision_flags
+from simcse_jax.system.precision_flags import DTYPE, PRODUCTS
+
 if TYPE_CHECKING:
     from simcse_jax.serving.model import SimCSE
 
+flags.adopt_module_key_flags(precision_flags)  # --help shows them
 MODEL = flags.DEFINE_string("model", "", "A run folder, an exported or Hugging Face folder, or a Hub name.")
 _POOLER = flags.DEFINE_string("pooler", "", "The pooler, if not the one that the model was trained for.")
-_DTYPE = flags.DEFINE_string("dtype", "float32", "The precision of the computation: float32 or bfloat16.")
-_PRODUCTS = flags.DEFINE_string(
-    "products",
-    "float32",
-    "Factors of matrix products: float32; bfloat16 (rounded; fast on CPUs with matrix units); auto.",
-)
 _MAX_LENGTH = flags.DEFINE_integer(
     "max_length", None, "Tokens at which texts are cut. Default: 128, or the model's own limit if lower.", lower_bound=3
 )
@@ -36,5 +34,5 @@ def open_simcse() -> SimCSE:
 
     start_devices()
     keep_compiled()
-    how = (_POOLER.value or None, _DTYPE.value, _MAX_LENGTH.value, _PRODUCTS.value, _TRUNCATE.value)
+    how = (_POOLER.value or None, DTYPE.value, _MAX_LENGTH.value, PRODUCTS.value, _TRUNCATE.value)
     return SimCSE(MODEL.value, *how)
