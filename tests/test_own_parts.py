@@ -16,7 +16,7 @@ from simcse_jax.evaluation.kinds import load_task, score_task
 from simcse_jax.model_folder.run_folder import export_run
 from simcse_jax.objective.losses import LOSSES
 from simcse_jax.system.errors import UserError
-from simcse_jax.system.import_path import import_object, path_of
+from simcse_jax.system.import_path import code_of, import_object, path_of
 from tests.pages import blocks
 from tests.small_models import prepare_small, train_small
 
@@ -160,3 +160,4 @@ def test_a_function_that_is_passed_is_found_again_and_the_newest_counts() -> Non
     older = path_of(cell(1))
     assert path_of(cell(2)) == older  # as in a notebook, where a cell is run again
     assert import_object(older, "eval.data")() == 2
+    assert code_of(cell(1)) == code_of(cell(1)) != code_of(cell(2))  # nor does a run resume with another value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -13,6 +14,7 @@ from typing import Any
 
 from simcse_jax.system.errors import UserError, short
 
+PLAIN = (bool, int, float, str, tuple)  # kinds of values whose `repr` says all
 # Functions that were passed as such, by their path: one that is defined within another can be found nowhere else.
 _given: dict[str, Any] = {}
 
@@ -65,15 +67,29 @@ def import_object(path: str, key: str) -> Any:
 
 
 def code_of(function: Any) -> str:
-    """Return the code of a function without comments and layout; "" where Python has it in no file."""
+    """Return the code of a function without comments and layout; "" where Python has it in no file.
+
+    Numbers, texts and their like that it takes from the function which made it follow, a line each.
+    """
+    inner = inspect.unwrap(function)
     try:
-        source = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
+        source = textwrap.dedent(inspect.getsource(inner))
     except (OSError, TypeError):
         return ""
+    with contextlib.suppress(SyntaxError):  # a lambda within a call
+        source = ast.unparse(ast.parse(source))
+    names = getattr(getattr(inner, "__code__", None), "co_freevars", ())
+    cells = zip(names, getattr(inner, "__closure__", None) or (), strict=False)
+    held = {name: _content(cell) for name, cell in cells}
+    return source + "".join(f"\n# {name} = {value!r}" for name, value in held.items() if isinstance(value, PLAIN))
+
+
+def _content(cell: Any) -> Any:
+    """Return what a cell of a closure holds, None for one that is not filled yet."""
     try:
-        return ast.unparse(ast.parse(source))
-    except SyntaxError:  # a lambda within a call
-        return source
+        return cell.cell_contents
+    except ValueError:
+        return None
 
 
 def place_of(error: BaseException, function: Any) -> str:
