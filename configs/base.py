@@ -2,7 +2,7 @@
 
     python -m simcse_jax.train --help-config    # every key: default, range, meaning, when it has an effect
 
-simcse_jax/config/schema.py states the keys. Any of them can be given on the command line, such as
+simcse_jax/config/sections/ states the keys. Any of them can be given on the command line, such as
 --config.objective.temperature=0.07; unknown keys are refused. The defaults are the paper's, and its code's, for
 unsupervised BERT-base (docs/paper.md).
 """

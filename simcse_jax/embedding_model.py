@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simcse_jax.config.compare import differences
-from simcse_jax.config.schema import parse_numbers
+from simcse_jax.config.keys import parse_numbers
 from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.model import Encoder

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from simcse_jax.config.compare import idle_keys, idle_message
-from simcse_jax.config.schema import KEYS, NO_LOSS, SOURCE_DATA, SOURCES, Config, parse_numbers
+from simcse_jax.config.keys import parse_numbers
+from simcse_jax.config.schema import KEYS, SOURCE_DATA, SOURCES, Config
+from simcse_jax.config.sections.objective import NO_LOSS
 from simcse_jax.config.sources import about_source
 from simcse_jax.data.positives import POSITIVES
 from simcse_jax.data.prompts import parse_prompts

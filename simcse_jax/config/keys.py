@@ -98,3 +98,8 @@ def section_keys(name: str, section: Any) -> list[Key]:
         dataclasses.replace(field.metadata["key"], name=f"{name}.{field.name}", type=types[field.name])
         for field in dataclasses.fields(section)
     ]
+
+
+def parse_numbers(value: str) -> tuple[int, ...]:
+    """Return the numbers of a comma-separated value, such as that of model.keep_layers."""
+    return tuple(int(number) for number in value.split(",") if number.strip())

@@ -9,7 +9,6 @@ from typing import Any
 from simcse_jax.config.checks import require, require_consistent
 from simcse_jax.config.layout import with_layout
 from simcse_jax.config.schema import (
-    DURATIONS,
     KEYS,
     SECTIONS,
     SOURCE_KEYS,
@@ -19,6 +18,7 @@ from simcse_jax.config.schema import (
     find_key,
     nested,
 )
+from simcse_jax.config.sections.run import DURATIONS
 from simcse_jax.config.sources import require_source
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.import_path import is_import_path

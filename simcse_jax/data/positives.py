@@ -1,7 +1,8 @@
 """List the ways to make positives that a recipe can name (data.positive).
 
 To add one that changes text: write a function (tokens, *, OPTIONS) -> Change in a file of its own, with the recipe's
-keys that it reads as keyword-only parameters; add keys that are new to config/schema.py; add a line to the table.
+keys that it reads as keyword-only parameters; add keys that are new to config/sections/data.py; add a line to the
+table.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 To add a loss: write a function (own, everyone, *, OPTIONS) -> Losses here or in a file of its own, with the keys of
 the section `teacher` that it reads as keyword-only parameters; add its line to the table, and the key of its weight,
-which has its name, to config/schema.py.
+which has its name, to config/sections/teacher.py.
 """
 
 from __future__ import annotations

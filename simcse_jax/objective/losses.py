@@ -1,7 +1,7 @@
 """List the losses that a recipe can name (objective.loss).
 
 To add one: write a function of an anchor's `Scores` in a file of its own, with the recipe's keys that it reads as
-keyword-only parameters; add keys that are new to config/schema.py; add a line to the table.
+keyword-only parameters; add keys that are new to config/sections/objective.py; add a line to the table.
 """
 
 from __future__ import annotations

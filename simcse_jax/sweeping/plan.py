@@ -14,7 +14,8 @@ from typing import Any
 from simcse_jax.config.compare import idle_keys
 from simcse_jax.config.recipe import read_recipe
 from simcse_jax.config.resolve import resolve
-from simcse_jax.config.schema import DURATIONS, LAYOUT_KEYS, defaults
+from simcse_jax.config.schema import LAYOUT_KEYS, defaults
+from simcse_jax.config.sections.run import DURATIONS
 from simcse_jax.config.sources import flat_sections, source_values
 from simcse_jax.evaluation.kinds import load_task
 from simcse_jax.evaluation.senteval import senteval_folder

@@ -1,6 +1,6 @@
 """Make the optimizer of a recipe: the rule that turns gradients into updates, and the learning rate of each step.
 
-To add a rule or a schedule: a function here, its line in the table, and its name in `config/schema.py`.
+To add a rule or a schedule: a function here, its line in the table, and its name in `config/sections/optimizer.py`.
 """
 
 from __future__ import annotations

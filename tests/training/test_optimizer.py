@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from simcse_jax.config import schema
 from simcse_jax.config.schema import OptimizerConfig
+from simcse_jax.config.sections import optimizer as keys
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.model import Encoder
@@ -126,7 +126,7 @@ def encoder_tree(seed: int, sizes: Architecture = SIZES, size: float = 1.0) -> A
 
 def test_the_tables_are_those_of_the_recipe() -> None:
     tables = (rules.RULES, rules.SCHEDULES, rules.DECAYED)
-    assert [tuple(table) for table in tables] == [schema.OPTIMIZERS, schema.SCHEDULES, schema.DECAYED]
+    assert [tuple(table) for table in tables] == [keys.OPTIMIZERS, keys.SCHEDULES, keys.DECAYED]
 
 
 def test_checkpoints_of_adamw_keep_their_state() -> None:
