@@ -38,7 +38,7 @@ def _from_table(table: Table) -> Grid:
     def lines(text: str, note: str) -> str:
         return f"{text}\n{note}" if note else text
 
-    heads = [lines(textwrap.fill(column.text, 12, break_long_words=False), column.note) for column in table.columns]
+    heads = [lines(textwrap.fill(column.text, 10, break_long_words=False), column.note) for column in table.columns]
     rows = [[lines(row.head, row.note), *(lines(cell.text, cell.note) for cell in row.cells)] for row in table.rows]
     return _grid(table.caption, heads, rows)
 
