@@ -15,6 +15,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
+import yaml
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
@@ -182,6 +183,17 @@ def test_card_holds_recipe_data_and_scores(source: Source, tmp_path: Path, monke
         card = CARD | {"recipe": {"model.name": local}, "source": local}
         export_model(tmp_path / "out", source.params, source.config, source.tokenizer, "avg", card)
         assert local not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("## Recipe")[0]
+
+
+def test_card_names_data_sets_of_the_hub_and_no_others(source: Source, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "text").write_text("a text\n")
+    files = "hf://datasets/a/b@main/part/x.csv, c/d:config:train, c/d:validation, mine/text, pairs.csv, demo:triplets"
+    card = CARD | {"recipe": CARD["recipe"] | {"data.files": files}}
+    export_model(tmp_path / "out", source.params, source.config, source.tokenizer, "avg", card)
+    front = yaml.safe_load((tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    assert front["datasets"] == ["a/b", "c/d"]
 
 
 def test_files_are_readable_as_the_umask_says(source: Source, tmp_path: Path) -> None:

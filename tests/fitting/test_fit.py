@@ -20,9 +20,11 @@ from simcse_jax.data.prompts import parse_prompts
 from simcse_jax.fitting.given import PAIRS, TEXTS, as_override, save_data
 from simcse_jax.fitting.trained_run import TrainedRun
 from simcse_jax.system.errors import UserError
+from simcse_jax.training import trackers
 from simcse_jax.training.notebook_bar import NotebookBar
 from tests.pages import ROOT, blocks
 from tests.small_models import SMALL_ENCODER, VOCABULARY
+from tests.training.test_trackers import Told
 
 SENTENCES = list(demo.sentences(count=200))
 TRIPLETS = [tuple(row) for row in demo.triplets(count=20)]
@@ -61,6 +63,8 @@ def test_a_run_stops_at_ctrl_c_and_the_same_call_completes_it(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("simcse_jax.judging.report_run", lambda *_: "")  # of `train`, which others test
+    monkeypatch.setattr(trackers, "TRACKERS", {"json": Told})  # by the name of a package that is installed
+    monkeypatch.setattr(Told, "all", [])
     calls = []
 
     def score(encode: Any) -> float:
@@ -70,7 +74,8 @@ def test_a_run_stops_at_ctrl_c_and_the_same_call_completes_it(
         return float(encode(["a man", "a dog"]).std())
 
     def train() -> Any:
-        return fit("small", SMALL, data=SENTENCES, dev=score, workdir=tmp_path / "run")
+        recipe = SMALL | {"train.trackers": "json"}
+        return fit("small", recipe, data=SENTENCES, dev=score, workdir=tmp_path / "run")
 
     held = len(jax.live_arrays())
     run = train()
@@ -80,6 +85,9 @@ def test_a_run_stops_at_ctrl_c_and_the_same_call_completes_it(
     run = train()
     assert (run.step, run.stopped_by, run.measure) == (4, None, "dev/score")
     assert len(jax.live_arrays()) == held
+    told = [each[0] if isinstance(each, tuple) else each for each in Told.all]
+    # The first start ends after step 3, which no line of the log is of.
+    assert told == ["open", 0, 2, 2, "stopped", "open", 4, 4, "report.html", "finished"]
 
     assert list(run.metrics.index) == [0, 2, 4]
     assert run.metrics["loss"].notna().tolist() == [False, True, True]

@@ -128,3 +128,14 @@ def test_layers_are_straight_line_code_where_that_moves_fewer_bytes(
     recipe = base.get_config()
     recipe.update_from_flattened_dict({"data.files": "none"} | changes)
     assert unrolls(resolve(recipe, (), 8), platform) is expected
+
+
+def test_a_teacher_compares_the_last_of_several_layers() -> None:
+    recipe = base.get_config()
+    changes: dict[str, Any] = {"data.files": "none", "model.pooler": "avg", "model.train_pooler": "avg"}
+    recipe.update_from_flattened_dict(changes | {"objective.layers": "3,1", "teacher.name": "any", "teacher.mse": 1.0})
+    config, mesh = resolve(recipe, (), 1), make_mesh(1)
+    program = make_program(config, Encoder(CONFIG), mesh, views=2, total_steps=10, teacher_width=WIDTH)
+    batch = batch_shapes(config, mesh, 1, (23,), 64, WIDTH)
+    _, metrics = jax.eval_shape(program.train_step, program.shapes, batch)  # vectors of two layers would not fit
+    assert {"loss_layer_1", "loss_layer_3"} <= metrics.keys()
