@@ -159,8 +159,8 @@ class EmbeddingModel:
     def fingerprint(self) -> str:
         """Return a hex digest of the weights in use, the sizes and the tokenizer; equal for a run and its export.
 
-        What a folder adds (a prompt, modules after pooling) is in it too, but for scaling to length 1; not
-        `truncate_dim`.
+        What a folder adds (a prompt, modules after pooling, its own `truncate_dim`) is in it too, but for scaling to
+        length 1; the `truncate_dim` that was asked for is not.
         """
         digest = hashlib.blake2b(digest_size=16)
         sizes = self._origin.sizes.as_dict()

@@ -81,12 +81,14 @@ def test_the_page_trains_and_is_recorded_and_the_run_needs_no_module_afterwards(
         ("objective.loss", "mine:Scores", "is no loss"),
         ("objective.loss", "wrong:unknown", "'gamma' is no key of a loss.*objective.margin(.|\n)*gamma=1.0"),
         ("objective.loss", "broken:f", r"importing broken fails at .*broken.py:2: ZeroDivisionError"),
+        ("objective.loss", "ending:f", r"importing ending fails at .*ending.py:2: SystemExit"),
         ("data.positive", "mine:swapped", "is no positive"),
         ("data.positive", "wrong:unknown", "'gamma' is no key of a positive"),
     ],
 )
 def test_a_path_to_something_else_is_refused(key: str, path: str, says: str, folder: Path) -> None:
     (folder / "broken.py").write_text("one = 1\none / 0\n")
+    (folder / "ending.py").write_text("import sys\nsys.exit(0)\n")
     (folder / "wrong.py").write_text("def unknown(scores, *, gamma): return scores.positive\n")
     with pytest.raises(UserError, match=rf"{key} = '{path}'(.|\n)*{says}"):
         require_in_range(key, path)

@@ -34,9 +34,9 @@ class TeacherModel:
 
     @property
     def fingerprint(self) -> str:
-        """Return a hex digest of the weights and of how texts are cut and encoded, and of the vectors' width."""
+        """Return a hex digest of the weights, of the folder's settings, and of how texts are cut and encoded."""
         model = self._model
-        parts = [model.fingerprint, model.pooler, model.precision, model.max_length, model.width]
+        parts = [model.fingerprint, model.pooler, model.precision, model.max_length]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
     def blocks(self, missing: Missing) -> Iterator[tuple[list[str], np.ndarray]]:

@@ -61,6 +61,7 @@ def test_shares_hold_among_any_thousand_steps(weights: list[float]) -> None:
 def test_shares_are_weights_or_follow_the_rows() -> None:
     assert shares([3, 1], [10, 1000], 0) == [0.75, 0.25]
     assert shares([1, 1], [100, 300], 1) == [0.25, 0.75]
+    assert shares([1, 1], [10, 10**6], 0.01) == [0, 1]
     np.testing.assert_allclose(shares([1, 2], [100, 400], 2), [0.2, 0.8])
 
 

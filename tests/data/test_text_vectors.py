@@ -106,6 +106,14 @@ def test_vectors_of_several_files_in_another_order(tmp_path: Path) -> None:
     assert files.fingerprint != VectorFiles(names[:1]).fingerprint
 
 
+def test_a_text_whose_vector_is_zero_keeps_it(tmp_path: Path) -> None:
+    vectors = VECTORS.copy()
+    vectors[3] = 0
+    files = VectorFiles([write(tmp_path / "a.parquet", TEXTS, vectors)])
+    write_text_vectors(tmp_path / "v", wanted_texts(HASHES), files)
+    np.testing.assert_array_equal(TextVectors(tmp_path / "v", "")(HASHES[3:4]), np.zeros((1, 6)))
+
+
 def test_files_that_do_not_suit(tmp_path: Path) -> None:
     good = write(tmp_path / "good.parquet", TEXTS[:5], VECTORS[:5])
     with pytest.raises(UserError, match=r"good.parquet holds no vector of 15 of the 20 texts"):

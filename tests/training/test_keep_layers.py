@@ -20,7 +20,7 @@ from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.model_folder.run_folder import export_run
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.metrics import read_metrics
-from tests.small_models import FROM_FOLDER, prepare_small, train_small
+from tests.small_models import FROM_FOLDER, prepare_small, states_of, train_small
 
 FIVE = Architecture("bert", 400, 32, 5, 4, 48, max_position_embeddings=64, initializer_range=0.3)
 FLAGS: dict[str, Any] = FROM_FOLDER | {"eval__data": "", "data__packed": False}
@@ -63,6 +63,8 @@ def test_a_run_of_two_layers_can_be_cut_to_one(tmp_path: Path, small_model: Path
     first = read_metrics(run)[0]
     assert first["loss"] == pytest.approx((first["loss_layer_1"] + first["loss_layer_2"]) / 2)
     assert first["loss_layer_1"] != first["loss_layer_2"]
+    _, (plain,) = states_of(prepare_small(tmp_path / "plain", tmp_path / "cache", **flags), 1)
+    assert first["loss_layer_2"] == pytest.approx(plain["loss"], rel=1e-5)
     export_run(run, tmp_path / "two")
     convert(str(tmp_path / "two"), tmp_path / "one", None, (0,))
     assert json.loads((tmp_path / "one" / "config.json").read_text())["num_hidden_layers"] == 1

@@ -123,7 +123,7 @@ def test_a_second_start_reads_the_vectors(tmp_path: Path, small_model: Path, mon
 
 @pytest.mark.medium
 def test_a_teacher_whose_folder_cuts_its_vectors_is_another(tmp_path: Path, small_model: Path) -> None:
-    """Its weights are the same, so the vectors in the cache must tell them apart by their width."""
+    """Its weights are the same, and the vectors in the cache are not."""
     shutil.copytree(small_model, tmp_path / "cut")
     settings = tmp_path / "cut" / "config_sentence_transformers.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"truncate_dim": 8}))

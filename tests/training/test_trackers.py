@@ -84,6 +84,7 @@ def test_one_that_fails_is_a_warning_once(fails_at: int, tmp_path: Path, monkeyp
     run(tmp_path, range(1, 9), said)
     assert len(said) == 1
     assert "nothing more goes to told" in said[0]
+    assert not [told for told in Told.all if told in ("finished", "report.html") or told[0] in range(2, 9)]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 8
 
 
@@ -111,7 +112,11 @@ def test_ids_that_cannot_be_read_begin_anew(tmp_path: Path) -> None:
     ("names", "words"),
     [("tensorbord", "Known: told"), ("told", "pip install told"), ("told,nothing", "pip install told")],
 )
-def test_an_unknown_or_missing_one_is_refused_at_the_start(names: str, words: str) -> None:
+def test_an_unknown_or_missing_one_is_refused_at_the_start(
+    names: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "told").mkdir()  # as some trackers leave in the folder where they run: no package
     with pytest.raises(UserError, match=words):
         require_trackers(resolved({"train.trackers": names}))
 
