@@ -6,6 +6,7 @@ tokens, so that a model is compiled for a few shapes only.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,12 @@ class SentenceEncoder:
         out = self._split if self._split.is_fully_addressable else self._whole
         self._unstacked: Any = jax.jit(unstack_layers, out_shardings=self._whole)
         self._apply: Any = jax.jit(self._encode_groups, out_shardings=out)
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> SentenceEncoder:
+        """Return the same encoder, compiled programs included, for another tokenizer."""
+        other = copy.copy(self)
+        other.tokenizer, other._cache = tokenizer, {}
+        return other
 
     def encode(
         self, params: Any, texts: Sequence[str], progress: Progress | None = None, prompt: str | None = None

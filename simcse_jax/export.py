@@ -2,6 +2,7 @@
 
 `--model=NAME` instead of --workdir exports any model folder or Hub name. `--half` stores float16, half the size.
 `--keep_layers=0,1` exports these layers alone, numbered from 0, as objective.layers trains a model for.
+`--adapter` writes the adapters of a run with model.lora alone, as a folder that PEFT opens.
 `--onnx` adds onnx/model.onnx, with pooling and normalisation inside, and `--int8` its quantised form.
 `--push=OWNER/NAME` uploads the folder to the Hub, `--scores=scores.json` and `--license=apache-2.0` go into its card.
 """
@@ -23,6 +24,9 @@ _OUT = flags.DEFINE_string("out", "", "Model folder to write: new, empty, or an 
 _HALF = flags.DEFINE_bool("half", False, "Store the weights as float16, half the size; computing stays in float32.")
 _KEEP_LAYERS = flags.DEFINE_list(
     "keep_layers", [], "With --model: the layers to export, numbered from 0, such as 0,1. Default: all."
+)
+_ADAPTER = flags.DEFINE_bool(
+    "adapter", False, "With --workdir of a run with model.lora: write its adapters alone, as a PEFT folder."
 )
 _ONNX = flags.DEFINE_bool("onnx", False, "Also write onnx/model.onnx; needs the extra [onnx].")
 _INT8 = flags.DEFINE_bool(
@@ -54,6 +58,8 @@ def main() -> None:
     if _WORKDIR.value and _KEEP_LAYERS.value:
         model = Path(_WORKDIR.value) / "model"
         raise UserError(f"--keep_layers goes with --model. Give --model={model}, the run's own export, or another one.")
+    if _ADAPTER.value:
+        _require_adapter_alone()
     if _SCORES.value and _KEEP_LAYERS.value:
         raise UserError(
             "--scores are of the whole model, and --keep_layers exports some of the layers.\nExport these without "
@@ -72,7 +78,7 @@ def main() -> None:
     if _WORKDIR.value:
         from simcse_jax.model_folder.run_folder import export_run
 
-        export_run(_WORKDIR.value, _OUT.value, more, **forms)
+        export_run(_WORKDIR.value, _OUT.value, more, _ADAPTER.value, **forms)
     else:
         from simcse_jax.model_folder.export import convert
         from simcse_jax.model_folder.kept_layers import read_layers
@@ -83,6 +89,27 @@ def main() -> None:
         out = Path(_OUT.value).expanduser()
         message = f"Model of simcse_jax {__version__}"
         print(f"uploaded: {push_folder(out, written_files(out), _PUSH.value, _PRIVATE.value, message)}")
+
+
+def _require_adapter_alone() -> None:
+    """Raise UserError where --adapter comes with flags for whole models."""
+    if _MODEL.value:
+        raise UserError("--adapter is for runs with model.lora. Give --workdir=RUN in place of --model.")
+    for flag in (_HALF, _ONNX):
+        if flag.value:
+            raise UserError(
+                f"--adapter writes no whole model, and --{flag.name} is a form of one.\nExport twice: once with "
+                f"--adapter, and once with --{flag.name} into another --out."
+            )
+    if _PUSH.value:
+        from simcse_jax.model_folder.run_folder import read_run_info
+
+        info = read_run_info(Path(_WORKDIR.value))
+        if info and Path(info["recipe"]["model.name"]).expanduser().exists():
+            raise UserError(
+                f"--push of adapters of {info['recipe']['model.name']}, a folder of this machine: nobody else could "
+                "open them.\nPush the merged model (leave --adapter out), or train from a model of the Hub."
+            )
 
 
 def _of_card(model: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from filelock import FileLock
 from simcse_jax.system import compiled
 from tests import cpu_limit
 from tests.local_server import Handler, serving
-from tests.small_models import export_small, train_small
+from tests.small_models import LORA, export_small, train_small
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,6 +115,16 @@ def small_model(make_once: MakeOnce) -> Path:
 def small_run(make_once: MakeOnce) -> Path:
     """Return the folder of a finished run of `train_small`. Shared by all tests: leave it as it is."""
     return make_once("small-run", lambda folder: train_small(folder / "run", folder / "cache")) / "run"
+
+
+@pytest.fixture(scope="session")
+def lora_run(make_once: MakeOnce, small_model: Path) -> Path:
+    """Return the folder of a finished run that trained adapters of `small_model`. Shared: leave it as it is."""
+
+    def make(folder: Path) -> None:
+        train_small(folder / "run", folder / "cache", **LORA, model__name=str(small_model))
+
+    return make_once("lora-run", make) / "run"
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,17 @@ FROM_FOLDER: dict[str, Any] = {
     "model__vocab_size": 0,
 }
 
+# The same for a run that trains adapters and a head, and keeps each of its three states.
+LORA: dict[str, Any] = FROM_FOLDER | {
+    "model__lora": 2,
+    "model__pooler": "cls",
+    "model__train_pooler": "cls",
+    "train__steps": 3,
+    "checkpoint__keep_every_steps": 1,
+    "data__packed": False,
+    "eval__data": "",  # the last state is the one that counts
+}
+
 
 @functools.cache
 def demo_files() -> Path:
@@ -110,7 +121,7 @@ def states_of(run: Run, steps: int) -> tuple[list[Any], list[dict[str, float]]]:
     state, states, metrics = run.initial_state(), [], []
     states.append(jax.device_get(state))  # a step donates the state that it is given
     for step in range(steps):
-        state, found = run.program.train_step(state, run.batches(step))
+        state, found = run.program.train_step(state, run.batches(step), *run.frozen)
         states.append(jax.device_get(state))
         metrics.append({name: float(value) for name, value in found.items()})
     return states, metrics

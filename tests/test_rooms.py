@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "encoding": {"data", "encoder"},
     "sweeping": {"config", "evaluation", "training"},
     "serving": {"data", "embedding_model"},
-    "model_folder": {"config", "data", "encoder"},
+    "model_folder": {"config", "data", "encoder", "encoding"},
     "embedding_model": {"config", "data", "encoder", "encoding", "model_folder"},
     "judging": {"embedding_model", "evaluation", "training"},
     "fitting": {"config", "embedding_model", "evaluation", "hosts", "judging", "model_folder", "serving", "training"},

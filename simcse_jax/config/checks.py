@@ -128,6 +128,16 @@ def _check_model(config: Config) -> None:
         require(False, "model.keep_layers", model.keep_layers, limit)
     if model.init == "pretrained":
         require(bool(model.name), "model.name", model.name, "a folder or Hub name")
+    if model.lora and model.init == "random":
+        raise UserError(
+            f"model.lora = {model.lora} with model.init = 'random' would freeze random weights.\nStart from a model, "
+            "--config.model.init=pretrained, or train all parameters: --config.model.lora=0."
+        )
+    if model.lora and config.optimizer.name == "muon":
+        raise UserError(
+            f"optimizer.name = 'muon' makes updates of the layers' kernels orthogonal, and model.lora = {model.lora} "
+            "trains none of them.\nUse --config.optimizer.name=adamw, or --config.model.lora=0."
+        )
     if model.tokenizer == "train":
         require(model.init == "random", "model.init", model.init, "random when model.tokenizer = 'train'", "random")
         require(model.vocab_size >= 100, "model.vocab_size", model.vocab_size, "at least 100 to train a tokenizer")

@@ -21,6 +21,7 @@ from simcse_jax.encoder.activations import ACTIVATIONS
 from simcse_jax.encoder.architecture import Architecture, DenseShape
 from simcse_jax.encoder.attention import Attend, plain_attention
 from simcse_jax.encoder.attention_block import AttentionMask
+from simcse_jax.encoder.lora import DOWN, UP, Adapter, Lora, adapted, draw_down
 from simcse_jax.encoder.norm import LayerNorm
 from simcse_jax.encoder.products import product
 
@@ -112,40 +113,43 @@ class EncoderModule(nn.Module):
     """Hold the fields that every module of the encoder has, and make its layers.
 
     products: "bfloat16" rounds the factors of all matrix products to bfloat16, with results of float32; with "float32"
-    they are of `dtype`.
+    they are of `dtype`. lora: the adapters of layers, beside kernels that then get no gradient.
     """
 
     architecture: Architecture
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     products: str = "float32"
+    lora: Lora | None = None
 
     @property
     def shared(self) -> dict[str, Any]:
         """Return the fields that the modules within this one have too."""
-        names = ("architecture", "dtype", "param_dtype", "products")
+        names = ("architecture", "dtype", "param_dtype", "products", "lora")
         return {name: getattr(self, name) for name in names}
 
     def norm(self, name: str) -> LayerNorm:
         of = self.architecture
         return LayerNorm(of.layer_norm_eps, self.param_dtype, of.has_bias("norm"), name=name)
 
-    def dense(self, name: str, shape: DenseShape, has_bias: bool = True) -> Dense:
+    def dense(self, name: str, shape: DenseShape, has_bias: bool = True, adapter: Adapter | None = None) -> Dense:
         deviation = self.architecture.initializer_range
         shared = self.dtype, self.param_dtype, self.products
-        return Dense(shape.inputs, shape.outputs, deviation, *shared, has_bias, name=name)
+        return Dense(shape.inputs, shape.outputs, deviation, *shared, has_bias, adapter, name=name)
 
     def layer_dense(self, place: str) -> Dense:
         """Return the dense layer at this place in a layer's parameters, "attention/qkv" for example."""
         of = self.architecture
-        return self.dense(place.split("/")[1], of.layer_products[place], of.has_bias(place))
+        adapter = self.lora and self.lora.of(place)
+        return self.dense(place.split("/")[1], of.layer_products[place], of.has_bias(place), adapter)
 
 
 class Dense(nn.Module):
     """Map x [..., I] to [..., O] by one product of two flat matrices, for any axes of x and the parameters.
 
     With several leading axes, XLA would transpose x to compute the kernel's gradient. Parameters: kernel [*inputs,
-    *outputs] and, if `has_bias`, bias [*outputs]; I and O are the products of `inputs` and of `outputs`.
+    *outputs] and, if `has_bias`, bias [*outputs]; I and O are the products of `inputs` and of `outputs`. With an
+    adapter also its factors, see `lora`.
     """
 
     inputs: tuple[int, ...]
@@ -155,18 +159,27 @@ class Dense(nn.Module):
     param_dtype: Any
     products: str = "float32"
     has_bias: bool = True
+    adapter: Adapter | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.initializers.normal(self.deviation)
-        kernel = self.param("kernel", init, (*self.inputs, *self.outputs), self.param_dtype).astype(self.dtype)
+        kernel = self.param("kernel", init, (*self.inputs, *self.outputs), self.param_dtype)
         multiply: Any = product if self.products == "bfloat16" else jnp.matmul
-        flat = kernel.reshape(math.prod(self.inputs), math.prod(self.outputs))
+        if self.adapter:
+            kernel = self._adapted(kernel, self.adapter)
+        flat = kernel.astype(self.dtype).reshape(math.prod(self.inputs), math.prod(self.outputs))
         out: jax.Array = multiply(x.reshape(-1, x.shape[-1]), flat)
         if self.has_bias:
             bias = self.param("bias", nn.initializers.zeros, self.outputs, self.param_dtype).astype(self.dtype)
             out = out + jnp.broadcast_to(bias.reshape(-1), out.shape)
         return out.astype(self.dtype).reshape(*x.shape[:-1], -1)
+
+    def _adapted(self, kernel: jax.Array, adapter: Adapter) -> jax.Array:
+        inputs, outputs, parts = math.prod(self.inputs), math.prod(self.outputs), adapter.parts
+        down = self.param(DOWN, draw_down, (inputs, parts, adapter.rank), self.param_dtype)
+        up = self.param(UP, nn.initializers.zeros, (parts, adapter.rank, outputs // parts), self.param_dtype)
+        return adapted(kernel, down, up, adapter.scale)
 
 
 class Layer(EncoderModule):

@@ -37,6 +37,7 @@ _IN_TORCH = {
     "last_token": "hidden[range(len(hidden)), mask.sum((1, 2)) - 1]",
 }
 
+_ADAPTERS = "LoRA of rank {}, which `adapter_config.json` says of what; readers need `peft` (`pip install peft`)"
 # Families whose first releases were remote code, and that transformers itself has had since its release 5 only.
 _RECENT = ("nomic_bert", "gte")
 _ONLY_RECENT = (
@@ -59,7 +60,8 @@ def model_card(
 
     name: the folder in the usage examples. card: any of "recipe" (mapping of keys to values), "defaults" (values of
     keys that need not be shown), "data" (mapping or text), "scores" (mapping of names to numbers, times 100), "step",
-    "tasks" (a list of `CardScore`), "license" (as the Hub names it), and "source", the name of the model that this one
+    "tasks" (a list of `CardScore`), "license" (as the Hub names it), "adapters" (their rank, where the folder holds
+    these alone), and "source", the name of the model that this one
     is a copy of, if it was not trained here. Missing entries are left out. texts: with max_seq_length, at which texts
     are cut. steps: what follows the pooler.
     """
@@ -70,6 +72,7 @@ def model_card(
     origin = _masked(name, recipe) if only_mlm else _origin(card.get("source"), teacher, contrasts)
     width = width_after(steps, width_of(pooler, architecture.hidden_size))
     facts = {
+        **({"adapters": _ADAPTERS.format(card["adapters"])} if card.get("adapters") else {}),
         "architecture": f"{architecture.family}, {architecture.num_hidden_layers} layers, "
         f"width {architecture.hidden_size}",
         "longest text": f"{texts.max_seq_length} tokens",

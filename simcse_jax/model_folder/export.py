@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,13 +15,16 @@ from simcse_jax import __version__
 from simcse_jax.data.tokenizer import ALL_TOKENIZER_FILES, load_tokenizer, lower_cases
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.families.table import config_json, read_architecture
+from simcse_jax.encoder.lora import Lora
 from simcse_jax.encoder.pooling import is_pooler, known, parts_of
 from simcse_jax.model_folder.after_pooling import Step
 from simcse_jax.model_folder.card import model_card
 from simcse_jax.model_folder.kept_layers import require_layers
 from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.onnx_export import write_onnx
+from simcse_jax.model_folder.peft_folder import write_adapter
 from simcse_jax.model_folder.pretrained import load_params
+from simcse_jax.model_folder.same_vectors import HALF_TOLERANCE, TOLERANCE, require_same_vectors
 from simcse_jax.model_folder.st_modules import (
     OURS,
     WIDTHS,
@@ -38,6 +41,15 @@ from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
 from simcse_jax.system.json_file import read_json, write_json
 from simcse_jax.system.whole_file import writing
+
+
+class Adapters(NamedTuple):
+    """Hold what `export_model` writes in place of a model's weights."""
+
+    params: Mapping[str, Any]  # with adapters beside the kernels; NumPy
+    lora: Lora
+    base: str  # the model that they adapt
+
 
 _TOKENIZER = "tokenizer.json"
 _TOKENIZER_SETTINGS = "tokenizer_config.json"
@@ -73,7 +85,8 @@ def convert(
     if layers:
         require_layers("--keep_layers", "--keep_layers", layers, architecture)
         _require_no_weights(does.pooler)
-    params = load_params(inner, architecture, head="load" if does.pooler == "cls" else "none", layers=layers)
+    head = "load" if does.pooler == "cls" else "none"
+    params = load_params(inner, architecture, head, layers=layers, modules=folder)
     if layers:
         architecture = architecture.with_layers(layers)
     export_model(
@@ -108,17 +121,20 @@ def export_model(
     texts: TextSettings = PLAIN,
     steps: Sequence[Step] = (),
     widths: Sequence[int] = (),
+    adapters: Adapters | None = None,
     half: bool = False,
     onnx: bool = False,
     int8: bool = False,
 ) -> None:
-    """Write a model folder, whole or not at all.
+    """Write a model folder, whole or not at all; UserError where it does not give the vectors of these parameters.
 
     out: a new or empty folder, or an earlier export, which is replaced (files that others put there stay).
     params: the encoder's, on host or device; a head is written even if `pooler` does not use it. tokenizer_folder:
     do_lower_case beside it is kept, see `lower_cases`. texts: the model's other settings, which are kept too.
     steps: what it does to pooled vectors. widths: what its embeddings may be shortened to, after a Matryoshka loss.
-    card: see `model_card`. train_pooler: the pooler in training (default: "cls" if there is a head, else `pooler`).
+    adapters: write these as a PEFT folder in place of the weights, of which `params` has them merged. half and onnx are
+    not for it. card: see `model_card`. train_pooler: the pooler in training (default: "cls" if there is a head, else
+    `pooler`).
     half: store the weights as float16; config.json still says to compute in float32. UserError if one is too large.
     onnx, int8: add onnx/model.onnx, and its quantised form; see `write_onnx`.
     """
@@ -135,10 +151,11 @@ def export_model(
     with writing(out):
         partial.mkdir(parents=True)
         _copy_tokenizer(tokenizer_folder, partial, longest)
-        tensors = to_hugging_face(params, architecture) | zero_head(params, architecture)
-        shortened = {WIDTHS: list(widths)} if widths else {}
-        write_json(partial / "config.json", config_json(architecture, "mlm" in params) | shortened)
-        write_weights(partial / SAFETENSORS, _halved(tensors) if half else tensors)
+        if adapters:
+            write_adapter(partial, adapters.params, architecture, adapters.lora, adapters.base)
+            card = {**card, "adapters": adapters.lora.rank}
+        else:
+            _write_whole(partial, params, architecture, widths, half)
         write_modules(partial, pooler, architecture, params.get("head"), texts, lower_cases(tokenizer_folder), steps)
         text = model_card(out.name, architecture, pooler, train_pooler, "head" in params, card, texts, steps)
         (partial / "README.md").write_text(text, encoding="utf-8")
@@ -147,11 +164,23 @@ def export_model(
         written = sorted([*(path.name for path in partial.iterdir()), OURS])
         ours = {"pooler": pooler, "train_pooler": train_pooler, "version": __version__, "files": written}
         write_json(partial / OURS, ours)
+        tolerance = HALF_TOLERANCE if half else TOLERANCE
+        require_same_vectors(partial, params, architecture, tokenizer_folder, pooler, texts, steps, tolerance)
         _keep_foreign(out, partial, previous)
         if out.exists():
             os.replace(out, old)
         os.replace(partial, out)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_whole(
+    folder: Path, params: Mapping[str, Any], architecture: Architecture, widths: Sequence[int], half: bool
+) -> None:
+    """Write config.json and all weights."""
+    tensors = to_hugging_face(params, architecture) | zero_head(params, architecture)
+    shortened = {WIDTHS: list(widths)} if widths else {}
+    write_json(folder / "config.json", config_json(architecture, "mlm" in params) | shortened)
+    write_weights(folder / SAFETENSORS, _halved(tensors) if half else tensors)
 
 
 def written_files(out: Path) -> list[str]:

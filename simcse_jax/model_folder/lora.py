@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from simcse_jax.data.tokenizer import ALL_TOKENIZER_FILES, TOKENIZER_FILES
 from simcse_jax.encoder.families.family import Tensors
+from simcse_jax.encoder.families.table import FAMILIES, read_architecture
 from simcse_jax.model_folder.weight_files import SAFETENSORS, read_weight_file, read_weights, write_weights
 from simcse_jax.system.cache import cache_folder
 from simcse_jax.system.errors import UserError
@@ -45,7 +47,7 @@ def merged_folder(inner: Path, base: Path) -> Path:
     folder = cache_folder("merged") / _digest(inner, base)
     if folder.is_dir():
         return folder
-    tensors = _merged(inner, settings, read_weights(base))
+    tensors = _merged(inner, settings, read_weights(base), FAMILIES[read_architecture(base).family].rename)
     partial = folder.with_name(f"{folder.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -84,8 +86,11 @@ def _unsupported(inner: Path, what: str) -> UserError:
     )
 
 
-def _merged(inner: Path, settings: dict[str, Any], weights: Tensors) -> Tensors:
-    """Return the base model's weights with those of the adapted layers merged."""
+def _merged(inner: Path, settings: dict[str, Any], weights: Tensors, rename: Callable[[Tensors], Tensors]) -> Tensors:
+    """Return the base model's weights with those of the adapted layers merged.
+
+    rename: from names of older releases, which an adapter of such a model has too, to today's.
+    """
     factors: dict[str, Tensors] = {}
     path = next((inner / name for name in ADAPTER_WEIGHTS if (inner / name).is_file()), None)
     if path is None:
@@ -95,6 +100,8 @@ def _merged(inner: Path, settings: dict[str, Any], weights: Tensors) -> Tensors:
         if factor is None:
             raise _unsupported(inner, f"the weight {name} of {path.name}")
         factors.setdefault(factor["layer"], {})[factor["which"]] = array
+    if any(not _name_in(weights, layer) for layer in factors):
+        weights = rename(weights)
     merged = dict(weights)
     for layer, pair in factors.items():
         name = _name_in(weights, layer)

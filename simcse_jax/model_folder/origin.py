@@ -96,6 +96,6 @@ def _model_folder(name: str, pooler_given: bool) -> Origin:
         texts=read_text_settings(folder, sizes.max_length),
         steps=own.steps,
         scaling=read_scaling(folder),
-        load=lambda pooler: load_params(inner, sizes, head="load" if pooler == "cls" else "none"),
+        load=lambda pooler: load_params(inner, sizes, head="load" if pooler == "cls" else "none", modules=folder),
         widths=read_widths(inner, own.width(sizes.hidden_size)),
     )

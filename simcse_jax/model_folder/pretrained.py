@@ -37,6 +37,7 @@ def load_params(
     head: Literal["load", "fresh", "none"],
     mlm_head: bool = False,
     layers: Sequence[int] = (),
+    modules: Path | None = None,
 ) -> Params:
     """Return an encoder's parameters from a Hugging Face folder: nested dicts of float32 arrays, layers stacked.
 
@@ -44,10 +45,13 @@ def load_params(
     initialises one) and "none" the result has no head. mlm_head: also take the head of masked language modelling, as
     "mlm": dense, norm, bias float32[V]; UserError without one, or where its decoder is not the word embeddings. Other
     heads are skipped; any other weight that is missing, left over or of another shape is a UserError that names it.
-    layers: those to return, by number from 0; () = all. architecture: of all of them, as in the folder.
+    layers: those to return, by number from 0; () = all. architecture: of all of them, as in the folder. modules: the
+    folder whose encoder this is; of an adapter it is another one, and has the head that belongs to the adapter.
     """
     names, stored = FAMILIES[architecture.family].names, _stored(folder, FAMILIES[architecture.family])
     if head == "load":
+        if modules and not Path(folder).is_relative_to(modules):
+            stored |= _head_of_adapter(modules, Path(folder), names.head or _SIMCSE_HEAD, architecture.hidden_size)
         names = _with_head(names, stored, folder, architecture.hidden_size)
     if mlm_head:
         names = _with_mlm_head(names, stored, folder)
@@ -106,7 +110,7 @@ def _without_prefix(name: str) -> str:
 def _with_head(names: WeightNames, stored: Tensors, folder: str | Path, width: int) -> WeightNames:
     """Return the names with those that the head on [CLS] has in this folder; UserError without a head."""
     if not names.head:  # no model of the family in transformers has one: an exported one is in the Dense module
-        stored.update(_dense_head(Path(folder), width))
+        stored.update(_dense_head(Path(folder), Path(folder), width))
     for name in filter(None, (names.head, _SIMCSE_HEAD)):
         if np.any(stored.get(f"{name}.weight", 0)):
             return dataclasses.replace(names, head=name)
@@ -116,12 +120,21 @@ def _with_head(names: WeightNames, stored: Tensors, folder: str | Path, width: i
     )
 
 
-def _dense_head(folder: Path, width: int) -> Tensors:
-    """Return the head on [CLS] that modules.json has as a Dense with tanh after Pooling; {} for other modules."""
+def _head_of_adapter(modules: Path, inner: Path, name: str, width: int) -> Tensors:
+    """Return the head in an adapter's folder, if it has one, which takes the place of the adapted model's."""
+    head = _dense_head(modules, inner, width)
+    return {stored.replace(_SIMCSE_HEAD, name): tensor for stored, tensor in head.items()}
+
+
+def _dense_head(folder: Path, inner: Path, width: int) -> Tensors:
+    """Return the head on [CLS] that modules.json has as a Dense with tanh after Pooling; {} for other modules.
+
+    inner: the folder of the encoder.
+    """
     modules = list_modules(folder)
     if [module.kind for module in modules[:3]] != ["Transformer", "Pooling", "Dense"]:
         return {}
-    if read_pooling(modules[1:2], folder) != "cls_before_pooler":
+    if read_pooling(modules[1:2], inner) != "cls_before_pooler":
         return {}
     step = Dense.read(modules[2], width)
     if step.activation != "Tanh" or step.bias is None or step.residual is not None or len(step.bias) != width:

@@ -12,10 +12,14 @@ import orbax.checkpoint as ocp
 
 from simcse_jax.config.schema import defaults
 from simcse_jax.config.sources import source_values
+from simcse_jax.encoder.adapted_params import join_params, merge_params, split_params
 from simcse_jax.encoder.families.table import architecture_from_dict
 from simcse_jax.encoder.init import parameter_shapes
+from simcse_jax.encoder.lora import Lora, make_lora
 from simcse_jax.encoder.model import Encoder
-from simcse_jax.model_folder.export import export_model
+from simcse_jax.model_folder.export import Adapters, export_model
+from simcse_jax.model_folder.frozen_base import read_base
+from simcse_jax.model_folder.peft_folder import base_of
 from simcse_jax.model_folder.pretrained import require_finite
 from simcse_jax.model_folder.text_settings import TextSettings, trained_texts
 from simcse_jax.system.errors import UserError
@@ -33,6 +37,7 @@ OLDER = {
     "synonyms": {"file": "", "fingerprint": ""},
     "teacher": {"name": "", "fingerprint": ""},
     "own_parts": {"names": "", "fingerprint": "", "code": {}},
+    "base": {},
 }
 
 
@@ -102,9 +107,19 @@ def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
 def load_run_params(workdir: Path, step: int | None = None) -> tuple[Any, dict[str, Any]]:
     """Return (params, info): NumPy parameters of a run, and its config.json with `scores` and `step`.
 
-    step: of a best or a state that is kept; None for the best, which in a run without evaluations is the last. A state
-    has no scores. UserError when the folder holds no run or no such checkpoint, or when the checkpoint is damaged.
+    Adapters are merged. step: of a best or a state that is kept; None for the best, which in a run without evaluations
+    is the last. A state has no scores. UserError when the folder holds no run or no such checkpoint, or when the
+    checkpoint is damaged.
     """
+    params, lora, info = load_adapted(workdir, step)
+    if lora:
+        params = merge_params(params, lora, np)
+        require_finite(params, workdir)
+    return params, info
+
+
+def load_adapted(workdir: Path, step: int | None = None) -> tuple[Any, Lora | None, dict[str, Any]]:
+    """Return (params, its adapters or None, info) as `load_run_params` does, with adapters beside their kernels."""
     info = read_run_info(workdir)
     checkpoints = workdir.absolute() / "checkpoints"
     if info is None:
@@ -133,15 +148,21 @@ def load_run_params(workdir: Path, step: int | None = None) -> tuple[Any, dict[s
         raise UserError(f"{folder} is damaged: {error}.\nRestore it from a copy, or train again.") from error
     # A run in float64 is read as float32 where JAX's 64-bit mode is off, as in an export.
     dtype = jax.dtypes.canonicalize_dtype(np.float64) if info["recipe"]["model.dtype"] == "float64" else np.float32
-    sizes = architecture_from_dict(info["encoder"])
-    encoder = Encoder(sizes, dtype, dtype, has_head=info["has_head"], has_mlm_head=info["has_mlm_head"])
+    sizes, recipe = architecture_from_dict(info["encoder"]), info["recipe"]
+    given = (recipe[f"model.{key}"] for key in ("lora", "lora_alpha", "lora_targets"))
+    lora = make_lora(sizes, *given) if recipe["model.lora"] else None
+    encoder = Encoder(sizes, dtype, dtype, lora=lora, has_head=info["has_head"], has_mlm_head=info["has_mlm_head"])
     shapes = parameter_shapes(encoder)
+    if lora:
+        shapes, _ = split_params(shapes)
     if is_best:
         params, scores = _arrays(folder / "params", shapes), _json(folder / "scores")
     else:
         params, scores = _arrays(folder / "state", {"params": shapes}, some=True)["params"], {}
     require_finite(params, folder)
-    return params, info | {"scores": scores, "step": step}
+    if lora:
+        params = join_params(params, read_base(workdir, info))
+    return params, lora, info | {"scores": scores, "step": step}
 
 
 def matryoshka_widths(info: dict[str, Any]) -> list[int]:
@@ -149,17 +170,27 @@ def matryoshka_widths(info: dict[str, Any]) -> list[int]:
     return [int(width) for width in info["recipe"]["objective.widths"].split(",") if width.strip()]
 
 
-def export_run(workdir: str | Path, out: str | Path, more: Mapping[str, Any] | None = None, **forms: Any) -> None:
+def export_run(
+    workdir: str | Path, out: str | Path, more: Mapping[str, Any] | None = None, adapter: bool = False, **forms: Any
+) -> None:
     """Write the best checkpoint of a run folder as a model folder; UserError if there is no run or no checkpoint.
 
-    out, forms: as in `export_model`. more: entries of the card.
+    out, forms: as in `export_model`. more: entries of the card. adapter: write the adapters alone, as a PEFT folder;
+    UserError where that cannot be.
     """
     workdir = Path(workdir)
-    params, info = load_best(workdir)
+    params, lora, info = load_adapted(workdir)
+    sizes, adapters = architecture_from_dict(info["encoder"]), None
+    if adapter:
+        base = base_of(info["recipe"])
+        assert lora  # `base_of` refuses a run without
+        adapters = Adapters(params, lora, base)
+    if lora:
+        params = merge_params(params, lora, np)
     export_model(
         Path(out),
         params,
-        architecture_from_dict(info["encoder"]),
+        sizes,
         workdir / info["tokenizer"],
         info["pooler"],
         card={key: info[key] for key in ("recipe", "data", "scores", "step")}
@@ -168,6 +199,7 @@ def export_run(workdir: str | Path, out: str | Path, more: Mapping[str, Any] | N
         train_pooler=info["train_pooler"],
         widths=matryoshka_widths(info),
         texts=texts_of_run(info["recipe"]),
+        adapters=adapters,
         **forms,
     )
 

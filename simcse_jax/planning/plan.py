@@ -32,7 +32,7 @@ class StepPlan:
     """Hold what one compiled step needs on each device: bytes, and floating-point operations a step."""
 
     batch_size: int
-    memory: dict[str, int]  # state, batch, temporaries, total
+    memory: dict[str, int]  # state, frozen parameters if any, batch, temporaries, total
     flops: int = 0  # of matrix products, padding included
     work: Work | None = None  # None where only memory is wanted
 
@@ -72,7 +72,7 @@ class Planner:
         columns = self.batches.examples.texts
         batch = batch_shapes(config, self.mesh, columns, self.rows, self.batches.layout.row_length, width)
         step: Any = program.train_step
-        traced = step.trace(program.shapes, batch)
+        traced = step.trace(program.shapes, batch, *program.frozen)
         try:
             with while_doing(f"compiling batch {batch_size:,}"):
                 compiled = traced.lower().compile()
@@ -82,13 +82,12 @@ class Planner:
                 raise
             raise DoesNotFit(str(error)) from error
         found = compiled.memory_analysis()
-        state = sum(
-            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(program.shapes)
-        )
+        state, frozen = bytes_of(program.shapes), bytes_of(program.frozen)
         arguments = found.argument_size_in_bytes
         memory = {
             "state": state,
-            "batch": arguments - state,
+            **({"frozen parameters": frozen} if frozen else {}),
+            "batch": arguments - state - frozen,
             "temporaries": found.temp_size_in_bytes,
             "total": arguments + found.output_size_in_bytes - found.alias_size_in_bytes + found.temp_size_in_bytes,
         }
@@ -122,6 +121,11 @@ class Planner:
                 ok = False
             fits, fails = (max(fits, size), fails) if ok else (fits, min(fails or size, size))
             yield size, ok
+
+
+def bytes_of(shapes: Any) -> int:
+    """Return the bytes that one device holds of arrays; shapes: a tree of ShapeDtypeStructs with shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
 
 def next_size(known: list[StepPlan], limit: int, unit: int, fits: int, fails: int) -> int:

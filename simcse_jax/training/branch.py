@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from simcse_jax.config.schema import Config
 from simcse_jax.hosts.agreement import fail_together, is_first
+from simcse_jax.model_folder.frozen_base import BASE
 from simcse_jax.model_folder.run_folder import complete_steps, read_run_info
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.whole_file import write_whole_text, writing
@@ -101,7 +102,7 @@ def _as_recorded(recipe: dict[str, Any], there: dict[str, Any]) -> dict[str, Any
 
 def _copy(branch: Branch, workdir: Path) -> None:
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)  # of a start that was killed
-    for name in ("config.json", "metrics.jsonl"):
+    for name in ("config.json", "metrics.jsonl", BASE):
         if (branch.source / name).is_file():
             shutil.copyfile(branch.source / name, workdir / name)
     shutil.copytree(branch.source / TOKENIZER, workdir / TOKENIZER, dirs_exist_ok=True)

@@ -115,15 +115,14 @@ class Display:
 def describe(run: Run) -> list[str]:
     """Return lines that say what is about to be trained."""
     config, encoder, mesh = run.config, run.encoder.architecture, run.program.mesh
-    count = sum(x.size for x in jax.tree.leaves(run.program.shapes.params))
     layout = run.batches.layout
     groups = layout.batch_size // layout.group_size
     rows = " or ".join(map(format_rows, run.batches.row_counts))
     changed = ", ".join(f"{key} = {new!r}" for key, (_, new) in differences(defaults(), config.flat()).items())
     teacher = run.batches.vectors
     return [
-        f"model: {encoder.family}, {encoder.num_hidden_layers} layers, width {encoder.hidden_size}, {count:,} "
-        f"parameters; embedding: {config.model.train_pooler} in training, {config.model.pooler} at test time",
+        f"model: {encoder.family}, {encoder.num_hidden_layers} layers, width {encoder.hidden_size}, "
+        f"{_parameters(run)}; embedding: {config.model.train_pooler} in training, {config.model.pooler} at test time",
         f"devices: {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh data {mesh.shape['data']} x fsdp "
         f"{mesh.shape['fsdp']}; compute in {precision(config.model.dtype, run.encoder.products)}",
         f"batch: {layout.batch_size} examples, in {groups} group{'s' * (groups > 1)} of {layout.group_size}; a group "
@@ -134,6 +133,14 @@ def describe(run: Run) -> list[str]:
         f"settings other than the defaults: {changed or 'none'}",
         *_notes(run),
     ]
+
+
+def _parameters(run: Run) -> str:
+    """Return the number of parameters in words, and with adapters how many of them are trained."""
+    trained, frozen = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (run.program.shapes.params, run.frozen))
+    if not frozen:
+        return f"{trained:,} parameters"
+    return f"training {trained:,} of {trained + frozen:,} parameters (LoRA, rank {run.config.model.lora})"
 
 
 def _data(run: Run) -> list[str]:

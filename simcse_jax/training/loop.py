@@ -153,7 +153,7 @@ class _Loop:
         step = self._compiled(batch, loss)
         # An implicit transfer between host and devices would slow every step down.
         with jax.transfer_guard("disallow"):
-            return step(state, batch)
+            return step(state, batch, *self.run.frozen)
 
     def _shapes(self, rows: Rows, loss: str) -> Batch:
         batches, columns = self.run.batches, self.run.batches.examples.texts
@@ -210,7 +210,7 @@ class _Loop:
         if self.run.dev is None:
             return True
         with self.display.while_doing("evaluating"):
-            scores = self.run.dev.evaluate(params)
+            scores = self.run.dev.evaluate(self.run.merge(params))
         measure, progress = self.run.dev.measure, self.progress
         score = measure.of(scores)
         if self.metrics is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+IsFrozen = Callable[[tuple[str, ...]], bool]  # names of a parameter, from the outside -> whether it never changes
 AXES = ("data", "fsdp")
 VECTORS = ("bias", "scale")  # names of parameters that are no matrices: not worth splitting over `data`, nor decayed
 # A part over `data` is a multiple of this along the last axis, or along another axis. Found by compiling for TPU v5e:
@@ -48,22 +49,24 @@ def over_groups(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(AXES))
 
 
-def state_shardings(mesh: Mesh, state: Any) -> Any:
+def state_shardings(mesh: Mesh, state: Any, is_frozen: IsFrozen | None = None) -> Any:
     """Return the sharding of each array of a state, or of parameters; moments are split like their parameters.
 
-    state: arrays or ShapeDtypeStructs.
+    state: arrays or ShapeDtypeStructs. is_frozen: whether the array under these names never changes. It has no moments,
+    and is whole over `data`, so that no step has to gather it.
     """
 
     def sharding(path: Any, x: Any) -> NamedSharding:
-        small = getattr(path[-1], "key", "") in VECTORS
-        return NamedSharding(mesh, _split(x.shape, mesh, ("fsdp",) if small else ("fsdp", "data")))
+        names = tuple(getattr(step, "key", "") for step in path)
+        whole = names[-1] in VECTORS or (is_frozen is not None and is_frozen(names))
+        return NamedSharding(mesh, _split(x.shape, mesh, ("fsdp",) if whole else ("fsdp", "data")))
 
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
-def part_specs(mesh: Mesh, params: Any) -> Any:
-    """Return the PartitionSpec of each parameter."""
-    return jax.tree.map(lambda sharding: sharding.spec, state_shardings(mesh, params))
+def part_specs(mesh: Mesh, params: Any, is_frozen: IsFrozen | None = None) -> Any:
+    """Return the PartitionSpec of each parameter; is_frozen: as in `state_shardings`."""
+    return jax.tree.map(lambda sharding: sharding.spec, state_shardings(mesh, params, is_frozen))
 
 
 def _split(shape: Sequence[int], mesh: Mesh, names: Sequence[str]) -> P:

@@ -17,10 +17,12 @@ from simcse_jax.config.schema import Config, ModelConfig
 from simcse_jax.data.positives import POSITIVES
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.data.vocabulary import id_count, vocabulary_of
+from simcse_jax.encoder.adapted_params import HEADS, join_params, split_params
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.attention import choose_attention
 from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.init import init_params
+from simcse_jax.encoder.lora import make_lora
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.products import resolve_products
@@ -134,6 +136,7 @@ def encoder_of(config: Config, sizes: Architecture, platform: str) -> Encoder:
         jnp.dtype(model.dtype),
         jnp.float64 if model.dtype == "float64" else jnp.float32,
         resolve_products(model.products, model.dtype, platform, "model.products"),
+        make_lora(sizes, model.lora, model.lora_alpha, model.lora_targets) if model.lora else None,
         has_head=model.has_head,
         has_mlm_head=config.mlm.weight > 0,
         attend=choose_attention(model.attention, sizes, model.dtype, platform),
@@ -197,7 +200,8 @@ def first_params(
 
     The parameters are on the host or on one of its devices, and equal on every process. Pretrained weights are read
     here, so that a folder without good ones is refused early; a run that resumes reads them only if its checkpoint is
-    damaged. The paper's MLP head is not BERT's own pooler, so it starts fresh, unless it comes from a run.
+    damaged. The paper's MLP head is not BERT's own pooler, so it starts fresh, unless it comes from a run. Adapters
+    start fresh too.
     """
     random = functools.partial(init_params, encoder, config.train.seed)
     if config.model.init.startswith(START):
@@ -210,8 +214,15 @@ def first_params(
     load = load if resumes else _loaded(load)
 
     def initial() -> Any:
-        head = {"head": jax.device_get(jax.jit(lambda: random()["head"])())} if encoder.has_head else {}
-        return head | load()
+        loaded = load()
+        if encoder.lora is None:
+            head = {"head": jax.device_get(jax.jit(lambda: random()["head"])())} if encoder.has_head else {}
+            return head | loaded
+
+        def drawn() -> Any:
+            return {name: tree for name, tree in split_params(random())[0].items() if name not in loaded.keys() & HEADS}
+
+        return join_params(jax.device_get(jax.jit(drawn)()), loaded)
 
     return initial
 

@@ -16,6 +16,7 @@ import optax
 from optax import contrib
 
 from simcse_jax.config.schema import OptimizerConfig
+from simcse_jax.encoder.lora import DOWN, UP
 from simcse_jax.training.mesh import VECTORS
 from simcse_jax.training.state import LEARNED
 
@@ -152,7 +153,7 @@ def _select(is_chosen: Callable[[Any, Any], bool]) -> Callable[[Any], Any]:
 # What weight decay acts on, by the value of optimizer.decayed.
 DECAYED: dict[str, Callable[[Any], Any]] = {
     "matrices": _select(_is_matrix),
-    "kernels": _select(lambda path, x: path[-1].key == "kernel"),
+    "kernels": _select(lambda path, x: path[-1].key in ("kernel", DOWN, UP)),
     "all": _select(lambda path, x: x.ndim > 0),
 }
 

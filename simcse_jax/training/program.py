@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from simcse_jax.config.schema import Config, ObjectiveConfig, TeacherConfig
 from simcse_jax.data.batches import Batch, Rows
+from simcse_jax.encoder.adapted_params import is_frozen, split_params
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
@@ -43,9 +44,10 @@ class Program:
     """Hold the step of a run, for one mesh."""
 
     mesh: Mesh
-    start: Callable[[Any, Any], TrainState]  # (encoder's parameters, predictor's or None) -> the first state
+    start: Callable[[Any, Any], TrainState]  # (encoder's trained parameters, predictor's or None) -> the first state
     shapes: TrainState  # ShapeDtypeStructs with shardings
     train_step: TrainStep
+    frozen: tuple[Any, ...] = ()  # what a step takes beside state and batch: the frozen parameters' shapes, or nothing
     of_sources: Mapping[str, TrainStep] = dataclasses.field(default_factory=dict)  # by loss, where it is another
 
     def step_of(self, loss: str) -> TrainStep:
@@ -83,26 +85,38 @@ def make_program(
     width = width_of(config.model.train_pooler, encoder.architecture.hidden_size)
 
     def start(params: Any, predictor_params: Any) -> TrainState:
-        params, extra = add_objective_state(config.model.second_encoder, config.objective, params, predictor_params)
+        second = config.model.second_encoder
+        params, extra = add_objective_state(second, config.objective, params, width, predictor_params)
         if config.teacher.mse and teacher_width != width:
             params = add_projection(params, (width, teacher_width), config.train.seed)
         return init_state(params, optimizer, config.train.seed, extra)
 
-    shapes = jax.eval_shape(start, parameter_shapes(encoder), predictor_shapes)
+    trained, frozen = parameter_shapes(encoder), ()
+    if encoder.lora:
+        trained, rest = split_params(trained)
+        frozen = (_placed(rest, state_shardings(mesh, rest, is_frozen)),)
+    shapes = jax.eval_shape(start, trained, predictor_shapes)
     shardings = state_shardings(mesh, shapes)
 
     def step(objective: ObjectiveConfig) -> TrainStep:
         loss = make_loss(encode, build_objective(objective, mesh), config.mlm.weight, distillation)
-        return compile_train_step(make_train_step(loss, optimizer, keys, config.model.momentum), mesh, shardings)
+        train_step = make_train_step(loss, optimizer, keys, config.model.momentum)
+        return compile_train_step(train_step, mesh, shardings, *jax.tree.map(lambda x: x.sharding, frozen))
 
     others = {name: part.objective for name, part in config.by_loss.items() if name != config.objective.loss}
     return Program(
         mesh=mesh,
         start=jax.jit(start, out_shardings=shardings),
-        shapes=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
+        shapes=_placed(shapes, shardings),
         train_step=step(config.objective),
+        frozen=frozen,
         of_sources={name: step(objective) for name, objective in others.items()},
     )
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    """Return the shapes with their shardings."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def make_encode(config: Config, encoder: Encoder, mesh: Mesh, predictor: Predictor | None = None) -> EncodeBatch:
@@ -111,7 +125,7 @@ def make_encode(config: Config, encoder: Encoder, mesh: Mesh, predictor: Predict
     if layers := config.objective.matryoshka_layers:
         pooler = after_layers(layers, encoder.architecture.num_hidden_layers)
     encode = make_encode_groups(encoder, pooler, config.group_size, mesh, predictor)
-    return make_encode_batch(encode, mesh, config.train.groups_at_once, encoder.dtype)
+    return make_encode_batch(encode, mesh, config.train.groups_at_once, encoder.dtype, encoder.lora is not None)
 
 
 def build_objective(config: ObjectiveConfig, mesh: Mesh) -> Objective | None:
@@ -173,7 +187,7 @@ class Compilations:
         step: Any = self._program.step_of(loss)
         for rows in row_counts:
             if (loss, rows) not in self._steps:
-                lowered = step.lower(self._program.shapes, self._shapes(rows, loss))
+                lowered = step.lower(self._program.shapes, self._shapes(rows, loss), *self._program.frozen)
                 self._steps[loss, rows] = self._pool.submit(lowered.compile)
 
     def ready(self, rows: Rows, loss: str = "") -> bool:

@@ -25,6 +25,7 @@ from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.evaluation.columns import digest_of
 from simcse_jax.evaluation.retrieval.folder import write_task
 from simcse_jax.hosts.agreement import broadcast, fail_together, is_first, require_equal
+from simcse_jax.model_folder.frozen_base import write_base
 from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.run_folder import read_run_info
 from simcse_jax.model_folder.st_modules import left_out_of_training
@@ -54,6 +55,7 @@ from simcse_jax.training.folder import (
     undone_if_refused,
     write_run_info,
 )
+from simcse_jax.training.frozen import frozen_start, make_merge, placed
 from simcse_jax.training.held_out import FOLDER, HeldOutPart, is_held_out, judged_task, load_held_out_part
 from simcse_jax.training.mesh import make_mesh, place
 from simcse_jax.training.model import first_params, load_predictor, make_encoder, source_folder, write_tokenizer
@@ -78,6 +80,8 @@ class Run:
     initial_state: Callable[[], TrainState]
     dev: Dev | None  # how parameters are scored; None without eval.data and mlm.validation
     left_out: Sequence[str] = ()  # what the folder of model.name has that training does not use
+    frozen: tuple[Any, ...] = ()  # what each step takes beside state and batch: the frozen parameters, or nothing
+    merge: Callable[[Any], Any] = lambda params: params  # trained parameters of the encoder -> all of them, for `dev`
 
     @property
     def corpus(self) -> Corpus:
@@ -140,7 +144,9 @@ def _assemble(config: Config, workdir: Path) -> Run:
     with fail_together():
         tokenizer = load_tokenizer(current_tokenizer(workdir))
         encoder = make_encoder(config, folder, id_count(tokenizer), mesh.devices.flat[0].platform)
-        initial_params = first_params(config, encoder, folder, tokenizer, resumes)
+        initial_params, base = first_params(config, encoder, folder, tokenizer, resumes), None
+        if encoder.lora:
+            initial_params, base = frozen_start(initial_params, workdir, resumes)
         with about("data.mask_model", "a model folder with a masked-language-model head"):
             predictor, predictor_params = load_predictor(config, encoder, folder, tokenizer, resumes)
         corpora = load_data(config, tokenizer, part.texts if part else ())
@@ -165,8 +171,9 @@ def _assemble(config: Config, workdir: Path) -> Run:
     prompts = config.data.prompts
     of_sources = {name: own.data.prompts for name, own in config.by_source.items() if own.data.prompts != prompts}
     texts = trained_texts(prompts, config.data.include_prompt, of_sources)
+    frozen, whole = placed(program, base), encoder.clone(lora=None)
     sentences = SentenceEncoder(
-        encoder, tokenizer, mesh, config.model.pooler, prompt=texts.prompt, include_prompt=texts.include_prompt
+        whole, tokenizer, mesh, config.model.pooler, prompt=texts.prompt, include_prompt=texts.include_prompt
     )
     run = Run(
         config=config,
@@ -180,13 +187,15 @@ def _assemble(config: Config, workdir: Path) -> Run:
         dev=make_dev(
             dev_task,
             sentences,
-            make_perplexity(held_out, encoder, mesh) if held_out else None,
+            make_perplexity(held_out, whole, mesh) if held_out else None,
             texts.role_prompts,
             source_devs,
         ),
         left_out=left_out,
+        frozen=frozen,
+        merge=make_merge(encoder, mesh, frozen),
     )
-    _write(workdir, run_info(run, contents), part)
+    _write(workdir, run_info(run, contents), part, base, resumes)
     return run
 
 
@@ -220,12 +229,18 @@ def _initial_state(
     return program.start(params, place(predictor_params(), program.shardings.extra[PREDICTOR]))
 
 
-def _write(workdir: Path, info: dict[str, Any], part: HeldOutPart | None) -> None:
-    """Write config.json, the tokenizer and held-out text, unless the folder holds a run on other data: UserError."""
+def _write(workdir: Path, info: dict[str, Any], part: HeldOutPart | None, base: Any, resumes: bool) -> None:
+    """Write config.json, the tokenizer and held-out text, unless the folder holds a run on other data: UserError.
+
+    base: the frozen parameters, which a run that resumes has there already; None without any.
+    """
     with fail_together():
         require_same_data(workdir, info)
     with fail_together():
         if is_first():
+            if base is not None:
+                there = read_run_info(workdir) if resumes else None
+                info = info | {"base": there["base"] if there else write_base(workdir, base)}
             write_run_info(workdir, info)
             keep_tokenizer(workdir)
             if part:

@@ -11,6 +11,9 @@
     second      a second encoder that follows the first (model.second_encoder = "momentum")
     queue       the momentum encoder's embeddings of earlier positives
     predictor   the masked language model that makes positives (data.positive = "mask"); it never changes
+
+With model.lora, `params` and the second encoders have adapters and heads only. The frozen rest of the encoder, which
+is no part of the state, goes into each step beside it.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from simcse_jax.config.schema import ObjectiveConfig
+from simcse_jax.encoder.adapted_params import is_frozen, join_params
 from simcse_jax.objective.contrastive import Queue
 from simcse_jax.objective.losses import LOSSES
 
@@ -54,37 +58,36 @@ def step_key(state: TrainState, view: int) -> jax.Array:
 
 
 def add_objective_state(
-    second_encoder: str, objective: ObjectiveConfig, params: Any, predictor: Any = None
+    second_encoder: str, objective: ObjectiveConfig, params: Any, width: int, predictor: Any = None
 ) -> tuple[Any, dict[str, Any]]:
     """Return (params, extra) before the first step, from the encoder's parameters. A pure function: jit it.
 
-    second_encoder: the value of model.second_encoder. predictor: its parameters, None for no predictor.
+    second_encoder: the value of model.second_encoder. width: of an embedding. predictor: its parameters, None for no
+    predictor.
     """
     copy = {name: jax.tree.map(jnp.array, tree) for name, tree in params.items() if name != "mlm"}
     extra: dict[str, Any] = {}
     trained: dict[str, Any] = {}
-    word = params["embeddings"]["word"]
+    dtype = jax.tree.leaves(params)[0].dtype
     if second_encoder == "copy":
         trained[SECOND] = copy
     if second_encoder == "momentum":
         extra[SECOND] = copy
     if objective.queue:
         size = objective.queue
-        extra[QUEUE] = Queue(
-            jnp.zeros((size, word.shape[1]), word.dtype), jnp.zeros(size, jnp.int32), jnp.zeros((), jnp.int32)
-        )
+        extra[QUEUE] = Queue(jnp.zeros((size, width), dtype), jnp.zeros(size, jnp.int32), jnp.zeros((), jnp.int32))
     if predictor is not None:
         extra[PREDICTOR] = predictor
     if objective.learned_temperature:
         scalars = LOSSES[objective.loss].initial_scalars(dataclasses.asdict(objective))
-        trained[LEARNED] = {name: jnp.asarray(value, word.dtype) for name, value in scalars.items()}
+        trained[LEARNED] = {name: jnp.asarray(value, dtype) for name, value in scalars.items()}
     return params | trained, extra
 
 
 def add_projection(params: Any, shape: tuple[int, int], seed: int) -> Any:
     """Return the parameters with a random projection between vectors of these widths, which keeps lengths about."""
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), 3)
-    kernel = jax.random.normal(key, shape, params["embeddings"]["word"].dtype) * shape[1] ** -0.5
+    kernel = jax.random.normal(key, shape, jax.tree.leaves(params)[0].dtype) * shape[1] ** -0.5
     return params | {PROJECTION: {"kernel": kernel}}
 
 
@@ -93,10 +96,22 @@ def encoder_params(params: Any) -> Any:
     return {name: tree for name, tree in params.items() if name not in (SECOND, LEARNED, PROJECTION)}
 
 
-def encoding_trees(params: Any, extra: Any) -> Any:
-    """Return the parameters that encoding a batch takes: of the encoder, the second encoder and the predictor."""
+def encoding_trees(params: Any, extra: Any, frozen: Any = None) -> Any:
+    """Return the parameters that encoding a batch takes: of the encoder, the second encoder and the predictor.
+
+    frozen: what all encoders but the predictor have beside what is trained; None where all of it is.
+    """
     both = params | extra
-    return {name: tree for name, tree in both.items() if name not in (LEARNED, QUEUE, PROJECTION)}
+    trees = {name: tree for name, tree in both.items() if name not in (LEARNED, QUEUE, PROJECTION)}
+    if frozen is None:
+        return trees
+    second = {SECOND: join_params(trees[SECOND], frozen)} if SECOND in trees else {}
+    return join_params(trees, frozen) | second
+
+
+def is_frozen_tree(names: tuple[str, ...]) -> bool:
+    """Return whether the array under these names of `encoding_trees` is frozen by adapters."""
+    return is_frozen(names) and PREDICTOR not in names
 
 
 def update_ema(extra: Any, params: Any, momentum: float) -> Any:

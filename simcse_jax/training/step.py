@@ -31,13 +31,15 @@ from simcse_jax.training.state import (
     TrainState,
     encoding_trees,
     enqueue,
+    is_frozen_tree,
     step_key,
     update_ema,
 )
 
-# (params, extra, batch, keys) -> (loss, (metrics, the next extra))
-Loss = Callable[[Any, Any, Batch, jax.Array], tuple[jax.Array, tuple[Metrics, Any]]]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+# (params, extra, batch, keys, frozen or nothing) -> (loss, (metrics, the next extra))
+Loss = Callable[..., tuple[jax.Array, tuple[Metrics, Any]]]
+# (state, batch, frozen or nothing) -> (state, metrics)
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
 class Encoded(NamedTuple):
@@ -114,7 +116,7 @@ def _stack_rows(first: Group, rest: Group) -> Group:
 
 def _gathering(encoder: Encoder, mesh: Mesh) -> tuple[Encoder, Callable[[Any], Any]]:
     """Return an encoder that gathers its layers when they run, and a function that gathers its other parameters."""
-    specs = part_specs(mesh, parameter_shapes(encoder))
+    specs = part_specs(mesh, parameter_shapes(encoder), is_frozen_tree if encoder.lora else None)
     if mesh.shape["fsdp"] > 1:
         encoder = encoder.clone(gather=lambda layer: gather_over_fsdp(layer, specs["layers"], stacked=True))
 
@@ -126,13 +128,16 @@ def _gathering(encoder: Encoder, mesh: Mesh) -> tuple[Encoder, Callable[[Any], A
     return encoder, gather_outer
 
 
-def make_encode_batch(encode: EncodeGroups, mesh: Mesh, groups_at_once: int = 0, kernels_as: Any = None) -> EncodeBatch:
+def make_encode_batch(
+    encode: EncodeGroups, mesh: Mesh, groups_at_once: int = 0, kernels_as: Any = None, adapts: bool = False
+) -> EncodeBatch:
     """Return a function (params, batch, keys) -> Encoded of global arrays, spread over all devices.
 
     groups_at_once: the number of groups that each device encodes at a time, 0 for all of its groups. With fewer,
     activations are recomputed in the backward pass (GradCache), so memory holds the activations of that many groups and
     all embeddings. Each device sums the gradient of its own groups, and gradients are exchanged once. kernels_as: the
-    dtype that the encoder computes in; kernels are gathered in it, unless in chunks or with fsdp.
+    dtype that the encoder computes in; kernels are gathered in it, unless in chunks or with fsdp. adapts: whether the
+    encoder has adapters, and all else of it is frozen.
     """
     # Over an axis of one device, XLA would still "reduce" gradients, by copying them.
     axes = meshes.used_axes(mesh)
@@ -151,7 +156,7 @@ def make_encode_batch(encode: EncodeGroups, mesh: Mesh, groups_at_once: int = 0,
         return Encoded(z, jax.tree.map(lambda x: x.reshape(-1), found.predicted))
 
     def encode_batch(trees: Any, batch: Batch, keys: jax.Array) -> Encoded:
-        specs = part_specs(mesh, trees)
+        specs = part_specs(mesh, trees, is_frozen_tree if adapts else None)
 
         def local(trees: Any, inputs: EncoderInputs, keys: jax.Array) -> Encoded:
             with jax.named_scope("encoder"):
@@ -172,15 +177,17 @@ def make_loss(
     mlm_weight: float = 0.0,
     distillation: Distillation | None = None,
 ) -> Loss:
-    """Return a function (params, extra, batch, keys) -> (loss, (metrics, extra)).
+    """Return a function (params, extra, batch, keys, frozen) -> (loss, (metrics, extra)).
 
     The loss is the objective's plus mlm_weight times that of masked language modelling plus the distillation's.
     objective: None for the others alone. The embeddings of a queue in `extra` are candidates too, and this batch's
-    positives join the queue.
+    positives join the queue. frozen: the encoder's other parameters, None where `params` has all of them.
     """
 
-    def loss(params: Any, extra: Any, batch: Batch, keys: jax.Array) -> tuple[jax.Array, tuple[Metrics, Any]]:
-        encoded = encode(encoding_trees(params, extra), batch, keys)
+    def loss(
+        params: Any, extra: Any, batch: Batch, keys: jax.Array, frozen: Any = None
+    ) -> tuple[jax.Array, tuple[Metrics, Any]]:
+        encoded = encode(encoding_trees(params, extra, frozen), batch, keys)
         losses, metrics = [], {}
         with jax.named_scope("loss"):
             if objective is not None:
@@ -209,16 +216,16 @@ def make_loss(
 def make_train_step(
     loss: Loss, optimizer: optax.GradientTransformation, keys: Sequence[int], momentum: float = 0.0
 ) -> TrainStep:
-    """Return a pure function (state, batch) -> (state, metrics); metrics are scalars.
+    """Return a pure function (state, batch, frozen) -> (state, metrics); metrics are scalars.
 
-    keys: the number of the dropout key of each view, and of the masked copies; views with the same number drop the
-    same. momentum: that of the momentum encoder, where `extra` holds one.
+    frozen: as in `make_loss`. keys: the number of the dropout key of each view, and of the masked copies; views with
+    the same number drop the same. momentum: that of the momentum encoder, where `extra` holds one.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, Metrics]:
         step_keys = jnp.stack([step_key(state, number) for number in keys])
         of_params = jax.value_and_grad(loss, has_aux=True)
-        (value, (metrics, extra)), gradients = of_params(state.params, state.extra, batch, step_keys)
+        (value, (metrics, extra)), gradients = of_params(state.params, state.extra, batch, step_keys, frozen)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
@@ -234,11 +241,14 @@ def make_train_step(
     return train_step
 
 
-def compile_train_step(train_step: TrainStep, mesh: Mesh, state_shardings: Any) -> TrainStep:
-    """Return the jitted step. The state is donated; metrics are on every device."""
+def compile_train_step(train_step: TrainStep, mesh: Mesh, state_shardings: Any, *frozen: Any) -> TrainStep:
+    """Return the jitted step. The state is donated; metrics are on every device.
+
+    frozen: the shardings of what the step takes beside state and batch, if it takes anything.
+    """
     return jax.jit(
         train_step,
-        in_shardings=(state_shardings, batch_shardings(mesh)),
+        in_shardings=(state_shardings, batch_shardings(mesh), *frozen),
         out_shardings=(state_shardings, meshes.replicated(mesh)),
         donate_argnums=0,
     )

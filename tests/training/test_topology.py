@@ -18,10 +18,12 @@ from simcse_jax.data.examples import ChangedCopies, ColumnExamples, Examples, Wi
 from simcse_jax.data.masking import Masking
 from simcse_jax.data.vocabulary import Vocabulary
 from simcse_jax.encoder import attention
+from simcse_jax.encoder.adapted_params import is_frozen, split_params
 from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.attention import plain_attention
 from simcse_jax.encoder.fused_attention import fused_attention
 from simcse_jax.encoder.init import init_params
+from simcse_jax.encoder.lora import UP, make_lora
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import after_layers
@@ -121,6 +123,7 @@ class Kind:
     pooler: str = "cls"
     teacher: TeacherConfig = NO_TEACHER
     unpooled: tuple[int, ...] = ()  # first tokens of each text that are a prompt's, and not pooled
+    lora: int = 0  # the rank of adapters, with all else frozen but the heads
 
     @property
     def separate_anchors(self) -> bool:
@@ -193,6 +196,8 @@ KINDS = {
     "prompts left out, a dual encoder": Kind(3, pooler="avg", second="copy", unpooled=(2, 3, 3)),
     "poolers of all tokens": Kind(pooler="max+mean_sqrt_len+weighted_mean+last_token"),
     "momentum and queue": Kind(objective=ObjectiveConfig(queue=50), second="momentum", cutoff="token"),
+    "adapters": Kind(3, WEIGHTED, lora=2),
+    "adapters of a dual encoder, and MLM": Kind(3, mlm=0.5, second="copy", lora=2),
 }
 _ROTARY: dict[str, Any] = {"gated": True, "rope_theta": 1e3}
 _ALL_PRODUCTS = tuple(CONFIG.layer_products)
@@ -208,6 +213,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "nomic_bert": _ROTARY | {"without_bias": _ALL_PRODUCTS},
     "gte": _ROTARY | {"without_bias": ("ffn/up",), "rope_scale": 0.9},
 }
+KINDS["adapters of joined products"] = Kind(
+    lora=3, architecture=dataclasses.replace(CONFIG, family="modernbert", **FAMILIES["modernbert"])
+)
 KINDS |= {
     family: Kind(mlm=0.5, architecture=dataclasses.replace(CONFIG, family=family, **changes))
     for family, changes in FAMILIES.items()
@@ -216,6 +224,7 @@ KINDS |= {
 SLOW_ALWAYS = (
     *("predicted tokens", "MLM", "dropout and a teacher", "a teacher's margins", "graded pairs"),
     *("two layers, widths", "semi-hard triplets", "hardest triplets", "electra", "nomic_bert", "gte"),
+    *("adapters of joined products", "adapters of a dual encoder, and MLM"),
 )
 # These meet every layout: in the fast tests but for MLM, which meets those there that cut its batches in other ways.
 ON_ALL = ("dropout", "hard negatives", "dropout and MLM")
@@ -230,6 +239,16 @@ class Built:
     loss: Loss
     params: Any
     extra: Any
+    frozen: Any  # None where all parameters are trained
+
+
+def after_some_updates(params: Any) -> Any:
+    """Return parameters whose adapters have left their start, where B is 0 and A gets no gradient."""
+
+    def moved(path: Any, x: jax.Array) -> jax.Array:
+        return x + 0.05 * jnp.sin(jnp.arange(x.size)).reshape(x.shape).astype(x.dtype) if path[-1].key == UP else x
+
+    return jax.tree_util.tree_map_with_path(moved, params)
 
 
 def build(case: Case, kind: Kind, dtype: Any) -> Built:
@@ -241,15 +260,18 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
     examples = WithPrompts(kind.examples(), kind.unpooled) if kind.unpooled else kind.examples()
     batches = Batches(examples, layout, 3, masking, hiding, vectors=vectors)
     config = dataclasses.replace(kind.architecture, cutoff=kind.cutoff, cutoff_rate=0.3)
-    encoder = Encoder(config, dtype, dtype, kind.products, has_head=True, has_mlm_head=kind.mlm > 0)
+    lora = make_lora(config, kind.lora, 3.0, "all") if kind.lora else None
+    encoder = Encoder(config, dtype, dtype, kind.products, lora, has_head=True, has_mlm_head=kind.mlm > 0)
     predictor = Predictor(Encoder(CONFIG, dtype, dtype, has_mlm_head=True), VOCABULARY.special)
     of_predictor = jax.jit(lambda: init_params(predictor.encoder, 2))() if kind.predicts else None
     objective = dataclasses.replace(kind.objective, tile=case.tile)
-    params, extra = add_objective_state(
-        kind.second, objective, jax.jit(lambda: init_params(encoder, 1))(), of_predictor
-    )
+    params, frozen = jax.jit(lambda: init_params(encoder, 1))(), None
+    if kind.lora:
+        params, frozen = split_params(after_some_updates(params))
+    width = kind.architecture.hidden_size
+    params, extra = add_objective_state(kind.second, objective, params, width, of_predictor)
     if kind.teacher.mse:
-        params = add_projection(params, (kind.architecture.hidden_size, vectors.width), 1)
+        params = add_projection(params, (width, vectors.width), 1)
     encode = make_encode_groups(
         encoder.clone(
             attend=functools.partial(fused_attention, interpret=True) if case.fused else plain_attention,
@@ -261,10 +283,10 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
         mesh,
         predictor if kind.predicts else None,
     )
-    in_batches = make_encode_batch(encode, mesh, case.groups_at_once, dtype)
+    in_batches = make_encode_batch(encode, mesh, case.groups_at_once, dtype, kind.lora > 0)
     distillation = build_distillation(kind.teacher, case.tile, mesh)
     loss = make_loss(in_batches, build_objective(objective, mesh), kind.mlm, distillation)
-    return Built(mesh, batches, loss, params, extra)
+    return Built(mesh, batches, loss, params, extra, frozen)
 
 
 def after_some_steps(made: Built, queue: int) -> Built:
@@ -289,7 +311,7 @@ def gradient_program(case: Case, kind: Kind) -> Callable[[], tuple[float, Any]]:
     """Return a function that computes loss and gradients on this layout, always the same."""
     made = after_some_steps(build(case, kind, jnp.float32), kind.objective.queue)
     keys = jnp.arange(2 * kind.keys, dtype=jnp.uint32).reshape(kind.keys, 2) + jnp.uint32(7)
-    given = (made.params, made.extra, made.batches(2), keys)
+    given = (made.params, made.extra, made.batches(2), keys, made.frozen)
     with jax.sharding.set_mesh(made.mesh):
         of_params = jax.jit(jax.value_and_grad(made.loss, has_aux=True)).lower(*given).compile(QUICK)
 
@@ -325,14 +347,19 @@ def trained(case: Case, kind: Kind, steps: int) -> Trained:
         shardings = state_shardings(made.mesh, jax.eval_shape(start))
         state = jax.device_put(start(), shardings)
         train_step = make_train_step(made.loss, optimizer, range(kind.keys), momentum=0.9)
-        step: Any = compile_train_step(train_step, made.mesh, shardings)
-        step = step.lower(state, made.batches(0)).compile(QUICK)
+        frozen = () if made.frozen is None else (jax.device_put(made.frozen, frozen_shardings(made)),)
+        step: Any = compile_train_step(train_step, made.mesh, shardings, *(frozen and (frozen_shardings(made),)))
+        step = step.lower(state, made.batches(0), *frozen).compile(QUICK)
         losses, norms = [], []
         for n in range(steps):
-            state, metrics = step(state, made.batches(n))
+            state, metrics = step(state, made.batches(n), *frozen)
             losses.append(float(metrics["loss"]))
             norms.append(float(metrics["gradient_norm"]))
         return Trained(losses, norms, jax.device_get((state.params, state.extra)))
+
+
+def frozen_shardings(made: Built) -> Any:
+    return state_shardings(made.mesh, made.frozen, is_frozen)
 
 
 @functools.cache

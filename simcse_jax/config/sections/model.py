@@ -37,6 +37,27 @@ class ModelConfig:
         effective=When("model.init", ("pretrained",)),
         example="0,2",
     )
+    lora: int = key(
+        0,
+        """The rank of adapters beside the dense products of layers (LoRA): only they and the heads are trained and have
+        optimizer state, and all else stays as it is at the start; 0: all parameters are trained. Evaluated and exported
+        is the model with the adapters merged.""",
+        at_least=0,
+        example=8,
+    )
+    lora_alpha: float = key(
+        16.0,
+        "What adapters are multiplied by, times model.lora: W + alpha / rank A B.",
+        above=0,
+        effective=When("model.lora"),
+    )
+    lora_targets: str = key(
+        "all",
+        'Which products of layers have adapters: those of attention and of the MLP ("all"), or of "attention" alone.',
+        one_of=("all", "attention"),
+        effective=When("model.lora"),
+        example="attention",
+    )
     num_hidden_layers: int = key(0, "Layers; 0: as model.name.", at_least=0, effective=_RANDOM)
     hidden_size: int = key(0, "Width of the hidden states; 0: as model.name.", at_least=0, effective=_RANDOM)
     num_attention_heads: int = key(0, "Attention heads of a layer; 0: as model.name.", at_least=0, effective=_RANDOM)
