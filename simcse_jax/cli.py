@@ -69,8 +69,8 @@ def run(main: Callable[[], int | None], argv: Sequence[str] | None = None, inter
             print(f"\nerror: {error}", file=sys.stderr, flush=True)
             if _one_of_several() and not error.everywhere:
                 sys.stdout.flush()
-                os._exit(USER_ERROR_STATUS)  # as below
-            return _finish(USER_ERROR_STATUS)
+                os._exit(error.status)  # as below
+            return _finish(error.status)
         except BrokenPipeError:  # whatever read our output, such as `head`, has ended
             _drop_output()
             return _finish(128 + signal.SIGPIPE)

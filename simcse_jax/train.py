@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -15,6 +14,7 @@ from ml_collections import config_flags
 from simcse_jax import cli
 from simcse_jax.config.recipe import default_workdir, find_recipes, require_keys, require_recipe
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.object_store import place_of
 
 with cli.wrong_flags_fail():
     given = (argument.removeprefix("--config.") for argument in sys.argv if argument.startswith("--config."))
@@ -28,7 +28,9 @@ with cli.wrong_flags_fail():
         "--help-config.",
         lock_config=True,
     )
-_WORKDIR = flags.DEFINE_string("workdir", "", "Run folder. Default: runs/<recipe>, or runs/<recipe>-<variant>.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Run folder, or gs://BUCKET/NAME. Default: runs/<recipe>, or runs/<recipe>-<variant>."
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     "",
@@ -91,7 +93,7 @@ def main() -> int:
     for name, value in (("topology", _TOPOLOGY.value), ("lengths", _LENGTHS.value)):
         if value:
             raise UserError(f"--{name}={value} is for plans. Add --plan, or leave it out to train here.")
-    workdir = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else default_workdir(recipe)
+    workdir = place_of(_WORKDIR.value) if _WORKDIR.value else default_workdir(recipe)
     _join()
 
     from simcse_jax.fitting.complete import complete, configure
@@ -101,7 +103,7 @@ def main() -> int:
     branch = None
     if _RESUME_FROM.value:
         branch, workdir = parse_branch(_RESUME_FROM.value, workdir)
-    _, outcome = complete(configure(_CONFIG.value, overridden), workdir, _PROFILE.value, branch)
+    _, outcome, _ = complete(configure(_CONFIG.value, overridden), workdir, _PROFILE.value, branch)
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 

@@ -70,7 +70,7 @@ def test_the_wheel_holds_the_library_and_what_it_needs(wheel: zipfile.ZipFile):
     assert (metadata["License-Expression"], metadata["Requires-Python"]) == ("Apache-2.0", ">=3.11")
     declared = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
     assert {str(r) for r in declared if r.marker is None} == {str(r) for r in requirements()}
-    extras = "tpu tpu-plan gpu-plan cuda cuda12 mteb faiss onnx trackers web test dev"
+    extras = "tpu tpu-plan gpu-plan cuda cuda12 gcs mteb faiss onnx trackers web test dev"
     assert set(metadata.get_all("Provides-Extra", [])) == set(extras.split())
     for requirement in requirements():
         assert any(s.operator == ">=" for s in requirement.specifier), f"{requirement} has no lower bound"

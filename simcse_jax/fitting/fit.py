@@ -15,6 +15,7 @@ from simcse_jax.fitting.trained_run import TrainedRun
 from simcse_jax.system.devices import quiet_cuda_plugin, quiet_tpu_library
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.host_memory import release_freed_memory
+from simcse_jax.system.object_store import is_address, place_of
 from simcse_jax.training.branch import parse_branch
 from simcse_jax.training.loop import Outcome
 from simcse_jax.training.run import Run
@@ -36,9 +37,9 @@ def fit(
     eval.data may be functions of your own (docs/own.md). data: rows to train on instead of data.files: a list of texts,
     of tuples (sentence, positive, hard negatives) or of dicts, a dict of columns, a DataFrame, an Arrow table or a
     datasets.Dataset. dev: graded pairs instead of eval.data: such rows of (score, sentence, sentence), or a function of
-    your own. Rows are written into the cache, under a name that their content gives. workdir: the run folder; None for
-    runs/<recipe>, or runs/<recipe>-<variant>, as the command `train` has it. resume_from: go on from a kept state in a
-    new folder, STEP or "RUN@STEP", as --resume_from.
+    your own. Rows are written into the cache, under a name that their content gives. workdir: the run folder, or its
+    address in an object store, gs://BUCKET/NAME; None for runs/<recipe>, or runs/<recipe>-<variant>, as the command
+    `train` has it. resume_from: go on from a kept state in a new folder, STEP or "RUN@STEP", as --resume_from.
 
     Raises UserError where something is wrong with the recipe, the data or the folder, before
     the first step, or where the loss is not finite in a later one.
@@ -51,12 +52,12 @@ def fit(
         quiet_tpu_library()
         quiet_cuda_plugin()
         config = configure(values, overridden)
-        folder = Path(workdir).expanduser() if workdir else default_workdir(str(recipe))
+        folder = place_of(workdir) if workdir else default_workdir(str(recipe))
         branch = None
         if resume_from != "":
             branch, folder = parse_branch(str(resume_from), folder)
-        run, outcome = complete(config, folder, branch=branch, again="call")
-        return _result(folder.absolute(), run, outcome)
+        run, outcome, local = complete(config, folder, branch=branch, again="call")
+        return _result(local.absolute(), run, outcome, str(folder) if is_address(folder) else "")
     except UserError as error:
         raise error.with_traceback(None) from None  # its message says what our calls would not
     finally:
@@ -79,9 +80,9 @@ def _overrides(overrides: Mapping[str, Any], data: Any, dev: Any) -> dict[str, s
     return given
 
 
-def _result(workdir: Path, run: Run, outcome: Outcome) -> TrainedRun:
+def _result(workdir: Path, run: Run, outcome: Outcome, address: str) -> TrainedRun:
     best, measure, name = outcome.progress, run.dev and run.dev.measure, ""
     score = float("nan")
     if measure:
         name, score = f"dev/{measure.name}", measure.shown(best.best_score)
-    return TrainedRun(workdir, outcome.step, run.total_steps, name, best.best_step, score, outcome.signal)
+    return TrainedRun(workdir, outcome.step, run.total_steps, name, best.best_step, score, outcome.signal, address)

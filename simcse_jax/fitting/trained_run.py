@@ -16,6 +16,8 @@ from simcse_jax.evaluation.results import Entry, ModelResult, Results
 from simcse_jax.model_folder.run_folder import export_run, read_run_info
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.import_path import path_of
+from simcse_jax.system.mirror import written
+from simcse_jax.system.object_store import shown_path
 from simcse_jax.training.held_out import judged_task
 from simcse_jax.training.metrics import read_metrics
 
@@ -37,6 +39,7 @@ class TrainedRun:
     best_step: int  # -1 without evaluations
     best_score: float  # the value of `measure` there
     stopped_by: int | None = None  # the number of the signal that stopped it; None when it is complete
+    address: str = ""  # of a run in an object store, whose `workdir` is the folder of this process
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -82,12 +85,14 @@ class TrainedRun:
             named = _scored_by(self.workdir)
         results = judge_models([open_model(str(self.workdir))], make_suite(named, tasks, data))
         print_results(results, Console(highlight=False, soft_wrap=True, force_jupyter=False))
-        write_results(results, Path(out).expanduser() if out else self.workdir / "evaluation")
+        with written(out or shown_path(self.address or self.workdir, "evaluation")) as folder:
+            write_results(results, folder)
         return results
 
     def export(self, out: str | Path, **forms: Any) -> Path:
         """Write the best model as a model folder; forms: as in `export_model`. A complete run has one in `model/`."""
-        export_run(self.workdir, out, **forms)
+        with written(out) as folder:
+            export_run(self.workdir, folder, **forms)
         return Path(out)
 
     def figure(self) -> Figure | None:
@@ -102,7 +107,7 @@ class TrainedRun:
         if self.stopped_by is not None:
             how = f"stopped at step {self.step} of {self.total_steps}"
         best = f"; best {self.measure} {self.best_score:.2f} at step {self.best_step}" if self.measure else ""
-        return f"TrainedRun({str(self.workdir)!r}: {how}{best})"
+        return f"TrainedRun({self.address or str(self.workdir)!r}: {how}{best})"
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the line of `repr`, and the curves."""

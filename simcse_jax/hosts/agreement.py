@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from simcse_jax.system.errors import UserError
+from simcse_jax.system.errors import Unreachable, UserError
 
 # How long a living process may take. One that has died is noticed earlier, by its missing heartbeat.
 PATIENCE_S = 6 * 3600
@@ -67,20 +67,23 @@ def fail_together() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        texts = gather(str(error) or type(error).__name__)
+        own = f"{isinstance(error, Unreachable):d}{str(error) or type(error).__name__}"
+        texts = gather(own)
         if isinstance(error, UserError):
-            if not is_first() and texts[0] == str(error):
-                raise error_on_all("the same as on process 0") from error  # one screen of text is enough
+            if not is_first() and texts[0] == own:
+                # One screen of text is enough.
+                raise error_on_all("the same as on process 0", type(error)) from error
             error.everywhere = True
         raise
     for number, text in enumerate(gather("")):
         if text:
-            raise error_on_all(f"Process {number} has failed, so this one stops too. There: {text}")
+            kind = Unreachable if text[0] == "1" else UserError
+            raise error_on_all(f"Process {number} has failed, so this one stops too. There: {text[1:]}", kind)
 
 
-def error_on_all(text: str) -> UserError:
+def error_on_all(text: str, kind: type[UserError] = UserError) -> UserError:
     """Return an error that every process of the run raises at this point."""
-    error = UserError(text)
+    error = kind(text)
     error.everywhere = True
     return error
 

@@ -24,6 +24,7 @@ from simcse_jax.model_folder.pretrained import require_finite
 from simcse_jax.model_folder.text_settings import TextSettings, trained_texts
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.json_file import read_json
+from simcse_jax.system.mirror import local_path
 from simcse_jax.system.whole_file import require_files
 
 # The list of a checkpoint's files with their checksums; it is written last, and with it a checkpoint is complete. Array
@@ -92,11 +93,14 @@ def read_state(folder: Path, like: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def parse_start(init: str) -> tuple[Path, int | None]:
-    """Return the run and the step that a model.init of the form run:DIR[@STEP] names; None for the best."""
+    """Return the run and the step that a model.init of the form run:DIR[@STEP] names; None for the best.
+
+    DIR may be an address, of which a copy is returned.
+    """
     named = init.removeprefix(START)
     source, at, step = named.rpartition("@")
     is_step = bool(at) and step.isdecimal()
-    return Path(source if is_step else named).expanduser(), int(step) if is_step else None
+    return local_path(source if is_step else named, states=is_step), int(step) if is_step else None
 
 
 def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
@@ -178,7 +182,7 @@ def export_run(
     out, forms: as in `export_model`. more: entries of the card. adapter: write the adapters alone, as a PEFT folder;
     UserError where that cannot be.
     """
-    workdir = Path(workdir)
+    workdir = local_path(workdir)
     params, lora, info = load_adapted(workdir)
     sizes, adapters = architecture_from_dict(info["encoder"]), None
     if adapter:
@@ -216,10 +220,14 @@ def _json(folder: Path) -> Any:
         return reader.restore(folder, args=ocp.args.JsonRestore())
 
 
-def _own_checkpointer(handler: Callable[..., Any]) -> ocp.Checkpointer:
-    """Return a checkpointer that reads in this process alone, and waits for no other."""
+def in_this_process() -> ocp.options.MultiprocessingOptions:
+    """Return the options with which Orbax reads or writes in this process alone, and waits for no other."""
     own = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
+    return ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
     )
+
+
+def _own_checkpointer(handler: Callable[..., Any]) -> ocp.Checkpointer:
+    alone = in_this_process()
     return ocp.Checkpointer(handler(multiprocessing_options=alone), multiprocessing_options=alone)

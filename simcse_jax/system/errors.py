@@ -18,6 +18,13 @@ class UserError(Exception):
 
     # True when every process of the run raises it at this point, so that all can leave in order.
     everywhere = False
+    status = 2  # the exit status of a command that ends with it
+
+
+class Unreachable(UserError):
+    """Report that an object store was out of reach for too long: the same command may work later, or elsewhere."""
+
+    status = 1  # launchers start it again
 
 
 def short(error: BaseException) -> str:

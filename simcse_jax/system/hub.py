@@ -1,4 +1,4 @@
-"""Fetch files of Hugging Face Hub repositories; no other module talks to the network."""
+"""Fetch files of Hugging Face Hub repositories."""
 
 import functools
 import hashlib
@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.json_file import read_json
+from simcse_jax.system.mirror import local_path
 
 CONFIG = "config.json"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
@@ -130,10 +131,12 @@ def dataset_file(address: str) -> Path:
 def model_folder(name: str, weights: bool = True) -> Path:
     """Return the local folder of a model: `name` itself if it is a folder, else the files of that Hub repository.
 
+    Of an address in an object store, a copy.
+
     Asks for single files and never for a listing, so that plain mirrors of the Hub's resolve protocol work too.
     weights: False fetches config and tokenizer only. Raises UserError when there is no such model.
     """
-    path = Path(name).expanduser()
+    path = local_path(name)
     if path.is_dir():
         return path
     if path.exists():

@@ -13,6 +13,8 @@ from simcse_jax.hosts.agreement import fail_together, is_first
 from simcse_jax.model_folder.frozen_base import BASE
 from simcse_jax.model_folder.run_folder import complete_steps, read_run_info
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.mirror import local_path
+from simcse_jax.system.object_store import place_of
 from simcse_jax.system.whole_file import write_whole_text, writing
 from simcse_jax.training.folder import TOKENIZER, has_checkpoint, require_same_recipe
 
@@ -22,12 +24,14 @@ ORIGIN = "resumed_from.json"  # in the new folder: of which run and step it is a
 class Branch(NamedTuple):
     """Name a state of a run, from which another folder goes on."""
 
-    source: Path
+    source: Path | str  # a folder, or an address
     step: int
 
 
-def parse_branch(value: str, workdir: Path) -> tuple[Branch, Path]:
+def parse_branch(value: str, workdir: Path | str) -> tuple[Branch, Path | str]:
     """Return the state that [DIR@]STEP names, and the folder that goes on from it; UserError for anything else.
+
+    Each folder may be an address.
 
     Without DIR, the state is that of the run in `workdir`, and the folder lies beside it, WORKDIR-from-STEP.
     """
@@ -37,15 +41,25 @@ def parse_branch(value: str, workdir: Path) -> tuple[Branch, Path]:
             f"--resume_from={value}: must be a step, or RUN@STEP.\nFor example --resume_from=500, or "
             "--resume_from=runs/unsup@500 with --workdir=ANOTHER."
         )
-    source = Path(run).expanduser() if at else workdir
-    named = workdir if workdir.name.strip(".") else workdir.resolve()  # --workdir=. has a name too
-    folder = workdir if at else named.with_name(f"{named.name}-from-{step}")
-    if source.resolve() == folder.resolve():
+    source = place_of(run) if at else workdir
+    folder = workdir if at else _beside(workdir, f"-from-{step}")
+    if _resolved(source) == _resolved(folder):
         raise UserError(
             f"--resume_from={value} goes on in another folder than that of the run itself.\nGive --workdir=ANOTHER, or "
             f"--resume_from={step} for {workdir}-from-{step}."
         )
     return Branch(source, int(step)), folder
+
+
+def _beside(workdir: Path | str, ending: str) -> Path | str:
+    if isinstance(workdir, str):
+        return workdir + ending
+    named = workdir if workdir.name.strip(".") else workdir.resolve()  # --workdir=. has a name too
+    return named.with_name(f"{named.name}{ending}")
+
+
+def _resolved(place: Path | str) -> str:
+    return place if isinstance(place, str) else str(place.resolve())
 
 
 def require_state(branch: Branch, named: str) -> dict[str, Any]:
@@ -54,10 +68,11 @@ def require_state(branch: Branch, named: str) -> dict[str, Any]:
     named: what names the state.
     """
     source, step = branch
-    info = read_run_info(source)
+    folder = local_path(source, states=True)
+    info = read_run_info(folder)
     if info is None:
         raise UserError(f"{named}: {source} holds no run (no config.json).\nGive the folder that --workdir named.")
-    kept = complete_steps(source / "checkpoints" / "last")
+    kept = complete_steps(folder / "checkpoints" / "last")
     if step not in kept:
         raise UserError(
             f"{named}: {source} has kept no state of step {step}; it has {', '.join(map(str, kept)) or 'none'}.\n"
@@ -76,7 +91,7 @@ def start_branch(branch: Branch, workdir: Path, config: Config) -> None:
     with fail_together():
         if not is_first():
             return
-        origin = {"run": str(branch.source.resolve()), "step": branch.step}
+        origin = {"run": _resolved(branch.source), "step": branch.step}
         path = workdir / ORIGIN
         if has_checkpoint(workdir):
             if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != origin:
@@ -86,11 +101,12 @@ def start_branch(branch: Branch, workdir: Path, config: Config) -> None:
                 )
             return
         there = require_state(branch, f"--resume_from={branch.source}@{branch.step}")["recipe"]
+        source = local_path(branch.source, states=True)
         require_same_recipe(branch.source, there, _as_recorded(config.flat(), there))
         with writing(workdir, "Give a folder that you can write, --workdir=DIR.", f"--workdir={workdir}"):
-            _copy(branch, workdir)
+            _copy(source, branch.step, workdir)
             write_whole_text(path, json.dumps(origin) + "\n")
-            _copy_step(branch.source, workdir, "last", branch.step)
+            _copy_step(source, workdir, "last", branch.step)
 
 
 def _as_recorded(recipe: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
@@ -100,15 +116,15 @@ def _as_recorded(recipe: dict[str, Any], there: dict[str, Any]) -> dict[str, Any
     return found | ({"model.init": begun} if begun.rpartition("@")[0] == recipe["model.init"] else {})
 
 
-def _copy(branch: Branch, workdir: Path) -> None:
+def _copy(source: Path, last_step: int, workdir: Path) -> None:
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)  # of a start that was killed
     for name in ("config.json", "metrics.jsonl", BASE):
-        if (branch.source / name).is_file():
-            shutil.copyfile(branch.source / name, workdir / name)
-    shutil.copytree(branch.source / TOKENIZER, workdir / TOKENIZER, dirs_exist_ok=True)
-    for step in complete_steps(branch.source / "checkpoints" / "best"):
-        if step <= branch.step:
-            _copy_step(branch.source, workdir, "best", step)
+        if (source / name).is_file():
+            shutil.copyfile(source / name, workdir / name)
+    shutil.copytree(source / TOKENIZER, workdir / TOKENIZER, dirs_exist_ok=True)
+    for step in complete_steps(source / "checkpoints" / "best"):
+        if step <= last_step:
+            _copy_step(source, workdir, "best", step)
 
 
 def _copy_step(source: Path, workdir: Path, kind: str, step: int) -> None:

@@ -13,9 +13,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ import jax
 import orbax.checkpoint as ocp
 
 from simcse_jax.hosts.agreement import broadcast, error_on_all, fail_together, gather, is_first, processes
-from simcse_jax.model_folder.run_folder import complete_steps, read_state
-from simcse_jax.system.errors import UserError, short
+from simcse_jax.model_folder.run_folder import complete_steps, in_this_process, read_state
+from simcse_jax.system.errors import Unreachable, UserError, short
 from simcse_jax.training.folder import incomplete, seal, set_aside
 from simcse_jax.training.mesh import place
 from simcse_jax.training.state import TrainState
+from simcse_jax.training.stored_run import StoredRun, on_first
 
 ATTEMPTS = 3  # failed saves in a row that stop the run
 SAVE_TIMEOUT_S = 600  # how long processes wait for each other within a save
@@ -60,17 +61,32 @@ class RunProgress:
 class Checkpoints:
     """Write and read the checkpoints of one run folder, all processes together. A context manager."""
 
-    def __init__(self, workdir: Path, say: Callable[[str], None] = print, keep: int = 2, keep_every_steps: int = 0):
-        """say: called with lines on what went wrong and how it was repaired. keep, keep_every_steps: as the keys."""
-        self._say = say
+    def __init__(
+        self,
+        workdir: Path,
+        say: Callable[[str], None] = print,
+        keep: int = 2,
+        keep_every_steps: int = 0,
+        stored: StoredRun | None = None,
+    ):
+        """say: called with lines on what went wrong and how it was repaired. keep, keep_every_steps: as the keys.
+
+        stored: of a run at an address. Each process has a folder of its own then, process 0 writes all, and sends it.
+        """
+        self._say, self._stored = say, stored
+        # Otherwise Orbax waits for all processes to write into one folder.
+        self._alone = stored is not None and processes() > 1
         self._failures = {"last": 0, "best": 0}  # failed saves in a row
         self._folder = workdir.absolute() / "checkpoints"
         with fail_together():
             self._remove_incomplete()
         # Two of each are kept: a save that a kill interrupts never leaves the run with none.
-        kept = _options(asynchronous=True, keep=keep, keep_every_steps=keep_every_steps)
+        if self._alone:
+            for kind in ("last", "best"):
+                (self._folder / kind).mkdir(parents=True, exist_ok=True)
+        kept = _options(self._alone, asynchronous=True, keep=keep, keep_every_steps=keep_every_steps)
         self._last = ocp.CheckpointManager(self._folder / "last", options=kept)
-        self._best = ocp.CheckpointManager(self._folder / "best", options=_options(asynchronous=False))
+        self._best = ocp.CheckpointManager(self._folder / "best", options=_options(self._alone, asynchronous=False))
         self._watcher = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None  # the save of `last` that was started and not yet checked
 
@@ -99,8 +115,9 @@ class Checkpoints:
         return max(complete_steps(self._folder / "last"), default=None)
 
     def has_best(self, step: int) -> bool:
-        """Return whether the parameters of this evaluation are kept."""
-        return step in self._best.all_steps()
+        """Return whether the parameters of this evaluation are kept; all processes call it together."""
+        found = step in self._best.all_steps()
+        return json.loads(broadcast(json.dumps(found))) if self._alone else found
 
     def describe_last(self) -> str:
         """Return which step `checkpoints/last` holds, in words for a message."""
@@ -119,41 +136,75 @@ class Checkpoints:
         `ATTEMPTS` failures, this raises: UserError if the disk is full, else RuntimeError (so launchers start again).
         """
         step = int(state.step)
-        if self._settled() and self._last.latest_step() == step:
+        with self._by_first(state._asdict()) as values:
+            if values is not None:
+                self._save_last(step, values, progress)
+
+    @contextmanager
+    def _by_first(self, values: Any) -> Iterator[Any]:
+        """Yield what this process is to save, None for nothing; what fails where process 0 saves all fails all."""
+        if not self._alone:
+            yield values
+            return
+        values = on_first(values)
+        with fail_together():
+            yield values
+
+    def _save_last(self, step: int, values: Any, progress: RunProgress) -> None:
+        try:
+            settled = self._settled()
+        except Unreachable:
+            self._keep_here(step, values, progress)
+            raise
+        if settled and self._last.latest_step() == step:
             return
         if self._failures["last"]:
             self._say(f"saving step {step} instead")
-        metadata = progress.to_json()
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), progress=ocp.args.JsonSave(metadata))
         try:
+            items = _items(values, progress)
             self._last.save(step, force=True, args=items)
             self._pending = self._watcher.submit(self._completed, self._last, step)
         except Exception as error:  # noqa: BLE001 (a file system may raise anything)
             self._failed("last", error)
 
+    def _keep_here(self, step: int, values: Any, progress: RunProgress) -> None:
+        """Save this state in the local folder alone, from which the next start sends it."""
+        if self._last.latest_step() != step:
+            self._last.save(step, force=True, args=_items(values, progress))
+            self._last.wait_until_finished()
+            seal(Path(self._last.directory) / str(step))
+
     def _completed(self, manager: ocp.CheckpointManager, step: int) -> None:
-        """Wait until a save is written, and mark it as complete."""
+        """Wait until a save is written, and mark it as complete; send it where the run is at an address."""
         manager.wait_until_finished()
         if is_first():
-            seal(Path(manager.directory) / str(step))
+            folder = Path(manager.directory)
+            seal(folder / str(step))
+            if self._stored:
+                self._stored.send_step(folder.name, step)
 
     def must_retry(self) -> bool:
         """Return whether the newest save has failed; cheap enough for every step."""
         if self._pending is not None and self._pending.done():
+            if isinstance(self._pending.exception(), UserError):  # the next save, of all processes, raises it
+                return not self._alone
             self._settled()
         return self._pending is None and self._failures["last"] > 0
 
     def finish(self, state: TrainState, progress: RunProgress) -> None:
         """Save this state and wait until it is written; raises what `save_last` raises."""
         self.save_last(state, progress)
-        while not self._settled():
-            self.save_last(state, progress)
+        with fail_together() if self._alone else nullcontext():
+            while not self._settled():  # of several processes, a failure has raised
+                self.save_last(state, progress)
 
     def _settled(self) -> bool:
         """Wait for the running save; return False if the newest one has failed."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             if error := pending.exception():
+                if isinstance(error, UserError):  # of an object store; it was tried for long enough
+                    raise error
                 self._failed("last", error)
             else:
                 self._failures["last"] = 0
@@ -178,6 +229,11 @@ class Checkpoints:
 
     def save_best(self, step: int, params: Any, scores: dict[str, Any]) -> None:
         """Save the parameters of the best evaluation so far, before this returns. Raises what `save_last` raises."""
+        with self._by_first(params) as values:
+            if values is not None:
+                self._save_best(step, values, scores)
+
+    def _save_best(self, step: int, params: Any, scores: dict[str, Any]) -> None:
         # The state on disk may rest on an older best, which goes once two newer ones are there.
         self._settled()
         if step in self._best.all_steps():  # a resumed run reaches its best step again
@@ -187,6 +243,8 @@ class Checkpoints:
             try:
                 self._best.save(step, force=True, args=items)
                 self._completed(self._best, step)
+            except UserError:
+                raise
             except Exception as error:  # noqa: BLE001 (a file system may raise anything)
                 self._failed("best", error)
             else:
@@ -237,6 +295,10 @@ class Checkpoints:
         with fail_together():
             if is_first():
                 os.replace(self._folder / "last" / str(step), aside)
+                if self._stored:
+                    self._stored.set_aside(step, aside)
+            elif self._alone:
+                os.replace(self._folder / "last" / str(step), aside)
         self._last.reload()
         self._say(f"warning: the checkpoint of step {step} is damaged ({problem}); set aside as {aside}")
 
@@ -252,8 +314,14 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in record.pathname)
 
 
-def _options(asynchronous: bool, keep: int = 2, keep_every_steps: int = 0) -> ocp.CheckpointManagerOptions:
+def _items(values: Any, progress: RunProgress) -> ocp.args.Composite:
+    return ocp.args.Composite(state=ocp.args.StandardSave(values), progress=ocp.args.JsonSave(progress.to_json()))
+
+
+def _options(alone: bool, asynchronous: bool, keep: int = 2, keep_every_steps: int = 0) -> ocp.CheckpointManagerOptions:
     return ocp.CheckpointManagerOptions(
+        create=not alone,  # Orbax makes folders for all processes together only
+        multiprocessing_options=in_this_process() if alone else ocp.options.MultiprocessingOptions(),
         max_to_keep=keep,
         keep_period=keep_every_steps or None,
         enable_async_checkpointing=asynchronous,

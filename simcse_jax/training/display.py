@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from simcse_jax.data.batches import format_rows
 from simcse_jax.data.mixture import MixedOrder
 from simcse_jax.encoder.products import precision
 from simcse_jax.model_folder.card import simcse_recipe
+from simcse_jax.system.object_store import is_address, shown_path
 from simcse_jax.system.progress import Heartbeat, duration, in_notebook
 from simcse_jax.training.held_out import judging_flag
 from simcse_jax.training.metrics import OF_SOURCE
@@ -36,8 +37,15 @@ SMALL_CHANGE = 0.1  # of the logarithm of a learned temperature, in a whole run:
 class Display:
     """Show a bar with loss, dev score, sentences/s and time left; in a log, a line for each step that is logged."""
 
-    def __init__(self, total_steps: int, console: Console | None = None, quiet: bool = False):
-        """quiet: show nothing, as one process of a run is enough to show it."""
+    def __init__(
+        self,
+        total_steps: int,
+        console: Console | None = None,
+        quiet: bool = False,
+        named: Callable[[str], str] = str,
+    ):
+        """quiet: show nothing, as one process of a run is enough to show it. named: changes lines that are shown."""
+        self._named = named
         self.console = console or Console(soft_wrap=True, highlight=False, quiet=quiet, force_jupyter=False)
         self.total_steps = total_steps
         self._doing = "training"
@@ -70,7 +78,7 @@ class Display:
         """Print a line above the bar."""
         Heartbeat.beat()
         try:
-            self.console.print(text, markup=False)
+            self.console.print(self._named(text), markup=False)
         except BrokenPipeError:
             raise
         except OSError:  # a log on a full disk is no reason to stop
@@ -223,9 +231,12 @@ def summarize(run: Run, outcome: Outcome, seconds: float) -> str:
     )
 
 
-def conclude(run: Run, outcome: Outcome, workdir: Path) -> list[str]:
-    """Return lines on where the model of a complete run is, and what to do next with this run's own files."""
-    model, best = workdir / "model", outcome.progress.best_step
+def conclude(run: Run, outcome: Outcome, workdir: Path | str) -> list[str]:
+    """Return lines on where the model of a complete run is, and what to do next with this run's own files.
+
+    workdir: its folder or address.
+    """
+    model, best = shown_path(workdir, "model"), outcome.progress.best_step
     if best == 0:
         found = (
             f"No evaluation was better than the one before training, so {model} holds the model that training started "
@@ -244,11 +255,11 @@ def conclude(run: Run, outcome: Outcome, workdir: Path) -> list[str]:
     ]
 
 
-def _next_steps(config: Config, workdir: Path) -> dict[str, str]:
+def _next_steps(config: Config, workdir: Path | str) -> dict[str, str]:
     """Return commands by their purpose; they work for this run when they are copied."""
     here = Path(sys.executable)
     python = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else "python"
-    model, files = workdir / "model", config.data.files
+    model, files = shown_path(workdir, "model"), config.data.files
     demo, pretrained = files.startswith("demo:"), config.objective.loss == "none" and not config.teacher.name
     text = "sentences.txt" if demo else files
     steps = {}
@@ -258,13 +269,16 @@ def _next_steps(config: Config, workdir: Path) -> dict[str, str]:
             f"{python} -m simcse_jax.train --config={recipe} --config.model.name={model} --config.data.files={text}"
         )
     steps["use it from Python"] = f'SimCSE("{model}").encode(["a text"])  # from simcse_jax import SimCSE'
-    steps["use it from PyTorch"] = f'SentenceTransformer("{model}").encode(["a text"])'
+    if not is_address(model):
+        steps["use it from PyTorch"] = f'SentenceTransformer("{model}").encode(["a text"])'
     usual = "--pairs=demo:test" if config.eval.data == "demo:dev" else "--data=senteval  # or --pairs=graded.tsv"
     judged = judging_flag(config.eval.data, workdir) or usual
     steps["judge it"] = f"{python} -m simcse_jax.evaluate --model={workdir} {judged}"
     if not demo and files.endswith(".txt") and "," not in files:
         steps["search your text"] = f'{python} -m simcse_jax.search --model={workdir} --corpus={files} --query="a text"'
-    steps["look at all curves"] = f"tensorboard --logdir={workdir / 'tensorboard'}  # pip install tensorboard"
+    steps["look at all curves"] = (
+        f"tensorboard --logdir={shown_path(workdir, 'tensorboard')}  # pip install tensorboard"
+    )
     if demo and not pretrained:
         steps["train on your text"] = (
             f"{python} -m simcse_jax.train --config=configs/small.py --config.data.files=sentences.txt"

@@ -13,7 +13,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from simcse_jax.config.schema import Config
 from simcse_jax.hosts.agreement import broadcast, fail_together, is_first, processes
 from simcse_jax.model_folder.run_folder import FILE_LIST, complete_steps, read_run_info
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.object_store import shown_path
 from simcse_jax.system.whole_file import checksum, locked, write_whole_text, writing
 
 TOKENIZER = "tokenizer"
-_DRAFT = ".tokenizer.partial"  # the tokenizer of a run that may yet be refused
+DRAFT = ".tokenizer.partial"  # the tokenizer of a run that may yet be refused
 _LOCK = ".lock"
 _WAY_OUT = "Give a folder that you can write, --workdir=DIR."
 # Files that may lie in the folder of a new run: what launchers and users write beside it, by their suffixes.
@@ -68,11 +69,8 @@ def locked_folder(workdir: Path) -> Iterator[None]:
 @contextmanager
 def _made(workdir: Path) -> Iterator[None]:
     """Make the folder if need be; one that was made, and is empty at the end but for the lock, is removed again."""
-    if "://" in str(workdir) or str(workdir).startswith("gs:"):
-        raise UserError(
-            f"--workdir={workdir} is an address, and must be a folder that every host sees.\nMount the bucket "
-            "(Cloud Storage FUSE; launch/tpu_pod.sh and launch/gke.yaml do) and give its path."
-        )
+    if str(workdir).startswith("gs:"):
+        raise UserError(f"--workdir={workdir}: an address in a bucket is written with two slashes, gs://BUCKET/NAME.")
     new = not workdir.exists()
     if not new:
         _require_free(workdir)
@@ -95,19 +93,25 @@ def _require_free(workdir: Path) -> None:
     with writing(workdir, _WAY_OUT, f"--workdir={workdir}"):
         if (workdir / "config.json").exists():  # a run, or refused when it is read
             return
-        foreign = sorted(path.name for path in workdir.iterdir() if _is_foreign(path))
+        found = sorted(path.name for path in workdir.iterdir() if is_foreign(path.name, path.is_dir()))
+    require_no_others(workdir, found)
+
+
+def require_no_others(workdir: Path | str, foreign: Sequence[str]) -> None:
+    """Raise UserError where a folder or an address without a run holds other things, of these names."""
     if foreign:
         more = f" and {len(foreign) - 6} more" if len(foreign) > 6 else ""
         raise UserError(
             f"--workdir={workdir} holds no run (no config.json), and other files: {', '.join(foreign[:6])}{more}.\n"
-            f"Give the run a folder of its own, for example --workdir={workdir / 'run'}"
+            f"Give the run a folder of its own, for example --workdir={shown_path(workdir, 'run')}"
         )
 
 
-def _is_foreign(path: Path) -> bool:
-    if path.name.startswith(".") or path.name in ("lost+found", "tensorboard"):  # the latter perhaps a link elsewhere
-        return path.name == ".git"
-    return path.is_dir() or path.suffix.lower() not in _BESIDE
+def is_foreign(name: str, is_folder: bool = False) -> bool:
+    """Return whether what has this name is no part of a run, nor what may lie beside it."""
+    if name.startswith(".") or name in ("lost+found", "tensorboard"):  # the latter perhaps a link elsewhere
+        return name == ".git"
+    return is_folder or Path(name).suffix.lower() not in _BESIDE
 
 
 @contextmanager
@@ -120,15 +124,15 @@ def undone_if_refused(workdir: Path, config: Config) -> Iterator[None]:
         with fail_together():
             if is_first():
                 stack.enter_context(_made(workdir))
-                stack.callback(shutil.rmtree, workdir / _DRAFT, ignore_errors=True)
-                shutil.rmtree(workdir / _DRAFT, ignore_errors=True)  # left by a start that was killed
+                stack.callback(shutil.rmtree, workdir / DRAFT, ignore_errors=True)
+                shutil.rmtree(workdir / DRAFT, ignore_errors=True)  # left by a start that was killed
                 info = read_run_info(workdir)
                 if info is not None and has_checkpoint(workdir):
                     require_same_recipe(workdir, info["recipe"], config.flat())
         yield
 
 
-def require_same_recipe(workdir: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
+def require_same_recipe(workdir: Path | str, there: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise UserError where the recipe of the run in a folder and another one differ in what changes the result."""
     changed = differences(there, now).items()
     _refuse(workdir, [f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed])
@@ -170,7 +174,7 @@ def require_same_data(workdir: Path, info: dict[str, Any]) -> None:
         _refuse(workdir, changed)
 
 
-def _refuse(workdir: Path, changed: list[str]) -> None:
+def _refuse(workdir: Path | str, changed: list[str]) -> None:
     if changed:
         table = "\n".join(f"  {line}" for line in changed)
         raise UserError(
@@ -186,20 +190,20 @@ def write_run_info(workdir: Path, info: dict[str, Any]) -> None:
 
 def tokenizer_draft(workdir: Path) -> Path:
     """Return an empty folder for the tokenizer of a run that may yet be refused; see `keep_tokenizer`."""
-    (workdir / _DRAFT).mkdir()
-    return workdir / _DRAFT
+    (workdir / DRAFT).mkdir()
+    return workdir / DRAFT
 
 
 def current_tokenizer(workdir: Path) -> Path:
     """Return the folder of the run's tokenizer: the draft, or the one that an earlier part of the run has kept."""
-    return draft if (draft := workdir / _DRAFT).is_dir() else workdir / TOKENIZER
+    return draft if (draft := workdir / DRAFT).is_dir() else workdir / TOKENIZER
 
 
 def keep_tokenizer(workdir: Path) -> None:
     """Move the draft, if there is one, to `workdir/tokenizer`."""
-    if (workdir / _DRAFT).is_dir():
+    if (workdir / DRAFT).is_dir():
         shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
-        os.replace(workdir / _DRAFT, workdir / TOKENIZER)
+        os.replace(workdir / DRAFT, workdir / TOKENIZER)
 
 
 def set_aside(checkpoints: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from simcse_jax.evaluation.retrieval.data import Retrieval
 from simcse_jax.evaluation.retrieval.from_text import PAIRS as ROWS
 from simcse_jax.evaluation.retrieval.from_text import from_rows, halves, neighbours
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.object_store import shown_path
 from simcse_jax.training.feeding import split_list
 
 PREFIX = "heldout:"
@@ -60,12 +61,12 @@ def load_held_out_part(config: Config) -> HeldOutPart:
     return HeldOutPart(task, [text for row in rows for text in row if text.strip()])
 
 
-def judged_task(data: str, workdir: Path) -> str:
+def judged_task(data: str, workdir: Path | str) -> str:
     """Return the task of one's own that a finished run is judged on; data: its eval.data, workdir: its folder."""
-    return f"retrieval:{workdir / FOLDER}" if is_held_out(data) else data
+    return f"retrieval:{shown_path(workdir, FOLDER)}" if is_held_out(data) else data
 
 
-def judging_flag(data: str, workdir: Path) -> str:
+def judging_flag(data: str, workdir: Path | str) -> str:
     """Return the flag of `evaluate` that judges a run on a task that is no graded pairs; "" for other eval.data."""
     kind, source = parse_task(judged_task(data, workdir))
     return f"--{kind}={source}" if data and kind != PAIRS else ""

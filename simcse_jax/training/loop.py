@@ -31,6 +31,7 @@ from simcse_jax.training.program import Compilations
 from simcse_jax.training.run import Run
 from simcse_jax.training.state import TrainState, encoder_params
 from simcse_jax.training.step import TrainStep
+from simcse_jax.training.stored_run import StoredRun
 from simcse_jax.training.trackers import Trackers
 
 FALLING_EVALUATIONS = 3  # evaluations in a row with a falling score and a falling loss that are worth a warning
@@ -49,17 +50,25 @@ class Outcome:
     shapes_compiled: int
 
 
-def train(run: Run, workdir: Path, profile: bool = False, trackers: Trackers | None = None) -> Outcome:
+def train(
+    run: Run,
+    workdir: Path,
+    profile: bool = False,
+    trackers: Trackers | None = None,
+    stored: StoredRun | None = None,
+) -> Outcome:
     """Train until the end, the end of patience or a signal; resumes what `workdir` holds of this run.
 
-    profile: trace some steps into `workdir/profile`. trackers: get each line of metrics too. UserError when the loss is
-    not finite; `last` is then still good. `prepare` has made sure that workdir holds no other run.
+    profile: trace some steps into `workdir/profile`. trackers: get each line of metrics too. stored: of a run at an
+    address. UserError when the loss is not finite; `last` is then still good. `prepare` has made sure that workdir
+    holds no other run.
     """
     first = is_first()
     with contextlib.ExitStack() as stack:
-        display = stack.enter_context(Display(run.total_steps, quiet=not first))
+        named = stored.named if stored else str
+        display = stack.enter_context(Display(run.total_steps, quiet=not first, named=named))
         kept = run.config.checkpoint
-        checkpoints = stack.enter_context(Checkpoints(workdir, display.say, kept.keep, kept.keep_every_steps))
+        checkpoints = stack.enter_context(Checkpoints(workdir, display.say, kept.keep, kept.keep_every_steps, stored))
         restored = checkpoints.restore_last(run.program.shapes)
         if restored is None:
             checkpoints.start_anew()

@@ -62,6 +62,7 @@ from simcse_jax.training.model import first_params, load_predictor, make_encoder
 from simcse_jax.training.optimizer import make_schedule
 from simcse_jax.training.program import Program, make_program
 from simcse_jax.training.state import PREDICTOR, TrainState, encoder_params
+from simcse_jax.training.stored_run import StoredRun
 from simcse_jax.training.teacher import load_teacher_vectors
 from simcse_jax.training.warm_start import with_step
 
@@ -95,8 +96,10 @@ class Run:
         return loss if loss in self.program.of_sources else ""
 
 
-def prepare(config: Config, workdir: Path) -> Run:
+def prepare(config: Config, workdir: Path, stored: StoredRun | None = None) -> Run:
     """Return the run that this configuration describes; writes `workdir/config.json` and `workdir/tokenizer`.
+
+    stored: of a run at an address, whose `workdir` is each process's own.
 
     Whatever is wrong with files, models or the folder is found here, before the first step and before anything is
     written: UserError, on all processes when one of them finds it.
@@ -106,8 +109,9 @@ def prepare(config: Config, workdir: Path) -> Run:
     model = dataclasses.replace(config.model, init=with_step(config.model.init, workdir))
     config = dataclasses.replace(config, model=model)
     with undone_if_refused(workdir, config):
-        require_shared(workdir)
-        return _assemble(config, workdir)
+        if stored is None:
+            require_shared(workdir)
+        return _assemble(config, workdir, stored)
 
 
 def _with_products(config: Config, workdir: Path) -> Config:
@@ -127,7 +131,7 @@ def _with_products(config: Config, workdir: Path) -> Config:
     return dataclasses.replace(config, **sections)
 
 
-def _assemble(config: Config, workdir: Path) -> Run:
+def _assemble(config: Config, workdir: Path, stored: StoredRun | None) -> Run:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     resumes = json.loads(broadcast(json.dumps(has_checkpoint(workdir))))
     with fail_together():
@@ -141,6 +145,8 @@ def _assemble(config: Config, workdir: Path) -> Run:
             left_out = left_out_of_training(source) if source and config.model.init == "pretrained" else ()
         if is_first() and not (resumes and (workdir / TOKENIZER).is_dir()):
             write_tokenizer(config, folder, tokenizer_draft(workdir))
+    if stored:
+        stored.share_tokenizer()
     with fail_together():
         tokenizer = load_tokenizer(current_tokenizer(workdir))
         encoder = make_encoder(config, folder, id_count(tokenizer), mesh.devices.flat[0].platform)

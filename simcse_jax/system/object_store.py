@@ -1,0 +1,301 @@
+"""Talk to an object store, such as gs://bucket/run: list, read, write and delete whole objects, with retries.
+
+An object is written whole or not at all, and nothing here renames or appends, which object stores cannot do.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from simcse_jax.system.errors import Unreachable, UserError, short
+
+Item = TypeVar("Item")
+
+RETRY_S = 300.0  # for how long a call is tried again while the store is out of reach; $SIMCSE_STORE_RETRY_S
+LONGEST_WAIT_S = 30.0  # between two attempts
+AT_ONCE = 8  # objects that are sent or fetched at a time
+_ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
+_OTHERS = ("hf", "http", "https", "file")  # addresses of other things
+# Packages of fsspec's file systems, by scheme.
+_PACKAGES = {
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "az": "adlfs",
+}
+_PASSING = (408, 429, 500, 502, 503, 504)  # HTTP statuses of what may work later
+_UNREACHED = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT, errno.EPIPE, errno.ENETDOWN, errno.EHOSTDOWN}
+_OF_NETWORK = ("aiohttp", "requests", "urllib3", "botocore", "azure", "http", "google", "socket", "ssl", "fsspec")
+_CREDENTIALS = {
+    "gcsfs": "On a Cloud machine, give its service account the role roles/storage.objectUser on the bucket; elsewhere "
+    "run\n`gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file.",
+    "s3fs": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, of a user who may read and write there.",
+}
+
+
+class Entry(NamedTuple):
+    """Describe an object: its size in bytes, and a tag that is another after each write."""
+
+    size: int
+    tag: str
+
+
+def is_address(name: str | os.PathLike[str]) -> bool:
+    """Return whether a name is an address in an object store, such as gs://bucket/run."""
+    found = _ADDRESS.fullmatch(str(name))
+    return found is not None and found["scheme"] not in _OTHERS
+
+
+def place_of(name: str | os.PathLike[str]) -> Path | str:
+    """Return an address as it is, and the path of any other name."""
+    return str(name).rstrip("/") if is_address(name) else Path(name).expanduser()
+
+
+def shown_path(name: str | os.PathLike[str], *parts: str) -> str:
+    """Return what lies in a folder or under an address, as it is named."""
+    return "/".join((str(name).rstrip("/"), *parts)) if is_address(name) else str(Path(name, *parts))
+
+
+class Store:
+    """Hold what lies under one address. Objects are named by what follows it and a slash; "" is the address itself."""
+
+    def __init__(self, address: str, say: Callable[[str], None] = print):
+        """say: called with lines on waiting. UserError for an address that cannot be one, or without its package."""
+        found = _ADDRESS.fullmatch(address.rstrip("/"))
+        if found is None or not found["rest"].strip("/"):
+            raise UserError(f"{address!r} is no address in an object store. Give BUCKET/NAME after gs://.")
+        self.address, self._say = address.rstrip("/"), say
+        self._package = _PACKAGES.get(found["scheme"], "")
+        self._files: Any = _file_system(found["scheme"], self._package, self.address)
+        self._root = self._files._strip_protocol(self.address)
+        self.bucket = self._root.lstrip("/").partition("/")[0]
+        self.retry_s = _retry_s()
+
+    def find(self, within: str = "") -> dict[str, Entry]:
+        """Return all objects under a name, by their names; UserError where there is no such bucket."""
+        found = self._tried("listing", lambda: self._files.find(self._path(within), detail=True))
+        return {self._name(path): _entry(info) for path, info in sorted(found.items())}
+
+    def top(self) -> set[str]:
+        """Return the first parts of the names of all objects, without listing what lies deeper."""
+        with suppress(FileNotFoundError):
+            found = self._tried("listing", lambda: self._files.ls(self._root, detail=False), missing_bucket=False)
+            return {self._name(path.rstrip("/")).partition("/")[0] for path in found} - {""}
+        self.find(".")  # a bucket that is not there is an error
+        return set()
+
+    def match(self, pattern: str) -> list[str]:
+        """Return the addresses of the objects that a pattern such as gs://bucket/*.txt matches, sorted."""
+        scheme = self.address.partition("://")[0]
+        found = self._tried("listing", lambda: self._files.glob(pattern))
+        return [f"{scheme}://{path.lstrip('/')}" for path in sorted(found)]
+
+    def get(self, name: str, to: Path) -> None:
+        """Fetch an object into a file, which appears whole; FileNotFoundError where it is gone."""
+        to.parent.mkdir(parents=True, exist_ok=True)
+        partial = to.with_name(f".{to.name}.{os.getpid()}.partial")
+        try:
+            self._tried(f"fetching {name}", lambda: self._files.get_file(self._path(name), str(partial)), False)
+            os.replace(partial, to)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def get_all(self, names: Mapping[str, Path]) -> None:
+        """Fetch these objects into files, several at a time."""
+        _each(lambda pair: self.get(*pair), names.items())
+
+    def put(self, path: Path, name: str) -> None:
+        """Write a file as an object."""
+        self._tried(f"writing {name}", lambda: self._files.put_file(str(path), self._path(name)))
+
+    def put_all(self, paths: Mapping[str, Path]) -> None:
+        """Write these files as objects of these names, several at a time."""
+        _each(lambda pair: self.put(pair[1], pair[0]), paths.items())
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of an object, None where there is none."""
+        try:
+            return self._tried(f"reading {name}", lambda: self._files.cat_file(self._path(name)), missing_bucket=False)
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write an object with this content."""
+        self._tried(f"writing {name}", lambda: self._files.pipe_file(self._path(name), content))
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write an object unless there is one of that name; return whether it was written.
+
+        The store decides which of several that create at a time succeeds, where it knows such a condition.
+        """
+        try:
+            self._tried(f"writing {name}", lambda: self._files.pipe_file(self._path(name), content, mode="create"))
+        except FileExistsError:
+            return self.read(name) == content  # written by an attempt whose answer was lost
+        return True
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete these objects; one that is not there is no error."""
+
+        def delete(name: str) -> None:
+            with suppress(FileNotFoundError):
+                self._tried(f"deleting {name}", lambda: self._files.rm_file(self._path(name)), missing_bucket=False)
+
+        _each(delete, names)
+
+    def require_writable(self) -> None:
+        """Raise UserError where nothing can be written here."""
+        probe = f".writable-{os.getpid()}"
+        self.write(probe, b"")
+        self.delete([probe])
+
+    @contextmanager
+    def briefly(self, retry_s: float) -> Iterator[None]:
+        """Within the block, give up after so many seconds at most, and be silent."""
+        before = self.retry_s, self._say
+        self.retry_s, self._say = min(retry_s, self.retry_s), lambda _: None
+        try:
+            yield
+        finally:
+            self.retry_s, self._say = before
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    def _name(self, path: str) -> str:
+        return path.lstrip("/").removeprefix(self._root.lstrip("/")).lstrip("/")
+
+    def _tried(self, what: str, call: Callable[[], Any], missing_bucket: bool = True) -> Any:
+        """Return what the call returns; try again while the store is out of reach, up to a limit.
+
+        missing_bucket: raise UserError, and not FileNotFoundError, where the call finds nothing: it would otherwise
+        only fail where there is no such bucket.
+        """
+        until, wait = time.monotonic() + self.retry_s, 1.0
+        while True:
+            try:
+                return call()
+            except FileNotFoundError as error:
+                if not missing_bucket:
+                    raise
+                raise UserError(
+                    f"{self.address}: there is no bucket {self.bucket!r} ({what}).\nCheck the spelling, or make it: "
+                    f"gcloud storage buckets create gs://{self.bucket} --location=REGION"
+                ) from error
+            except FileExistsError:
+                raise
+            except Exception as error:
+                if not _is_passing(error):
+                    raise self._refused(what, error) from error
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise Unreachable(
+                        f"{self.address} is out of reach, and was for {self.retry_s:.0f} s ({what}): {short(error)}.\n"
+                        "Give the same command again when it can be reached."
+                    ) from error
+                self._say(
+                    f"note: {self.address} is out of reach ({what}: {short(error)}); trying again for {left:.0f} s"
+                )
+                time.sleep(min(wait, left))
+                wait = min(2 * wait, LONGEST_WAIT_S)
+
+    def _refused(self, what: str, error: Exception) -> Exception:
+        """Return the UserError of a call that will not work later either; other errors as they are."""
+        text, code = str(error), _status(error)
+        denied = code in (401, 403) or isinstance(error, PermissionError) or text.startswith("Forbidden")
+        if denied or "credentials" in text.lower() or "credentials" in type(error).__name__.lower():
+            way_out = _CREDENTIALS.get(self._package, "Give credentials that may read and write there.")
+            return UserError(
+                f"{self.address} may not be used with your credentials ({what}): {short(error)}.\n{way_out}"
+            )
+        return (
+            error
+            if isinstance(error, OSError) and error.errno
+            else UserError(f"{self.address}: {what} failed: {short(error)}.\nCheck the address.")
+        )
+
+
+def _each(call: Callable[[Item], None], items: Iterable[Item]) -> None:
+    """Make these calls, several at a time; raises the error of the first that fails, once all have ended."""
+    with ThreadPoolExecutor(AT_ONCE, "object-store") as pool:
+        for _ in pool.map(call, list(items)):
+            pass
+
+
+def _entry(info: Mapping[str, Any]) -> Entry:
+    tags = (info.get(key) for key in ("generation", "etag", "ETag", "content_md5", "LastModified", "mtime", "created"))
+    return Entry(int(info["size"] or 0), str(next((tag for tag in tags if tag), "")))
+
+
+def _retry_s() -> float:
+    given = os.environ.get("SIMCSE_STORE_RETRY_S", "")
+    try:
+        return float(given) if given else RETRY_S
+    except ValueError:
+        raise UserError(f"SIMCSE_STORE_RETRY_S={given} is no number of seconds. Correct or unset it.") from None
+
+
+def _file_system(scheme: str, package: str, address: str) -> Any:
+    """Return fsspec's file system of that scheme, without caches of its own."""
+    import fsspec
+
+    plain: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    try:
+        if package == "gcsfs":
+            return _google(plain)
+        return fsspec.filesystem(scheme, **plain)
+    except ImportError as error:
+        raise UserError(
+            f"{address}: addresses that begin with {scheme}:// need a package: pip install {package or error.name}"
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"{address}: {scheme}:// is no object store that is known ({short(error)}).\nGive gs://BUCKET/NAME, "
+            "s3://BUCKET/NAME or another one of fsspec's, or the path of a folder."
+        ) from error
+
+
+def _google(plain: dict[str, Any]) -> Any:
+    """Return gcsfs's file system, with its own retries left out: they say nothing, and have no limit to choose."""
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # renames of folders, which are not made here
+    core = importlib.import_module("gcsfs.core")
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback of each failed attempt
+    once = {name: getattr(core.GCSFileSystem, name) for name in ("_request", "_get_file_request")}
+    once = {name: getattr(method, "__wrapped__", method) for name, method in once.items()}
+    emulated = os.environ.get("STORAGE_EMULATOR_HOST", "") not in ("", "default")
+    return type("GoogleStorage", (core.GCSFileSystem,), once)(token="anon" if emulated else None, **plain)
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the HTTP status in an error, None where there is none."""
+    for name in ("code", "status", "status_code"):
+        with suppress(AttributeError, ValueError):
+            return int(str(getattr(error, name)))
+    return None
+
+
+def _is_passing(error: Exception) -> bool:
+    """Return whether a call that failed so may work later."""
+    status = _status(error)
+    if status is not None:
+        return status in _PASSING
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if isinstance(error, OSError) and error.errno in _UNREACHED:
+        return True
+    # Errors of a library's own, but for those that say who one is.
+    own = type(error).__module__.partition(".")[0] in _OF_NETWORK
+    return own and not isinstance(error, ValueError | TypeError) and "Credential" not in type(error).__name__

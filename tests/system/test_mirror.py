@@ -1,0 +1,96 @@
+"""Copies of what lies in a bucket, and what commands write there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from simcse_jax.system.errors import UserError
+from simcse_jax.system.mirror import local_path, written
+from tests.bucket import Bucket, running_bucket
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Bucket]:
+    """Return a bucket that this process finds; its copies are kept in `tmp_path`."""
+    with running_bucket() as bucket:
+        for name, value in {**bucket.environment, "SIMCSE_CACHE": str(tmp_path / "cache")}.items():
+            monkeypatch.setenv(name, value)
+        yield bucket
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_path_stays_what_it_is() -> None:
+    assert local_path("~/a") == Path("~/a").expanduser()
+    with written("b/c") as path:
+        assert path == Path("b/c")
+
+
+def test_a_file_keeps_its_name_and_is_fetched_again_once_it_has_changed(bucket: Bucket) -> None:
+    bucket.write("data/a.txt", b"one")
+    path = local_path("gs://runs/data/a.txt")
+    assert (path.name, path.read_bytes()) == ("a.txt", b"one")
+    before = path.stat().st_mtime_ns
+    assert local_path("gs://runs/data/a.txt").stat().st_mtime_ns == before, "it was fetched twice"
+    bucket.write("data/a.txt", b"two")
+    assert local_path("gs://runs/data/a.txt").read_bytes() == b"two"
+    path.write_bytes(b"bad")
+    assert local_path("gs://runs/data/a.txt").read_bytes() == b"two"
+    with pytest.raises(UserError, match="no such object"):
+        local_path("gs://runs/data/b.txt")
+
+
+def test_a_folder_follows_the_bucket(bucket: Bucket) -> None:
+    for name in ("a/x", "a/b/y", "ab/z"):
+        bucket.write(name, name.encode())
+    assert files_of(local_path("gs://runs/a")) == {"x": b"a/x", "b/y": b"a/b/y"}
+    bucket.storage.delete_file("runs", "a/b/y")
+    bucket.write("a/c", b"c")
+    assert files_of(local_path("gs://runs/a/")) == {"x": b"a/x", "c": b"c"}
+
+
+def test_of_a_run_folder_states_are_fetched_where_they_are_asked_for(bucket: Bucket) -> None:
+    states, others = {"checkpoints/last/4/files.json"}, {"config.json", "checkpoints/best/4/files.json"}
+    for name in (*states, *others, "tensorboard/events"):
+        bucket.write(f"run/{name}", b"{}")
+    assert files_of(local_path("gs://runs/run")).keys() == others
+    assert files_of(local_path("gs://runs/run", states=True)).keys() == states | others | {"tensorboard/events"}
+
+
+def test_what_a_block_writes_is_sent_when_it_is_done(bucket: Bucket) -> None:
+    for name in ("old", "kept", ".hidden"):
+        bucket.write(f"out/{name}", name.encode())
+    with written("gs://runs/out") as path:
+        assert (path / "old").read_bytes() == b"old", "a command may look at what is there"
+        (path / "old").unlink()
+        (path / "rows").mkdir()
+        (path / "rows" / "1").write_bytes(b"new")
+        (path / ".draft").write_bytes(b"not sent")
+        assert "out/rows/1" not in bucket.names()
+    assert bucket.names("out/") == ["out/.hidden", "out/kept", "out/rows/1"]
+    block = written("gs://runs/out")
+    (block.__enter__() / "kept").write_bytes(b"half")
+    assert not block.__exit__(ValueError, ValueError("the work failed"), None)
+    assert bucket.read("out/kept") == b"kept"
+    with written("gs://runs/out") as path:
+        assert (path / "kept").read_bytes() == b"kept"
+    block = written("gs://runs/new/out")
+    (path := block.__enter__()).mkdir()
+    (path / "part").write_bytes(b"of a command that was stopped")
+    block.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    with written("gs://runs/new/out") as path:
+        assert (path / "part").exists(), "the same command goes on with it"
+    assert bucket.names("new/") == ["new/out/part"]
+    with written("gs://runs/a.csv") as path:
+        path.write_bytes(b"a,b")
+    assert bucket.read("a.csv") == b"a,b"
+    with written("gs://runs/a.csv"), pytest.raises(UserError, match="Another command"), written("gs://runs/a.csv"):
+        pass
+
+
+def test_an_unusable_place_is_found_before_the_work(bucket: Bucket) -> None:
+    with pytest.raises(UserError, match="no bucket"), written("gs://nowhere/out"):
+        pytest.fail("the block was entered")
