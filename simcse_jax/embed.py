@@ -16,6 +16,8 @@ from simcse_jax import cli
 from simcse_jax.serving import model_flags
 from simcse_jax.serving.model_flags import MODEL
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.mirror import written
+from simcse_jax.system.object_store import place_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,8 +41,7 @@ def main() -> None:
             raise UserError(
                 f"--{name} is needed.\nFor example: --model=runs/unsup --input=sentences.txt --out=vectors.parquet"
             )
-    out = Path(_OUT.value).expanduser()
-    if out.suffix != ".parquet" or out.is_dir():
+    if Path(_OUT.value).suffix != ".parquet" or Path(_OUT.value).expanduser().is_dir():
         raise UserError(f"--out={_OUT.value} must be the name of a .parquet file.")
 
     from simcse_jax.data.texts import open_column
@@ -59,6 +60,7 @@ def main() -> None:
     } | ({} if prompt is None else {"prompt": prompt})
     bar: Bar | None = None
     with ExitStack() as stack:
+        out = stack.enter_context(written(_OUT.value))
 
         def started(done: int) -> None:
             nonlocal bar
@@ -70,7 +72,7 @@ def main() -> None:
             return model.encoder.encode(part, None if bar is None else bar.update, _NORMALIZE.value, prompt)
 
         count = write_vectors(out, texts, encode, model.width, about, _STORAGE.value, started)
-    what = f"{out} ({count:,} texts and vectors of width {model.width}, {_STORAGE.value})"
+    what = f"{place_of(_OUT.value)} ({count:,} texts and vectors of width {model.width}, {_STORAGE.value})"
     print(f"already complete: {what}" if bar is None else f"written: {what}")
     if texts.left_out:
         print(

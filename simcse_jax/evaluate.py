@@ -15,6 +15,8 @@ from simcse_jax import cli
 from simcse_jax.evaluation.kinds import KINDS, name_task
 from simcse_jax.system import precision_flags
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.mirror import local_path, written
+from simcse_jax.system.object_store import Store, is_address, place_of, shown_path
 from simcse_jax.system.precision_flags import DTYPE, PRODUCTS
 
 if TYPE_CHECKING:
@@ -80,18 +82,20 @@ def main() -> int:
     if _SAMPLE_PAIRS.value:
         return _write_sample()
     names = model_names(_MODEL.value)
-    out = Path(_OUT.value).expanduser() if _OUT.value else default_out(names)
-    require_writable(out)
     own = tuple(dict.fromkeys(name_task(kind, source) for kind, given in _OWN.items() for source in given.value))
     widths = read_widths(_TRUNCATE.value)
     keep_compiled()
 
-    models = iter([_opened(given) for given in names])  # no reference stays here, so that each can be released
-    suite = make_suite(own, _TASKS.value, _DATA.value, _SPLIT.value, _FAST.value)
-    results = judge_models(models, suite, say=lambda line: print(line, flush=True), widths=widths)
-    print_results(results, Console(highlight=False, soft_wrap=True))
-    for path in write_results(results, out):
-        print(f"written: {path}")
+    out = _OUT.value or default_out(names)
+    with written(out) as folder:
+        require_writable(folder)
+        models = iter([_opened(given) for given in names])  # no reference stays here, so that each can be released
+        suite = make_suite(own, _TASKS.value, _DATA.value, _SPLIT.value, _FAST.value)
+        results = judge_models(models, suite, say=lambda line: print(line, flush=True), widths=widths)
+        print_results(results, Console(highlight=False, soft_wrap=True))
+        paths = write_results(results, folder)
+    for path in paths:
+        print(f"written: {shown_path(out, path.name)}")
     return 1 if any(model.failures for model in results.models) else 0
 
 
@@ -121,10 +125,11 @@ def _write_sample() -> int:
     if idle := next((name for name in of_scores if flags.FLAGS[name].present), None):
         raise UserError(f"--{idle} is of scores, and --sample_pairs scores nothing. Leave one out.")
     keep_compiled()
-    out = Path(_OUT.value).expanduser()
-    require_new_sheet(out)
-    pairs = sample_pairs(_opened(names[0]).encode, read_texts(sources[0]), _SAMPLE_PAIRS.value)
-    write_sheet(out, pairs)
+    out = place_of(_OUT.value)
+    with written(out) as sheet:
+        require_new_sheet(sheet)
+        pairs = sample_pairs(_opened(names[0]).encode, read_texts(sources[0]), _SAMPLE_PAIRS.value)
+        write_sheet(sheet, pairs)
     print(
         f"written: {out}, {len(pairs)} pairs. Grade each in the column score, say from 0 (unrelated) to 5 (the same); "
         f"then: python -m simcse_jax.evaluate --model={names[0]} --pairs={out}"
@@ -152,12 +157,13 @@ def name_and_pooler(given: str) -> tuple[str, str]:
     return given, ""
 
 
-def default_out(names: list[str]) -> Path:
+def default_out(names: list[str]) -> Path | str:
     """Return RUN/evaluation if the only model is a run folder, else evaluation."""
     from simcse_jax.model_folder.origin import is_run_folder
 
-    only = Path(names[0]).expanduser()
-    return (only if len(names) == 1 and is_run_folder(only) else Path()) / "evaluation"
+    if len(names) > 1 or not is_run_folder(local_path(names[0])):
+        return Path("evaluation")
+    return place_of(shown_path(place_of(names[0]), "evaluation"))
 
 
 def model_names(patterns: list[str]) -> list[str]:
@@ -167,8 +173,9 @@ def model_names(patterns: list[str]) -> list[str]:
     names: dict[str, None] = {}
     for given in patterns:
         pattern, pooler = name_and_pooler(given)
-        path = Path(pattern).expanduser()
-        found = sorted(glob.glob(str(path))) if glob.has_magic(pattern) and not path.exists() else [pattern]
+        path, found = Path(pattern).expanduser(), [pattern]
+        if glob.has_magic(pattern) and not path.exists():
+            found = Store(pattern).match(pattern) if is_address(pattern) else sorted(glob.glob(str(path)))
         if not found:
             raise UserError(f"--model={given}: nothing matches (relative to {Path.cwd()}).")
         names |= dict.fromkeys((name.rstrip("/") or "/") + (f":{pooler}" if pooler else "") for name in found)

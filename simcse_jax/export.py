@@ -16,6 +16,8 @@ from absl import flags
 
 from simcse_jax import __version__, cli
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.mirror import local_path, written
+from simcse_jax.system.object_store import shown_path
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder whose best model is exported.")
 _MODEL = flags.DEFINE_string("model", "", "Instead of --workdir: a Hugging Face or exported folder, or a Hub name.")
@@ -56,7 +58,7 @@ def main() -> None:
             "--pooler goes with --model; a run has its own, model.pooler of its recipe. Leave --pooler out."
         )
     if _WORKDIR.value and _KEEP_LAYERS.value:
-        model = Path(_WORKDIR.value) / "model"
+        model = shown_path(_WORKDIR.value, "model")
         raise UserError(f"--keep_layers goes with --model. Give --model={model}, the run's own export, or another one.")
     if _ADAPTER.value:
         _require_adapter_alone()
@@ -73,22 +75,26 @@ def main() -> None:
         require_onnx()
     if _PUSH.value:
         require_pushable(_PUSH.value)
+    with written(_OUT.value) as out:
+        _export(out)
+    print(f"The model is in {_OUT.value}; its README.md says how to use it.")
+    if _PUSH.value:
+        message = f"Model of simcse_jax {__version__}"
+        print(f"uploaded: {push_folder(out, written_files(out), _PUSH.value, _PRIVATE.value, message)}")
+
+
+def _export(out: Path) -> None:
     more = _of_card(_WORKDIR.value or _MODEL.value)
     forms = {"half": _HALF.value, "onnx": _ONNX.value, "int8": _INT8.value}
     if _WORKDIR.value:
         from simcse_jax.model_folder.run_folder import export_run
 
-        export_run(_WORKDIR.value, _OUT.value, more, _ADAPTER.value, **forms)
+        export_run(_WORKDIR.value, out, more, _ADAPTER.value, **forms)
     else:
         from simcse_jax.model_folder.export import convert
         from simcse_jax.model_folder.kept_layers import read_layers
 
-        convert(_MODEL.value, _OUT.value, _POOLER.value or None, read_layers(_KEEP_LAYERS.value), more, **forms)
-    print(f"The model is in {_OUT.value}; its README.md says how to use it.")
-    if _PUSH.value:
-        out = Path(_OUT.value).expanduser()
-        message = f"Model of simcse_jax {__version__}"
-        print(f"uploaded: {push_folder(out, written_files(out), _PUSH.value, _PRIVATE.value, message)}")
+        convert(_MODEL.value, out, _POOLER.value or None, read_layers(_KEEP_LAYERS.value), more, **forms)
 
 
 def _require_adapter_alone() -> None:
@@ -104,7 +110,7 @@ def _require_adapter_alone() -> None:
     if _PUSH.value:
         from simcse_jax.model_folder.run_folder import read_run_info
 
-        info = read_run_info(Path(_WORKDIR.value))
+        info = read_run_info(local_path(_WORKDIR.value))
         if info and Path(info["recipe"]["model.name"]).expanduser().exists():
             raise UserError(
                 f"--push of adapters of {info['recipe']['model.name']}, a folder of this machine: nobody else could "

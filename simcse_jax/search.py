@@ -5,6 +5,7 @@ Takes --query, or asks for queries until the input ends; --serve answers over HT
 
 from __future__ import annotations
 
+import glob
 import io
 import itertools
 import os
@@ -20,6 +21,7 @@ from simcse_jax.serving import mining_command, model_flags
 from simcse_jax.serving.mining_command import MINE, PAIRS
 from simcse_jax.serving.model_flags import MODEL
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.mirror import local_path, written
 
 if TYPE_CHECKING:
     from simcse_jax.serving.model import SimCSE
@@ -132,7 +134,8 @@ def _refuse_early() -> None:
     if MINE.value and Path(MINE.value).resolve() in [Path(name).resolve() for name in (*PAIRS.value, *_CORPUS.value)]:
         raise UserError(f"--mine-negatives={MINE.value} would overwrite an input file. Give another file.")
     if _SAVE.value:
-        require_index_or_empty(Path(_SAVE.value).expanduser())
+        with written(_SAVE.value) as folder:
+            require_index_or_empty(folder)
     if any(not query.strip() for query in _QUERY.value):
         raise UserError("--query is blank. Give it a text, or leave it out to type queries.")
     if broken := next((query for query in _QUERY.value if not _is_text(query)), None):
@@ -183,14 +186,19 @@ def _settings() -> Settings:
 
 
 def _is_index() -> bool:
-    return len(_CORPUS.value) == 1 and Path(_CORPUS.value[0]).expanduser().is_dir()
+    return len(_CORPUS.value) == 1 and _corpus_path(_CORPUS.value[0]).is_dir()
+
+
+def _corpus_path(name: str) -> Path:
+    """Return the local path of an entry of --corpus, if it is no pattern."""
+    return Path(name) if glob.has_magic(name) else local_path(name)
 
 
 def _vector_files() -> list[Path]:
     """Return the files of --corpus if `embed` wrote them all; [] if none, or --column asks for their texts."""
     from simcse_jax.serving.vector_file import is_vector_file
 
-    paths = [Path(name) for name in _CORPUS.value]
+    paths = [_corpus_path(name) for name in _CORPUS.value]
     written = [] if _COLUMN.value else [path for path in paths if is_vector_file(path)]
     if written and len(written) < len(paths):
         other = next(path for path in paths if path not in written)
@@ -210,7 +218,7 @@ def _fill(model: SimCSE) -> None:
     from simcse_jax.data.texts import open_column
 
     if _is_index():
-        index = model.load_index(Path(_CORPUS.value[0]).expanduser())
+        index = model.load_index(_CORPUS.value[0])
     elif vectors := _vector_files():
         index = model.build_index(vectors[0], _KIND.value, _STORAGE.value, show_progress=True, **_corpus_prompt())
         for path in vectors[1:]:
@@ -220,7 +228,7 @@ def _fill(model: SimCSE) -> None:
         index = model.build_index(texts, _KIND.value, _STORAGE.value, show_progress=True, **_corpus_prompt())
     print(f"{len(index):,} sentences", file=sys.stderr)
     if _SAVE.value:
-        model.save(Path(_SAVE.value).expanduser())
+        model.save(_SAVE.value)
         print(f"written: {_SAVE.value}", file=sys.stderr)
 
 

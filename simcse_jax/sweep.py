@@ -20,6 +20,8 @@ from ml_collections import config_flags
 from simcse_jax import cli
 from simcse_jax.config.recipe import default_workdir, find_recipes, require_recipe
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.mirror import written
+from simcse_jax.system.object_store import is_address
 
 if TYPE_CHECKING:
     from simcse_jax.sweeping.jobs import Job
@@ -33,7 +35,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "sweep that --workdir holds.",
     lock_config=True,
 )
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the sweep. Default: runs/sweep-<recipe>.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the sweep, or gs://BUCKET/NAME. Default: runs/sweep-<recipe>.")
 _SEEDS = flags.DEFINE_string("seeds", "", "Seeds of every row: 0..4 (0 to 4, the default) or 0,3,7.")
 _GRID = flags.DEFINE_multi_string(
     "grid", [], "Rows: KEY=VALUE,VALUE,...; repeat the flag for all combinations. Keys are those of --config."
@@ -70,13 +72,23 @@ PLAN_FLAGS = ("seeds", "grid", "row", *JUDGING_FLAGS)
 
 
 def main() -> int:
-    """Sweep as the flags say; return 1 when a run failed, 128 + the signal's number when one stopped it."""
+    """Sweep as the flags say; return 1 when a run failed, 128 + the signal's number when one stopped it.
+
+    A sweep at an address is worked on in the cache, and sent when the command ends.
+    """
+    recipe = config_flags.get_config_filename(flags.FLAGS["config"]) if _CONFIG.value else ""
+    if is_address(_WORKDIR.value) and _LIST.value:
+        raise UserError("--list prints commands for other shells, which need a folder that they see: --workdir=DIR.")
+    with written(_WORKDIR.value or _default_folder(recipe)) as folder:
+        return _sweep(recipe, folder)
+
+
+def _sweep(recipe: str, folder: Path) -> int:
+    """Do what `main` does, in this folder."""
     from simcse_jax.sweeping.jobs import lock_sweep, make_jobs, require_models, run_jobs
     from simcse_jax.sweeping.plan import require_comparable, require_senteval, write_plan
     from simcse_jax.sweeping.table import require_measure
 
-    recipe = config_flags.get_config_filename(flags.FLAGS["config"]) if _CONFIG.value else ""
-    folder = _folder(recipe)
     plan = _plan(recipe, folder)
     require_comparable(plan)
     require_measure(_MEASURE.value, plan.judging)
@@ -100,9 +112,7 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _folder(recipe: str) -> Path:
-    if _WORKDIR.value:
-        return Path(_WORKDIR.value)
+def _default_folder(recipe: str) -> Path:
     if not recipe:
         raise UserError(
             "--config=FILE is needed, or --workdir=DIR with a sweep in it.\nFor example --config=configs/demo.py"

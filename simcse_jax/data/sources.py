@@ -14,6 +14,8 @@ from simcse_jax.data.readers import FORMATS, format_of, open_table, text_columns
 from simcse_jax.data.tables import HEAD, Record, TextTable, listed, record_table
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import DATASET_PREFIX, dataset_file, require_hub
+from simcse_jax.system.mirror import local_path
+from simcse_jax.system.object_store import Store, is_address
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,8 +27,9 @@ _SPLIT = re.compile(r"(train|validation|val|dev|test)([^\w].*)?|.*\[.*")
 def open_tables(files: Sequence[str]) -> list[TextTable]:
     """Return the tables that `files` names, in that order, a glob's matches sorted; at least one.
 
-    An entry is a local path or glob, `hf://datasets/OWNER/NAME[@REVISION]/PATH` (one file of a Hub data set),
-    `OWNER/NAME[:CONFIG][:SPLIT]` (a Hub data set; split "train" by default), `demo:sentences` or `demo:triplets`.
+    An entry is a local path or glob, the same in an object store (`gs://BUCKET/*.txt`),
+    `hf://datasets/OWNER/NAME[@REVISION]/PATH` (one file of a Hub data set), `OWNER/NAME[:CONFIG][:SPLIT]` (a Hub data
+    set; split "train" by default), `demo:sentences` or `demo:triplets`.
     """
     if isinstance(files, str):
         raise TypeError("files is a sequence of names, not one string")
@@ -41,6 +44,8 @@ def _open_entry(entry: str) -> list[TextTable]:
         return [_demo_table(entry)]
     if entry.startswith("hf://"):
         return [open_table(dataset_file(entry), entry)]
+    if is_address(entry):
+        return [open_table(_fetched(address), address) for address in _addresses(entry)]
     path = Path(entry).expanduser()
     if path.is_dir():
         raise UserError(f"{entry} is a folder. Name its files, for example '{entry.rstrip(os.sep)}/*.txt'.")
@@ -57,13 +62,32 @@ def _open_entry(entry: str) -> list[TextTable]:
     raise UserError(f"The file {entry} does not exist (looked in {Path.cwd()}).{_similar(path)}")
 
 
+def _addresses(entry: str) -> list[str]:
+    """Return the addresses of the files that an address, perhaps a glob, names, sorted."""
+    if not glob.has_magic(entry):
+        return [entry]
+    matches = Store(entry).match(entry)
+    if not matches:
+        raise UserError(f"No object matches {entry!r}.\nCheck the bucket and the spelling.")
+    return matches
+
+
+def _fetched(address: str) -> Path:
+    path = local_path(address)
+    if path.is_dir():
+        raise UserError(f"{address} is a folder. Name its files, for example '{address.rstrip('/')}/*.txt'.")
+    return path
+
+
 def hub_data_set(entry: str) -> str | None:
     """Return the name of the Hub data set, OWNER/NAME, that an entry of `files` reads from; None for other entries."""
     entry = entry.strip()
     if entry.startswith(DATASET_PREFIX):
         return "/".join(entry.removeprefix(DATASET_PREFIX).partition("@")[0].split("/")[:2])
     found = _HUB_DATASET.fullmatch(entry)
-    is_local = Path(entry).expanduser().exists() or format_of(entry) is not None or entry.startswith(".")
+    is_local = (
+        is_address(entry) or Path(entry).expanduser().exists() or format_of(entry) is not None or entry.startswith(".")
+    )
     return found["repo"] if found and not is_local else None
 
 

@@ -23,6 +23,7 @@ from simcse_jax.data.changes import Change, Tokens, choose_words, words_of
 from simcse_jax.data.lines import text_lines
 from simcse_jax.hashing import token_bits
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.mirror import local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +80,7 @@ def replace_words(given: Tokens, rate: float, replacements: Replacements) -> Cha
 
 def synonyms_fingerprint(synonyms: str) -> str:
     """Return a hex digest of a file of synonyms; "" = the one in this package."""
-    return hashlib.blake2b(Path(synonyms or SHIPPED).expanduser().read_bytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(local_path(synonyms or SHIPPED).read_bytes(), digest_size=16).hexdigest()
 
 
 def load_replacements(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> Replacements:
@@ -87,7 +88,7 @@ def load_replacements(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> R
 
     Raises UserError when it cannot be read, a line holds a single word, or the tokenizer splits every word of it.
     """
-    file = Path(path).expanduser()
+    file = local_path(path)
     if not file.is_file():
         raise UserError(
             f"data.synonyms = {str(path)!r} cannot be read: there is no such file.\n"

@@ -11,6 +11,7 @@ import numpy as np
 from simcse_jax.data.readers import open_parquet
 from simcse_jax.data.text_vectors import Missing
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.mirror import local_path
 from simcse_jax.system.whole_file import checksum
 
 SUFFIX = ".parquet"
@@ -23,7 +24,7 @@ class VectorFiles:
     def __init__(self, names: Sequence[str]):
         """Read the files' schemas; UserError where there is no such column, or where widths differ."""
         self.name = ", ".join(names)
-        self._paths = [Path(name).expanduser() for name in names]
+        self._paths = [local_path(name) for name in names]
         widths = [_width(path) for path in self._paths]
         self.width = widths[0]
         if len(set(widths)) > 1:

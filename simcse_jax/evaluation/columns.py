@@ -12,6 +12,7 @@ from simcse_jax.data.rows import SPLITS
 from simcse_jax.evaluation.options import split_options
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import DATASET_PREFIX, dataset_file
+from simcse_jax.system.mirror import local_path
 
 Names = Mapping[str, tuple[str, ...]]  # by role: the names of its column in headers, in lower case
 SPLIT = "split"
@@ -45,7 +46,7 @@ def read_columns(source: str, names: Names) -> Iterator[Line]:
     FILE: a path, or hf://datasets/OWNER/NAME/FILE. split: only the rows with that word in the column "split".
     """
     place, options = split_options(source, (*names, SPLIT))
-    path = dataset_file(place) if place.startswith(DATASET_PREFIX) else Path(place).expanduser()
+    path = dataset_file(place) if place.startswith(DATASET_PREFIX) else local_path(place)
     if not path.is_file():
         raise UserError(
             f"{source}: there is no file {place} (relative to {Path.cwd()}).\nGive one with the columns "

@@ -20,6 +20,7 @@ from simcse_jax.evaluation.options import split_options
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import DATASET_PREFIX, dataset_file
+from simcse_jax.system.mirror import local_path
 
 # The file of STS-B's dev pairs, and where it is in folders with SentEval's layout.
 STSB_DEV = "sts-dev.csv"
@@ -90,7 +91,7 @@ def load_graded_pairs(source: str) -> GradedPairs:
     if source.startswith("demo:"):
         return _demo_pairs(source)
     place, options = split_options(source, (*NAMES, SPLIT))
-    path = dataset_file(place) if place.startswith(DATASET_PREFIX) else Path(place).expanduser()
+    path = dataset_file(place) if place.startswith(DATASET_PREFIX) else local_path(place)
     if path.suffix == ".tar" and path.is_file():
         path = senteval_folder(str(path)) / "STS"
     if path.is_dir():

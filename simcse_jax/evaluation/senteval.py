@@ -13,6 +13,7 @@ from simcse_jax.data.lines import text_lines
 from simcse_jax.system.cache import cache_folder
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import DATASET_PREFIX, dataset_file
+from simcse_jax.system.mirror import local_path
 
 HUB_ARCHIVE = "hf://datasets/princeton-nlp/datasets-for-simcse/senteval.tar"
 KNOWN_FOLDERS = ("STS", "SICK", "MR", "CR", "SUBJ", "MPQA", "SST", "TREC", "MRPC")
@@ -26,7 +27,7 @@ def senteval_folder(source: str = "") -> Path:
     cache); `hf://datasets/OWNER/NAME/FILE`; or "" for the archive of the SimCSE paper, from the Hub.
     """
     source = source or HUB_ARCHIVE
-    path = _fetched(source) if source.startswith(DATASET_PREFIX) else Path(source).expanduser()
+    path = _fetched(source) if source.startswith(DATASET_PREFIX) else local_path(source)
     if path.is_file():
         path = _unpacked(path)
     if not path.is_dir():

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.json_file import read_json
+from simcse_jax.system.mirror import local_path
 
 # What makes vectors of the same weights others, as the protocol of scores.json has it.
 _SAME = ("fingerprint", "pooler", "truncate_dim", "prompt", "prompts")
@@ -24,7 +25,7 @@ class CardScore(NamedTuple):
 
 def read_card_scores(path: str | Path, protocol: Mapping[str, Any]) -> list[CardScore]:
     """Return the scores from a scores.json of the model with this protocol; UserError where they are of another."""
-    found = read_json(Path(path).expanduser(), way_out="Give the scores.json that evaluate wrote to its --out.")
+    found = read_json(local_path(path), way_out="Give the scores.json that evaluate wrote to its --out.")
     models = [found, *(found.get("models") or ())]
     try:
         wanted = [protocol.get(name) for name in _SAME]

@@ -40,6 +40,7 @@ from simcse_jax.model_folder.weight_mapping import to_hugging_face, zero_head
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
 from simcse_jax.system.json_file import read_json, write_json
+from simcse_jax.system.mirror import local_path
 from simcse_jax.system.whole_file import writing
 
 
@@ -73,7 +74,7 @@ def convert(
     """
     if pooler and not is_pooler(pooler):
         raise UserError(f"--pooler={pooler} is unknown. Known: {known()}.")
-    if (Path(name).expanduser() / "checkpoints").is_dir():
+    if (local_path(name) / "checkpoints").is_dir():
         raise UserError(f"--model={name} is a run folder. Export it with --workdir={name}.")
     folder = model_folder(name)
     inner = encoder_folder(folder)

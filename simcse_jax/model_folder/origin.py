@@ -17,6 +17,8 @@ from simcse_jax.model_folder.st_modules import read_pipeline_unless_given, read_
 from simcse_jax.model_folder.text_settings import PLAIN, TextSettings, read_text_settings
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
+from simcse_jax.system.mirror import local_path
+from simcse_jax.system.object_store import is_address
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -44,8 +46,10 @@ def read_origin(name: str, pooler: str | None) -> Origin:
 
     pooler: None takes the model's own, which it must then name.
     """
-    path = Path(name).expanduser()
-    return _run_folder(path, pooler) if is_run_folder(path) else _model_folder(name, bool(pooler))
+    path = local_path(name)
+    if is_run_folder(path):
+        return _run_folder(path, pooler)
+    return _model_folder(str(path) if is_address(name) else name, bool(pooler))
 
 
 def is_run_folder(path: Path) -> bool:

@@ -18,6 +18,7 @@ from simcse_jax.data.rows import RowCounts, choose_columns, read_rows
 from simcse_jax.data.sources import open_tables
 from simcse_jax.serving.index.sentence_index import SentenceIndex
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.mirror import written
 from simcse_jax.system.vectors import require_cosine
 from simcse_jax.system.whole_file import write_whole, writing
 
@@ -206,8 +207,12 @@ def write_negatives(out: str | Path, examples: Iterable[Example], negatives: int
     lacks the last ones. The file is written whole or not at all. Raises UserError if the path does not end in .csv or
     cannot be written, or if there is no example; an earlier file then stays.
     """
-    out = Path(out).expanduser()
-    require_csv(out)
+    with written(out) as path:
+        require_csv(path)
+        return _write_negatives(path, examples, negatives)
+
+
+def _write_negatives(out: Path, examples: Iterable[Example], negatives: int) -> tuple[int, int]:
     count = total = 0
 
     def write(partial: Path) -> None:

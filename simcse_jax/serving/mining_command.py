@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.mirror import written
 
 if TYPE_CHECKING:
     from simcse_jax.serving.mining import Rules
@@ -53,7 +53,8 @@ def require_complete() -> None:
     if bool(MINE.value) != bool(PAIRS.value):
         raise UserError("--mine-negatives=OUT.csv and --pairs=TRAINING_FILE need each other. Give both or neither.")
     if MINE.value:
-        require_csv(Path(MINE.value).expanduser())
+        with written(MINE.value) as out:
+            require_csv(out)
         _rules()
         open_pairs(PAIRS.value)
 

@@ -18,6 +18,7 @@ from simcse_jax.serving.index.sentence_index import Hit, SentenceIndex, open_ind
 from simcse_jax.serving.paraphrases import Pair, paraphrases
 from simcse_jax.serving.vector_file import is_vector_file, read_vectors
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.mirror import local_path, written
 from simcse_jax.system.progress import progress_bar
 from simcse_jax.system.texts import each_text, one_text
 from simcse_jax.system.vectors import normalize as normalize_rows
@@ -259,11 +260,12 @@ class SimCSE:
 
     def save(self, folder: str | Path) -> None:
         """Save the index to a folder: texts, vectors, and the fingerprint of this model."""
-        self._indexed().save(Path(folder))
+        with written(folder) as path:
+            self._indexed().save(path)
 
     def load_index(self, folder: str | Path) -> SentenceIndex:
         """Open a saved index, memory-mapped; `search` uses it from now on. UserError if another model made it."""
-        self.index = open_index(Path(folder), self.fingerprint)
+        self.index = open_index(local_path(folder), self.fingerprint)
         return self.index
 
     @overload

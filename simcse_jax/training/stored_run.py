@@ -26,6 +26,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from simcse_jax.hosts.agreement import broadcast, fail_together, is_first, processes
+from simcse_jax.model_folder.frozen_base import BASE
 from simcse_jax.model_folder.run_folder import FILE_LIST, complete_steps, require_intact
 from simcse_jax.system.errors import Unreachable, UserError
 from simcse_jax.system.json_file import read_json
@@ -39,10 +40,10 @@ SEND_EVERY_S = 10.0  # metrics, curves and whatever else has changed
 IDENTITY = ".run-id"  # an object that tells a run from another one at the same address
 GATHERED_BYTES = 256 * 2**20  # of the state that are whole on each device at a time
 # What a start fetches of a run; all else in it is only written.
-_READ = ("config.json", "resumed_from.json", "metrics.jsonl", "trackers.json")
+_READ = ("config.json", BASE, "resumed_from.json", "metrics.jsonl", "trackers.json")
 _CHECKPOINTS = "checkpoints/"
 _READ_FOLDERS = ("tokenizer/", "tensorboard/", "checkpoints/", "heldout/", "model/")
-_READ_BY_OTHERS = ("config.json", "tokenizer/", "checkpoints/last/")
+_READ_BY_OTHERS = ("config.json", BASE, "tokenizer/", "checkpoints/last/")
 _BRIEF_S = 5.0  # for how long is tried again what need not be sent now, or is sent after an error
 
 

@@ -9,6 +9,7 @@ from simcse_jax.evaluation.retrieval.data import SELF, Retrieval
 from simcse_jax.evaluation.retrieval.hub import HUB_NAME, NANO, NANO_PREFIX, read_hub, read_nano
 from simcse_jax.evaluation.retrieval.readers import FILES, LAYOUT, read_files, read_folder
 from simcse_jax.system.errors import UserError
+from simcse_jax.system.mirror import local_path
 
 SPLIT, SELF_HITS = "split", "self"
 
@@ -24,7 +25,7 @@ def load_retrieval(source: str) -> Retrieval:
         return _three_files(source)
     place, options = split_options(source, (SPLIT, SELF_HITS))
     self_hits, split = _self_hits(source, options), options.get(SPLIT, "")
-    folder = Path(place).expanduser()
+    folder = local_path(place)
     if folder.is_dir():
         return read_folder(place, folder, split, self_hits)
     if place.startswith(NANO_PREFIX):
@@ -45,7 +46,7 @@ def _three_files(source: str) -> Retrieval:
     missing = [key for key in FILES if key not in options]
     if missing:
         raise UserError(f"{source}: {missing[0]}=FILE is missing; all of {', '.join(FILES)} are needed.")
-    paths = [Path(options[key]).expanduser() for key in FILES]
+    paths = [local_path(options[key]) for key in FILES]
     return read_files(source, *paths, split="as given", self_hits=_self_hits(source, options))
 
 
