@@ -27,18 +27,18 @@ ACCELERATOR=${ACCELERATOR:-v5litepod-16}
 RUNTIME=${RUNTIME:-}
 # 1: spot, cheaper, may be taken away at any time. 0: on demand.
 SPOT=${SPOT:-1}
-# The bucket for runs (without gs://), mounted on every host at MOUNT. It needs a hierarchical namespace: renaming a
-# folder finishes a checkpoint, and is atomic only there. Make it once, in the slice's region:
-#   gcloud storage buckets create gs://my-runs --location=REGION --uniform-bucket-level-access \
-#     --enable-hierarchical-namespace
+# The bucket for runs (without gs://). Make it once, in the slice's region:
+#   gcloud storage buckets create gs://my-runs --location=REGION --uniform-bucket-level-access
 BUCKET=${BUCKET:-}
-MOUNT=${MOUNT:-/mnt/simcse}
 # The commit, branch or tag of this clone to run; what is not committed is not sent.
 REF=${REF:-HEAD}
 # The recipe.
 CONFIG=${CONFIG:-configs/unsup.py}
-# The run folder, in the bucket, so that all hosts see it.
-WORKDIR=${WORKDIR:-$MOUNT/runs/$NAME}
+# Where the run is kept: an address in the bucket, or a folder that all hosts see.
+WORKDIR=${WORKDIR:-gs://$BUCKET/runs/$NAME}
+# For a WORKDIR below it only: a folder of the hosts where the bucket is mounted with Cloud Storage FUSE. The bucket then
+# needs --enable-hierarchical-namespace: renaming a folder finishes a checkpoint, and is atomic only there.
+MOUNT=${MOUNT:-}
 # The hosts' service account, which must be able to write to the bucket. Default: the project's default one.
 SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-}
 # The Python version to install on the hosts; the images' own, 3.10, is too old.
@@ -147,6 +147,7 @@ install() {
 }
 
 need_bucket() {
+  [[ $WORKDIR == "gs://$BUCKET/"* || -n $MOUNT ]] || return 0 # it needs no other bucket
   [[ -n $BUCKET ]] || die "BUCKET is not set: the name of the bucket for runs, such as BUCKET=my-runs"
   [[ $BUCKET != gs://* ]] || die "BUCKET=$BUCKET: the name alone is needed: BUCKET=${BUCKET#gs://}"
 }
@@ -159,10 +160,12 @@ run() {
 delete() { tpus queued-resources delete "$NAME" --force --quiet; }
 
 fetch() {
+  local from=$WORKDIR
   need_bucket
-  [[ $WORKDIR == "$MOUNT"/* ]] || die "WORKDIR=$WORKDIR: not in the bucket, which is mounted at MOUNT=$MOUNT"
+  if [[ -n $MOUNT && $WORKDIR == "$MOUNT"/* ]]; then from=gs://$BUCKET/${WORKDIR#"$MOUNT"/}; fi
+  [[ $from == gs://* ]] || die "WORKDIR=$WORKDIR: not in a bucket, so it cannot be fetched from there"
   do_ mkdir -p "runs/$NAME"
-  do_ gcloud storage rsync "gs://$BUCKET/${WORKDIR#"$MOUNT"/}" "runs/$NAME" --recursive '--exclude=^checkpoints/.*'
+  do_ gcloud storage rsync "$from" "runs/$NAME" --recursive '--exclude=^checkpoints/.*'
 }
 
 # Print the hosts' worst state, or `unreachable`.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Set up and run the training on one host of a TPU slice; tpu_pod.sh sends this tree to every host and calls it there.
 #
-#   bash launch/tpu_worker.sh install              an interpreter, this tree's packages and gcsfuse
-#   BUCKET=B MOUNT=DIR bash launch/tpu_worker.sh run FLAGS...   mount the bucket, (re)start the training as a service
+#   bash launch/tpu_worker.sh install              an interpreter and this tree's packages; with MOUNT also gcsfuse
+#   bash launch/tpu_worker.sh run FLAGS...         (re)start the training as a service; with MOUNT, mount BUCKET first
 #   bash launch/tpu_worker.sh stop                 SIGTERM: all hosts save the same step
 #   bash launch/tpu_worker.sh status               one line: worker HOST absent|running|done|mend|failed
 #   DRY_RUN=1                                      print the commands, run nothing
@@ -21,7 +21,7 @@ do_() {
 install_packages() {
   do_ python3 -m pip install --user --quiet uv
   do_ python3 -m uv venv --clear --python "$PYTHON_VERSION" .venv
-  do_ python3 -m uv pip install --quiet --python .venv/bin/python '.[tpu]'
+  do_ python3 -m uv pip install --quiet --python .venv/bin/python '.[tpu,gcs]'
 }
 
 install_gcsfuse() {
@@ -44,8 +44,7 @@ mount_bucket() {
 }
 
 run_service() {
-  : "${BUCKET:?the bucket for runs is missing}" "${MOUNT:?where to mount it is missing}"
-  mount_bucket
+  if [[ -n ${MOUNT:-} ]]; then : "${BUCKET:?the bucket to mount is missing}"; mount_bucket; fi
   # Hosts of one slice may become ready many minutes apart.
   local training=(.venv/bin/python -m simcse_jax.train --join_timeout_s=1800 "$@")
   # In a file, because systemd would interpret `$` and `%` in an argument.
@@ -94,7 +93,7 @@ status() {
 }
 
 case ${1:-} in
-  install) stop_service; install_packages; install_gcsfuse ;;
+  install) stop_service; install_packages; if [[ -n ${MOUNT:-} ]]; then install_gcsfuse; fi ;;
   run) shift; run_service "$@" ;;
   stop) stop_service ;;
   status) status ;;

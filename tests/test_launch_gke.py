@@ -83,11 +83,10 @@ def test_the_run_folder_is_in_the_bucket(job_set: dict[str, Any]):
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
     assert set(mounts) == set(volumes)
-    assert volumes["runs"]["csi"]["driver"] == "gcsfuse.csi.storage.gke.io"
+    cache = next(entry["value"] for entry in pod["containers"][0]["env"] if entry["name"] == "SIMCSE_CACHE")
+    assert cache.startswith(f"{mounts['cache']}/")
     [workdir] = [flag for flag in pod["containers"][0]["args"] if flag.startswith("--workdir=")]
-    assert workdir.startswith(f"--workdir={mounts['runs']}/")
-    template = job_set["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
-    assert template["metadata"]["annotations"]["gke-gcsfuse/volumes"] == "true"
+    assert workdir.startswith("--workdir=gs://my-runs/")
 
 
 def test_the_image_holds_what_a_wheel_needs():

@@ -72,9 +72,9 @@ def test_flags_reach_the_hosts_unbroken(tmp_path: Path):
         f"subprocess.run(['bash', '-c', command], cwd={str(host)!r})",
     )
     done = tpu_pod(tmp_path, "resume", "--", AWKWARD, "--config.train.seed=1")
-    workdir = "--workdir=/mnt/simcse/runs/unsup"
+    workdir = "--workdir=gs://my-runs/runs/unsup"
     flags = ["--config=configs/unsup.py", workdir, AWKWARD, "--config.train.seed=1"]
-    assert done.stdout.splitlines() == ["my-runs", "/mnt/simcse", "run", *flags]
+    assert done.stdout.splitlines() == ["my-runs", "", "run", *flags]
 
 
 def test_fetch_and_delete(tmp_path: Path):
@@ -83,6 +83,9 @@ def test_fetch_and_delete(tmp_path: Path):
     copy = ["storage", "rsync", "gs://my-runs/runs/unsup", "runs/unsup", "--recursive", "--exclude=^checkpoints/.*"]
     delete = ["compute", "tpus", "queued-resources", "delete", "unsup", "--force", "--quiet", *SITE]
     assert calls(tmp_path) == [["gcloud", *copy], ["gcloud", *delete]]
+    assert tpu_pod(tmp_path, "fetch", MOUNT="/mnt/b", WORKDIR="/mnt/b/runs/unsup").returncode == 0
+    assert calls(tmp_path)[2] == ["gcloud", *copy]
+    assert "cannot be fetched" in tpu_pod(tmp_path, "fetch", WORKDIR="/nfs/unsup").stderr
 
 
 # A cloud that goes through a list of (state of the request, what a host says), one further at each question for the
@@ -178,7 +181,10 @@ def test_a_host_says_what_its_service_is_at(load: str, active: str, sub: str, co
     assert worker(tmp_path, "status").stdout.split()[::2] == ["worker", state]
 
 
-def test_a_host_mounts_the_bucket_and_restarts_all_but_user_errors(tmp_path: Path):
+def test_a_host_mounts_the_bucket_where_asked_and_restarts_all_but_user_errors(tmp_path: Path):
+    assert "gcsfuse" not in worker(tmp_path, "run", AWKWARD, DRY_RUN="1").stdout
+    assert "gcsfuse" not in (installed := worker(tmp_path, "install", DRY_RUN="1").stdout)
+    assert ".[tpu,gcs]" in shlex.split(installed)
     done = worker(tmp_path, "run", AWKWARD, BUCKET="my-runs", MOUNT="/mnt/simcse", DRY_RUN="1")
     printed = done.stdout.splitlines()
     assert any(line.startswith("gcsfuse ") and line.endswith(" my-runs /mnt/simcse ") for line in printed)
