@@ -35,6 +35,8 @@ class StepPlan:
     memory: dict[str, int]  # state, frozen parameters if any, batch, temporaries, total
     flops: int = 0  # of matrix products, padding included
     work: Work | None = None  # None where only memory is wanted
+    loss: str = ""
+    others: tuple[StepPlan, ...] = ()  # the steps of a run with other losses
 
 
 class DoesNotFit(Exception):
@@ -63,15 +65,23 @@ class Planner:
     def compile(self, batch_size: int, counts: bool = True) -> StepPlan:
         """Return the plan of a step of this batch size; DoesNotFit where the compiler says so.
 
-        counts: also count operations, bytes and collectives.
+        Of a mixture whose sources have several losses, that of the loss which needs the most memory, with the others
+        beside it. counts: also count operations, bytes and collectives.
         """
+        losses = dict.fromkeys(part.objective.loss for part in self.config.by_source.values())
+        plans = [self._compile(batch_size, counts, loss) for loss in losses]
+        largest = max(plans, key=lambda plan: plan.memory["total"])
+        return dataclasses.replace(largest, others=tuple(plan for plan in plans if plan is not largest))
+
+    def _compile(self, batch_size: int, counts: bool, loss: str) -> StepPlan:
+        """Return the plan of a step with this loss."""
         train = dataclasses.replace(self.config.train, batch_size=batch_size)
         config = dataclasses.replace(self.config, train=train)
         width = self.teacher_width
         program = make_program(config, self.encoder, self.mesh, self.views, 1000, self.predictor, width)
         columns = self.batches.examples.texts
-        batch = batch_shapes(config, self.mesh, columns, self.rows, self.batches.layout.row_length, width)
-        step: Any = program.train_step
+        batch = batch_shapes(config.by_loss[loss], self.mesh, columns, self.rows, self.batches.layout.row_length, width)
+        step: Any = program.step_of(loss)
         traced = step.trace(program.shapes, batch, *program.frozen)
         try:
             with while_doing(f"compiling batch {batch_size:,}"):
@@ -92,10 +102,10 @@ class Planner:
             "total": arguments + found.output_size_in_bytes - found.alias_size_in_bytes + found.temp_size_in_bytes,
         }
         if not counts:
-            return StepPlan(batch_size, memory)
+            return StepPlan(batch_size, memory, loss=loss)
         cost, is_tpu = compiled.cost_analysis() or {}, self.mesh.devices.flat[0].platform == "tpu"
         done = work(compiled.as_text(), cost, memory, is_tpu, self.mesh.size)
-        return StepPlan(batch_size, memory, product_flops(traced.jaxpr.jaxpr), done)
+        return StepPlan(batch_size, memory, product_flops(traced.jaxpr.jaxpr), done, loss)
 
     def largest(
         self, plan: StepPlan | None, limit: int, begin: Callable[[int], None] = lambda size: None
@@ -182,8 +192,10 @@ def print_plan(
     except DoesNotFit as error:
         plan = None
         say(f"batch {config.train.batch_size:,} does not fit: {str(error).splitlines()[0][:300]}")
-    if plan:
-        for line in requirements(plan, chips, mesh.size):
+    for one in (plan, *plan.others) if plan else ():
+        if plan and plan.others:
+            say(f"a step with the loss {one.loss}:")
+        for line in requirements(one, chips, mesh.size):
             say(line)
     best = plan.batch_size if plan and plan.memory["total"] <= limit else 0
     if plan and not best:

@@ -26,7 +26,7 @@ from simcse_jax.planning.plan import (
 from simcse_jax.planning.topologies import Chips, topology_chips
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.mesh import make_mesh
-from tests.small_models import SMALL_ENCODER
+from tests.small_models import SMALL_ENCODER, small_recipe
 
 ROOT = Path(__file__).parent.parent.parent
 VECTORS_MIB = (12 * (3 * 768 + 3072 + 6 * 768) + 3 * 768) * 4 / 2**20  # its biases and norms
@@ -126,6 +126,26 @@ def test_the_next_size_is_where_memory_meets_the_limit() -> None:
     known = [StepPlan(size, {"total": 1000 + 2 * size}) for size in (64, 128)]
     assert next_size(known, 3000, 64, 128, 0) == 960  # 1,000 rounded down to a multiple of 64
     assert next_size(known, 3000, 64, 128, 512) == 320  # between what fits and what does not
+
+
+def test_of_a_mixture_every_loss_of_a_source_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = {
+        "texts": {"files": "a.txt", "positive": "dropout"},
+        "graded": {"files": "b.csv", "positive": "columns", "scores": "score", "loss": "cosent"},
+    }
+    recipe = small_recipe(sources, data__files="", data__mixing="batch", data__positive="dropout")
+    made = object.__new__(Planner)
+    made.config = resolve(recipe, (), 1)
+    sizes, asked = {"info_nce": 5, "cosent": 7}, []
+
+    def compiled(self: Planner, batch_size: int, counts: bool, loss: str) -> StepPlan:
+        asked.append((batch_size, counts, loss))
+        return StepPlan(batch_size, {"total": sizes[loss]}, loss=loss)
+
+    monkeypatch.setattr(Planner, "_compile", compiled)
+    found = made.compile(64)
+    assert asked == [(64, True, "cosent"), (64, True, "info_nce")]
+    assert (found.loss, [other.loss for other in found.others]) == ("cosent", ["info_nce"])
 
 
 def test_a_topology_without_a_plan_or_that_nobody_knows(tmp_path: Path) -> None:
