@@ -45,6 +45,7 @@ _PRIVATE = flags.DEFINE_bool("private", False, "With --push: a repository that i
 def main() -> None:
     """Export as the flags say."""
     from simcse_jax.model_folder.export import written_files
+    from simcse_jax.model_folder.licenses import require_license
     from simcse_jax.model_folder.onnx_export import require_onnx
     from simcse_jax.system.hub_push import push_folder, require_pushable
 
@@ -67,6 +68,7 @@ def main() -> None:
             "--scores are of the whole model, and --keep_layers exports some of the layers.\nExport these without "
             "--scores, evaluate that folder, and export it again: --model=THAT_FOLDER --scores=scores.json."
         )
+    require_license(_LICENSE.value)
     if _INT8.value and not _ONNX.value:
         raise UserError("--int8 needs --onnx. Give --onnx --int8.")
     if _PRIVATE.value and not _PUSH.value:

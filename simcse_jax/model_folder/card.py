@@ -37,6 +37,7 @@ _IN_TORCH = {
     "last_token": "hidden[range(len(hidden)), mask.sum((1, 2)) - 1]",
 }
 
+_LAYERS = "{} of the model that it is made of, numbered from 0; the others are left out"
 _ADAPTERS = "LoRA of rank {}, which `adapter_config.json` says of what; readers need `peft` (`pip install peft`)"
 # Families whose first releases were remote code, and that transformers itself has had since its release 5 only.
 _RECENT = ("nomic_bert", "gte")
@@ -61,9 +62,9 @@ def model_card(
     name: the folder in the usage examples. card: any of "recipe" (mapping of keys to values), "defaults" (values of
     keys that need not be shown), "data" (mapping or text), "scores" (mapping of names to numbers, times 100), "step",
     "tasks" (a list of `CardScore`), "license" (as the Hub names it), "adapters" (their rank, where the folder holds
-    these alone), and "source", the name of the model that this one
-    is a copy of, if it was not trained here. Missing entries are left out. texts: with max_seq_length, at which texts
-    are cut. steps: what follows the pooler.
+    these alone), "layers" (the numbers of those that were kept, where others were left out), and "source", the name of
+    the model that this one is a copy of, if it was not trained here. Missing entries are left out. texts: with
+    max_seq_length, at which texts are cut. steps: what follows the pooler.
     """
     recipe, data, scores = card.get("recipe") or {}, card.get("data") or {}, card.get("scores") or {}
     teacher, contrasts = str(recipe.get("teacher.name") or ""), recipe.get("objective.loss") != "none"
@@ -75,6 +76,7 @@ def model_card(
         **({"adapters": _ADAPTERS.format(card["adapters"])} if card.get("adapters") else {}),
         "architecture": f"{architecture.family}, {architecture.num_hidden_layers} layers, "
         f"width {architecture.hidden_size}",
+        **({"layers": _LAYERS.format(", ".join(map(str, card["layers"])))} if card.get("layers") else {}),
         "longest text": f"{texts.max_seq_length} tokens",
         "pooler": f"`{pooler}`: {', beside it '.join(_described(pooler))}",
         **({"after the pooler": ", ".join(map(_step, steps))} if steps else {}),

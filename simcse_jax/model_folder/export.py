@@ -96,7 +96,7 @@ def convert(
         architecture,
         inner,
         does.pooler,
-        card={"source": name, **(more or {})},
+        card={"source": name, "layers": layers, **(more or {})},
         texts=texts,
         steps=does.steps,
         widths=read_widths(inner, does.width(architecture.hidden_size)),

@@ -68,6 +68,8 @@ def test_a_run_of_two_layers_can_be_cut_to_one(tmp_path: Path, small_model: Path
     export_run(run, tmp_path / "two")
     convert(str(tmp_path / "two"), tmp_path / "one", None, (0,))
     assert json.loads((tmp_path / "one" / "config.json").read_text())["num_hidden_layers"] == 1
+    assert "| layers | 0 of the model that it is made of" in (tmp_path / "one" / "README.md").read_text()
+    assert "| layers |" not in (tmp_path / "two" / "README.md").read_text()
     texts = ["a man", "two dogs run"]
     of_first = open_model(str(run), "avg@0,1,0").encode(texts)
     np.testing.assert_allclose(open_model(str(tmp_path / "one")).encode(texts), of_first, atol=1e-5)
