@@ -43,11 +43,12 @@ def test_the_file_and_what_may_continue_it(small_model: Path, tmp_path: Path) ->
         ["--storage=float16"],
     ]
     calls = [*([*call, *change] for change in changes), [*call[:2], "--out=out.csv"]]
+    calls.append([*call[:2], "--out=short.parquet", "--truncate_dim=8"])
     command = [sys.executable, "-c", CALLS, json.dumps(calls)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    written, left_out, complete, *refused = done.stdout.splitlines()
+    written, left_out, complete, *refused, short, _ = done.stdout.splitlines()
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.column("text").to_pylist() == texts
     vectors = np.array(table.column("vector").to_pylist(), np.float32)
@@ -59,3 +60,7 @@ def test_the_file_and_what_may_continue_it(small_model: Path, tmp_path: Path) ->
     for name, line in zip(names, refused, strict=True):
         assert line.startswith("error:")
         assert name in line
+    assert "width 8" in short
+    cut = np.array(pq.read_table(tmp_path / "short.parquet").column("vector").to_pylist(), np.float32)
+    expected = vectors[:, :8] / np.linalg.norm(vectors[:, :8], axis=1, keepdims=True)
+    np.testing.assert_allclose(cut, expected, rtol=0, atol=1e-6)
