@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +17,8 @@ import pytest
 from simcse_jax.model_folder.run_folder import load_best
 from simcse_jax.training.metrics import read_metrics
 from tests.bucket import PRIVATE, Bucket, running_bucket
-from tests.stored_runs import Processes, fetch
+from tests.small_models import demo_files
+from tests.stored_runs import ROOT, Processes, fetch
 
 
 @pytest.fixture
@@ -140,3 +144,35 @@ def await_step(processes: Processes, lines: int) -> None:
 def complete_steps_of(bucket: Bucket, run: str) -> list[int]:
     lists = [name.split("/") for name in bucket.names(f"{run}/checkpoints/last/") if name.endswith("/files.json")]
     return sorted(int(parts[3]) for parts in lists)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_commands_read_and_write_in_the_bucket(bucket: Bucket, small_run: Path, tmp_path: Path) -> None:
+    for file in small_run.rglob("*"):
+        if file.is_file() and "checkpoints/last" not in str(file):
+            bucket.write(f"run/{file.relative_to(small_run)}", file.read_bytes())
+    for name in ("sentences.txt", "dev.tsv"):
+        bucket.write(f"data/{name}", (demo_files() / name).read_bytes())
+
+    def run(module: str, *flags: str) -> str:
+        environment = os.environ | bucket.environment | {"SIMCSE_CACHE": str(tmp_path / "cache"), "XLA_FLAGS": ""}
+        command = [sys.executable, "-m", f"simcse_jax.{module}", *flags]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run("export", "--workdir=gs://runs/run", "--out=gs://runs/exported")
+    assert {"exported/config.json", "exported/model.safetensors"} <= set(bucket.names("exported/"))
+    printed = run("evaluate", "--model=gs://runs/run", "--pairs=gs://runs/data/dev.tsv", "--tasks=geometry")
+    assert "written: gs://runs/run/evaluation/scores.json" in printed
+    assert "run/evaluation/report.html" in bucket.names()
+    vectors = "gs://runs/out/vectors.parquet"
+    embed = ("--model=gs://runs/exported", "--input=gs://runs/data/sentences.txt", f"--out={vectors}")
+    assert f"written: {vectors}" in run("embed", *embed)
+    assert f"already complete: {vectors}" in run("embed", *embed)
+    query = "--query=a man plays the guitar"
+    first = run("search", "--model=gs://runs/exported", f"--corpus={vectors}", "--save_index=gs://runs/index", query)
+    assert "index/index.json" in bucket.names()
+    assert run("search", "--model=gs://runs/exported", "--corpus=gs://runs/index", query) == first
+    assert len(first.splitlines()) > 4

@@ -114,6 +114,10 @@ def test_a_run_leaves_what_a_local_one_leaves(bucket: Bucket, whole: Path, tmp_p
     kept = {name.split("/")[4] for name in bucket.names("team/run/checkpoints/last/")}
     assert kept == {str(STEPS - 1), str(STEPS)}, "older states are deleted"
     assert steps_of(bucket, "last") == [STEPS - 1, STEPS]
+    written = {name: int(found["generation"]) for name, found in bucket.storage.objects["runs"].items()}
+    for step in kept:
+        names = bucket.names(f"team/run/checkpoints/last/{step}/")
+        assert max(names, key=written.__getitem__).endswith("/files.json"), "the list of files makes it complete"
 
 
 @pytest.mark.slow
