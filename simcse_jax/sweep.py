@@ -21,7 +21,7 @@ from simcse_jax import cli
 from simcse_jax.config.recipe import default_workdir, find_recipes, require_recipe
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.mirror import written
-from simcse_jax.system.object_store import is_address
+from simcse_jax.system.object_store import is_address, shown_path
 
 if TYPE_CHECKING:
     from simcse_jax.sweeping.jobs import Job
@@ -199,8 +199,9 @@ def _show_table(folder: Path, plan: SweepPlan, jobs: list[Job]) -> None:
 
     table = make_table(plan, {(job.row.label, job.seed): run_metrics(job) for job in jobs}, _MEASURE.value)
     print_table(table, Console(highlight=False, soft_wrap=True))
+    place = _WORKDIR.value if is_address(_WORKDIR.value) else folder
     for path in write_table(table, folder):
-        print(f"written: {path}")
+        print(f"written: {shown_path(place, path.name)}")
 
 
 def _score_of(job: Job) -> str:

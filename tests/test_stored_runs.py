@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import subprocess
@@ -18,7 +19,7 @@ from simcse_jax.model_folder.run_folder import load_best
 from simcse_jax.training.metrics import read_metrics
 from tests.bucket import PRIVATE, Bucket, running_bucket
 from tests.small_models import demo_files
-from tests.stored_runs import ROOT, Processes, fetch
+from tests.stored_runs import RECIPE, ROOT, Processes, fetch
 
 
 @pytest.fixture
@@ -155,13 +156,7 @@ def test_commands_read_and_write_in_the_bucket(bucket: Bucket, small_run: Path, 
     for name in ("sentences.txt", "dev.tsv"):
         bucket.write(f"data/{name}", (demo_files() / name).read_bytes())
 
-    def run(module: str, *flags: str) -> str:
-        environment = os.environ | bucket.environment | {"SIMCSE_CACHE": str(tmp_path / "cache"), "XLA_FLAGS": ""}
-        command = [sys.executable, "-m", f"simcse_jax.{module}", *flags]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
+    run = functools.partial(command, bucket, tmp_path / "cache")
     run("export", "--workdir=gs://runs/run", "--out=gs://runs/exported")
     assert {"exported/config.json", "exported/model.safetensors"} <= set(bucket.names("exported/"))
     printed = run("evaluate", "--model=gs://runs/run", "--pairs=gs://runs/data/dev.tsv", "--tasks=geometry")
@@ -176,3 +171,24 @@ def test_commands_read_and_write_in_the_bucket(bucket: Bucket, small_run: Path, 
     assert "index/index.json" in bucket.names()
     assert run("search", "--model=gs://runs/exported", "--corpus=gs://runs/index", query) == first
     assert len(first.splitlines()) > 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_sweep_is_kept_in_the_bucket_and_read_at_another_host(bucket: Bucket, tmp_path: Path) -> None:
+    short = [flag for flag in RECIPE if "steps" not in flag] + ["--config.train.steps=2", "--seeds=0", "--row", "a:"]
+    run = functools.partial(command, bucket, tmp_path / "cache-a")
+    assert "written: gs://runs/sweep/table.md" in run("sweep", *short, "--workdir=gs://runs/sweep")
+    assert {"sweep/table.json", "sweep/a/seed-0/model/config.json"} <= set(bucket.names("sweep/"))
+    bucket.storage.delete_file("runs", "sweep/table.json")
+    command(bucket, tmp_path / "cache-b", "sweep", "--workdir=gs://runs/sweep", "--table")
+    assert "sweep/table.json" in bucket.names()
+
+
+def command(bucket: Bucket, cache: Path, module: str, *flags: str) -> str:
+    """Run a command to its end; return what it prints."""
+    environment = os.environ | bucket.environment | {"SIMCSE_CACHE": str(cache), "XLA_FLAGS": ""}
+    words = [sys.executable, "-m", f"simcse_jax.{module}", *flags]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
