@@ -20,6 +20,7 @@ from simcse_jax.data.packing import Slots, fill, without_first
 from simcse_jax.data.prompts import prompt_length
 from simcse_jax.encoder.model import Encoder, unstack_layers
 from simcse_jax.encoder.pooling import is_pooler, known, parts_of, width_of
+from simcse_jax.encoder.products import compiler_options
 from simcse_jax.group import Group
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import Progress
@@ -89,7 +90,8 @@ class SentenceEncoder:
         # One host reads the parts of its devices; several hosts need the whole on each device.
         out = self._split if self._split.is_fully_addressable else self._whole
         self._unstacked: Any = jax.jit(unstack_layers, out_shardings=self._whole)
-        self._apply: Any = jax.jit(self._encode_groups, out_shardings=out)
+        options = compiler_options(model.products, mesh.devices.flat[0].platform)
+        self._apply: Any = jax.jit(self._encode_groups, out_shardings=out, compiler_options=options)
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> SentenceEncoder:
         """Return the same encoder, compiled programs included, for another tokenizer."""

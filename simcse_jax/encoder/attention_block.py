@@ -88,13 +88,16 @@ def _rounded_backward(rate: float, kept: Any, gradient: jax.Array) -> tuple[Any,
     q, k = jax.lax.optimization_barrier((q, k))  # as above
     weights = jnp.exp(_scaled(times_rows(q, k), q, mask) - log_total)
     half = _by_head(gradient)
-    of_logits = _of_logits(weights, _dropped(times_rows(half, v), mask, rate))
-    of_scores = rounded(of_logits * q.shape[-1] ** -0.5)
+    # Scaled here, where the product's result is read anyway.
+    scale = q.shape[-1] ** -0.5
+    of_scores = _of_logits(weights, _dropped(times_rows(half, v), mask, rate) * scale)
+    rounded_scores = rounded(of_scores)
     # Gradients of k and v contract over queries: computed as [B, H, D, T], it is the narrow factor that is transposed.
     of_v = times(transposed(half), rounded(_dropped(weights, mask, rate)))
-    of_k = times(transposed(q), of_scores)
-    found = times(of_scores, k), jnp.swapaxes(of_k, -1, -2), jnp.swapaxes(of_v, -1, -2)
-    return *(_by_token(x).astype(gradient.dtype) for x in found), _of_bias(of_logits, mask)
+    of_k = times(transposed(q), rounded_scores)
+    found = times(rounded_scores, k), jnp.swapaxes(of_k, -1, -2), jnp.swapaxes(of_v, -1, -2)
+    of_bias = None if mask.bias is None else _of_bias(of_scores / scale, mask)
+    return *(_by_token(x).astype(gradient.dtype) for x in found), of_bias
 
 
 def _by_head(x: jax.Array) -> jax.Array:

@@ -165,14 +165,20 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.initializers.normal(self.deviation)
         kernel = self.param("kernel", init, (*self.inputs, *self.outputs), self.param_dtype)
-        multiply: Any = product if self.products == "bfloat16" else jnp.matmul
         if self.adapter:
             kernel = self._adapted(kernel, self.adapter)
         flat = kernel.astype(self.dtype).reshape(math.prod(self.inputs), math.prod(self.outputs))
-        out: jax.Array = multiply(x.reshape(-1, x.shape[-1]), flat)
+        bias = None
         if self.has_bias:
             bias = self.param("bias", nn.initializers.zeros, self.outputs, self.param_dtype).astype(self.dtype)
-            out = out + jnp.broadcast_to(bias.reshape(-1), out.shape)
+            bias = bias.reshape(-1)
+        rows = x.reshape(-1, x.shape[-1])
+        if self.products == "bfloat16":
+            out = product(rows, flat, bias)
+        else:
+            out = jnp.matmul(rows, flat)
+            if bias is not None:
+                out = out + jnp.broadcast_to(bias, out.shape)
         return out.astype(self.dtype).reshape(*x.shape[:-1], -1)
 
     def _adapted(self, kernel: jax.Array, adapter: Adapter) -> jax.Array:

@@ -17,6 +17,7 @@ from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import after_layers, width_of
+from simcse_jax.encoder.products import compiler_options
 from simcse_jax.objective.contrastive import Objective, make_contrastive
 from simcse_jax.objective.cosent import GradedLoss, make_graded
 from simcse_jax.objective.distillation import Distillation, make_distillation, options_of
@@ -98,10 +99,13 @@ def make_program(
     shapes = jax.eval_shape(start, trained, predictor_shapes)
     shardings = state_shardings(mesh, shapes)
 
+    options = compiler_options(encoder.products, mesh.devices.flat[0].platform)
+
     def step(objective: ObjectiveConfig) -> TrainStep:
         loss = make_loss(encode, build_objective(objective, mesh), config.mlm.weight, distillation)
         train_step = make_train_step(loss, optimizer, keys, config.model.momentum)
-        return compile_train_step(train_step, mesh, shardings, *jax.tree.map(lambda x: x.sharding, frozen))
+        held = jax.tree.map(lambda x: x.sharding, frozen)
+        return compile_train_step(train_step, mesh, shardings, *held, compiler_options=options)
 
     others = {name: part.objective for name, part in config.by_loss.items() if name != config.objective.loss}
     return Program(

@@ -241,7 +241,13 @@ def make_train_step(
     return train_step
 
 
-def compile_train_step(train_step: TrainStep, mesh: Mesh, state_shardings: Any, *frozen: Any) -> TrainStep:
+def compile_train_step(
+    train_step: TrainStep,
+    mesh: Mesh,
+    state_shardings: Any,
+    *frozen: Any,
+    compiler_options: dict[str, Any] | None = None,
+) -> TrainStep:
     """Return the jitted step. The state is donated; metrics are on every device.
 
     frozen: the shardings of what the step takes beside state and batch, if it takes anything.
@@ -251,4 +257,5 @@ def compile_train_step(train_step: TrainStep, mesh: Mesh, state_shardings: Any, 
         in_shardings=(state_shardings, batch_shardings(mesh), *frozen),
         out_shardings=(state_shardings, meshes.replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options,
     )

@@ -39,19 +39,35 @@ def require_near(found: Any, expected: np.ndarray, within: float) -> None:
     assert np.abs(np.asarray(found, np.float64) - expected).max() <= within * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("inputs", [16, 80])  # the weights' gradient copies x, or the gradient, as its transpose
 @pytest.mark.parametrize("rows", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_product_and_its_gradients_are_those_of_rounded_factors(dtype: Any, rows: bool) -> None:
+def test_a_product_and_its_gradients_are_those_of_rounded_factors(dtype: Any, rows: bool, inputs: int) -> None:
     rng = np.random.default_rng(0)
-    x, w, gradient = (rng.normal(size=shape).astype(np.float32) for shape in ((40, 16), (16, 24), (40, 24)))
+    shapes = (90, inputs), (inputs, 8), (90, 8), (8,)
+    x, w, gradient, bias = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    bias = half(bias).astype(np.float32)
     multiply: Any = functools.partial(products.product, by_rows=rows)
-    out, backward = jax.vjp(multiply, jnp.asarray(x, dtype), jnp.asarray(w.T if rows else w, dtype))
-    of_x, of_w = backward(jnp.asarray(gradient))
-    assert (out.dtype, of_x.dtype, of_w.dtype) == (jnp.float32, dtype, dtype)
-    require_near(out, half(x) @ half(w), 1e-6)
+    given = jnp.asarray(x, dtype), jnp.asarray(w.T if rows else w, dtype), jnp.asarray(bias, dtype)
+    out, backward = jax.vjp(multiply, *given)
+    of_x, of_w, of_bias = backward(jnp.asarray(gradient))
+    assert (out.dtype, of_x.dtype, of_w.dtype, of_bias.dtype) == (jnp.float32, dtype, dtype, dtype)
+    require_near(out, half(x) @ half(w) + bias, 1e-6)
+    require_near(multiply(*given[:2]), half(x) @ half(w), 1e-6)
     within = 1e-6 if dtype == jnp.float32 else 2**-8
     require_near(of_x, half(gradient) @ half(w).T, within)
     require_near(of_w.T if rows else of_w, half(x).T @ half(gradient), within)
+    require_near(of_bias, half(gradient).sum(0), within)
+
+
+def test_rounding_is_to_the_nearest_and_to_even() -> None:
+    rng = np.random.default_rng(0)
+    near = (rng.integers(0, 2**16, 3000, np.uint32) << 16) + rng.choice(np.uint32([0, 1, 0x7FFF, 0x8000, 0x8001]), 3000)
+    special = np.uint32([0x7F800000, 0xFF800000, 0x7FC00000, 0xFFFFFFFF, 0x7FFFFFFF, 0x7F800001, 0x7F7FFFFF, 1])
+    x = np.concatenate([near, special]).view(np.float32)
+    found = np.asarray(jax.jit(products.rounded)(x)).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(found, x.astype(ml_dtypes.bfloat16).astype(np.float32))
 
 
 def test_attention_rounds_the_factors_of_every_product() -> None:
