@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from simcse_jax.config.compare import differences
 from simcse_jax.config.keys import parse_numbers
+from simcse_jax.encoder.architecture import ENCODING_PRODUCTS
 from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.model import Encoder
@@ -72,7 +73,8 @@ class EmbeddingModel:
         self.asked_prompt = prompt if self.texts != origin.texts else None  # None for the model's own
         self._origin = origin
         start_devices()
-        self.products = resolve_products(products, dtype, jax.local_devices()[0].platform, "products")
+        platform = jax.local_devices()[0].platform
+        self.products = resolve_products(products, dtype, platform, "products", ENCODING_PRODUCTS)
         encoder = Encoder(origin.sizes, jnp.dtype(dtype), jnp.float32, self.products, has_head=pooler == "cls")
         self.devices = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
         mesh = Mesh(np.array(jax.local_devices()), ("data",))
@@ -295,7 +297,7 @@ def open_model(
     name: a run folder (its best checkpoint), an exported or Hugging Face folder, or a Hub name. pooler: None takes the
     model's own. dtype: the precision of the computation, one of DTYPES. max_length: the number of tokens at which texts
     are cut, or the number of the model's positions if that is lower; None takes the folder's max_seq_length or
-    model_max_length, or else the model's limit. products: one of PRODUCTS, whatever the model was trained with; see
+    model_max_length, or else the model's limit. products: one of ENCODING_PRODUCTS, whatever it was trained with; see
     `encoder.products.resolve_products`. truncate_dim: keep so many first features of each vector, before it is scaled;
     None takes the folder's own, or all. prompt_name, prompt: the prompt that is put before texts in place of the
     model's own default: one of its prompts by its name, or the words.

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from simcse_jax.data.packing import Slots, fill, without_first
 from simcse_jax.data.prompts import prompt_length
+from simcse_jax.encoder.int8 import prepared
 from simcse_jax.encoder.model import Encoder, unstack_layers
 from simcse_jax.encoder.pooling import is_pooler, known, parts_of, width_of
 from simcse_jax.encoder.products import compiler_options
@@ -89,7 +90,7 @@ class SentenceEncoder:
         self._cache: dict[tuple[str, ...], list[_Call]] = {}
         # One host reads the parts of its devices; several hosts need the whole on each device.
         out = self._split if self._split.is_fully_addressable else self._whole
-        self._unstacked: Any = jax.jit(unstack_layers, out_shardings=self._whole)
+        self._split_up: Any = jax.jit(self._split_params, out_shardings=self._whole)
         options = compiler_options(model.products, mesh.devices.flat[0].platform)
         self._apply: Any = jax.jit(self._encode_groups, out_shardings=out, compiler_options=options)
 
@@ -152,6 +153,10 @@ class SentenceEncoder:
         assert isinstance(out, jax.Array)  # Linen returns a pair only when collections are mutable
         return out
 
+    def _split_params(self, params: Any) -> Any:
+        """Return each layer's own parameters as its products take them; compiled in __init__."""
+        return prepared(unstack_layers(params), self.model.products)
+
     def placed(self, params: Any) -> Any:
         """Return the parameters on each device of the mesh, split into layers, as `encode` takes them.
 
@@ -168,7 +173,7 @@ class SentenceEncoder:
 
         # The head that predicts tokens in training is not used here.
         used = {name: params[name] for name in params if name != "mlm"}
-        return self._unstacked(jax.tree.map(place, used))
+        return self._split_up(jax.tree.map(place, used))
 
     def _results(
         self, params: Any, texts: tuple[str, ...], left_out: int

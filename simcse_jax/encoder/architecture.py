@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 CUTOFFS = ("", "token", "feature", "span")
 # How the factors of an encoder's matrix products may be asked for; see `products.resolve_products`.
 PRODUCTS = ("float32", "bfloat16", "auto")
+ENCODING_PRODUCTS = (*PRODUCTS, "int8")  # "int8" has no gradients
 # How attention may be asked for; see `attention.choose_attention`.
 ATTENTIONS = ("auto", "plain", "fused")
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simcse_jax.encoder import disentangled, pooling, rotary
+from simcse_jax.encoder import disentangled, int8, pooling, rotary
 from simcse_jax.encoder import dropout as drop
 from simcse_jax.encoder.activations import ACTIVATIONS
 from simcse_jax.encoder.architecture import Architecture, DenseShape
@@ -23,7 +23,7 @@ from simcse_jax.encoder.attention import Attend, plain_attention
 from simcse_jax.encoder.attention_block import AttentionMask
 from simcse_jax.encoder.lora import DOWN, UP, Adapter, Lora, adapted, draw_down
 from simcse_jax.encoder.norm import LayerNorm
-from simcse_jax.encoder.products import product
+from simcse_jax.encoder.products import HALF, product
 
 if TYPE_CHECKING:
     from simcse_jax.group import Group
@@ -113,7 +113,8 @@ class EncoderModule(nn.Module):
     """Hold the fields that every module of the encoder has, and make its layers.
 
     products: "bfloat16" rounds the factors of all matrix products to bfloat16, with results of float32; with "float32"
-    they are of `dtype`. lora: the adapters of layers, beside kernels that then get no gradient.
+    they are of `dtype`; "int8" takes parameters from `int8.prepared`, has no gradients, and rounds those of attention
+    to bfloat16. lora: the adapters of layers, beside kernels that then get no gradient.
     """
 
     architecture: Architecture
@@ -164,10 +165,12 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.initializers.normal(self.deviation)
-        kernel = self.param("kernel", init, (*self.inputs, *self.outputs), self.param_dtype)
+        kernel = jnp.asarray(self.param("kernel", init, (*self.inputs, *self.outputs), self.param_dtype))
         if self.adapter:
             kernel = self._adapted(kernel, self.adapter)
-        flat = kernel.astype(self.dtype).reshape(math.prod(self.inputs), math.prod(self.outputs))
+        if self.products == "float32" or kernel.dtype not in (HALF, jnp.int8):  # what `int8.prepared` returns
+            kernel = kernel.astype(self.dtype)
+        flat = kernel.reshape(math.prod(self.inputs), math.prod(self.outputs))
         bias = None
         if self.has_bias:
             bias = self.param("bias", nn.initializers.zeros, self.outputs, self.param_dtype).astype(self.dtype)
@@ -176,7 +179,7 @@ class Dense(nn.Module):
         if self.products == "bfloat16":
             out = product(rows, flat, bias)
         else:
-            out = jnp.matmul(rows, flat)
+            out = self._quantised(rows, flat) if self.products == "int8" else jnp.matmul(rows, flat)
             if bias is not None:
                 out = out + jnp.broadcast_to(bias, out.shape)
         return out.astype(self.dtype).reshape(*x.shape[:-1], -1)
@@ -186,6 +189,10 @@ class Dense(nn.Module):
         down = self.param(DOWN, draw_down, (inputs, parts, adapter.rank), self.param_dtype)
         up = self.param(UP, nn.initializers.zeros, (parts, adapter.rank, outputs // parts), self.param_dtype)
         return adapted(kernel, down, up, adapter.scale)
+
+    def _quantised(self, rows: jax.Array, codes: jax.Array) -> jax.Array:
+        scales = jnp.asarray(self.param("scale", nn.initializers.ones, codes.shape[1:], jnp.float32))
+        return int8.product(rows, codes, scales)
 
 
 class Layer(EncoderModule):
@@ -243,7 +250,9 @@ class Attention(EncoderModule):
             qkv, bias = disentangled.with_distances(qkv, dense(relative), heads)
         near = None if is_local is None else jnp.where(is_local, of.local_window, x.shape[1])
         mask = AttentionMask(rows.segments, *dropout.attention_keys(layer, heads), bias, near)
-        context = self.attend(qkv, heads, mask, dropout.rate, self.products)
+        # Its factors are all activations, too few to gain from 8 bits.
+        products = "bfloat16" if self.products == "int8" else self.products
+        context = self.attend(qkv, heads, mask, dropout.rate, products)
         if self.first_only:
             x, context = take_first_tokens(x, rows), take_first_tokens(context, rows)
         out = self.layer_dense("attention/out")(context)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,32 +119,34 @@ def compiler_options(products: str, platform: str) -> dict[str, int] | None:
 
     With fast products most of a step is loops over arrays, which registers of 512 bits shorten by a tenth.
     """
-    return {"xla_cpu_prefer_vector_width": 512} if products == "bfloat16" and platform == "cpu" else None
+    return {"xla_cpu_prefer_vector_width": 512} if products != "float32" and platform == "cpu" else None
 
 
 def precision(dtype: str, products: str) -> str:
     """Return in words how an encoder computes, given its dtype and what `resolve_products` returned."""
-    return f"{dtype}, products of bfloat16" if products == "bfloat16" else dtype
+    return dtype if products == "float32" else f"{dtype}, products of {products}"
 
 
-def resolve_products(asked: str, dtype: str, platform: str, name: str) -> str:
-    """Return "float32" or "bfloat16" for what was asked, one of PRODUCTS, on this machine.
+def resolve_products(asked: str, dtype: str, platform: str, name: str, known: Sequence[str] = PRODUCTS) -> str:
+    """Return "float32", "bfloat16" or "int8" for what was asked, one of `known`, on this machine.
 
     "auto" is "bfloat16" on CPUs with units for it, "float32" elsewhere; told by the processor's flags and not by its
     speed, so that a machine always gives the same. dtype: of the activations. platform: of the devices, "cpu", "gpu" or
-    "tpu". name: how the caller says the key or argument, for errors. UserError for another value, with float64, and
-    for "bfloat16" where XLA does not implement the products.
+    "tpu". name: how the caller says the key or argument, for errors. UserError for another value, with float64, where
+    XLA does not implement the products, and for "int8" anywhere but on a CPU.
     """
-    if asked not in PRODUCTS:
-        raise UserError(f"{name}={asked} is unknown. Known: {', '.join(PRODUCTS)}.")
+    if asked not in known:
+        raise UserError(f"{name}={asked} is unknown. Known: {', '.join(known)}.")
     if asked == "auto":
         fast = dtype != "float64" and platform == "cpu" and _UNITS & _cpu_flags()
         return "bfloat16" if fast and not _missing() else "float32"
-    if asked == "bfloat16":
+    if asked == "int8" and platform != "cpu":
+        raise UserError(f"{name}=int8 is for CPUs, and this device is a {platform.upper()}. Use {name}=float32.")
+    if asked != "float32":
         if dtype == "float64":
-            raise UserError(f"{name}=bfloat16 would round the factors of float64. Use {name}=float32.")
+            raise UserError(f"{name}={asked} would round the factors of float64. Use {name}=float32.")
         if platform == "cpu" and (missing := _missing()):
-            raise UserError(f"{name}=bfloat16 fails with this version of XLA: {missing}\nUse {name}=float32.")
+            raise UserError(f"{name}={asked} fails with this version of XLA: {missing}\nUse {name}=float32.")
     return asked
 
 

@@ -35,7 +35,8 @@ class SimCSE:
     the precision of the computation, "float32" or "bfloat16". max_length: texts are cut at this number of tokens,
     special tokens included, or at the number of the model's positions if that is lower; None for 128, or for the limit
     that its folder states if that is lower. products: "bfloat16" rounds the factors of matrix products, which CPUs with
-    matrix units multiply several times faster; "auto" does so on such a CPU and nowhere else. truncate_dim: keep so
+    matrix units multiply several times faster; "auto" does so on such a CPU and nowhere else; "int8" quantises them, on
+    CPUs. truncate_dim: keep so
     many first features of each vector, before it is scaled to length 1; None for the folder's setting, or all. Raises
     UserError if the model cannot be read, or if it does not say how it pools and `pooler` is not given.
     """

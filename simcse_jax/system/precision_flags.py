@@ -6,5 +6,5 @@ DTYPE = flags.DEFINE_string("dtype", "float32", "Dtype of the computation: float
 PRODUCTS = flags.DEFINE_string(
     "products",
     "float32",
-    "Factors of matrix products: float32; bfloat16 (rounded; fast on CPUs with matrix units); auto.",
+    "Factors of matrix products: float32; bfloat16 (rounded; fast on CPUs with matrix units); auto; int8 (on CPUs).",
 )

@@ -62,8 +62,12 @@ def test_a_product_and_its_gradients_are_those_of_rounded_factors(dtype: Any, ro
 
 def test_rounding_is_to_the_nearest_and_to_even() -> None:
     rng = np.random.default_rng(0)
-    near = (rng.integers(0, 2**16, 3000, np.uint32) << 16) + rng.choice(np.uint32([0, 1, 0x7FFF, 0x8000, 0x8001]), 3000)
-    special = np.uint32([0x7F800000, 0xFF800000, 0x7FC00000, 0xFFFFFFFF, 0x7FFFFFFF, 0x7F800001, 0x7F7FFFFF, 1])
+    near = (rng.integers(0, 2**16, 3000, np.uint32) << 16) + rng.choice(
+        np.array([0, 1, 0x7FFF, 0x8000, 0x8001], np.uint32), 3000
+    )
+    special = np.array(
+        [0x7F800000, 0xFF800000, 0x7FC00000, 0xFFFFFFFF, 0x7FFFFFFF, 0x7F800001, 0x7F7FFFFF, 1], np.uint32
+    )
     x = np.concatenate([near, special]).view(np.float32)
     found = np.asarray(jax.jit(products.rounded)(x)).astype(np.float32)
     with np.errstate(invalid="ignore"):
