@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from simcse_jax.encoder.lora import DOWN
 from simcse_jax.encoder.products import rounded
 
 LARGEST = 127
@@ -50,7 +51,7 @@ def prepared(params: Any, products: str) -> Any:
     def of(name: str, tree: Any) -> Any:
         if not isinstance(tree, Mapping):
             return tree
-        if "kernel" not in tree:
+        if "kernel" not in tree or DOWN in tree:  # with adapters, it is their sum that a product takes
             return {inner: of(inner, held) for inner, held in tree.items()}
         kernel = tree["kernel"]
         if products == "bfloat16":
