@@ -176,8 +176,9 @@ class Dense(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, self.outputs, self.param_dtype).astype(self.dtype)
             bias = bias.reshape(-1)
         rows = x.reshape(-1, x.shape[-1])
+        multiply: Any = product  # whose decorator hides its type
         if self.products == "bfloat16":
-            out = product(rows, flat, bias)
+            out: jax.Array = multiply(rows, flat, bias)
         else:
             out = self._quantised(rows, flat) if self.products == "int8" else jnp.matmul(rows, flat)
             if bias is not None:
