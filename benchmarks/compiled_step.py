@@ -31,7 +31,7 @@ def lower(mesh: Mesh, sizes: Architecture, batch_size: int, dtype: str, changes:
     program = make_program(config, encoder, mesh, views=2, total_steps=1000)
     rows = math.ceil(ROWS * config.group_size / GROUP)
     step: Any = program.train_step
-    return step.lower(program.shapes, batch_shapes(config, mesh, 1, (rows,), ROW_LENGTH))
+    return step.lower(program.shapes, batch_shapes(config, mesh, 1, (rows,), ROW_LENGTH), *program.frozen)
 
 
 def memory_of(compiled: Any) -> dict[str, int]:
