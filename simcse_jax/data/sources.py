@@ -73,10 +73,10 @@ def _addresses(entry: str) -> list[str]:
 
 
 def _fetched(address: str) -> Path:
-    path = local_path(address)
-    if path.is_dir():
+    entries = Store(address).find()
+    if entries and "" not in entries:  # nothing of it is fetched
         raise UserError(f"{address} is a folder. Name its files, for example '{address.rstrip('/')}/*.txt'.")
-    return path
+    return local_path(address)
 
 
 def hub_data_set(entry: str) -> str | None:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -59,6 +59,7 @@ class Mirror:
         """
         with writing(self.path, _WAY_OUT, f"The copy of {self.store.address} in {self.path}"):
             _clear(self, entries, {*self.names()} - {*self._equal} if keep_new else set())
+            self.forget(name for name in [*self._equal] if name not in entries)
             chosen = {name: entry for name, entry in entries.items() if wanted(name)}
             missing = {name: self.local(name) for name, entry in chosen.items() if not self._is_equal(name, entry)}
             self.store.get_all(missing)
@@ -86,6 +87,11 @@ class Mirror:
     def forget_others(self, entries: Mapping[str, Entry]) -> None:
         """Forget what was recorded of objects that are gone, or were written since."""
         self._equal = {name: of for name, of in self._equal.items() if name in entries and [*entries[name]] == of[:2]}
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Forget what was recorded of these objects: they will be fetched again, and not be deleted."""
+        for name in names:
+            self._equal.pop(name, None)
 
     def names(self) -> list[str]:
         """Return the names of all files here but hidden ones."""

@@ -85,9 +85,18 @@ class Store:
         self.retry_s = _retry_s()
 
     def find(self, within: str = "") -> dict[str, Entry]:
-        """Return all objects under a name, by their names; UserError where there is no such bucket."""
+        """Return all objects under a name, by their names; UserError where there is no such bucket.
+
+        Left out are the empty objects FOLDER/ that stand for folders, which consoles and mounted buckets make.
+        """
         found = self._tried("listing", lambda: self._files.find(self._path(within), detail=True))
-        return {self._name(path): _entry(info) for path, info in sorted(found.items())}
+        entries = {self._name(path): _entry(info) for path, info in sorted(found.items()) if not path.endswith("/")}
+        if outside := next((name for name in entries if {"..", "."} & {*name.split("/")}), None):
+            raise UserError(
+                f"{self.address}: the object {outside!r} would be a file outside of the folder that it is copied to.\n"
+                "Rename or delete it."
+            )
+        return entries
 
     def top(self) -> set[str]:
         """Return the first parts of the names of all objects, without listing what lies deeper."""
@@ -101,7 +110,7 @@ class Store:
         """Return the addresses of the objects that a pattern such as gs://bucket/*.txt matches, sorted."""
         scheme = self.address.partition("://")[0]
         found = self._tried("listing", lambda: self._files.glob(pattern))
-        return [f"{scheme}://{path.lstrip('/')}" for path in sorted(found)]
+        return [f"{scheme}://{path.lstrip('/')}" for path in sorted(found) if not path.endswith("/")]
 
     def get(self, name: str, to: Path) -> None:
         """Fetch an object into a file, which appears whole; FileNotFoundError where it is gone."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from simcse_jax.data.sources import open_tables
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.mirror import local_path, written
 from tests.bucket import Bucket, running_bucket
@@ -89,6 +90,23 @@ def test_what_a_block_writes_is_sent_when_it_is_done(bucket: Bucket) -> None:
     assert bucket.read("a.csv") == b"a,b"
     with written("gs://runs/a.csv"), pytest.raises(UserError, match="Another command"), written("gs://runs/a.csv"):
         pass
+
+
+def test_of_a_folder_named_as_data_nothing_is_fetched(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.write("data/a.txt", b"one\n")
+    with pytest.raises(UserError, match=r"is a folder\. Name its files"):
+        open_tables(["gs://runs/data"])
+    assert not list(tmp_path.rglob("a.txt"))
+    assert len(open_tables(["gs://runs/data/*.txt"])) == 1
+
+
+def test_objects_that_stand_for_folders_stay(bucket: Bucket) -> None:
+    for name in ("out/", "out/a/", "out/a/b"):
+        bucket.write(name, name.encode() if name.endswith("b") else b"")
+    assert files_of(local_path("gs://runs/out")) == {"a/b": b"out/a/b"}
+    with written("gs://runs/out") as path:
+        (path / "c").write_bytes(b"new")
+    assert bucket.names() == ["out/", "out/a/", "out/a/b", "out/c"]
 
 
 def test_an_unusable_place_is_found_before_the_work(bucket: Bucket) -> None:

@@ -63,6 +63,21 @@ def test_objects_are_written_read_listed_and_deleted(bucket: Bucket, tmp_path: P
     assert bucket.names() == ["team/a/x/file", "team/ab/file"]
 
 
+def test_objects_that_stand_for_folders_are_none_and_names_that_lead_out_of_a_folder_are_refused(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("team/", "team/a/", "team/a/x/", "team/a/x/file"):
+        bucket.write(name, b"" if name.endswith("/") else b"content")
+    store = Store("gs://runs/team/a")
+    assert set(store.find()) == {"x/file"}
+    assert store.top() == {"x"}
+    assert store.match("gs://runs/team/a/*") == ["gs://runs/team/a/x"]
+    found = {f"runs/team/a/{name}": {"size": 1} for name in ("x", "../../.bashrc")}
+    monkeypatch.setattr(store._files, "find", lambda *_, **__: found)
+    with pytest.raises(UserError, match="outside of the folder"):
+        store.find()
+
+
 def test_one_of_two_creates_an_object(bucket: Bucket) -> None:
     store = Store("gs://runs/a")
     assert store.create("lock", b"first")
