@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from simcse_jax.model_folder.run_folder import load_best
 from simcse_jax.training.metrics import read_metrics
 from tests.bucket import PRIVATE, Bucket, running_bucket
 from tests.small_models import demo_files
-from tests.stored_runs import RECIPE, ROOT, Processes, fetch
+from tests.stored_runs import RECIPE, ROOT, STEPS, Processes, fetch
 
 
 @pytest.fixture
@@ -116,6 +117,28 @@ def test_a_store_that_stays_away_ends_all_processes_and_the_next_start_goes_on_w
     assert "it is sent first" in processes.log()
     resumed = int(processes.log().partition("resumed from step ")[2].split()[0])
     assert resumed > max(stored, default=-1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_that_are_asked_to_stop_save_and_one_goes_on(bucket: Bucket, tmp_path: Path) -> None:
+    two, one = Processes(tmp_path / "two", bucket, 2), Processes(tmp_path / "one", bucket)
+    two.start("gs://runs/a")
+    await_step(two, 3)
+    for process in two.running:
+        process.terminate()
+    assert two.wait() == [128 + signal.SIGTERM] * 2, two.log()[-5000:]
+    assert "a/.lock" not in bucket.names()
+    stopped = max(complete_steps_of(bucket, "a"))
+    assert f"resumes from step {stopped}" in two.log()
+    assert one.run("gs://runs/a") == [0], one.log()[-5000:]
+    assert f"resumed from step {stopped}" in one.log()
+    assert one.run(tmp_path / "local", log="local") == [0], one.log(0, "local")
+    (params, info), (expected, _) = load_best(fetch(bucket, "a", tmp_path / "fetched")), load_best(tmp_path / "local")
+    assert info["step"] == STEPS
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), params, expected)
+    steps = [line["step"] for line in read_metrics(tmp_path / "fetched") if "loss" in line]
+    assert steps == [*range(1, STEPS + 1)]
 
 
 @pytest.mark.slow

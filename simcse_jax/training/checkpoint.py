@@ -27,8 +27,9 @@ from simcse_jax.model_folder.run_folder import complete_steps, in_this_process, 
 from simcse_jax.system.errors import Unreachable, UserError, short
 from simcse_jax.training.folder import incomplete, seal, set_aside
 from simcse_jax.training.mesh import place
+from simcse_jax.training.on_first import on_first
 from simcse_jax.training.state import TrainState
-from simcse_jax.training.stored_run import StoredRun, on_first
+from simcse_jax.training.stored_run import StoredRun
 
 ATTEMPTS = 3  # failed saves in a row that stop the run
 SAVE_TIMEOUT_S = 600  # how long processes wait for each other within a save

@@ -20,6 +20,7 @@ NAME = ".lock"
 BEAT_S = 15.0  # between two renewals
 STALE_S = 60.0  # without one after which a run counts as dead
 SETTLE_S = 1.0  # after a take-over, until it is certain that no other run has made the same
+_held: set[str] = set()  # tokens of the runs that this process has at work
 
 
 class StoreLock:
@@ -47,6 +48,7 @@ class StoreLock:
         if taken_over:
             time.sleep(SETTLE_S)
         self.require_own()
+        _held.add(self._own["token"])
         self._thread.start()
 
     def require_own(self, store: Store | None = None) -> None:
@@ -60,6 +62,7 @@ class StoreLock:
 
     def stop(self) -> None:
         """Renew the lock no more."""
+        _held.discard(self._own["token"])
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -141,7 +144,10 @@ def _is_alive(holder: dict[str, Any]) -> bool | None:
     """Return whether the holder lives, None where this machine cannot tell."""
     if not holder.get("machine") or holder["machine"] != _machine():
         return None
-    return _started(int(holder["pid"])) == holder["started"] != ""
+    if _started(int(holder["pid"])) != holder["started"] or not holder["started"]:
+        return False
+    # A run of this process may have ended while the store was out of reach, and left its lock.
+    return int(holder["pid"]) != os.getpid() or holder["token"] in _held
 
 
 def _described(holder: dict[str, Any]) -> str:

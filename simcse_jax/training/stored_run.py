@@ -9,7 +9,6 @@ last checkpoint is newer, as after a lost connection, is sent first.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import secrets
 import shutil
@@ -18,12 +17,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from simcse_jax.hosts.agreement import broadcast, fail_together, is_first, processes
 from simcse_jax.model_folder.frozen_base import BASE
@@ -38,7 +33,6 @@ from simcse_jax.training.store_lock import StoreLock
 
 SEND_EVERY_S = 10.0  # metrics, curves and whatever else has changed
 IDENTITY = ".run-id"  # an object that tells a run from another one at the same address
-GATHERED_BYTES = 256 * 2**20  # of the state that are whole on each device at a time
 # What a start fetches of a run; all else in it is only written.
 _READ = ("config.json", BASE, "resumed_from.json", "metrics.jsonl", "trackers.json")
 _CHECKPOINTS = "checkpoints/"
@@ -60,7 +54,7 @@ class StoredRun:
         self._lock = StoreLock(self.store, say)
         self._sending = threading.RLock()
         self._steps: dict[str, set[int]] = {"last": set(), "best": set()}  # that the store has, whole
-        self._ended, self._is_ours = threading.Event(), False
+        self._ended, self._is_ours, self._is_open = threading.Event(), False, False
         self._thread = threading.Thread(target=self._send_now_and_then, name="stored-run", daemon=True)
 
     def named(self, text: str) -> str:
@@ -89,10 +83,14 @@ class StoredRun:
         if not self._send_what_is_ahead():
             self._pull(entries, (*_READ, *_READ_FOLDERS))
         write_whole_text(self._identity, identity.decode())
+        self._is_open = True
         self._thread.start()
 
     def close(self, failed: bool) -> None:
-        """Send what is left, and release the lock. failed: after an error, which counts more than what fails here."""
+        """Send what is left, and release the lock. failed: after an error, which counts more than what fails here.
+
+        Where `open` has failed, the folder may be behind the store, and nothing of it is sent.
+        """
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -103,12 +101,20 @@ class StoredRun:
             if failed:
                 stack.enter_context(suppress(Exception))
                 stack.enter_context(self.store.briefly(_BRIEF_S))
-            self._lock.require_own()
-            if (self.folder / "config.json").exists():
-                self._send()
-            elif not self._steps["last"]:  # a run that was refused
-                self.store.delete([IDENTITY])
+            try:
+                self._send_what_is_left()
+            except Exception:
+                with suppress(Exception), self.store.briefly(_BRIEF_S):
+                    self._lock.release()
+                raise
             self._lock.release()
+
+    def _send_what_is_left(self) -> None:
+        self._lock.require_own()
+        if self._is_open and ((self.folder / "config.json").exists() or any(self._steps.values())):
+            self._send()
+        elif self._is_open:  # a run that was refused
+            self.store.delete([IDENTITY])
 
     def _known_identity(self) -> str:
         with suppress(OSError):
@@ -157,12 +163,14 @@ class StoredRun:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def _trust_step(self, prefix: str, entries: dict[str, Entry]) -> None:
-        """Fetch no checkpoint that is here already, whole and with the same list of files."""
-        folder = self.folder / prefix
+        """Fetch no checkpoint that is here already, whole and with the same list of files, and any other one anew."""
+        folder, of_step = self.folder / prefix, {n: entry for n, entry in entries.items() if n.startswith(prefix)}
         with suppress(OSError, ValueError, UserError):
             if (folder / FILE_LIST).read_bytes() == self.store.read(prefix + FILE_LIST):
                 require_intact(folder)
-                self._mirror.note_equal({name: entry for name, entry in entries.items() if name.startswith(prefix)})
+                self._mirror.note_equal(of_step)
+                return
+        self._mirror.forget(of_step)
 
     # Process 0, while it trains.
 
@@ -176,8 +184,17 @@ class StoredRun:
     def _send(self) -> None:
         """Send all files that have changed, and delete what is gone here, but for checkpoints."""
         with self._sending:
+            self._require_folder()
             self._mirror.push([name for name in self._mirror.names() if not name.startswith(_CHECKPOINTS)])
             self._mirror.delete_gone(lambda name: not name.startswith(_CHECKPOINTS))
+
+    def _require_folder(self) -> None:
+        """Raise UserError where the folder was emptied from outside: nothing may be deleted in the store for that."""
+        if any(self._steps.values()) and not (self.folder / "config.json").exists():
+            raise UserError(
+                f"{self.folder}, where this host works on {self.address}, was emptied while the run was at work.\nThe "
+                "same command goes on from the last checkpoint there. Keep $SIMCSE_CACHE while runs are at work."
+            )
 
     def send_step(self, kind: str, step: int) -> None:
         """Send a complete checkpoint, after the metrics before it, and delete those that are no longer kept.
@@ -239,14 +256,16 @@ class StoredRun:
         with fail_together():
             made = self.folder / DRAFT
             names = sorted(path.name for path in made.iterdir()) if is_first() and made.is_dir() else []
-            self.store.put_all({f"{DRAFT}/{name}": made / name for name in names})
+            with self._sending:  # which lets no other thread shorten the time that is tried for
+                self.store.put_all({f"{DRAFT}/{name}": made / name for name in names})
         names = json.loads(broadcast(json.dumps(names)))
         with fail_together():
             if not is_first():
                 self.store.get_all({f"{DRAFT}/{name}": self.folder / DRAFT / name for name in names})
         with fail_together():
             if is_first():
-                self.store.delete(f"{DRAFT}/{name}" for name in names)
+                with self._sending:
+                    self.store.delete(f"{DRAFT}/{name}" for name in names)
 
 
 @contextmanager
@@ -279,47 +298,6 @@ def run_folder(workdir: Path | str, say: Callable[[str], None] = print) -> Itera
         with contextlib.nullcontext() if failed else fail_together():
             if is_first():
                 stored.close(failed)
-
-
-def on_first(tree: Any) -> Any:
-    """Return the arrays of a tree as NumPy arrays on process 0, None on others; all processes call it together.
-
-    What devices of several processes hold in parts is put together on the devices, some arrays at a time. A process
-    that is alone gets the tree as it is.
-    """
-    if processes() == 1:
-        return tree
-    leaves, structure = jax.tree.flatten(tree)
-    found: list[Any] = list(leaves)
-    waiting: list[int] = []
-    for number, leaf in enumerate(leaves):
-        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-            waiting.append(number)
-            if sum(leaves[n].nbytes for n in waiting) >= GATHERED_BYTES:
-                _gather(found, waiting)
-    _gather(found, waiting)
-    return jax.tree.unflatten(structure, [_host(leaf) for leaf in found]) if is_first() else None
-
-
-def _gather(leaves: list[Any], waiting: list[int]) -> None:
-    """Replace these leaves by whole ones, on process 0's host; empty the list."""
-    if waiting:
-        arrays = [leaves[n] for n in waiting]
-        whole = tuple(NamedSharding(array.sharding.mesh, P()) for array in arrays)
-        for number, array in zip(waiting, _putting_together(whole)(*arrays), strict=True):
-            leaves[number] = _host(array) if is_first() else None
-    waiting.clear()
-
-
-@functools.cache
-def _putting_together(shardings: tuple[NamedSharding, ...]) -> Callable[..., tuple[jax.Array, ...]]:
-    return jax.jit(lambda *arrays: arrays, out_shardings=shardings)
-
-
-def _host(leaf: Any) -> np.ndarray:
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        leaf = leaf.addressable_data(0)
-    return np.asarray(leaf)
 
 
 def _own_name(address: str) -> str:

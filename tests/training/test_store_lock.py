@@ -66,6 +66,15 @@ def test_the_lock_of_a_dead_process_of_this_machine_is_free_at_once(
         taken.release()
 
 
+def test_a_lock_that_a_run_of_this_process_could_not_give_back_is_free(bucket: Bucket) -> None:
+    ended = lock()
+    ended.acquire()
+    ended.stop()  # as at the end of a run whose store is out of reach
+    again = lock()
+    again.acquire()
+    again.release()
+
+
 def test_a_run_elsewhere_counts_as_dead_once_it_is_silent(bucket: Bucket) -> None:
     held_by(bucket)
     taken, began = lock(), time.monotonic()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ from simcse_jax import SimCSE
 from simcse_jax.config.resolve import resolve
 from simcse_jax.model_folder.run_folder import load_run_params
 from simcse_jax.system.errors import Unreachable, UserError
+from simcse_jax.training.folder import seal
 from simcse_jax.training.loop import Outcome, train
 from simcse_jax.training.metrics import MetricsWriter, read_metrics
 from simcse_jax.training.run import prepare
-from simcse_jax.training.stored_run import run_folder
+from simcse_jax.training.stored_run import StoredRun, run_folder
 from tests.bucket import Bucket, running_bucket
 from tests.small_models import demo_files, small_recipe
 from tests.stored_runs import fetch
@@ -179,6 +182,79 @@ def test_a_damaged_state_is_set_aside_in_the_bucket(
     assert start(ADDRESS).first_step == newest - 1
     assert f"team/run/checkpoints/broken-{newest}/files.json" in bucket.names()
     require_same(bucket, whole, tmp_path / "fetched")
+
+
+def write_step(folder: Path, step: int) -> None:
+    """Write a run with a complete checkpoint, as far as the store looks at one."""
+    (folder / "config.json").write_text("{}")
+    (folder / "metrics.jsonl").write_text("".join(f'{{"step": {n}}}\n' for n in range(step + 1)))
+    at = folder / "checkpoints" / "last" / str(step)
+    at.mkdir(parents=True)
+    (at / "array").write_bytes(bytes([step]))
+    seal(at)
+
+
+def test_an_emptied_cache_deletes_nothing_in_the_bucket(bucket: Bucket) -> None:
+    with run_folder(ADDRESS) as (folder, stored):
+        assert stored
+        write_step(folder, 1)
+        stored.send_step("last", 1)
+    before = bucket.names()
+
+    def empty_and_save() -> None:
+        with run_folder(ADDRESS) as (folder, stored):
+            assert stored
+            shutil.rmtree(folder)
+            (folder / "checkpoints" / "last" / "2").mkdir(parents=True)
+            seal(folder / "checkpoints" / "last" / "2")
+            stored.send_step("last", 2)
+
+    def empty() -> None:
+        with run_folder(ADDRESS) as (folder, _):
+            shutil.rmtree(folder)
+
+    for use in (empty_and_save, empty):
+        with pytest.raises(UserError, match="was emptied"):
+            use()
+        assert bucket.names() == before
+
+
+def test_a_start_that_fails_sends_nothing_of_a_folder_that_is_behind(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for host, step in (("a", 1), ("b", 2)):
+        be_host(monkeypatch, tmp_path, host)
+        with run_folder(ADDRESS) as (folder, stored):
+            assert stored
+            write_step(folder, step)
+            stored.send_step("last", step)
+    before = {name: bucket.read(name) for name in bucket.names()}
+    be_host(monkeypatch, tmp_path, "a")
+
+    def fail(*_: object) -> None:
+        raise UserError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredRun, "_pull", fail)
+        with pytest.raises(UserError, match="no space left"), run_folder(ADDRESS):
+            pytest.fail("the run was begun")
+    assert {name: bucket.read(name) for name in bucket.names()} == before
+
+
+def test_a_copy_of_a_state_that_is_damaged_here_alone_is_fetched_again(bucket: Bucket) -> None:
+    with run_folder(ADDRESS) as (folder, stored):
+        assert stored
+        write_step(folder, 1)
+        stored.send_step("last", 1)
+    for _ in range(2):  # the second start has recorded what it fetched
+        with run_folder(ADDRESS) as (folder, _):
+            array = folder / "checkpoints" / "last" / "1" / "array"
+            assert array.read_bytes() == bytes([1])
+    then = array.stat()
+    array.write_bytes(b"?")
+    os.utime(array, ns=(then.st_atime_ns, then.st_mtime_ns))  # as a disk would damage it
+    with run_folder(ADDRESS):
+        assert array.read_bytes() == bytes([1])
 
 
 @pytest.mark.medium
