@@ -133,9 +133,10 @@ def test_two_processes_that_are_asked_to_stop_save_and_one_goes_on(bucket: Bucke
     assert f"resumes from step {stopped}" in two.log()
     assert one.run("gs://runs/a") == [0], one.log()[-5000:]
     assert f"resumed from step {stopped}" in one.log()
-    assert one.run(tmp_path / "local", log="local") == [0], one.log(0, "local")
-    (params, info), (expected, _) = load_best(fetch(bucket, "a", tmp_path / "fetched")), load_best(tmp_path / "local")
-    assert info["step"] == STEPS
+    local = tmp_path / "local"
+    assert one.run(local, log="local") == [0], one.log(0, "local")
+    (params, info), (expected, other) = (load_best(run) for run in (fetch(bucket, "a", tmp_path / "fetched"), local))
+    assert info["step"] == other["step"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), params, expected)
     steps = [line["step"] for line in read_metrics(tmp_path / "fetched") if "loss" in line]
     assert steps == [*range(1, STEPS + 1)]
