@@ -15,7 +15,7 @@ from simcse_jax.data.tables import HEAD, Record, TextTable, listed, record_table
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import DATASET_PREFIX, dataset_file, require_hub
 from simcse_jax.system.mirror import local_path
-from simcse_jax.system.object_store import Store, is_address
+from simcse_jax.system.object_store import Store, is_address, require_spelling
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,6 +59,7 @@ def _open_entry(entry: str) -> list[TextTable]:
     dataset = _HUB_DATASET.fullmatch(entry)
     if dataset and format_of(entry) is None and not entry.startswith("."):
         return [_hub_dataset_table(entry, dataset["repo"], dataset["parts"])]
+    require_spelling(entry, "data.files")
     raise UserError(f"The file {entry} does not exist (looked in {Path.cwd()}).{_similar(path)}")
 
 

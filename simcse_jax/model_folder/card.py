@@ -38,7 +38,10 @@ _IN_TORCH = {
 }
 
 _LAYERS = "{} of the model that it is made of, numbered from 0; the others are left out"
-_ADAPTERS = "LoRA of rank {}, which `adapter_config.json` says of what; readers need `peft` (`pip install peft`)"
+_ADAPTERS = (
+    "LoRA of rank {rank} over `{base}`, as `adapter_config.json` has it; readers need `peft` (`pip install peft`)"
+)
+_LOCAL = "; that is a folder of the machine that wrote this: where it is elsewhere, change `base_model_name_or_path`"
 # Families whose first releases were remote code, and that transformers itself has had since its release 5 only.
 _RECENT = ("nomic_bert", "gte")
 _ONLY_RECENT = (
@@ -60,10 +63,11 @@ def model_card(
     """Return the text of a model card, with its YAML front matter.
 
     name: the folder in the usage examples. card: any of "recipe" (mapping of keys to values), "defaults" (values of
-    keys that need not be shown), "data" (mapping or text), "scores" (mapping of names to numbers, times 100), "step",
-    "tasks" (a list of `CardScore`), "license" (as the Hub names it), "adapters" (their rank, where the folder holds
-    these alone), "layers" (the numbers of those that were kept, where others were left out), and "source", the name of
-    the model that this one is a copy of, if it was not trained here. Missing entries are left out. texts: with
+    keys that need not be shown), "data" (mapping or text), "scores" (mapping of names to numbers, times 100),
+    "step", "tasks" (a list of `CardScore`), "license" (as the Hub names it), "adapters" ("rank" and "base", the
+    model that they adapt, where the folder holds these alone), "layers" (the numbers of those that were kept, where
+    others were left out), and "source", the name of the model that this one is a copy of, if it was not trained
+    here. Missing entries are left out. texts: with
     max_seq_length, at which texts are cut. steps: what follows the pooler.
     """
     recipe, data, scores = card.get("recipe") or {}, card.get("data") or {}, card.get("scores") or {}
@@ -73,7 +77,7 @@ def model_card(
     origin = _masked(name, recipe) if only_mlm else _origin(card.get("source"), teacher, contrasts)
     width = width_after(steps, width_of(pooler, architecture.hidden_size))
     facts = {
-        **({"adapters": _ADAPTERS.format(card["adapters"])} if card.get("adapters") else {}),
+        **({"adapters": _adapters(**card["adapters"])} if card.get("adapters") else {}),
         "architecture": f"{architecture.family}, {architecture.num_hidden_layers} layers, "
         f"width {architecture.hidden_size}",
         **({"layers": _LAYERS.format(", ".join(map(str, card["layers"])))} if card.get("layers") else {}),
@@ -126,6 +130,10 @@ def _step(step: Step) -> str:
     if isinstance(step, Dense):
         return f"Dense ({step.kernel.shape[0]} to {step.kernel.shape[1]}, {step.activation})"
     return type(step).__name__
+
+
+def _adapters(rank: int, base: str) -> str:
+    return _ADAPTERS.format(rank=rank, base=base) + (_LOCAL if Path(base).is_absolute() else "")
 
 
 def _origin(source: str | None, teacher: str, contrasts: bool) -> str:

@@ -154,7 +154,7 @@ def export_model(
         _copy_tokenizer(tokenizer_folder, partial, longest)
         if adapters:
             write_adapter(partial, adapters.params, architecture, adapters.lora, adapters.base)
-            card = {**card, "adapters": adapters.lora.rank}
+            card = {**card, "adapters": {"rank": adapters.lora.rank, "base": adapters.base}}
         else:
             _write_whole(partial, params, architecture, widths, half)
         write_modules(partial, pooler, architecture, params.get("head"), texts, lower_cases(tokenizer_folder), steps)

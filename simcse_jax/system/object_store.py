@@ -25,6 +25,7 @@ RETRY_S = 300.0  # for how long a call is tried again while the store is out of 
 LONGEST_WAIT_S = 30.0  # between two attempts
 AT_ONCE = 8  # objects that are sent or fetched at a time
 _ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
+_MISSPELT = re.compile(r"(gs|gcs|s3|s3a|abfs|abfss|az):.*", re.IGNORECASE | re.DOTALL)
 _OTHERS = ("hf", "http", "https", "file")  # addresses of other things
 # Packages of fsspec's file systems, by scheme.
 _PACKAGES = {
@@ -57,6 +58,15 @@ def is_address(name: str | os.PathLike[str]) -> bool:
     """Return whether a name is an address in an object store, such as gs://bucket/run."""
     found = _ADDRESS.fullmatch(str(name))
     return found is not None and found["scheme"] not in _OTHERS
+
+
+def require_spelling(name: str | os.PathLike[str], what: str) -> None:
+    """Raise UserError where a name, which is no address, was meant as one: GS://bucket/run, gs:/bucket/run, gs://."""
+    if not is_address(name) and _MISSPELT.fullmatch(str(name)):
+        raise UserError(
+            f"{what}: {str(name)!r} is neither a path nor an address in a bucket.\nWrite gs://BUCKET/NAME, in small "
+            "letters and with two slashes; for a folder of that name, put ./ before it."
+        )
 
 
 def place_of(name: str | os.PathLike[str]) -> Path | str:
@@ -117,7 +127,9 @@ class Store:
         to.parent.mkdir(parents=True, exist_ok=True)
         partial = to.with_name(f".{to.name}.{os.getpid()}.partial")
         try:
-            self._tried(f"fetching {name}", lambda: self._files.get_file(self._path(name), str(partial)), False)
+            self._tried(
+                f"fetching {name}".rstrip(), lambda: self._files.get_file(self._path(name), str(partial)), False
+            )
             os.replace(partial, to)
         finally:
             partial.unlink(missing_ok=True)
@@ -128,7 +140,7 @@ class Store:
 
     def put(self, path: Path, name: str) -> None:
         """Write a file as an object."""
-        self._tried(f"writing {name}", lambda: self._files.put_file(str(path), self._path(name)))
+        self._tried(f"writing {name}".rstrip(), lambda: self._files.put_file(str(path), self._path(name)))
 
     def put_all(self, paths: Mapping[str, Path]) -> None:
         """Write these files as objects of these names, several at a time."""
@@ -143,7 +155,7 @@ class Store:
 
     def write(self, name: str, content: bytes) -> None:
         """Write an object with this content."""
-        self._tried(f"writing {name}", lambda: self._files.pipe_file(self._path(name), content))
+        self._tried(f"writing {name}".rstrip(), lambda: self._files.pipe_file(self._path(name), content))
 
     def create(self, name: str, content: bytes) -> bool:
         """Write an object unless there is one of that name; return whether it was written.
@@ -151,7 +163,9 @@ class Store:
         The store decides which of several that create at a time succeeds, where it knows such a condition.
         """
         try:
-            self._tried(f"writing {name}", lambda: self._files.pipe_file(self._path(name), content, mode="create"))
+            self._tried(
+                f"writing {name}".rstrip(), lambda: self._files.pipe_file(self._path(name), content, mode="create")
+            )
         except FileExistsError:
             return self.read(name) == content  # written by an attempt whose answer was lost
         return True
@@ -167,9 +181,11 @@ class Store:
 
     def require_writable(self) -> None:
         """Raise UserError where nothing can be written here."""
-        probe = f".writable-{os.getpid()}"
-        self.write(probe, b"")
-        self.delete([probe])
+        # Beside what lies here, with the same prefix: this may be one object, and some stores make folders of names.
+        inside = "/" if self._root.strip("/") == self.bucket else ""
+        probe = f"{self._root}{inside}.writable-{os.getpid()}"
+        self._tried("writing", lambda: self._files.pipe_file(probe, b""))
+        self._tried("deleting", lambda: self._files.rm_file(probe))
 
     @contextmanager
     def briefly(self, retry_s: float) -> Iterator[None]:

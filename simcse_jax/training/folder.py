@@ -23,7 +23,7 @@ from simcse_jax.config.schema import Config
 from simcse_jax.hosts.agreement import broadcast, fail_together, is_first, processes
 from simcse_jax.model_folder.run_folder import FILE_LIST, complete_steps, read_run_info
 from simcse_jax.system.errors import UserError
-from simcse_jax.system.object_store import shown_path
+from simcse_jax.system.object_store import require_spelling, shown_path
 from simcse_jax.system.whole_file import checksum, locked, write_whole_text, writing
 
 TOKENIZER = "tokenizer"
@@ -69,8 +69,7 @@ def locked_folder(workdir: Path) -> Iterator[None]:
 @contextmanager
 def _made(workdir: Path) -> Iterator[None]:
     """Make the folder if need be; one that was made, and is empty at the end but for the lock, is removed again."""
-    if str(workdir).startswith("gs:"):
-        raise UserError(f"--workdir={workdir}: an address in a bucket is written with two slashes, gs://BUCKET/NAME.")
+    require_spelling(workdir, "--workdir")
     new = not workdir.exists()
     if not new:
         _require_free(workdir)

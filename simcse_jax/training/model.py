@@ -131,6 +131,11 @@ def _require_last_layer(config: Config, sizes: Architecture) -> None:
 def encoder_of(config: Config, sizes: Architecture, platform: str) -> Encoder:
     """Return the encoder module of these sizes, with the precision and layout that the recipe asks for."""
     model = config.model
+    if model.lora > sizes.hidden_size:
+        raise UserError(
+            f"model.lora = {model.lora} is above the rank that the kernels of this encoder can have, its width "
+            f"{sizes.hidden_size}.\nUse --config.model.lora=8, or another much smaller number."
+        )
     return Encoder(
         sizes,
         jnp.dtype(model.dtype),

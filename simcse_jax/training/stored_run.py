@@ -140,7 +140,9 @@ class StoredRun:
             require_intact(checkpoints / "last" / str(newest))
         except (OSError, ValueError, UserError):
             return False
-        self._say(f"step {newest} was saved here, and is not yet in {self.address}: it is sent first")
+        self._say(
+            f"step {newest} is in this machine's copy of the run, and not yet in {self.address}: it is sent first"
+        )
         for kind in ("best", "last"):
             for step in complete_steps(checkpoints / kind):
                 if step not in self._steps[kind]:

@@ -46,7 +46,10 @@ def test_a_run_as_a_peft_folder(lora_run: Path, small_model: Path, cache: Path, 
     assert (settings["r"], settings["lora_alpha"]) == (2, 16.0)
     assert settings["base_model_name_or_path"] == str(small_model.resolve())
     assert len(load_file(folder / "adapter_model.safetensors")) == 2 * 2 * 6  # layers, factors, matrices
-    assert "pip install peft" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "pip install peft" in card
+    assert f"over `{small_model.resolve()}`" in card
+    assert "change `base_model_name_or_path`" in card  # elsewhere
     ours = open_model(str(lora_run)).encode(TEXTS)
     assert np.abs(open_model(str(small_model), pooler="cls").encode(TEXTS) - ours).max() > 1e-3
     np.testing.assert_allclose(open_model(str(folder)).encode(TEXTS), ours, rtol=0, atol=1e-6)

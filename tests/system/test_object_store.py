@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from simcse_jax.system.errors import Unreachable, UserError
-from simcse_jax.system.object_store import Store, is_address, place_of, shown_path
+from simcse_jax.system.object_store import Store, is_address, place_of, require_spelling, shown_path
 from tests.bucket import PRIVATE, Bucket, running_bucket
 
 
@@ -35,6 +35,27 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
 )
 def test_what_an_address_is(name: str, is_one: bool) -> None:
     assert is_address(name) == is_one
+
+
+@pytest.mark.parametrize("name", ["gs:/bucket/run", "GS://bucket/run", "gs:", "S3:bucket"])
+def test_a_misspelt_address_is_no_folder(name: str) -> None:
+    """Else a run would be on one host's disk, in a folder of that name."""
+    with pytest.raises(UserError, match="gs://BUCKET/NAME"):
+        require_spelling(name, "--workdir")
+    for right in ("gs://bucket/run", "./gs:/bucket", "runs/gs"):
+        require_spelling(right, "--workdir")
+
+
+def test_trying_to_write_leaves_nothing_below_the_address(bucket: Bucket) -> None:
+    """What lies there may be one object, and stores on disks make no object of a folder's name."""
+    written: list[str] = []
+    store = Store("gs://runs/vectors.parquet")
+    pipe_file = store._files.pipe_file
+    store._files.pipe_file = lambda path, content: (written.append(path), pipe_file(path, content))
+    store.require_writable()
+    assert len(written) == 1
+    assert not written[0].startswith("runs/vectors.parquet/")
+    assert Store("gs://runs").find() == {}
 
 
 def test_names_below_a_folder_and_an_address() -> None:

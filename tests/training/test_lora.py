@@ -137,6 +137,7 @@ def test_another_run_starts_from_the_merged_model_with_new_adapters(lora_run: Pa
         ({"model__lora": 0, "model__lora_alpha": 8.0}, r"lora_alpha = 8.0 has no effect"),
         ({"model__lora_targets": "ffn"}, "must be one of all, attention"),
         ({"model__lora": -1}, "at least 0"),
+        ({"model__lora": 1000}, "model.lora = 1000 is above the rank"),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], says: str, small_model: Path, tmp_path: Path) -> None:
