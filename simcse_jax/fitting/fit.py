@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def fit(
         values, overridden = read_recipe(str(recipe), given)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # as the commands have it: only errors of XLA
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        warnings.filterwarnings("ignore", "IProgress not found")  # tqdm's, in notebooks without ipywidgets
         quiet_tpu_library()
         quiet_cuda_plugin()
         config = configure(values, overridden)
