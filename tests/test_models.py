@@ -1,8 +1,9 @@
-"""The small pretrained encoder in models/: its size, its masked-LM head, and its embeddings."""
+"""The small encoders in models/: their size, the masked-LM head of wiki-small, and what their embeddings know."""
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.data.vocabulary import id_count
@@ -10,13 +11,17 @@ from simcse_jax.embedding_model import open_model
 from simcse_jax.encoder.families.table import read_architecture
 from simcse_jax.model_folder.pretrained import load_params
 
-FOLDER = Path(__file__).parent.parent / "models" / "wiki-small"
+MODELS = Path(__file__).parent.parent / "models"
+FOLDER = MODELS / "wiki-small"
 
 
-def test_it_is_small_and_says_nothing_of_where_it_was_made() -> None:
-    assert (FOLDER / "model.safetensors").stat().st_size < 10e6
-    for path in (*FOLDER.glob("*.json"), FOLDER / "README.md"):
-        assert "/tmp/" not in path.read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["wiki-small", "mini"])
+def test_it_is_small_and_says_nothing_of_where_it_was_made(name: str) -> None:
+    folder = MODELS / name
+    assert (folder / "model.safetensors").stat().st_size < 10e6
+    for path in (*folder.glob("*.json"), folder / "README.md"):
+        text = path.read_text(encoding="utf-8")
+        assert not any(place in text for place in ("/tmp/", "/work/", "/root/"))
 
 
 def test_it_has_a_head_that_knows_its_words() -> None:
@@ -31,3 +36,13 @@ def test_like_sentences_are_alike() -> None:
     z = open_model(str(FOLDER)).encode(texts, normalize=True)
     cosines = z @ z.T
     assert cosines[0, 1] > cosines[0, 2] + 0.1
+
+
+def test_mini_knows_what_sentences_are_about() -> None:
+    """The two that are alike share no word."""
+    texts = ["Someone makes music.", "A woman plays the violin.", "The dam was built to store water."]
+    margins = {}
+    for name in ("wiki-small", "mini"):
+        z = open_model(str(MODELS / name)).encode(texts, normalize=True)
+        margins[name] = z[0] @ z[1] - z[0] @ z[2]
+    assert margins["mini"] > max(0.2, margins["wiki-small"] + 0.2)
