@@ -1,4 +1,4 @@
-"""Test docs/notebook.ipynb: every cell runs, and the notebook as it lies there has no error and no library's warning."""
+"""Test docs/notebook.ipynb: every cell runs, without an error and without a warning of a library."""
 
 from __future__ import annotations
 
