@@ -5,9 +5,6 @@ An object is written whole or not at all, and nothing here renames or appends, w
 
 from __future__ import annotations
 
-import errno
-import importlib
-import logging
 import os
 import re
 import time
@@ -18,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from simcse_jax.system.errors import Unreachable, UserError, short
+from simcse_jax.system.file_systems import CREDENTIALS, PACKAGES, is_denied, is_passing, open_file_system
 
 Item = TypeVar("Item")
 
@@ -25,26 +23,8 @@ RETRY_S = 300.0  # for how long a call is tried again while the store is out of 
 LONGEST_WAIT_S = 30.0  # between two attempts
 AT_ONCE = 8  # objects that are sent or fetched at a time
 _ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
-_MISSPELT = re.compile(r"(gs|gcs|s3|s3a|abfs|abfss|az):.*", re.IGNORECASE | re.DOTALL)
+_MISSPELT = re.compile(f"({'|'.join(PACKAGES)}):.*", re.IGNORECASE | re.DOTALL)
 _OTHERS = ("hf", "http", "https", "file")  # addresses of other things
-# Packages of fsspec's file systems, by scheme.
-_PACKAGES = {
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "abfs": "adlfs",
-    "abfss": "adlfs",
-    "az": "adlfs",
-}
-_PASSING = (408, 429, 500, 502, 503, 504)  # HTTP statuses of what may work later
-_UNREACHED = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT, errno.EPIPE, errno.ENETDOWN, errno.EHOSTDOWN}
-_OF_NETWORK = ("aiohttp", "requests", "urllib3", "botocore", "azure", "http", "google", "socket", "ssl", "fsspec")
-_CREDENTIALS = {
-    "gcsfs": "On a Cloud machine, give its service account the role roles/storage.objectUser on the bucket; elsewhere "
-    "run\n`gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file.",
-    "s3fs": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, of a user who may read and write there.",
-}
 
 
 class Entry(NamedTuple):
@@ -88,8 +68,8 @@ class Store:
         if found is None or not found["rest"].strip("/"):
             raise UserError(f"{address!r} is no address in an object store. Give BUCKET/NAME after gs://.")
         self.address, self._say = address.rstrip("/"), say
-        self._package = _PACKAGES.get(found["scheme"], "")
-        self._files: Any = _file_system(found["scheme"], self._package, self.address)
+        self._package = PACKAGES.get(found["scheme"], "")
+        self._files: Any = open_file_system(found["scheme"], self.address)
         self._root = self._files._strip_protocol(self.address)
         self.bucket = self._root.lstrip("/").partition("/")[0]
         self.retry_s = _retry_s()
@@ -223,7 +203,7 @@ class Store:
             except FileExistsError:
                 raise
             except Exception as error:
-                if not _is_passing(error):
+                if not is_passing(error):
                     raise self._refused(what, error) from error
                 left = until - time.monotonic()
                 if left <= 0:
@@ -239,10 +219,8 @@ class Store:
 
     def _refused(self, what: str, error: Exception) -> Exception:
         """Return the UserError of a call that will not work later either; other errors as they are."""
-        text, code = str(error), _status(error)
-        denied = code in (401, 403) or isinstance(error, PermissionError) or text.startswith("Forbidden")
-        if denied or "credentials" in text.lower() or "credentials" in type(error).__name__.lower():
-            way_out = _CREDENTIALS.get(self._package, "Give credentials that may read and write there.")
+        if is_denied(error):
+            way_out = CREDENTIALS.get(self._package, "Give credentials that may read and write there.")
             return UserError(
                 f"{self.address} may not be used with your credentials ({what}): {short(error)}.\n{way_out}"
             )
@@ -271,56 +249,3 @@ def _retry_s() -> float:
         return float(given) if given else RETRY_S
     except ValueError:
         raise UserError(f"SIMCSE_STORE_RETRY_S={given} is no number of seconds. Correct or unset it.") from None
-
-
-def _file_system(scheme: str, package: str, address: str) -> Any:
-    """Return fsspec's file system of that scheme, without caches of its own."""
-    import fsspec
-
-    plain: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    try:
-        if package == "gcsfs":
-            return _google(plain)
-        return fsspec.filesystem(scheme, **plain)
-    except ImportError as error:
-        raise UserError(
-            f"{address}: addresses that begin with {scheme}:// need a package: pip install {package or error.name}"
-        ) from error
-    except ValueError as error:
-        raise UserError(
-            f"{address}: {scheme}:// is no object store that is known ({short(error)}).\nGive gs://BUCKET/NAME, "
-            "s3://BUCKET/NAME or another one of fsspec's, or the path of a folder."
-        ) from error
-
-
-def _google(plain: dict[str, Any]) -> Any:
-    """Return gcsfs's file system, with its own retries left out: they say nothing, and have no limit to choose."""
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # renames of folders, which are not made here
-    core = importlib.import_module("gcsfs.core")
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback of each failed attempt
-    once = {name: getattr(core.GCSFileSystem, name) for name in ("_request", "_get_file_request")}
-    once = {name: getattr(method, "__wrapped__", method) for name, method in once.items()}
-    emulated = os.environ.get("STORAGE_EMULATOR_HOST", "") not in ("", "default")
-    return type("GoogleStorage", (core.GCSFileSystem,), once)(token="anon" if emulated else None, **plain)
-
-
-def _status(error: BaseException) -> int | None:
-    """Return the HTTP status in an error, None where there is none."""
-    for name in ("code", "status", "status_code"):
-        with suppress(AttributeError, ValueError):
-            return int(str(getattr(error, name)))
-    return None
-
-
-def _is_passing(error: Exception) -> bool:
-    """Return whether a call that failed so may work later."""
-    status = _status(error)
-    if status is not None:
-        return status in _PASSING
-    if isinstance(error, ConnectionError | TimeoutError):
-        return True
-    if isinstance(error, OSError) and error.errno in _UNREACHED:
-        return True
-    # Errors of a library's own, but for those that say who one is.
-    own = type(error).__module__.partition(".")[0] in _OF_NETWORK
-    return own and not isinstance(error, ValueError | TypeError) and "Credential" not in type(error).__name__
