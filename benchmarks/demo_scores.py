@@ -23,7 +23,7 @@ from simcse_jax.embedding_model import open_model
 from simcse_jax.evaluation.graded_pairs import GradedPairs, load_graded_pairs
 from simcse_jax.evaluation.sts import evaluate_pairs
 from simcse_jax.model_folder.run_folder import read_run_info
-from simcse_jax.training.metrics import read_metrics
+from simcse_jax.runs.metrics import read_metrics
 
 
 def word_overlap(first: str, second: str) -> float:

@@ -41,7 +41,7 @@ from absl import flags
 from simcse_jax import cli
 from simcse_jax.data import demo
 from simcse_jax.model_folder.run_folder import complete_steps, load_best
-from simcse_jax.training.metrics import read_metrics
+from simcse_jax.runs.metrics import read_metrics
 
 FLAGS = flags.FLAGS
 

@@ -32,8 +32,8 @@ import numpy as np
 from absl import flags
 
 from simcse_jax import cli
+from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
-from simcse_jax.training.metrics import read_metrics
 
 FLAGS = flags.FLAGS
 

@@ -15,15 +15,16 @@ import numpy as np
 from benchmarks import process_memory
 from benchmarks.train_work import CLIP_NORM, LEARNING_RATE, TEMPERATURE, Work
 from configs import base
+from simcse_jax.config.keys import split_list
 from simcse_jax.config.resolve import resolve
 from simcse_jax.data.batches import Batch, Rows
 from simcse_jax.data.corpus import read_sentences
 from simcse_jax.encoder.families.table import config_json
 from simcse_jax.model_folder.export import export_model
+from simcse_jax.runs.folder import TOKENIZER
 from simcse_jax.system.host_memory import keep_freed_memory
 from simcse_jax.system.json_file import write_json
-from simcse_jax.training.feeding import batch_shapes, feed, split_list
-from simcse_jax.training.folder import TOKENIZER
+from simcse_jax.training.feeding import batch_shapes, feed
 from simcse_jax.training.program import Compilations
 from simcse_jax.training.run import prepare
 from simcse_jax.training.step import TrainStep

@@ -20,11 +20,11 @@ from simcse_jax.evaluation.results import Encode, ModelResult, Results, RoleEnco
 from simcse_jax.evaluation.scores_json import write_scores
 from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.evaluation.suite import GEOMETRY, TaskSuite, choose_tasks
+from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import progress_bar
 from simcse_jax.system.whole_file import writing
 from simcse_jax.training.held_out import judged_task
-from simcse_jax.training.metrics import read_metrics
 
 Say = Callable[[str], None]
 MOST_KEPT = 2**30  # bytes of a task's vectors that are kept where several widths share them

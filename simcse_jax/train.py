@@ -97,7 +97,7 @@ def main() -> int:
     _join()
 
     from simcse_jax.fitting.complete import complete, configure
-    from simcse_jax.training.branch import parse_branch
+    from simcse_jax.runs.branch import parse_branch
 
     overridden = config_flags.get_override_values(flags.FLAGS["config"])
     branch = None

@@ -17,8 +17,8 @@ from simcse_jax.evaluation.sts import evaluate_pairs
 from simcse_jax.judging import protocol
 from simcse_jax.model_folder.export import convert
 from simcse_jax.model_folder.run_folder import export_run
+from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
-from simcse_jax.training.metrics import read_metrics
 from tests.conftest import HubServer
 from tests.small_models import FROM_FOLDER, demo_files, export_small, train_small
 

@@ -15,7 +15,7 @@ import pytest
 
 from simcse_jax import SimCSE
 from simcse_jax.model_folder.run_folder import load_best
-from simcse_jax.training.metrics import read_metrics
+from simcse_jax.runs.metrics import read_metrics
 from tests.small_models import demo_files
 
 ROOT = Path(__file__).parent.parent

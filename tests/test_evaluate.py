@@ -21,8 +21,8 @@ from simcse_jax.evaluation.senteval import senteval_folder
 from simcse_jax.evaluation.sts import TASKS, YEARS, evaluate_sts, load_sts
 from simcse_jax.evaluation.suite import TaskSuite, choose_tasks
 from simcse_jax.judging import judge_models, report_run, require_writable, write_results
+from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
-from simcse_jax.training.metrics import read_metrics
 from tests.conftest import MakeOnce
 from tests.small_models import export_small, train_small
 from tests.small_senteval import write_senteval

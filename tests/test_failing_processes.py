@@ -31,7 +31,7 @@ if "--process_id=0" in sys.argv:
 """
 # Wait less long for what a network file system may show late.
 IMPATIENT = """
-from simcse_jax.training import folder
+from simcse_jax.runs import folder
 folder.APPEARS_S = 2
 """
 

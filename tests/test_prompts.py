@@ -19,9 +19,9 @@ from simcse_jax.evaluation.sts import evaluate_pairs
 from simcse_jax.evaluation.suite import TaskSuite
 from simcse_jax.judging import judge_models
 from simcse_jax.model_folder.run_folder import export_run
+from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.vectors import normalize
-from simcse_jax.training.metrics import read_metrics
 from tests.conftest import MakeOnce
 from tests.small_models import demo_files, prepare_small, states_of, train_small
 

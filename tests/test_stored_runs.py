@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from simcse_jax.model_folder.run_folder import load_best
-from simcse_jax.training.metrics import read_metrics
+from simcse_jax.runs.metrics import read_metrics
 from tests.bucket import PRIVATE, Bucket, running_bucket
 from tests.small_models import demo_files
 from tests.stored_runs import RECIPE, ROOT, STEPS, Processes, fetch

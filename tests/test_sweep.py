@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from simcse_jax.training.metrics import read_metrics
+from simcse_jax.runs.metrics import read_metrics
 from tests.forked import run_commands
 
 ROOT = Path(__file__).parent.parent

@@ -100,6 +100,11 @@ def section_keys(name: str, section: Any) -> list[Key]:
     ]
 
 
+def split_list(value: str) -> list[str]:
+    """Return the parts of a comma-separated value, such as that of data.files."""
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
 def parse_numbers(value: str) -> tuple[int, ...]:
     """Return the numbers of a comma-separated value, such as that of model.keep_layers."""
     return tuple(int(number) for number in value.split(",") if number.strip())

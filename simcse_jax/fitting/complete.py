@@ -15,17 +15,17 @@ import jax
 from simcse_jax.config.resolve import resolve
 from simcse_jax.config.schema import Config
 from simcse_jax.hosts.agreement import fail_together, is_first, processes
+from simcse_jax.runs.branch import Branch, start_branch
+from simcse_jax.runs.stored_run import run_folder
+from simcse_jax.runs.trackers import Trackers, open_trackers, require_trackers
 from simcse_jax.system.compiled import keep_compiled
 from simcse_jax.system.devices import start_devices
 from simcse_jax.system.host_memory import keep_freed_memory
 from simcse_jax.system.object_store import shown_path
 from simcse_jax.system.progress import while_doing
-from simcse_jax.training.branch import Branch, start_branch
 from simcse_jax.training.display import conclude, describe, summarize
 from simcse_jax.training.loop import Outcome, train
 from simcse_jax.training.run import Run, prepare
-from simcse_jax.training.stored_run import run_folder
-from simcse_jax.training.trackers import Trackers, open_trackers, require_trackers
 
 
 def configure(recipe: Any, overridden: Collection[str]) -> Config:

@@ -13,11 +13,11 @@ from simcse_jax.config.recipe import default_workdir, read_recipe
 from simcse_jax.fitting.complete import complete, configure
 from simcse_jax.fitting.given import PAIRS, TEXTS, as_override, save_data
 from simcse_jax.fitting.trained_run import TrainedRun
+from simcse_jax.runs.branch import parse_branch
 from simcse_jax.system.devices import quiet_cuda_plugin, quiet_tpu_library
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.host_memory import release_freed_memory
 from simcse_jax.system.object_store import is_address, place_of
-from simcse_jax.training.branch import parse_branch
 from simcse_jax.training.loop import Outcome
 from simcse_jax.training.run import Run
 

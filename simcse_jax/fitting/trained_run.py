@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from simcse_jax.evaluation.kinds import KINDS, name_task
 from simcse_jax.evaluation.results import Entry, ModelResult, Results
 from simcse_jax.model_folder.run_folder import export_run, read_run_info
+from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.import_path import path_of
 from simcse_jax.system.mirror import written
 from simcse_jax.system.object_store import shown_path
 from simcse_jax.training.held_out import judged_task
-from simcse_jax.training.metrics import read_metrics
 
 if TYPE_CHECKING:
     import pandas as pd

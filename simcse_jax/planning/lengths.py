@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from simcse_jax.config.keys import split_list
 from simcse_jax.config.schema import Config, DataConfig
 from simcse_jax.data.batches import SAMPLED_BATCHES, Batches
 from simcse_jax.data.corpus import CorpusReport
@@ -16,7 +17,7 @@ from simcse_jax.data.positives import POSITIVES
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.data.vocabulary import id_count
 from simcse_jax.system.errors import UserError
-from simcse_jax.training.feeding import load_data, make_batches, split_list
+from simcse_jax.training.feeding import load_data, make_batches
 from simcse_jax.training.model import write_tokenizer
 
 SHORTEST = 3  # tokens of a text of one word: two special ones around it

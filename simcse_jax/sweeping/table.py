@@ -14,10 +14,10 @@ from simcse_jax.evaluation import transfer
 from simcse_jax.evaluation.compare import spread
 from simcse_jax.evaluation.kinds import KINDS, PAIRS
 from simcse_jax.evaluation.suite import GEOMETRY, choose_tasks
+from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.sweeping.jobs import Job
 from simcse_jax.sweeping.plan import Judging, PlanRow, SweepPlan
 from simcse_jax.system.errors import UserError
-from simcse_jax.training.metrics import read_metrics
 
 Metrics = dict[str, float]
 SPEARMAN, PERPLEXITY = "dev/spearman", "dev/perplexity"

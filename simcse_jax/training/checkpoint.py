@@ -23,13 +23,13 @@ import jax
 import orbax.checkpoint as ocp
 
 from simcse_jax.hosts.agreement import broadcast, error_on_all, fail_together, gather, is_first, processes
+from simcse_jax.hosts.on_first import on_first
 from simcse_jax.model_folder.run_folder import complete_steps, in_this_process, read_state
+from simcse_jax.runs.folder import incomplete, seal, set_aside
+from simcse_jax.runs.stored_run import StoredRun
 from simcse_jax.system.errors import Unreachable, UserError, short
-from simcse_jax.training.folder import incomplete, seal, set_aside
 from simcse_jax.training.mesh import place
-from simcse_jax.training.on_first import on_first
 from simcse_jax.training.state import TrainState
-from simcse_jax.training.stored_run import StoredRun
 
 ATTEMPTS = 3  # failed saves in a row that stop the run
 SAVE_TIMEOUT_S = 600  # how long processes wait for each other within a save

@@ -20,11 +20,11 @@ from simcse_jax.data.batches import format_rows
 from simcse_jax.data.mixture import MixedOrder
 from simcse_jax.encoder.products import precision
 from simcse_jax.model_folder.card import simcse_recipe
+from simcse_jax.runs.metrics import OF_SOURCE
+from simcse_jax.system.notebook_bar import NotebookBar
 from simcse_jax.system.object_store import is_address, shown_path
 from simcse_jax.system.progress import Heartbeat, duration, in_notebook
 from simcse_jax.training.held_out import judging_flag
-from simcse_jax.training.metrics import OF_SOURCE
-from simcse_jax.training.notebook_bar import NotebookBar
 
 if TYPE_CHECKING:
     from simcse_jax.config.schema import Config

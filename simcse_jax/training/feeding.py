@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from simcse_jax.config.keys import split_list
 from simcse_jax.config.layout import row_length
 from simcse_jax.config.schema import Config
 from simcse_jax.config.sources import about_source
@@ -246,8 +247,3 @@ def _make_replacing(config: Config, tokenizer: Any) -> Masking | None:
     vocabulary = vocabulary_of(tokenizer)
     require_mask_token(vocabulary, f"data.positive = {config.data.positive!r}", "--config.data.positive=dropout")
     return Masking(vocabulary, config.data.rate, whole_word=False, seed=config.train.seed, all_masked=True)
-
-
-def split_list(value: str) -> list[str]:
-    """Return the parts of a comma-separated value."""
-    return [part.strip() for part in value.split(",") if part.strip()]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from simcse_jax.config.keys import split_list
 from simcse_jax.config.schema import Config
 from simcse_jax.data.held_out import read_held_out
 from simcse_jax.evaluation.kinds import PAIRS, parse_task
@@ -14,7 +15,6 @@ from simcse_jax.evaluation.retrieval.from_text import PAIRS as ROWS
 from simcse_jax.evaluation.retrieval.from_text import from_rows, halves, neighbours
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.object_store import shown_path
-from simcse_jax.training.feeding import split_list
 
 PREFIX = "heldout:"
 FOLDER = "heldout"  # of the run folder: the task, as evaluate --retrieval takes it

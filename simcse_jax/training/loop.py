@@ -23,16 +23,16 @@ from simcse_jax.data.batches import Batch, Rows, format_rows
 from simcse_jax.evaluation.sts import has_collapsed
 from simcse_jax.hosts.agreement import error_on_all, is_first
 from simcse_jax.hosts.signals import stop_signals
+from simcse_jax.runs.metrics import FLOAT32_DIGITS, FLOAT64_DIGITS, OF_SOURCE, Clock, MetricsWriter, Profile
+from simcse_jax.runs.stored_run import StoredRun
+from simcse_jax.runs.trackers import Trackers
 from simcse_jax.training.checkpoint import Checkpoints, RunProgress
 from simcse_jax.training.display import Display
 from simcse_jax.training.feeding import batch_shapes, feed
-from simcse_jax.training.metrics import FLOAT32_DIGITS, FLOAT64_DIGITS, OF_SOURCE, Clock, MetricsWriter, Profile
 from simcse_jax.training.program import Compilations
 from simcse_jax.training.run import Run
 from simcse_jax.training.state import TrainState, encoder_params
 from simcse_jax.training.step import TrainStep
-from simcse_jax.training.stored_run import StoredRun
-from simcse_jax.training.trackers import Trackers
 
 FALLING_EVALUATIONS = 3  # evaluations in a row with a falling score and a falling loss that are worth a warning
 # Steps after which the remaining shapes are compiled too, in the background; shorter runs compile only what they need.

@@ -32,6 +32,18 @@ from simcse_jax.model_folder.st_modules import left_out_of_training
 from simcse_jax.model_folder.text_settings import trained_texts
 from simcse_jax.objective.loss import Loss
 from simcse_jax.objective.losses import LOSSES
+from simcse_jax.runs.folder import (
+    TOKENIZER,
+    current_tokenizer,
+    has_checkpoint,
+    keep_tokenizer,
+    require_same_data,
+    require_shared,
+    tokenizer_draft,
+    undone_if_refused,
+    write_run_info,
+)
+from simcse_jax.runs.stored_run import StoredRun
 from simcse_jax.system.errors import about
 from simcse_jax.system.import_path import code_of, is_import_path
 from simcse_jax.training.dev import (
@@ -44,17 +56,6 @@ from simcse_jax.training.dev import (
     make_perplexity,
 )
 from simcse_jax.training.feeding import Corpora, load_data, make_batches
-from simcse_jax.training.folder import (
-    TOKENIZER,
-    current_tokenizer,
-    has_checkpoint,
-    keep_tokenizer,
-    require_same_data,
-    require_shared,
-    tokenizer_draft,
-    undone_if_refused,
-    write_run_info,
-)
 from simcse_jax.training.frozen import frozen_start, make_merge, placed
 from simcse_jax.training.held_out import FOLDER, HeldOutPart, is_held_out, judged_task, load_held_out_part
 from simcse_jax.training.mesh import make_mesh, place
@@ -62,7 +63,6 @@ from simcse_jax.training.model import first_params, load_predictor, make_encoder
 from simcse_jax.training.optimizer import make_schedule
 from simcse_jax.training.program import Program, make_program
 from simcse_jax.training.state import PREDICTOR, TrainState, encoder_params
-from simcse_jax.training.stored_run import StoredRun
 from simcse_jax.training.teacher import load_teacher_vectors
 from simcse_jax.training.warm_start import with_step
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from filelock import FileLock
 
+from simcse_jax.config.keys import split_list
 from simcse_jax.config.schema import Config
 from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.text_vectors import Missing, TextVectors, VectorSource, wanted_texts, write_text_vectors
@@ -17,7 +18,7 @@ from simcse_jax.data.texts import in_blocks
 from simcse_jax.data.vector_files import SUFFIX, VectorFiles
 from simcse_jax.embedding_model import open_model
 from simcse_jax.system.cache import cache_folder
-from simcse_jax.training.feeding import read_texts, split_list
+from simcse_jax.training.feeding import read_texts
 
 FORMAT = 1  # raised by every change of what is kept
 BLOCK = 16384  # texts that are encoded, and then kept, at a time

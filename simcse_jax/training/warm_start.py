@@ -15,8 +15,8 @@ from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.hosts.agreement import broadcast, fail_together, is_first
 from simcse_jax.model_folder.run_folder import START, load_run_params, parse_start, read_run_info
+from simcse_jax.runs.folder import has_checkpoint
 from simcse_jax.system.errors import UserError, about
-from simcse_jax.training.folder import has_checkpoint
 
 TAKES = "pretrained, random, or run:DIR[@STEP], the parameters of another run"
 

@@ -19,9 +19,9 @@ from simcse_jax.data import demo
 from simcse_jax.data.prompts import parse_prompts
 from simcse_jax.fitting.given import PAIRS, TEXTS, as_override, save_data
 from simcse_jax.fitting.trained_run import TrainedRun
+from simcse_jax.runs import trackers
 from simcse_jax.system.errors import UserError
-from simcse_jax.training import trackers
-from simcse_jax.training.notebook_bar import NotebookBar
+from simcse_jax.system.notebook_bar import NotebookBar
 from tests.pages import ROOT, blocks
 from tests.small_models import SMALL_ENCODER, VOCABULARY
 from tests.training.test_trackers import Told

@@ -15,10 +15,10 @@ from simcse_jax.evaluation.retrieval.from_text import load_text
 from simcse_jax.evaluation.retrieval.readers import read_folder
 from simcse_jax.judging import report_run
 from simcse_jax.model_folder.run_folder import load_best
+from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.display import conclude, describe
 from simcse_jax.training.loop import train
-from simcse_jax.training.metrics import read_metrics
 from tests.evaluation.retrieval.made_retrieval import write_folder
 from tests.small_models import prepare_small
 

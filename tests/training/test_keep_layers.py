@@ -18,8 +18,8 @@ from simcse_jax.model_folder.export import convert, export_model
 from simcse_jax.model_folder.kept_layers import read_layers
 from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.model_folder.run_folder import export_run
+from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
-from simcse_jax.training.metrics import read_metrics
 from tests.small_models import FROM_FOLDER, prepare_small, states_of, train_small
 
 FIVE = Architecture("bert", 400, 32, 5, 4, 48, max_position_embeddings=64, initializer_range=0.3)

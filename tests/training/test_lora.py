@@ -14,8 +14,8 @@ from simcse_jax.encoder.lora import DOWN, UP
 from simcse_jax.model_folder.frozen_base import BASE
 from simcse_jax.model_folder.run_folder import export_run, load_adapted, load_run_params
 from simcse_jax.planning.plan import bytes_of
+from simcse_jax.runs.branch import Branch, start_branch
 from simcse_jax.system.errors import UserError
-from simcse_jax.training.branch import Branch, start_branch
 from simcse_jax.training.display import describe
 from simcse_jax.training.optimizer import DECAYED
 from tests.small_models import LORA, prepare_small, states_of, train_small

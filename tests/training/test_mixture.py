@@ -15,10 +15,10 @@ from simcse_jax.embedding_model import open_model
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.evaluation.sts import evaluate_pairs
 from simcse_jax.model_folder.run_folder import read_run_info
+from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.display import describe
 from simcse_jax.training.loop import train
-from simcse_jax.training.metrics import read_metrics
 from simcse_jax.training.run import Run
 from tests.small_models import demo_files, prepare_small, states_of
 

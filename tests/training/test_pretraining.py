@@ -12,9 +12,9 @@ from simcse_jax.data import demo
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.encoder.mlm import mlm_scores
 from simcse_jax.model_folder.run_folder import export_run, load_best
+from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.dev import load_held_out
-from simcse_jax.training.metrics import read_metrics
 from tests.small_models import FROM_FOLDER, VOCABULARY, export_small, prepare_small, states_of, train_small
 
 

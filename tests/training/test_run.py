@@ -25,17 +25,17 @@ from simcse_jax.encoder import products
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.evaluation.sts import evaluate_pairs
 from simcse_jax.model_folder.run_folder import export_run, load_best
+from simcse_jax.runs.metrics import MetricsWriter, read_metrics
+from simcse_jax.runs.trackers import open_trackers
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.checkpoint import Checkpoints
 from simcse_jax.training.dev import SPEARMAN, Dev
 from simcse_jax.training.display import describe
 from simcse_jax.training.loop import Outcome, falling, train
 from simcse_jax.training.mesh import make_mesh
-from simcse_jax.training.metrics import MetricsWriter, read_metrics
 from simcse_jax.training.optimizer import make_optimizer
 from simcse_jax.training.program import build_objective
 from simcse_jax.training.run import Run, prepare
-from simcse_jax.training.trackers import open_trackers
 from tests.small_models import FROM_FOLDER, SMALL_ENCODER
 
 WORDS = "red green blue small large dog cat bird sees likes finds house tree road"

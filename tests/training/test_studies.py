@@ -16,10 +16,10 @@ from simcse_jax.data import demo
 from simcse_jax.data.vocabulary import Vocabulary, vocabulary_of
 from simcse_jax.embedding_model import open_model
 from simcse_jax.model_folder.run_folder import export_run, load_best, read_state
+from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.display import describe
 from simcse_jax.training.loop import train
-from simcse_jax.training.metrics import read_metrics
 from simcse_jax.training.program import make_encode
 from simcse_jax.training.run import Run
 from simcse_jax.training.state import PREDICTOR, encoder_params

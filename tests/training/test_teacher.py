@@ -18,10 +18,10 @@ from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.model_folder.export import export_model
 from simcse_jax.model_folder.run_folder import export_run, load_best
+from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.serving.vector_file import write_vectors
 from simcse_jax.system.errors import UserError
 from simcse_jax.training import teacher
-from simcse_jax.training.metrics import read_metrics
 from simcse_jax.training.state import PROJECTION
 from tests.small_models import FROM_FOLDER, demo_files, prepare_small, states_of, train_small
 

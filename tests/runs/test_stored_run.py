@@ -15,12 +15,12 @@ import pytest
 from simcse_jax import SimCSE
 from simcse_jax.config.resolve import resolve
 from simcse_jax.model_folder.run_folder import load_run_params
+from simcse_jax.runs.folder import seal
+from simcse_jax.runs.metrics import MetricsWriter, read_metrics
+from simcse_jax.runs.stored_run import StoredRun, run_folder
 from simcse_jax.system.errors import Unreachable, UserError
-from simcse_jax.training.folder import seal
 from simcse_jax.training.loop import Outcome, train
-from simcse_jax.training.metrics import MetricsWriter, read_metrics
 from simcse_jax.training.run import prepare
-from simcse_jax.training.stored_run import StoredRun, run_folder
 from tests.bucket import Bucket, running_bucket
 from tests.small_models import demo_files, small_recipe
 from tests.stored_runs import fetch

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from simcse_jax.runs import store_lock
+from simcse_jax.runs.store_lock import StoreLock
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.object_store import Store
-from simcse_jax.training import store_lock
-from simcse_jax.training.store_lock import StoreLock
 from tests.bucket import Bucket, running_bucket
 
 ADDRESS = "gs://runs/a"

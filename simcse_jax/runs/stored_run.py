@@ -23,13 +23,13 @@ import jax
 from simcse_jax.hosts.agreement import broadcast, fail_together, is_first, processes
 from simcse_jax.model_folder.frozen_base import BASE
 from simcse_jax.model_folder.run_folder import FILE_LIST, complete_steps, require_intact
+from simcse_jax.runs.folder import DRAFT, is_foreign, locked_folder, require_no_others
+from simcse_jax.runs.store_lock import StoreLock
 from simcse_jax.system.errors import Unreachable, UserError
 from simcse_jax.system.json_file import read_json
 from simcse_jax.system.mirror import Mirror, cached_path
 from simcse_jax.system.object_store import Entry, Store, is_address
 from simcse_jax.system.whole_file import write_whole_text
-from simcse_jax.training.folder import DRAFT, is_foreign, locked_folder, require_no_others
-from simcse_jax.training.store_lock import StoreLock
 
 SEND_EVERY_S = 10.0  # metrics, curves and whatever else has changed
 IDENTITY = ".run-id"  # an object that tells a run from another one at the same address

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import pytest
 
+from simcse_jax.runs import trackers
+from simcse_jax.runs.metrics import MetricsWriter
+from simcse_jax.runs.trackers import IDS, TrackedRun, Trackers, open_trackers, require_trackers
 from simcse_jax.system.errors import UserError
-from simcse_jax.training import trackers
-from simcse_jax.training.metrics import MetricsWriter
-from simcse_jax.training.trackers import IDS, TrackedRun, Trackers, open_trackers, require_trackers
 from tests.config.recipes import resolved
 
 

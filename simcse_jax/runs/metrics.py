@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from simcse_jax.runs.trackers import Trackers
 from simcse_jax.system.errors import short
 from simcse_jax.system.whole_file import write_whole_text, writing
-from simcse_jax.training.trackers import Trackers
 
 OF_SOURCE = "loss/"  # begins the name of the loss of a source's batches
 FLOAT32_DIGITS, FLOAT64_DIGITS = 7, 16  # significant digits of a metric that are written

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from simcse_jax.model_folder.run_folder import FILE_LIST, load_best, read_run_info, require_intact
+from simcse_jax.runs.folder import locked_folder
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.checkpoint import Checkpoints
-from simcse_jax.training.folder import locked_folder
 
 HOLDS_IT = """
 import sys, time
 from pathlib import Path
-from simcse_jax.training.folder import locked_folder
+from simcse_jax.runs.folder import locked_folder
 with locked_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -19,10 +19,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from simcse_jax.config.keys import split_list
 from simcse_jax.config.schema import Config
 from simcse_jax.system.errors import UserError, short
 from simcse_jax.system.whole_file import write_whole_text
-from simcse_jax.training.feeding import split_list
 
 PROJECT = "simcse_jax"  # where runs are listed, unless the tracker's own variable names another place
 IDS = "trackers.json"  # in the run folder: the trackers' ids of the run, by which a resumed one goes on

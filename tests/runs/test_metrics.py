@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from simcse_jax.training.metrics import FIRST_TRACED, LAST_TRACED, MetricsWriter, Profile, read_metrics
+from simcse_jax.runs.metrics import FIRST_TRACED, LAST_TRACED, MetricsWriter, Profile, read_metrics
 from tests.small_models import train_small
 
 

@@ -11,11 +11,11 @@ import pytest
 
 from simcse_jax.config.resolve import resolve
 from simcse_jax.model_folder.run_folder import complete_steps, load_best
+from simcse_jax.runs.branch import Branch, parse_branch, start_branch
+from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
-from simcse_jax.training.branch import Branch, parse_branch, start_branch
 from simcse_jax.training.checkpoint import Checkpoints, RunProgress
 from simcse_jax.training.loop import train
-from simcse_jax.training.metrics import read_metrics
 from tests.conftest import MakeOnce
 from tests.small_models import prepare_small, small_recipe, train_small
 from tests.training.test_checkpoint import state

@@ -12,11 +12,11 @@ from simcse_jax.config.schema import Config
 from simcse_jax.hosts.agreement import fail_together, is_first
 from simcse_jax.model_folder.frozen_base import BASE
 from simcse_jax.model_folder.run_folder import complete_steps, read_run_info
+from simcse_jax.runs.folder import TOKENIZER, has_checkpoint, require_same_recipe
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.mirror import local_path
 from simcse_jax.system.object_store import place_of
 from simcse_jax.system.whole_file import write_whole_text, writing
-from simcse_jax.training.folder import TOKENIZER, has_checkpoint, require_same_recipe
 
 ORIGIN = "resumed_from.json"  # in the new folder: of which run and step it is a branch
 
