@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -21,7 +22,7 @@ PRIVATE = "private"  # a bucket that nobody may use
 
 
 class _Handler(RequestHandler):
-    """Answer as the emulator does, and keep to the condition of a creation, which it ignores."""
+    """Answer as the emulator does, but for a creation's condition, which it ignores, and a last byte that it loses."""
 
     def parse_request(self) -> bool:
         if not super().parse_request():
@@ -41,7 +42,20 @@ class _Handler(RequestHandler):
             if name in objects:
                 self._refuse(412, "conditionNotMet")
                 return False
+        if self.command == "POST" and query.get("uploadType") == ["multipart"]:
+            self._keep_bytes()
         return True
+
+    def _keep_bytes(self) -> None:
+        """Encode the uploaded content, as the emulator reads the parts of a message as lines: a final CR gets lost."""
+        message = self.rfile.read(int(self.headers["Content-Length"]))
+        mark = b"--" + (self.headers.get_boundary() or "").encode()
+        before, about, rest = message.split(b"\n\n", 2)  # what it is, in JSON, ends with the second part's header
+        content, end, after = rest.rpartition(b"\n" + mark)
+        parts = (before, about + b"\nContent-Transfer-Encoding: base64", base64.encodebytes(content))
+        message = b"\n\n".join(parts) + end + after
+        self.headers.replace_header("Content-Length", str(len(message)))
+        self.rfile = io.BytesIO(message)
 
     def _refuse(self, status: int, message: str) -> None:
         self.rfile.read()  # else the client may not read the answer

@@ -84,6 +84,16 @@ def test_objects_are_written_read_listed_and_deleted(bucket: Bucket, tmp_path: P
     assert bucket.names() == ["team/a/x/file", "team/ab/file"]
 
 
+@pytest.mark.parametrize("content", [b"", b"\r", b"a\n", b"\n\n--==0==\r\n", bytes(range(256)) + b"\r\n\r"])
+def test_an_object_is_the_file_byte_by_byte(content: bytes, bucket: Bucket, tmp_path: Path) -> None:
+    store, file = Store("gs://runs/team"), tmp_path / "file"
+    file.write_bytes(content)
+    store.put_all({"sent": file})
+    store.write("written", content)
+    store.get("sent", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == bucket.read("team/written") == content
+
+
 def test_objects_that_stand_for_folders_are_none_and_names_that_lead_out_of_a_folder_are_refused(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
