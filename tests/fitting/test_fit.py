@@ -23,8 +23,8 @@ from simcse_jax.runs import trackers
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.notebook_bar import NotebookBar
 from tests.pages import ROOT, blocks
+from tests.runs.test_trackers import Told
 from tests.small_models import SMALL_ENCODER, VOCABULARY
-from tests.training.test_trackers import Told
 
 SENTENCES = list(demo.sentences(count=200))
 TRIPLETS = [tuple(row) for row in demo.triplets(count=20)]
