@@ -176,7 +176,20 @@ def whole(folder: Path) -> np.ndarray:
     return vectors
 
 
-@pytest.mark.parametrize(("modules", "change", "options"), VARIANTS.values(), ids=VARIANTS)
+# Each module, mode of pooling and layout of the folder is in one of these; the others are in the slow tests.
+FAST = (
+    *("cls", "weightedmean", "lasttoken", "all modes", "weights of layers", "a prompt", "a prompt left out, mean"),
+    *("two dense", "residual", "layer norm", "length 1, cut", "no keys", "keys of release 2", "old layout"),
+)
+
+
+@pytest.mark.parametrize(
+    ("modules", "change", "options"),
+    [
+        pytest.param(*values, id=name, marks=() if name in FAST else pytest.mark.slow)
+        for name, values in VARIANTS.items()
+    ],
+)
 def test_vectors_are_those_of_sentence_transformers(
     made: Made, tmp_path: Path, modules: list[Callable[[], Any]], change: Any, options: dict[str, Any]
 ) -> None:

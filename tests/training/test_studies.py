@@ -306,13 +306,17 @@ def test_other_synonyms_are_another_run(cache: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "flags",
     [
-        {"model__second_encoder": "copy", "objective__learned_temperature": True},
-        {"model__second_encoder": "momentum", "objective__queue": 20},
-        {"model__second_encoder": "copy", **TRIPLETS, "mlm__weight": 0.1, "train__groups_at_once": 1},
-        {"data__positive": "mask", "data__rate": 0.3},
-        {"objective__loss": "none", "mlm__weight": 1.0},
+        pytest.param(
+            {"model__second_encoder": "copy", "objective__learned_temperature": True}, id="copy", marks=pytest.mark.slow
+        ),
+        pytest.param({"model__second_encoder": "momentum", "objective__queue": 20}, id="momentum"),
+        pytest.param(
+            {"model__second_encoder": "copy", **TRIPLETS, "mlm__weight": 0.1, "train__groups_at_once": 1},
+            id="triplets-mlm",
+        ),
+        pytest.param({"data__positive": "mask", "data__rate": 0.3}, id="predictor"),
+        pytest.param({"objective__loss": "none", "mlm__weight": 1.0}, id="mlm", marks=pytest.mark.slow),
     ],
-    ids=["copy", "momentum", "triplets-mlm", "predictor", "mlm"],
 )
 def test_runs_of_other_kinds_resume_bit_for_bit_and_export_the_encoder(
     flags: dict[str, Any], predictor: Path, cache: Path, tmp_path: Path

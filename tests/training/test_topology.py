@@ -225,6 +225,7 @@ SLOW_ALWAYS = (
     *("predicted tokens", "MLM", "dropout and a teacher", "a teacher's margins", "graded pairs"),
     *("two layers, widths", "semi-hard triplets", "hardest triplets", "electra", "nomic_bert", "gte"),
     *("adapters of joined products", "adapters of a dual encoder, and MLM"),
+    *("margin ranking of a dual encoder, and MLM", "all triplets, widths", "mpnet", "albert", "deberta-v2"),
 )
 # These meet every layout: in the fast tests but for MLM, which meets those there that cut its batches in other ways.
 ON_ALL = ("dropout", "hard negatives", "dropout and MLM")
