@@ -54,14 +54,24 @@ TREC = {"ndcg@10": "ndcg_cut_10", "map@100": "map_cut_100", "recall@100": "recal
 
 
 def task_of(name: str, pairs: list[tuple[str, str]], corpus: list[str]) -> Retrieval:
-    """Return the task in which each first text finds its second ones in the corpus; each text is there once."""
+    """Return the task in which each first text finds its second ones in the corpus; each text is there once.
+
+    Texts that differ in spaces and case alone are one document: their vectors are equal, and such ties are broken by id
+    in ascending order by ours and sentence-transformers, in descending order by pytrec_eval.
+    """
     queries = {text: f"q{n:06d}" for n, text in enumerate(dict.fromkeys(first for first, _ in pairs))}
-    documents = {text: f"d{n:06d}" for n, text in enumerate(dict.fromkeys(corpus))}
+    read = {_as_read(text): text for text in reversed(corpus)}
+    documents = {as_read: f"d{n:06d}" for n, as_read in enumerate(dict.fromkeys(map(_as_read, corpus)))}
     relevant: dict[str, dict[str, int]] = {}
     for first, second in pairs:
-        relevant.setdefault(queries[first], {})[documents[second]] = 1
-    asked, searched = ({key: text for text, key in own.items()} for own in (queries, documents))
-    return Retrieval(name, "made", asked, searched, relevant)
+        relevant.setdefault(queries[first], {})[documents[_as_read(second)]] = 1
+    asked = {key: text for text, key in queries.items()}
+    return Retrieval(name, "made", asked, {key: read[as_read] for as_read, key in documents.items()}, relevant)
+
+
+def _as_read(text: str) -> str:
+    """Return the text without what a tokenizer of lower-cased words passes over."""
+    return "".join(text.lower().split())
 
 
 def nli_task(path: str, most: int) -> Retrieval:
