@@ -57,21 +57,23 @@ TREC = {"ndcg@10": "ndcg_cut_10", "map@100": "map_cut_100", "recall@100": "recal
 def task_of(name: str, pairs: list[tuple[str, str]], corpus: list[str]) -> Retrieval:
     """Return the task in which each first text finds its second ones in the corpus; each text is there once.
 
-    Texts that differ in spaces and case alone are one document: their vectors are equal, and such ties are broken by id
-    in ascending order by ours and sentence-transformers, in descending order by pytrec_eval.
+    Texts that differ in spaces and case alone are one document. A model of lower-cased words gives them equal vectors,
+    and ours and sentence-transformers rank equal scores by id in ascending order, pytrec_eval in descending order.
     """
     queries = {text: f"q{n:06d}" for n, text in enumerate(dict.fromkeys(first for first, _ in pairs))}
-    read = {_as_read(text): text for text in reversed(corpus)}
-    documents = {as_read: f"d{n:06d}" for n, as_read in enumerate(dict.fromkeys(map(_as_read, corpus)))}
+    searched: dict[str, str] = {}
+    for text in corpus:
+        searched.setdefault(_as_read(text), text)
+    documents = {as_read: f"d{n:06d}" for n, as_read in enumerate(searched)}
     relevant: dict[str, dict[str, int]] = {}
     for first, second in pairs:
         relevant.setdefault(queries[first], {})[documents[_as_read(second)]] = 1
     asked = {key: text for text, key in queries.items()}
-    return Retrieval(name, "made", asked, {key: read[as_read] for as_read, key in documents.items()}, relevant)
+    return Retrieval(name, "made", asked, {key: searched[as_read] for as_read, key in documents.items()}, relevant)
 
 
 def _as_read(text: str) -> str:
-    """Return the text without what a tokenizer of lower-cased words passes over."""
+    """Return the text without spaces, in lower case."""
     return "".join(text.lower().split())
 
 

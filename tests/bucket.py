@@ -50,7 +50,7 @@ class _Handler(RequestHandler):
         """Encode the uploaded content, as the emulator reads the parts of a message as lines: a final CR gets lost."""
         message = self.rfile.read(int(self.headers["Content-Length"]))
         mark = b"--" + (self.headers.get_boundary() or "").encode()
-        before, about, rest = message.split(b"\n\n", 2)  # what it is, in JSON, ends with the second part's header
+        before, about, rest = message.split(b"\n\n", 2)  # about: its metadata, then the content's header
         content, end, after = rest.rpartition(b"\n" + mark)
         parts = (before, about + b"\nContent-Transfer-Encoding: base64", base64.encodebytes(content))
         message = b"\n\n".join(parts) + end + after

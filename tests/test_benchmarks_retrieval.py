@@ -13,6 +13,12 @@ pytest.importorskip("sentence_transformers")
 pytest.importorskip("pytrec_eval")
 
 
+def test_texts_of_equal_vectors_are_one_document() -> None:
+    task = retrieval.task_of("made", [("a", "One dog."), ("b", "two")], ["one dog .", "One dog.", "two"])
+    assert task.documents == {"d000000": "one dog .", "d000001": "two"}
+    assert task.relevant == {"q000000": {"d000000": 1}, "q000001": {"d000001": 1}}
+
+
 @pytest.mark.slow
 def test_results_of_all_sides(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = demo.triplets(count=80)

@@ -107,4 +107,4 @@ def split_list(value: str) -> list[str]:
 
 def parse_numbers(value: str) -> tuple[int, ...]:
     """Return the numbers of a comma-separated value, such as that of model.keep_layers."""
-    return tuple(int(number) for number in value.split(",") if number.strip())
+    return tuple(map(int, split_list(value)))

@@ -2,7 +2,7 @@
 
 A product multiplies by the merged kernel, which is made where it is used: what is trained computes as the merged model
 that is exported, and as the base at the start, bit for bit. The usual x A B beside x W has less arithmetic backward,
-but products as thin as the rank, which made it slower and larger in memory (docs/objectives.md).
+but products as thin as the rank, which made it slower and larger in memory (benchmarks/README.md).
 """
 
 from __future__ import annotations

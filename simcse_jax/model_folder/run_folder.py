@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from simcse_jax.config.keys import parse_numbers
 from simcse_jax.config.schema import defaults
 from simcse_jax.config.sources import source_values
 from simcse_jax.encoder.adapted_params import join_params, merge_params, split_params
@@ -169,9 +170,9 @@ def load_adapted(workdir: Path, step: int | None = None) -> tuple[Any, Lora | No
     return params, lora, info | {"scores": scores, "step": step}
 
 
-def matryoshka_widths(info: dict[str, Any]) -> list[int]:
+def matryoshka_widths(info: dict[str, Any]) -> tuple[int, ...]:
     """Return the widths of a run's Matryoshka loss, as its config.json says; empty without one."""
-    return [int(width) for width in info["recipe"]["objective.widths"].split(",") if width.strip()]
+    return parse_numbers(info["recipe"]["objective.widths"])
 
 
 def export_run(

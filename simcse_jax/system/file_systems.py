@@ -24,7 +24,7 @@ PACKAGES = {
 _MAY_PASS = (408, 429, 500, 502, 503, 504)  # HTTP statuses of what may work later
 _UNREACHED = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT, errno.EPIPE, errno.ENETDOWN, errno.EHOSTDOWN}
 _OF_NETWORK = ("aiohttp", "requests", "urllib3", "botocore", "azure", "http", "google", "socket", "ssl", "fsspec")
-CREDENTIALS = {
+_CREDENTIALS = {
     "gcsfs": "On a Cloud machine, give its service account the role roles/storage.objectUser on the bucket; elsewhere "
     "run\n`gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file.",
     "s3fs": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, of a user who may read and write there.",
@@ -50,6 +50,11 @@ def open_file_system(scheme: str, address: str) -> Any:
             f"{address}: {scheme}:// is no object store that is known ({short(error)}).\nGive gs://BUCKET/NAME, "
             "s3://BUCKET/NAME or another one of fsspec's, or the path of a folder."
         ) from error
+
+
+def credentials(scheme: str) -> str:
+    """Return how to give credentials for addresses of that scheme."""
+    return _CREDENTIALS.get(PACKAGES.get(scheme, ""), "Give credentials that may read and write there.")
 
 
 def _google(plain: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from simcse_jax.system.errors import Unreachable, UserError, short
-from simcse_jax.system.file_systems import CREDENTIALS, PACKAGES, is_denied, is_passing, open_file_system
+from simcse_jax.system.file_systems import PACKAGES, credentials, is_denied, is_passing, open_file_system
 
 Item = TypeVar("Item")
 
@@ -68,8 +68,8 @@ class Store:
         if found is None or not found["rest"].strip("/"):
             raise UserError(f"{address!r} is no address in an object store. Give BUCKET/NAME after gs://.")
         self.address, self._say = address.rstrip("/"), say
-        self._package = PACKAGES.get(found["scheme"], "")
-        self._files: Any = open_file_system(found["scheme"], self.address)
+        self._scheme = found["scheme"]
+        self._files: Any = open_file_system(self._scheme, self.address)
         self._root = self._files._strip_protocol(self.address)
         self.bucket = self._root.lstrip("/").partition("/")[0]
         self.retry_s = _retry_s()
@@ -220,9 +220,9 @@ class Store:
     def _refused(self, what: str, error: Exception) -> Exception:
         """Return the UserError of a call that will not work later either; other errors as they are."""
         if is_denied(error):
-            way_out = CREDENTIALS.get(self._package, "Give credentials that may read and write there.")
             return UserError(
-                f"{self.address} may not be used with your credentials ({what}): {short(error)}.\n{way_out}"
+                f"{self.address} may not be used with your credentials ({what}): {short(error)}.\n"
+                f"{credentials(self._scheme)}"
             )
         return (
             error

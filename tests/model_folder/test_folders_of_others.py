@@ -176,10 +176,11 @@ def whole(folder: Path) -> np.ndarray:
     return vectors
 
 
-# Each module, mode of pooling and layout of the folder is in one of these; the others are in the slow tests.
+# Each module, mode of pooling and layout of the folder is in one of these. The others are slow tests.
 FAST = (
     *("cls", "weightedmean", "lasttoken", "all modes", "weights of layers", "a prompt", "a prompt left out, mean"),
     *("two dense", "residual", "layer norm", "length 1, cut", "no keys", "keys of release 2", "old layout"),
+    *("dropout", "dense in a pickle"),
 )
 
 
