@@ -116,8 +116,6 @@ SOURCE_KEYS: dict[str, Key] = {
     **{field: KEYS[f"data.{field}"] for field in SOURCE_DATA},
 }
 LAYOUT_KEYS = frozenset(made.name for made in KEYS.values() if made.layout)
-RESUMABLE_KEYS = frozenset(made.name for made in KEYS.values() if made.layout or made.resumable)
-LOCAL_KEYS = frozenset(made.name for made in KEYS.values() if made.local)
 
 
 def find_key(name: str) -> Key | None:

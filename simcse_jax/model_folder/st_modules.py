@@ -212,11 +212,6 @@ def left_out_of_training(folder: Path) -> list[str]:
     return [*found, *(key for key in ("default_prompt_name", "truncate_dim") if settings.get(key) is not None)]
 
 
-def read_pooler(folder: str | Path) -> str:
-    """Return the pooler that a model folder was made for; see `read_pipeline`."""
-    return read_pipeline(folder).pooler
-
-
 def _model_name(folder: Path) -> str:
     """Return the folder's name; for a snapshot in the Hub's cache, the repository's."""
     folder = folder.absolute()  # not resolved: a link may be what carries the name

@@ -9,12 +9,13 @@ import pytest
 
 from simcse_jax.config.compare import differences
 from simcse_jax.config.keys import Key
-from simcse_jax.config.schema import KEYS, RESUMABLE_KEYS, defaults
+from simcse_jax.config.schema import KEYS, defaults
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.loop import train
 from tests.config.recipes import COMPANIONS, in_effect, other_value, resolved
 from tests.small_models import prepare_small
 
+RESUMABLE = {name for name, key in KEYS.items() if key.layout or key.resumable}  # may change where a run resumes
 IDLE = [
     pytest.param(key, name, effective, id=f"{key.name}-{name}")
     for key in KEYS.values()
@@ -51,7 +52,7 @@ def test_a_key_without_effect_is_no_difference() -> None:
 @pytest.mark.parametrize("key", KEYS.values(), ids=lambda key: key.name)
 def test_a_run_resumes_with_other_layout_and_with_nothing_else(key: Key) -> None:
     old, value = defaults(), other_value(key)
-    expected = {} if key.name in RESUMABLE_KEYS else {key.name: (key.default, value)}
+    expected = {} if key.name in RESUMABLE else {key.name: (key.default, value)}
     assert differences(old, old | {key.name: value}) == expected
 
 
@@ -60,7 +61,7 @@ def test_a_recipe_of_an_earlier_version_lacks_keys() -> None:
     assert differences(defaults() | old, defaults()) == {}
     assert differences(old, defaults() | {"mlm.weight": 0.1})["mlm.weight"] == (None, 0.1)
     # Against nothing, every key that changes what is trained counts: what a model's identity is made of.
-    assert differences({}, defaults()).keys() == KEYS.keys() - RESUMABLE_KEYS
+    assert differences({}, defaults()).keys() == KEYS.keys() - RESUMABLE
 
 
 @pytest.mark.medium
@@ -89,7 +90,7 @@ def test_a_run_resumes_where_all_of_its_layout_and_the_places_of_its_files_chang
         "mesh.data": 2,
         "mesh.fsdp": 2,
     }
-    assert changed.keys() == RESUMABLE_KEYS - {"data.synonyms", "mlm.validation", "teacher.name"}
+    assert changed.keys() == RESUMABLE - {"data.synonyms", "mlm.validation", "teacher.name"}
     assert not [name for name, value in changed.items() if old[name] == value]
     del changed["data.cache_dir"]
     flags = {name.replace(".", "__"): value for name, value in changed.items()}

@@ -16,7 +16,7 @@ from simcse_jax.embedding_model import open_model
 from simcse_jax.model_folder import onnx_export as onnx_export
 from simcse_jax.model_folder.export import convert
 from simcse_jax.model_folder.onnx_export import FOLDER, MODEL, MODEL_INT8
-from simcse_jax.model_folder.st_modules import read_pooler
+from simcse_jax.model_folder.st_modules import read_pipeline
 from simcse_jax.model_folder.text_settings import PLAIN
 from simcse_jax.system.errors import UserError
 from tests.small_models import export_small
@@ -114,7 +114,7 @@ def test_without_the_extra_and_too_large(folder: Path, monkeypatch: pytest.Monke
     with pytest.raises(UserError, match=said):
         convert(str(folder), folder, "avg", onnx=True)
     assert (folder / MODEL).read_bytes() == before
-    assert read_pooler(folder) == "cls"
+    assert read_pipeline(folder).pooler == "cls"
 
 
 # Any model folder -----------------------------------------------------------------------------------------------------
@@ -131,13 +131,13 @@ def published(folder: Path, name: str) -> Path:
 def test_convert_a_folder_of_others(folder: Path, tmp_path: Path) -> None:
     source = published(folder, "sup-simcse-small")
     convert(str(source), tmp_path / "out")
-    assert read_pooler(tmp_path / "out") == "cls"
+    assert read_pipeline(tmp_path / "out").pooler == "cls"
     there, here = open_model(str(source)), open_model(str(tmp_path / "out"))
     assert there.fingerprint == here.fingerprint
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "Sentence embeddings of a model trained elsewhere, written by simcse_jax" in card
     convert(str(tmp_path / "out"), tmp_path / "out", "avg")  # an export, onto itself
-    assert read_pooler(tmp_path / "out") == "avg"
+    assert read_pipeline(tmp_path / "out").pooler == "avg"
 
 
 def test_what_is_not_converted(folder: Path, tmp_path: Path) -> None:

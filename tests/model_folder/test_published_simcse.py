@@ -13,7 +13,7 @@ from simcse_jax import judging
 from simcse_jax.data import demo
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.embedding_model import open_model
-from simcse_jax.model_folder.st_modules import read_pooler
+from simcse_jax.model_folder.st_modules import read_pipeline
 from simcse_jax.system.errors import UserError
 from tests.conftest import HubServer
 from tests.torch_models import pad, random_model, relative_error, torch_embeddings
@@ -117,12 +117,12 @@ def test_names(tmp_path: Path, name: str, pooler: str) -> None:
     (tmp_path / name).mkdir(parents=True)
     if not pooler:
         with pytest.raises(UserError, match="does not say"):
-            read_pooler(tmp_path / name)
+            read_pipeline(tmp_path / name)
         return
-    assert read_pooler(tmp_path / name) == pooler
+    assert read_pipeline(tmp_path / name).pooler == pooler
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / name).symlink_to(tmp_path)
-    assert read_pooler(tmp_path / "linked" / name) == pooler
+    assert read_pipeline(tmp_path / "linked" / name).pooler == pooler
 
 
 def test_a_name_without_the_head_it_promises(tmp_path: Path) -> None:
@@ -141,4 +141,4 @@ def test_files_and_arguments_go_before_the_name(tmp_path: Path) -> None:
     protocol = judging.protocol(open_model(str(folder), pooler="avg"))
     assert protocol["pooler from"] == "asked for; the model's own: cls"
     (folder / "simcse_jax.json").write_text('{"pooler": "avg_top2"}')
-    assert read_pooler(folder) == "avg_top2"
+    assert read_pipeline(folder).pooler == "avg_top2"
