@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from simcse_jax.system.devices import restore_sigterm
 from simcse_jax.system.errors import UserError
 
 # GiB that a program may use on each device, as the TPU compiler (libtpu 0.0.42) says when a program does not fit.
@@ -127,6 +128,7 @@ def _tpus(topology: str) -> Chips:
             f"--topology={topology} is unknown to the TPU's compiler: {str(error).splitlines()[0][:200]}\n{KNOWN}; "
             "--config.mesh.data=1 plans for one chip."
         ) from error
+    restore_sigterm()
     kind = devices[0].device_kind
     if kind not in TPU_MEMORY:
         raise UserError(f"The memory of a {kind!r} is not known here. Known: {', '.join(TPU_MEMORY)}.")

@@ -47,12 +47,7 @@ def require_unforked() -> None:
 
 
 def start_devices() -> None:
-    """Have JAX find its devices, and restore the handler of SIGTERM that Python knows of.
-
-    libtpu replaces that handler by one that prints a stack trace and the report of a crash. With several processes
-    nothing is restored: there, SIGTERM belongs to JAX's preemption service (`hosts.signals`). Python allows the change
-    in the main thread only.
-    """
+    """Have JAX find its devices, and restore the handler of SIGTERM that Python knows of."""
     require_unforked()
     quiet_tpu_library()
     quiet_cuda_plugin()
@@ -60,6 +55,18 @@ def start_devices() -> None:
 
     jax.devices()
     _started_by[:] = [os.getpid()]
+    restore_sigterm()
+
+
+def restore_sigterm() -> None:
+    """Restore the handler of SIGTERM that Python knows of, once libtpu is loaded.
+
+    libtpu replaces that handler by one that prints a stack trace and the report of a crash. With several processes
+    nothing is restored: there, SIGTERM belongs to JAX's preemption service (`hosts.signals`). Python allows the change
+    in the main thread only.
+    """
+    import jax
+
     known = signal.getsignal(signal.SIGTERM)
     if known is not None and jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, known)

@@ -36,6 +36,21 @@ def test_sigterm_ends_a_process_as_it_did_before() -> None:
     assert outcome(own) == (0, "own handler\nstill here\n")
 
 
+@pytest.mark.medium  # it loads libtpu
+def test_sigterm_ends_a_plan_for_tpus_without_a_stack_trace() -> None:
+    pytest.importorskip("libtpu")
+    script = """
+import os, signal
+from simcse_jax.planning.topologies import topology_chips
+from simcse_jax.system.devices import quiet_tpu_library
+quiet_tpu_library()
+topology_chips("v5e:2x2")
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
+
+
 @pytest.mark.parametrize("is_there", [False, True])
 def test_only_without_a_gpu_is_the_cuda_plugin_quiet(is_there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {})
