@@ -45,8 +45,9 @@ def fit(
     Raises UserError where something is wrong with the recipe, the data or the folder, before
     the first step, or where the loss is not finite in a later one.
     """
+    made: dict[str, str] = {}  # the files that rows were written to, and the arguments that the rows came from
     try:
-        given = _overrides(overrides or {}, data, dev)
+        given = _overrides(overrides or {}, data, dev, made)
         values, overridden = read_recipe(str(recipe), given)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # as the commands have it: only errors of XLA
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -61,6 +62,8 @@ def fit(
         run, outcome, local = complete(config, folder, branch=branch, again="call")
         return _result(local.absolute(), run, outcome, str(folder) if is_address(folder) else "")
     except UserError as error:
+        for path, argument in made.items():
+            error.args = (str(error).replace(path, f"{argument}="),)
         raise error.with_traceback(None) from None  # its message says what our calls would not
     finally:
         run = outcome = None  # what it holds of data, programs and devices goes now, not with a later collection
@@ -68,17 +71,19 @@ def fit(
         release_freed_memory()
 
 
-def _overrides(overrides: Mapping[str, Any], data: Any, dev: Any) -> dict[str, str]:
-    """Return the keys of the recipe that are set, as on the command line; data and dev become files."""
+def _overrides(overrides: Mapping[str, Any], data: Any, dev: Any, made: dict[str, str]) -> dict[str, str]:
+    """Return the keys of the recipe that are set, as on the command line; rows become files, noted in `made`."""
     given = {key: as_override(key, value) for key, value in overrides.items()}
     for key, rows, names, what in (("data.files", data, TEXTS, "data"), ("eval.data", dev, PAIRS, "dev")):
         if rows is None:
             continue
         if key in given:
             raise UserError(f"{what}= and {key} are both given. Leave one out.")
-        is_function = what == "dev" and callable(rows)
-        cache_dir = given.get("data.cache_dir", "")
-        given[key] = as_override(key, rows) if is_function else str(save_data(rows, names, what, cache_dir))
+        if what == "dev" and callable(rows):
+            given[key] = as_override(key, rows)
+        else:
+            given[key] = str(save_data(rows, names, what, given.get("data.cache_dir", "")))
+            made[given[key]] = what
     return given
 
 

@@ -163,6 +163,11 @@ def test_a_file_given_as_dev_is_told_its_key() -> None:
         fit("small", data=SENTENCES, dev="mine.tsv")
 
 
+def test_a_wrong_row_is_named_by_its_argument(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^dev=, line 2: a sentence is blank"):
+        fit("small", data=SENTENCES, dev=[(1.0, "a b", "c d"), (2.0, "a b", "")], workdir=tmp_path / "run")
+
+
 def test_overrides_are_as_on_the_command_line(tmp_path: Path) -> None:
     def loss(scores: Any) -> Any:
         return scores.positive
