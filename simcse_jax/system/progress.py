@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from tqdm import tqdm
 
@@ -43,9 +43,13 @@ def progress_bar(
 
 
 class Heartbeat:
-    """Print a line whenever none was printed for `EVERY_S` seconds, so that a log shows that work goes on."""
+    """Print a line whenever none was printed for `EVERY_S` seconds, so that a log shows that work goes on.
+
+    Of several, one within the other, the innermost speaks.
+    """
 
     _last = 0.0  # when the process printed its last line
+    _entered: ClassVar[list[Heartbeat]] = []
 
     def __init__(self, line: Callable[[], str], say: Callable[[str], object], goes_on: bool = False):
         """goes_on: count from the last line, not from the beginning: many short tasks in a row give lines too."""
@@ -56,12 +60,14 @@ class Heartbeat:
     def __enter__(self) -> Any:
         if not (self._goes_on and Heartbeat._last):
             self.beat()
+        Heartbeat._entered.append(self)
         with suppress(RuntimeError):  # no further thread can start, and the work goes on
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
+        Heartbeat._entered.remove(self)
         if self._thread.is_alive():
             self._thread.join()
 
@@ -71,8 +77,9 @@ class Heartbeat:
         Heartbeat._last = time.monotonic()
 
     def _run(self) -> None:
-        while not self._end.wait(max(Heartbeat._last + EVERY_S - time.monotonic(), 0)):
-            if time.monotonic() >= Heartbeat._last + EVERY_S:  # one within this one may have printed meanwhile
+        while not self._end.wait(max(Heartbeat._last + EVERY_S - time.monotonic(), EVERY_S / 100)):
+            is_innermost = Heartbeat._entered[-1:] == [self]
+            if is_innermost and time.monotonic() >= Heartbeat._last + EVERY_S:
                 self.beat()
                 self._say(self._line())
 

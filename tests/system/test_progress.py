@@ -36,6 +36,16 @@ def test_silent_work_gets_a_line() -> None:
     assert len(said) <= 3
 
 
+def test_of_two_the_inner_one_speaks() -> None:
+    said: list[str] = []
+    with Heartbeat(lambda: "outer", said.append):
+        with Heartbeat(lambda: "inner", said.append):
+            time.sleep(0.35)
+        assert "outer" not in said
+        time.sleep(0.25)
+    assert said.index("inner") < said.index("outer")
+
+
 def test_many_short_tasks_give_a_line_together(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(8):
         with progress_bar(None, unit="fits"):
