@@ -19,8 +19,8 @@ from ml_collections import config_flags
 
 from simcse_jax import cli
 from simcse_jax.config.recipe import default_workdir, find_recipes, require_recipe
-from simcse_jax.system.errors import UserError
-from simcse_jax.system.mirror import written
+from simcse_jax.system.errors import UserError, short
+from simcse_jax.system.mirror import Send, written_by_parts
 from simcse_jax.system.object_store import is_address, shown_path
 
 if TYPE_CHECKING:
@@ -74,19 +74,19 @@ PLAN_FLAGS = ("seeds", "grid", "row", *JUDGING_FLAGS)
 def main() -> int:
     """Sweep as the flags say; return 1 when a run failed, 128 + the signal's number when one stopped it.
 
-    A sweep at an address is worked on in the cache, and sent when the command ends.
+    A sweep at an address is worked on in the cache; each run is sent when it is done, the rest when the command ends.
     """
     recipe = config_flags.get_config_filename(flags.FLAGS["config"]) if _CONFIG.value else ""
     if is_address(_WORKDIR.value) and _LIST.value:
         raise UserError("--list prints commands for other shells, which need a folder that they see: --workdir=DIR.")
-    with written(_WORKDIR.value or _default_folder(recipe)) as folder:
-        return _sweep(recipe, folder)
+    with written_by_parts(_WORKDIR.value or _default_folder(recipe)) as (folder, send):
+        return _sweep(recipe, folder, send)
 
 
-def _sweep(recipe: str, folder: Path) -> int:
+def _sweep(recipe: str, folder: Path, send: Send) -> int:
     """Do what `main` does, in this folder."""
     from simcse_jax.sweeping.jobs import lock_sweep, make_jobs, require_models, run_jobs
-    from simcse_jax.sweeping.plan import require_comparable, require_senteval, write_plan
+    from simcse_jax.sweeping.plan import PLAN, require_comparable, require_senteval, write_plan
     from simcse_jax.sweeping.table import require_measure
 
     plan = _plan(recipe, folder)
@@ -103,8 +103,15 @@ def _sweep(recipe: str, folder: Path) -> int:
     if _LIST.value:
         _list(folder, jobs)
         return 0
+
+    def keep(job: Job) -> None:
+        try:
+            send([folder / PLAN, job.run, job.log], [command.mark for command in job.commands])
+        except UserError as error:
+            print(f"note: {job.name} is not sent yet, and will be at the end: {short(error)}", file=sys.stderr)
+
     with lock_sweep(folder) as lock:
-        failed, number = run_jobs(jobs, _PARALLEL.value, lock, functools.partial(print, flush=True), _score_of)
+        failed, number = run_jobs(jobs, _PARALLEL.value, lock, functools.partial(print, flush=True), _score_of, keep)
         if number is not None:
             print(f"stopped by {signal.Signals(number).name}; the same command continues", flush=True)
             return 128 + number

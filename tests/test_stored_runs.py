@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -199,20 +200,32 @@ def test_commands_read_and_write_in_the_bucket(bucket: Bucket, small_run: Path, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_sweep_is_kept_in_the_bucket_and_read_at_another_host(bucket: Bucket, tmp_path: Path) -> None:
-    short = [flag for flag in RECIPE if "steps" not in flag] + ["--config.train.steps=2", "--seeds=0", "--row", "a:"]
-    run = functools.partial(command, bucket, tmp_path / "cache-a")
-    assert "written: gs://runs/sweep/table.md" in run("sweep", *short, "--workdir=gs://runs/sweep")
-    assert {"sweep/table.json", "sweep/a/seed-0/model/config.json"} <= set(bucket.names("sweep/"))
+def test_a_sweep_that_was_killed_goes_on_at_another_host(bucket: Bucket, tmp_path: Path) -> None:
+    """With the runs that were done."""
+    short = [flag for flag in RECIPE if "steps" not in flag] + ["--config.train.steps=2", "--seeds=0,1", "--row", "a:"]
+    words = ("sweep", *short, "--workdir=gs://runs/sweep")
+    with subprocess.Popen(**started(bucket, tmp_path / "cache-a", *words), stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert any(line.startswith("a, seed 1: train") for line in first.stdout), "the second run has begun"
+        first.kill()
+    assert "table.json" not in " ".join(bucket.names("sweep/"))
+    printed = command(bucket, tmp_path / "cache-b", *words)
+    assert printed.startswith("1 of 2 runs are finished")
+    assert "written: gs://runs/sweep/table.md" in printed
+    assert {"sweep/table.json", "sweep/a/seed-1/model/config.json"} <= set(bucket.names("sweep/"))
     bucket.storage.delete_file("runs", "sweep/table.json")
     command(bucket, tmp_path / "cache-b", "sweep", "--workdir=gs://runs/sweep", "--table")
     assert "sweep/table.json" in bucket.names()
 
 
-def command(bucket: Bucket, cache: Path, module: str, *flags: str) -> str:
-    """Run a command to its end; return what it prints."""
+def started(bucket: Bucket, cache: Path, module: str, *flags: str) -> dict[str, Any]:
+    """Return what `subprocess` needs to start a command at a host with this cache."""
     environment = os.environ | bucket.environment | {"SIMCSE_CACHE": str(cache), "XLA_FLAGS": ""}
-    words = [sys.executable, "-m", f"simcse_jax.{module}", *flags]
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return {"args": [sys.executable, "-m", f"simcse_jax.{module}", *flags], "cwd": ROOT, "env": environment}
+
+
+def command(bucket: Bucket, cache: Path, *words: str) -> str:
+    """Run a command to its end; return what it prints."""
+    done = subprocess.run(**started(bucket, cache, *words), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -196,15 +196,17 @@ def run_jobs(
     lock: Lock,
     say: Callable[[str], None],
     score_of: Callable[[Job], str] = lambda _: "",
+    keep: Callable[[Job], None] = lambda _: None,
 ) -> tuple[list[Job], int | None]:
     """Run the rest of the jobs, `parallel` at a time; their output goes to a file beside each run folder.
 
     Returns the jobs that failed, and the signal that stopped the rest, None where every job had its turn. Signals
     are passed on to the runs, which save; then no further command starts. A job that fails stops no other.
 
-    say: called with lines on what happens. score_of: returns a finished job's score in words.
+    say: called with lines on what happens. score_of: returns a finished job's score in words. keep: called with each
+    job once all of it is done, by the thread of the job.
     """
-    runner = _Runner(jobs, parallel, lock, say, score_of)
+    runner = _Runner(jobs, parallel, lock, say, score_of, keep)
     with runner.passing_signals_on(), ThreadPoolExecutor(parallel) as pool:
         for _ in pool.map(runner.run, runner.waiting):
             pass
@@ -215,10 +217,16 @@ class _Runner:
     """Run jobs, each in a thread that waits for its commands."""
 
     def __init__(
-        self, jobs: Sequence[Job], parallel: int, lock: Lock, say: Callable[[str], None], score_of: Callable[[Job], str]
+        self,
+        jobs: Sequence[Job],
+        parallel: int,
+        lock: Lock,
+        say: Callable[[str], None],
+        score_of: Callable[[Job], str],
+        keep: Callable[[Job], None],
     ):
         self.waiting = [job for job in jobs if not job.done]
-        self.parallel, self.lock, self.say, self.score_of = parallel, lock, say, score_of
+        self.parallel, self.lock, self.say, self.score_of, self.keep = parallel, lock, say, score_of, keep
         self.running: set[subprocess.Popen[bytes]] = set()
         self.signal: int | None = None
         self.changing = threading.RLock()  # held to start a command and to pass a signal on: each gets a signal once
@@ -250,6 +258,7 @@ class _Runner:
                 return
         job.delete()
         self._report(job, took_s=time.monotonic() - since)
+        self.keep(job)
 
     def _status_of(self, job: Job, command: Command) -> int:
         """Run a command and return its exit status; that of the signal where one came before it started."""

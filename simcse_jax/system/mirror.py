@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,8 @@ from simcse_jax.system.whole_file import locked, write_whole_text, writing
 ATTEMPTS = 5  # to fetch a folder that changes meanwhile
 # What only the training of a run reads; copies of run folders do without.
 _OF_TRAINING = ("checkpoints/last/", "tensorboard/", "profile/")
+# Sends the files of the first paths, which may be folders; of these, the second ones after all others.
+Send = Callable[[Collection[Path], Collection[Path]], None]
 _WAY_OUT = "Free some space, or set SIMCSE_CACHE to a folder elsewhere."
 
 
@@ -176,8 +179,15 @@ def written(name: str | os.PathLike[str]) -> Iterator[Path]:
     sends nothing; its files stay in the cache, so that the same command can go on. UserError where nothing can be
     written.
     """
+    with written_by_parts(name) as (path, _):
+        yield path
+
+
+@contextmanager
+def written_by_parts(name: str | os.PathLike[str]) -> Iterator[tuple[Path, Send]]:
+    """Do what `written` does, and yield a function too, which sends at once what is finished below the path."""
     if not is_address(name):
-        yield Path(name).expanduser()
+        yield Path(name).expanduser(), lambda *_: None
         return
     store = Store(str(name))
     path = cached_path("written", store.address)
@@ -188,7 +198,18 @@ def written(name: str | os.PathLike[str]) -> Iterator[Path]:
         before = store.find()
         mirror.pull(before, keep_new=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield path
+        one_at_a_time = threading.Lock()
+
+        def send(paths: Collection[Path], last: Collection[Path]) -> None:
+            with one_at_a_time:
+                found = {name: mirror.local(name) for name in mirror.names()}
+                mine = [name for name, file in found.items() if any(file.is_relative_to(each) for each in paths)]
+                mirror.push([name for name in mine if found[name] not in last])
+                mirror.push([name for name in mine if found[name] in last])
+                entries = store.find()
+                mirror.note_equal({name: entries[name] for name in mine if name in entries})
+
+        yield path, send
         mirror.push([name for name in mirror.names() if "/" in name])
         mirror.push()  # what lies above, such as the record of an index, names what lies in folders
         store.delete([gone for gone in before if gone not in mirror.names() and not _is_hidden(gone)])

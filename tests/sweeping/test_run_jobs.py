@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,13 @@ from simcse_jax.sweeping.jobs import Job, last_lines, lock_sweep, run_jobs
 from tests.sweeping.made_sweep import shell_job
 
 
-def queue(folder: Path, jobs: Sequence[Job], parallel: int = 1) -> tuple[tuple[list[Job], int | None], str]:
+def queue(
+    folder: Path, jobs: Sequence[Job], parallel: int = 1, keep: Callable[[Job], None] = lambda _: None
+) -> tuple[tuple[list[Job], int | None], str]:
     """Run the jobs; return how they ended, and what was said."""
     said: list[str] = []
     with lock_sweep(folder) as lock:
-        ended = run_jobs(jobs, parallel, lock, said.append, lambda job: f"figure {job.seed}")
+        ended = run_jobs(jobs, parallel, lock, said.append, lambda job: f"figure {job.seed}", keep)
     return ended, "\n".join(said)
 
 
@@ -49,8 +51,10 @@ def test_a_failure_shows_its_last_lines_and_the_others_go_on(tmp_path: Path) -> 
         shell_job(tmp_path, 1, "kill -9 $$"),
         shell_job(tmp_path, 2, "true"),
     ]
-    ended, said = queue(tmp_path, jobs)
+    kept: list[Job] = []
+    ended, said = queue(tmp_path, jobs, keep=kept.append)
     assert ended == (jobs[:2], None)
+    assert kept == [jobs[2]]
     assert "[1/3] row, seed 0 FAILED: step0 ended with status 3" in said
     assert "    line 40" in said
     assert "line 28\n" not in said

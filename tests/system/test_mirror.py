@@ -1,13 +1,15 @@
 """Copies of what lies in a bucket, and what commands write there."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from simcse_jax.data.sources import open_tables
 from simcse_jax.system.errors import UserError
-from simcse_jax.system.mirror import local_path, written
+from simcse_jax.system.mirror import local_path, written, written_by_parts
+from simcse_jax.system.object_store import Store
 from tests.bucket import Bucket, running_bucket
 
 
@@ -90,6 +92,30 @@ def test_what_a_block_writes_is_sent_when_it_is_done(bucket: Bucket) -> None:
     assert bucket.read("a.csv") == b"a,b"
     with written("gs://runs/a.csv"), pytest.raises(UserError, match="Another command"), written("gs://runs/a.csv"):
         pass
+
+
+def test_a_finished_part_is_sent_while_the_block_goes_on(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    with written_by_parts("gs://runs/out") as (path, send):
+        for name in ("done/rows", "done/mark", "done-not/rows"):
+            (path / name).parent.mkdir(exist_ok=True, parents=True)
+            (path / name).write_bytes(name.encode())
+        with monkeypatch.context() as broken:
+            broken.setattr(Store, "put_all", functools.partialmethod(refuse, "done/rows"))
+            with pytest.raises(UserError, match="refused"):
+                send([path / "done"], [path / "done" / "mark"])
+        assert bucket.names() == [], "the mark comes after what it marks"
+        send([path / "done"], [path / "done" / "mark"])
+        assert bucket.names() == ["out/done/mark", "out/done/rows"]
+        bucket.write("out/done/rows", b"of another host")  # it is not sent again at the end
+    assert bucket.names() == ["out/done-not/rows", "out/done/mark", "out/done/rows"]
+    assert bucket.read("out/done/rows") == b"of another host"
+
+
+def refuse(store: Store, name: str, paths: dict[str, Path], send: Callable[..., None] = Store.put_all) -> None:
+    """Send all objects but that of the name, which raises."""
+    send(store, {each: path for each, path in paths.items() if each != name})
+    if name in paths:
+        raise UserError("refused")
 
 
 def test_of_a_folder_named_as_data_nothing_is_fetched(bucket: Bucket, tmp_path: Path) -> None:
