@@ -5,7 +5,8 @@
 Each shape starts from random weights with an empty cache (`cold`: the data is tokenised, the step compiled), then with
 the cache that this start left (`warm`), and ends after its first step. Stages: `parts` (imports, tokenizer, data,
 building the step), `weights` (the state before the first step), `compile`, `step`. Seconds are wall time, with
-processor time in brackets, which other programs on the machine disturb less.
+processor time in brackets, which other programs on the machine disturb less; memory is the most that the process held,
+pages of cached files included, and in brackets what it holds without them at the first step.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 from absl import flags
 
+from benchmarks import process_memory
 from benchmarks.sizes import SIZES
 from simcse_jax import cli
 from simcse_jax.system.errors import UserError
@@ -35,8 +37,8 @@ STAGES = {"parts": "model: ", "weights": "compiling the step", "compile": "compi
 Seconds = tuple[float, float]  # wall time, processor time
 
 
-def start(shape: str, files: str, model_folder: str, cache: Path) -> dict[str, Seconds]:
-    """Start a run of that shape in its own folder; return the seconds of each stage and in all.
+def start(shape: str, files: str, model_folder: str, cache: Path) -> dict[str, Any]:
+    """Start a run of that shape in its own folder; return the seconds of each stage and in all, and bytes of memory.
 
     Raises RuntimeError if the run fails.
     """
@@ -52,20 +54,23 @@ def start(shape: str, files: str, model_folder: str, cache: Path) -> dict[str, S
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         ends: dict[str, Seconds] = {}
+        memory = (0, 0)
         for line in process.stdout:
             ended = [stage for stage, words in STAGES.items() if line.startswith(words)]
             ends |= {stage: (time.monotonic() - begun, _processor_time(process.pid)) for stage in ended}
             if "step" in ends:
+                memory = process_memory.peak(process.pid), process_memory.own(process.pid)
                 break
         process.kill()
         process.wait()
     if "step" not in ends:
         raise RuntimeError(f"{' '.join(command)} ended before its first step")
-    stages, before = {}, (0.0, 0.0)
+    stages: dict[str, Seconds] = {}
+    before = (0.0, 0.0)
     for stage in STAGES:
         stages[stage] = (ends[stage][0] - before[0], ends[stage][1] - before[1])
         before = ends[stage]
-    return stages | {"total": ends["step"]}
+    return {**stages, "total": ends["step"], "memory": memory}
 
 
 def _processor_time(pid: int) -> float:
@@ -78,12 +83,12 @@ def table(results: list[dict[str, Any]]) -> list[str]:
     """Return the results as Markdown: a line for each start, a column for each stage."""
     names = [*STAGES, "total"]
     return [
-        f"| model | start | {' | '.join(names)} |",
-        "|---|---|" + "---:|" * len(names),
+        f"| model | start | {' | '.join(names)} | memory, MiB |",
+        "|---|---|" + "---:|" * (len(names) + 1),
         *(
             f"| {result['model']} | {result['start']} | "
             + " | ".join("{:.1f} ({:.1f})".format(*result[name]) for name in names)
-            + " |"
+            + " | {:,.0f} ({:,.0f}) |".format(*(bytes_ / 2**20 for bytes_ in result["memory"]))
             for result in results
         ),
     ]

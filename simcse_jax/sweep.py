@@ -201,11 +201,11 @@ def _show_table(folder: Path, plan: SweepPlan, jobs: list[Job]) -> None:
     """Print the table of the finished runs, and write its files."""
     from rich.console import Console
 
-    from simcse_jax.sweeping.output import print_table, write_table
+    from simcse_jax.sweeping.output import print_sweep, write_table
     from simcse_jax.sweeping.table import make_table, run_metrics
 
     table = make_table(plan, {(job.row.label, job.seed): run_metrics(job) for job in jobs}, _MEASURE.value)
-    print_table(table, Console(highlight=False, soft_wrap=True))
+    print_sweep(table, Console(highlight=False, soft_wrap=True))
     place = _WORKDIR.value if is_address(_WORKDIR.value) else folder
     for path in write_table(table, folder):
         print(f"written: {shown_path(place, path.name)}")

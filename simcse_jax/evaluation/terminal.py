@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
-from rich import box
 from rich.console import Console
-from rich.table import Table as Grid
 from rich.text import Text
 
 from simcse_jax.evaluation.report.geometry import geometry_table
 from simcse_jax.evaluation.report.tables import Table, format_number, score_tables
 from simcse_jax.evaluation.results import Results, task_name
+from simcse_jax.system.terminal_table import print_table
 
 
 def print_results(results: Results, console: Console) -> None:
     """Print scores, differences, geometry and failures; a table without content is left out."""
     for table in score_tables(results):
-        console.print(_from_table(table._replace(caption=f"{table.caption}, x 100")))
+        _print(table._replace(caption=f"{table.caption}, x 100"), console)
     if results.differences:
-        console.print(_differences(results))
+        _print_differences(results, console)
     geometry = geometry_table(results)
     if geometry:
-        console.print(_from_table(geometry))
+        _print(geometry, console)
     for line in _protocols(results):
         console.print(Text(line))
     for model in results.models:
@@ -34,27 +33,16 @@ def print_results(results: Results, console: Console) -> None:
             console.print(Text(f"{task} failed for {model.name}: {reason}", style="bold red"))
 
 
-def _from_table(table: Table) -> Grid:
+def _print(table: Table, console: Console) -> None:
     def lines(text: str, note: str) -> str:
         return f"{text}\n{note}" if note else text
 
     heads = [lines(textwrap.fill(column.text, 10, break_long_words=False), column.note) for column in table.columns]
     rows = [[lines(row.head, row.note), *(lines(cell.text, cell.note) for cell in row.cells)] for row in table.rows]
-    return _grid(table.caption, heads, rows)
+    print_table(console, table.caption, heads, rows)
 
 
-def _grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Grid:
-    grid = Grid(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    first, *others = map(Text, columns)
-    grid.add_column(first, overflow="fold")  # the one that wraps on a narrow terminal
-    for column in others:
-        grid.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        grid.add_row(*map(Text, row))
-    return grid
-
-
-def _differences(results: Results) -> Grid:
+def _print_differences(results: Results, console: Console) -> None:
     names = dict(zip([entry.name for entry in results.entries], results.names(), strict=True))
     rows = [
         (
@@ -67,7 +55,7 @@ def _differences(results: Results) -> Grid:
         for row in results.differences
     ]
     columns = ["Model", "Task", "Difference", "95 % interval", "Result"]
-    return _grid(f"Points from {results.entries[0].name}", columns, rows)
+    print_table(console, f"Points from {results.entries[0].name}", columns, rows)
 
 
 def _protocols(results: Results) -> Iterator[str]:

@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console
-from rich.table import Table as Grid
 from rich.text import Text
 
 from simcse_jax import __version__
@@ -34,6 +32,7 @@ from simcse_jax.sweeping.table import (
     SweepTable,
     TableRow,
 )
+from simcse_jax.system.terminal_table import print_table
 from simcse_jax.system.whole_file import write_whole, write_whole_text, writing
 
 TITLES = {
@@ -73,28 +72,15 @@ def write_table(table: SweepTable, folder: Path) -> list[Path]:
     return paths
 
 
-def print_table(table: SweepTable, console: Console) -> None:
+def print_sweep(table: SweepTable, console: Console) -> None:
     """Print the table, what its test is, and what is missing."""
     names, rows = _headers(table), [_cells(table, row) for row in table.rows]
-    head = len(names) - len(table.columns)
-    _print_columns(table, console, _title(table), names[:head], [row[:head] for row in rows])
+    head, bold = len(names) - len(table.columns), [row is table.leader for row in table.rows]
+    print_table(console, _title(table), names[:head], [row[:head] for row in rows], bold)
     if table.columns:  # in a table of their own, as all columns together are wider than most terminals
-        _print_columns(table, console, "Mean ± sd", [names[0], *names[head:]], [[row[0], *row[head:]] for row in rows])
+        print_table(console, "Mean ± sd", [names[0], *names[head:]], [[row[0], *row[head:]] for row in rows], bold)
     for line in _notes(table):
         console.print(Text(line))
-
-
-def _print_columns(
-    table: SweepTable, console: Console, title: str, names: Sequence[str], rows: Sequence[Sequence[str]]
-) -> None:
-    first, *others = names
-    grid = Grid(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    grid.add_column(first, overflow="fold")
-    for column in others:
-        grid.add_column(column, justify="right", no_wrap=True)
-    for row, texts in zip(table.rows, rows, strict=True):
-        grid.add_row(*(Text(text, style="bold" if row is table.leader else "") for text in texts))
-    console.print(grid)
 
 
 def markdown(table: SweepTable) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 from scipy.special import betainc
 
 from simcse_jax.sweeping.jobs import make_jobs
-from simcse_jax.sweeping.output import draw, markdown, print_table, write_table
+from simcse_jax.sweeping.output import draw, markdown, print_sweep, write_table
 from simcse_jax.sweeping.plan import Judging, PlanRow, SweepPlan
 from simcse_jax.sweeping.table import (
     LAST,
@@ -103,7 +103,7 @@ def test_nothing_finished_is_a_table_too(tmp_path: Path) -> None:
     assert made.leader is None
     assert made.measure == DEV
     assert [path.name for path in write_table(made, tmp_path)] == ["table.md", "table.json", "table.png"]
-    print_table(made, Console())
+    print_sweep(made, Console())
 
 
 def test_files(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_files(tmp_path: Path) -> None:
         if line.startswith("|"):
             assert line.count("|") == 8
     console = Console(width=60, record=True, file=io.StringIO())
-    print_table(made, console)
+    print_sweep(made, console)
     assert "head [red]" in console.export_text()
 
 
