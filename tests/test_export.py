@@ -29,7 +29,7 @@ from simcse_jax.model_folder.after_pooling import Normalize
 from simcse_jax.model_folder.export import export_model
 from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.model_folder.run_folder import load_best
-from simcse_jax.model_folder.st_modules import read_pooler
+from simcse_jax.model_folder.st_modules import read_pipeline
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.vectors import normalize
 from tests.model_folder.test_onnx_export import onnx_vectors
@@ -213,7 +213,7 @@ def test_head_is_always_written_and_read_back(source: Source, tmp_path: Path) ->
     assert config == source.config
     again = load_params(out, config, "load")
     jax.tree.map(np.testing.assert_array_equal, again, source.params)
-    assert read_pooler(out) == "cls_before_pooler"
+    assert read_pipeline(out).pooler == "cls_before_pooler"
     assert json.loads((out / "simcse_jax.json").read_text())["train_pooler"] == "cls"
     assert json.loads((out / "tokenizer_config.json").read_text())["model_max_length"] == LIMIT
 
@@ -284,7 +284,7 @@ def test_an_earlier_export_is_replaced_and_foreign_files_stay(source: Source, tm
     (out / "scores.json").write_text("{}")
     for _ in range(2):  # foreign files stay foreign
         source.export(out, "avg")
-        assert read_pooler(out) == "avg"
+        assert read_pipeline(out).pooler == "avg"
         assert not (out / "2_Dense").exists()
         assert (out / ".git" / "HEAD").read_text() == "ref"
         assert (out / "scores.json").exists()
@@ -318,12 +318,12 @@ def test_a_failed_or_killed_export_leaves_the_earlier_one(
         patched.setattr(model_folder, "write_modules", stop)
         with pytest.raises(KeyboardInterrupt):
             source.export(out, "cls")
-    assert read_pooler(out) == "avg"
+    assert read_pipeline(out).pooler == "avg"
     # Killed between the two renames, with a half-written sibling: the next export starts from the earlier one.
     (out / "notes.txt").write_text("mine")
     out.rename(tmp_path / ".out.old")
     source.export(out, "cls")
-    assert read_pooler(out) == "cls"
+    assert read_pipeline(out).pooler == "cls"
     assert (out / "notes.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -346,7 +346,7 @@ def test_the_command_exports_a_run_without_torch(small_run: Path, tmp_path: Path
 
 def test_a_folder_that_does_not_say_its_pooler(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"does not say[\s\S]*cls_before_pooler"):
-        read_pooler(tmp_path)
+        read_pipeline(tmp_path)
     (tmp_path / "simcse_jax.json").write_text('{"pooler": "first"}')
     with pytest.raises(UserError, match="'first' is unknown"):
-        read_pooler(tmp_path)
+        read_pipeline(tmp_path)

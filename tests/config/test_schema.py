@@ -14,7 +14,7 @@ from simcse_jax.config import keys
 from simcse_jax.config.help import help_text
 from simcse_jax.config.keys import Key, When
 from simcse_jax.config.resolve import require_in_range
-from simcse_jax.config.schema import KEYS, LAYOUT_KEYS, LOCAL_KEYS, RESUMABLE_KEYS, defaults, find_key
+from simcse_jax.config.schema import KEYS, LAYOUT_KEYS, defaults, find_key
 from simcse_jax.system.errors import UserError
 from tests.config.recipes import COMPANIONS, in_effect, other_value, recipe, resolved
 
@@ -82,10 +82,13 @@ def test_the_base_recipe_is_the_schema() -> None:
 
 
 def test_layout_is_a_part_of_what_may_change_in_a_run() -> None:
-    assert {"mesh.data", "train.groups_at_once", "objective.tile", "model.remat"} <= LAYOUT_KEYS < RESUMABLE_KEYS
-    assert {"eval.data", "eval.every_steps", "data.files"} <= RESUMABLE_KEYS - LAYOUT_KEYS
-    assert not RESUMABLE_KEYS & {"train.seed", "train.batch_size", "model.dtype", "optimizer.learning_rate"}
-    assert LOCAL_KEYS <= RESUMABLE_KEYS  # a path may differ between hosts where its content alone counts
+    resumable = {name for name, key in KEYS.items() if key.layout or key.resumable}
+    assert {"mesh.data", "train.groups_at_once", "objective.tile", "model.remat"} <= LAYOUT_KEYS < resumable
+    assert {"eval.data", "eval.every_steps", "data.files"} <= resumable - LAYOUT_KEYS
+    assert not resumable & {"train.seed", "train.batch_size", "model.dtype", "optimizer.learning_rate"}
+    assert {
+        name for name, key in KEYS.items() if key.local
+    } <= resumable  # a path may differ between hosts where its content alone counts
 
 
 def test_the_help_prints_every_key_with_default_range_and_meaning() -> None:
