@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from simcse_jax import cli
 from simcse_jax.config.recipe import default_workdir, find_recipes, require_recipe
-from simcse_jax.system.errors import UserError, short
+from simcse_jax.system.errors import UserError
 from simcse_jax.system.mirror import Send, written_by_parts
 from simcse_jax.system.object_store import is_address, shown_path
 
@@ -85,7 +85,7 @@ def main() -> int:
 
 def _sweep(recipe: str, folder: Path, send: Send) -> int:
     """Do what `main` does, in this folder."""
-    from simcse_jax.sweeping.jobs import lock_sweep, make_jobs, require_models, run_jobs
+    from simcse_jax.sweeping.jobs import keeping, lock_sweep, make_jobs, require_models, run_jobs
     from simcse_jax.sweeping.plan import PLAN, require_comparable, require_senteval, write_plan
     from simcse_jax.sweeping.table import require_measure
 
@@ -104,12 +104,8 @@ def _sweep(recipe: str, folder: Path, send: Send) -> int:
         _list(folder, jobs)
         return 0
 
-    def keep(job: Job) -> None:
-        try:
-            send([folder / PLAN, job.run, job.log], [command.mark for command in job.commands])
-        except UserError as error:
-            print(f"note: {job.name} is not sent yet, and will be at the end: {short(error)}", file=sys.stderr)
-
+    keep = keeping(folder / PLAN, send, functools.partial(print, file=sys.stderr, flush=True))
+    keep(*(job for job in jobs if job.done))
     with lock_sweep(folder) as lock:
         failed, number = run_jobs(jobs, _PARALLEL.value, lock, functools.partial(print, flush=True), _score_of, keep)
         if number is not None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,7 @@ def test_a_sweep_that_was_killed_goes_on_at_another_host(bucket: Bucket, tmp_pat
         assert first.stdout is not None
         assert any(line.startswith("a, seed 1: train") for line in first.stdout), "the second run has begun"
         first.kill()
+    kill_those_with(str(tmp_path / "cache-a"))
     assert "table.json" not in " ".join(bucket.names("sweep/"))
     printed = command(bucket, tmp_path / "cache-b", *words)
     assert printed.startswith("1 of 2 runs are finished")
@@ -216,6 +218,14 @@ def test_a_sweep_that_was_killed_goes_on_at_another_host(bucket: Bucket, tmp_pat
     bucket.storage.delete_file("runs", "sweep/table.json")
     command(bucket, tmp_path / "cache-b", "sweep", "--workdir=gs://runs/sweep", "--table")
     assert "sweep/table.json" in bucket.names()
+
+
+def kill_those_with(words: str) -> None:
+    """Kill the processes whose command has these words: what a killed sweep has left behind."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if words in (folder / "cmdline").read_text():
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 def started(bucket: Bucket, cache: Path, module: str, *flags: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from simcse_jax.config.recipe import default_workdir, read_recipe
 from simcse_jax.fitting.complete import complete, configure
-from simcse_jax.fitting.given import PAIRS, TEXTS, as_override, save_data
+from simcse_jax.fitting.given import PAIRS, TEXTS, as_override, name_arguments, save_data
 from simcse_jax.fitting.trained_run import TrainedRun
 from simcse_jax.runs.branch import parse_branch
 from simcse_jax.system.devices import quiet_cuda_plugin, quiet_tpu_library
@@ -45,9 +45,9 @@ def fit(
     Raises UserError where something is wrong with the recipe, the data or the folder, before
     the first step, or where the loss is not finite in a later one.
     """
-    made: dict[str, str] = {}  # the files that rows were written to, and the arguments that the rows came from
+    files: dict[str, str] = {}
     try:
-        given = _overrides(overrides or {}, data, dev, made)
+        given, files = _overrides(overrides or {}, data, dev)
         values, overridden = read_recipe(str(recipe), given)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # as the commands have it: only errors of XLA
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -62,8 +62,7 @@ def fit(
         run, outcome, local = complete(config, folder, branch=branch, again="call")
         return _result(local.absolute(), run, outcome, str(folder) if is_address(folder) else "")
     except UserError as error:
-        for path, argument in made.items():
-            error.args = (str(error).replace(path, f"{argument}="),)
+        error.args = (name_arguments(str(error), files),)
         raise error.with_traceback(None) from None  # its message says what our calls would not
     finally:
         run = outcome = None  # what it holds of data, programs and devices goes now, not with a later collection
@@ -71,8 +70,9 @@ def fit(
         release_freed_memory()
 
 
-def _overrides(overrides: Mapping[str, Any], data: Any, dev: Any, made: dict[str, str]) -> dict[str, str]:
-    """Return the keys of the recipe that are set, as on the command line; rows become files, noted in `made`."""
+def _overrides(overrides: Mapping[str, Any], data: Any, dev: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the keys of the recipe that are set, as on the command line, and the files of data and dev, if made."""
+    files: dict[str, str] = {}
     given = {key: as_override(key, value) for key, value in overrides.items()}
     for key, rows, names, what in (("data.files", data, TEXTS, "data"), ("eval.data", dev, PAIRS, "dev")):
         if rows is None:
@@ -82,9 +82,8 @@ def _overrides(overrides: Mapping[str, Any], data: Any, dev: Any, made: dict[str
         if what == "dev" and callable(rows):
             given[key] = as_override(key, rows)
         else:
-            given[key] = str(save_data(rows, names, what, given.get("data.cache_dir", "")))
-            made[given[key]] = what
-    return given
+            given[key] = files[what] = str(save_data(rows, names, what, given.get("data.cache_dir", "")))
+    return given, files
 
 
 def _result(workdir: Path, run: Run, outcome: Outcome, address: str) -> TrainedRun:

@@ -79,6 +79,18 @@ def save_data(data: Any, names: tuple[str, ...], what: str, cache_dir: str) -> P
     return path
 
 
+def name_arguments(message: str, files: Mapping[str, str]) -> str:
+    """Return a message about rows with their argument, and not with the file or the key that stands for it.
+
+    files: the path of each argument's file.
+    """
+    for argument, path in files.items():
+        if path in message:
+            message = message.replace(path, f"{argument}=")
+            message = "\n".join(line for line in message.split("\n") if not line.startswith("This is about --config."))
+    return message
+
+
 def _plain(table: pa.Table) -> pa.Table:
     """Return the table with texts of one type, in one piece: what it was made from must not change its file."""
     is_text = (pa.types.is_large_string, pa.types.is_string_view, pa.types.is_dictionary)

@@ -28,7 +28,8 @@ from simcse_jax.evaluation.scores_json import SCORES
 from simcse_jax.sweeping.plan import Judging, PlanRow, SweepPlan
 from simcse_jax.sweeping.rows import SEED
 from simcse_jax.system import whole_file
-from simcse_jax.system.errors import UserError
+from simcse_jax.system.errors import UserError, short
+from simcse_jax.system.mirror import Send
 from simcse_jax.system.progress import duration
 from simcse_jax.system.whole_file import Lock, writing
 
@@ -211,6 +212,29 @@ def run_jobs(
         for _ in pool.map(runner.run, runner.waiting):
             pass
     return runner.failed, runner.signal
+
+
+def keeping(plan: Path, send: Send, say: Callable[[str], None]) -> Callable[..., None]:
+    """Return a function that sends the run folders of finished jobs, beside the plan, to where the sweep is kept.
+
+    The marks of a job go last. What cannot be sent is said, and sent with the next job.
+    """
+    unsent: list[Job] = []
+
+    def keep(*finished: Job) -> None:
+        unsent.extend(finished)
+        now = list(unsent)
+        try:
+            send(
+                [plan, *(path for job in now for path in (job.run, job.log))],
+                [command.mark for job in now for command in job.commands],
+            )
+        except (UserError, OSError) as error:
+            say(f"note: {now[-1].name} is not sent yet, and will be with the next: {short(error)}")
+        else:
+            unsent[:] = [job for job in unsent if job not in now]
+
+    return keep
 
 
 class _Runner:

@@ -75,7 +75,8 @@ def write_table(table: SweepTable, folder: Path) -> list[Path]:
 def print_sweep(table: SweepTable, console: Console) -> None:
     """Print the table, what its test is, and what is missing."""
     names, rows = _headers(table), [_cells(table, row) for row in table.rows]
-    head, bold = len(names) - len(table.columns), [row is table.leader for row in table.rows]
+    head = len(names) - len(table.columns)
+    bold = next((place for place, row in enumerate(table.rows) if row is table.leader), None)
     print_table(console, _title(table), names[:head], [row[:head] for row in rows], bold)
     if table.columns:  # in a table of their own, as all columns together are wider than most terminals
         print_table(console, "Mean ± sd", [names[0], *names[head:]], [[row[0], *row[head:]] for row in rows], bold)

@@ -55,18 +55,16 @@ def start_devices() -> None:
 
     jax.devices()
     _started_by[:] = [os.getpid()]
-    restore_sigterm()
+    if jax.process_count() == 1:  # with several, SIGTERM belongs to JAX's preemption service (`hosts.signals`)
+        restore_sigterm()
 
 
 def restore_sigterm() -> None:
     """Restore the handler of SIGTERM that Python knows of, once libtpu is loaded.
 
-    libtpu replaces that handler by one that prints a stack trace and the report of a crash. With several processes
-    nothing is restored: there, SIGTERM belongs to JAX's preemption service (`hosts.signals`). Python allows the change
-    in the main thread only.
+    libtpu replaces that handler by one that prints a stack trace and the report of a crash. Python allows the change in
+    the main thread only.
     """
-    import jax
-
     known = signal.getsignal(signal.SIGTERM)
-    if known is not None and jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+    if known is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, known)

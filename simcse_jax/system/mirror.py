@@ -1,7 +1,7 @@
 """Keep a local file or folder equal to what an object store has under an address; fetch and send what differs.
 
 Reading: `local_path` turns an address into the path of a copy in the cache. Writing: within `written`, files are made
-in the cache, and sent when all is done.
+in the cache, and sent when all is done; within `written_by_parts`, also a part at a time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from filelock import FileLock
 
@@ -26,9 +27,16 @@ from simcse_jax.system.whole_file import locked, write_whole_text, writing
 ATTEMPTS = 5  # to fetch a folder that changes meanwhile
 # What only the training of a run reads; copies of run folders do without.
 _OF_TRAINING = ("checkpoints/last/", "tensorboard/", "profile/")
-# Sends the files of the first paths, which may be folders; of these, the second ones after all others.
-Send = Callable[[Collection[Path], Collection[Path]], None]
+BRIEFLY_S = 30.0  # for how long a part is tried to be sent; the end of the block sends what could not be
 _WAY_OUT = "Free some space, or set SIMCSE_CACHE to a folder elsewhere."
+
+
+class Send(Protocol):
+    """Send finished files of a block at once; see `written_by_parts`."""
+
+    def __call__(self, paths: Collection[Path], last: Collection[Path]) -> None:
+        """Send the files of these paths, which may be folders; of these, the files `last` after all others."""
+        ...
 
 
 class Mirror:
@@ -87,6 +95,14 @@ class Mirror:
         for name in gone:
             del self._equal[name]
 
+    def note_sent(self, entries: Mapping[str, Entry]) -> None:
+        """Record what was sent since the last call as equal, and forget objects that others have written since."""
+        for name, (size, tag, *file) in self._equal.items():
+            if (size, tag) == (-1, "") and name in entries:
+                self._equal[name] = [*entries[name], *file]
+        self.forget_others(entries)
+        self.note_equal({})
+
     def forget_others(self, entries: Mapping[str, Entry]) -> None:
         """Forget what was recorded of objects that are gone, or were written since."""
         self._equal = {name: of for name, of in self._equal.items() if name in entries and [*entries[name]] == of[:2]}
@@ -96,12 +112,14 @@ class Mirror:
         for name in names:
             self._equal.pop(name, None)
 
-    def names(self) -> list[str]:
-        """Return the names of all files here but hidden ones."""
-        if self.path.is_file():
-            return [""]
-        found = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
-        return sorted(name.as_posix() for name in found if not any(part.startswith(".") for part in name.parts))
+    def names(self, *paths: Path) -> list[str]:
+        """Return the names of files here, all or those of some paths, but hidden ones; some may vanish meanwhile."""
+        found = [path for path in paths or (self.path,) if path.is_file()]
+        for path in paths or (self.path,):
+            for folder, folders, files in os.walk(path):
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                found += [Path(folder, name) for name in files if not name.startswith(".")]
+        return sorted("" if file == self.path else file.relative_to(self.path).as_posix() for file in found)
 
     def note_equal(self, entries: Mapping[str, Entry]) -> None:
         """Record that these objects and their files are equal."""
@@ -185,9 +203,13 @@ def written(name: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def written_by_parts(name: str | os.PathLike[str]) -> Iterator[tuple[Path, Send]]:
-    """Do what `written` does, and yield a function too, which sends at once what is finished below the path."""
+    """Do what `written` does, and yield a function too that sends a finished part of it at once.
+
+    What was sent stays sent, also where the block fails later. The function raises what sending raises, UserError or
+    OSError, after a short time; then the end of the block sends the part. Any thread may call it.
+    """
     if not is_address(name):
-        yield Path(name).expanduser(), lambda *_: None
+        yield Path(name).expanduser(), lambda paths, last: None
         return
     store = Store(str(name))
     path = cached_path("written", store.address)
@@ -201,19 +223,17 @@ def written_by_parts(name: str | os.PathLike[str]) -> Iterator[tuple[Path, Send]
         one_at_a_time = threading.Lock()
 
         def send(paths: Collection[Path], last: Collection[Path]) -> None:
-            with one_at_a_time:
-                found = {name: mirror.local(name) for name in mirror.names()}
-                mine = [name for name, file in found.items() if any(file.is_relative_to(each) for each in paths)]
-                mirror.push([name for name in mine if found[name] not in last])
-                mirror.push([name for name in mine if found[name] in last])
-                entries = store.find()
-                mirror.note_equal({name: entries[name] for name in mine if name in entries})
+            with one_at_a_time, store.briefly(BRIEFLY_S):
+                names = mirror.names(*paths)
+                mirror.push([each for each in names if mirror.local(each) not in last])
+                mirror.push([each for each in names if mirror.local(each) in last])
+                mirror.note_sent(store.find())
 
         yield path, send
         mirror.push([name for name in mirror.names() if "/" in name])
         mirror.push()  # what lies above, such as the record of an index, names what lies in folders
         store.delete([gone for gone in before if gone not in mirror.names() and not _is_hidden(gone)])
-        mirror.note_equal({name: entry for name, entry in store.find().items() if mirror.local(name).is_file()})
+        mirror.note_sent(store.find())
 
 
 def _is_hidden(name: str) -> bool:

@@ -45,7 +45,7 @@ def progress_bar(
 class Heartbeat:
     """Print a line whenever none was printed for `EVERY_S` seconds, so that a log shows that work goes on.
 
-    Of several, one within the other, the innermost speaks.
+    Of several in a process, the one that was entered last speaks: the innermost.
     """
 
     _last = 0.0  # when the process printed its last line
@@ -60,14 +60,15 @@ class Heartbeat:
     def __enter__(self) -> Any:
         if not (self._goes_on and Heartbeat._last):
             self.beat()
-        Heartbeat._entered.append(self)
         with suppress(RuntimeError):  # no further thread can start, and the work goes on
             self._thread.start()
+            Heartbeat._entered.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        Heartbeat._entered.remove(self)
+        if self in Heartbeat._entered:
+            Heartbeat._entered.remove(self)
         if self._thread.is_alive():
             self._thread.join()
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,25 +17,22 @@ def print_table(
     console: Console,
     title: str,
     columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    bold: Sequence[bool] = (),
+    rows: Sequence[Sequence[str]],
+    bold: int | None = None,
 ) -> None:
     """Print rows of texts below their columns; the first one, of names, is the one that folds on a narrow terminal.
 
-    bold: which rows are.
+    bold: the place of a row to print so.
     """
-    rows = list(rows)
     table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     cells = [[column, *(row[place] for row in rows)] for place, column in enumerate(columns)]
-    longest = [max(len(line) for cell in column for line in cell.split("\n")) for column in cells]
+    longest = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in cells]
     table.add_column(Text(columns[0]), overflow="fold")
     for column, width in zip(columns[1:], longest[1:], strict=True):
         table.add_column(Text(column), justify="right", no_wrap=True, min_width=width)
-    for row, style in itertools.zip_longest(rows, ("bold" if each else "" for each in bold), fillvalue=""):
-        table.add_row(*(Text(text, style=style) for text in row))
-    usual = console.width
+    for place, row in enumerate(rows):
+        table.add_row(*(Text(text, style="bold" if place == bold else "") for text in row))
     full = console.measure(table, options=console.options.update(max_width=10_000)).maximum
     folded = full - max(longest[0] - NAMES, 0)
-    console.width = max(usual, folded) if console.is_terminal else full
-    console.print(table)
-    console.width = usual
+    table.width = min(full, max(console.width, folded)) if console.is_terminal else full
+    console.print(table, crop=False)

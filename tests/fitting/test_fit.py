@@ -164,7 +164,7 @@ def test_a_file_given_as_dev_is_told_its_key() -> None:
 
 
 def test_a_wrong_row_is_named_by_its_argument(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^dev=, line 2: a sentence is blank"):
+    with pytest.raises(UserError, match=r"^dev=, line 2: a sentence is blank[^\n]*$"):
         fit("small", data=SENTENCES, dev=[(1.0, "a b", "c d"), (2.0, "a b", "")], workdir=tmp_path / "run")
 
 

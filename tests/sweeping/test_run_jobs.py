@@ -4,12 +4,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import pytest
 
-from simcse_jax.sweeping.jobs import Job, last_lines, lock_sweep, run_jobs
+from simcse_jax.sweeping.jobs import Job, keeping, last_lines, lock_sweep, run_jobs
 from tests.sweeping.made_sweep import shell_job
 
 
@@ -43,6 +43,24 @@ def test_steps_in_order_and_nothing_twice(tmp_path: Path) -> None:
     assert "2 of 3 runs are finished" in said
     assert started_count(jobs) == [1, 1, 1]
     assert started_count(jobs, "judged") == [1, 2, 1]
+
+
+def test_what_cannot_be_sent_is_sent_with_the_next_and_stops_nothing(tmp_path: Path) -> None:
+    jobs = [shell_job(tmp_path, seed, "true", "true") for seed in range(3)]
+    sent: list[tuple[list[Path], list[Path]]] = []
+
+    def send(paths: Collection[Path], last: Collection[Path]) -> None:
+        sent.append(([*paths], [*last]))
+        if len(sent) == 1:
+            raise FileNotFoundError("gone")
+
+    said: list[str] = []
+    keep = keeping(tmp_path / "plan", send, said.append)
+    assert queue(tmp_path, jobs, keep=keep)[0] == ([], None)
+    assert said == ["note: row, seed 0 is not sent yet, and will be with the next: FileNotFoundError: gone"]
+    of = [[path for job in some for path in (job.run, job.log)] for some in (jobs[:1], jobs[:2], jobs[2:])]
+    assert [paths for paths, _ in sent] == [[tmp_path / "plan", *paths] for paths in of]
+    assert sent[2][1] == [command.mark for command in jobs[2].commands]
 
 
 def test_a_failure_shows_its_last_lines_and_the_others_go_on(tmp_path: Path) -> None:

@@ -109,6 +109,8 @@ def test_a_finished_part_is_sent_while_the_block_goes_on(bucket: Bucket, monkeyp
         bucket.write("out/done/rows", b"of another host")  # it is not sent again at the end
     assert bucket.names() == ["out/done-not/rows", "out/done/mark", "out/done/rows"]
     assert bucket.read("out/done/rows") == b"of another host"
+    with written("gs://runs/out") as path:
+        assert (path / "done" / "rows").read_bytes() == b"of another host"
 
 
 def refuse(store: Store, name: str, paths: dict[str, Path], send: Callable[..., None] = Store.put_all) -> None:
