@@ -210,6 +210,10 @@ def _check_loss(config: Config) -> None:
             numbers = (0,)
         is_right = all(number > 0 for number in numbers) and len(set(numbers)) == len(numbers)
         require(is_right, f"objective.{name}", value, "comma-separated numbers above 0, each once")
+    kind, margin = objective.false_negatives, objective.false_negative_margin
+    leaves_some = {"absolute": abs(margin) < 2, "fixed": -1 < margin <= 1}.get(kind, True)
+    limit = f"between {'-2 and 2' if kind == 'absolute' else '-1 and 1'} with objective.false_negatives = {kind!r}"
+    require(leaves_some, "objective.false_negative_margin", margin, f"{limit}, or it leaves out all negatives or none")
     if objective.layers and objective.queue:
         raise UserError(
             f"objective.layers = {objective.layers!r}, and the queue (objective.queue = {objective.queue}) holds "

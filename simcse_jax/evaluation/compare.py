@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from simcse_jax.evaluation.graded_pairs import FEW
 from simcse_jax.evaluation.results import Difference, Entry, ModelResult, Score, shared_start
 
 RESAMPLES = 1000
@@ -101,13 +102,15 @@ def _differences(
     same = [task for task in two_draws if task in one_draws and _data(two, task) == _data(one, task)]
     shared = {task: two_draws[task] - one_draws[task] for task in same}
     points = {task: _mean(two, (task,)) - _mean(one, (task,)) for task in shared}
+    few = {task for task in same if any(model.scores[task].examples < FEW for model in two.models)}
     for name, tasks in averages.items():
         if tasks and all(task in shared for task in tasks):
             shared[name] = np.mean([shared[task] for task in tasks], axis=0)
             points[name] = float(np.mean([points[task] for task in tasks]))
+            few |= {name} if few & {*tasks} else set()
     intervals = {task: np.percentile(values, INTERVAL) for task, values in shared.items()}
     return [
-        Difference(task, one.name, two.name, points[task], float(low), float(high))
+        Difference(task, one.name, two.name, points[task], float(low), float(high), task in few)
         for task, (low, high) in intervals.items()
     ]
 

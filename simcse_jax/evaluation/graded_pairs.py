@@ -46,7 +46,7 @@ SPLIT = "split"
 # genre, file, year, number, score, sentence, sentence, and in some lines licence and source.
 PLACES = {3: ((0, 1, 2), (2, 0, 1))} | dict.fromkeys((7, 8, 9), ((4, 5, 6),))
 TRUTH = {"true": 1.0, "false": 0.0}  # labels that count as scores in a column that is named
-FEW = 20  # pairs below which a correlation says little
+FEW = 20  # examples below which a score, and a difference between two, say little
 COUNTING = 4  # rows from which numbers that grow by 1 are line numbers, not scores
 
 SOURCES = "a file of score, sentence, sentence; a folder with sts-dev.csv; hf://datasets/OWNER/NAME/FILE; demo:dev"
@@ -67,7 +67,7 @@ class GradedPairs:
     def note(self) -> str:
         """Return a remark on pairs that are too few to say much; "" for others."""
         count = len(self.gold)
-        return f"only {count} pairs, whose correlation says little; hundreds are reliable" if count < FEW else ""
+        return f"only {count} pairs, which say little; hundreds are reliable" if count < FEW else ""
 
     @property
     def fingerprint(self) -> str:

@@ -72,6 +72,12 @@ class Score:
         """The headline value, times 100."""
         return self.values[self.headline]
 
+    @property
+    def examples(self) -> int:
+        """Return the number of examples that the bootstrap draws from, 0 where they are not kept."""
+        kept = next((array for array in (self.each, self.correct, self.gold) if array is not None), ())
+        return len(kept)
+
 
 @dataclasses.dataclass(frozen=True)
 class Space:
@@ -154,10 +160,13 @@ class Difference:
     points: float
     low: float  # the 95 % bootstrap interval over the task's examples
     high: float
+    is_of_few: bool = False  # the examples are too few for an interval to say anything
 
     @property
     def direction(self) -> str:
         """The words "higher" or "lower" where the interval, as tables show it, excludes 0, else "unclear"."""
+        if self.is_of_few:
+            return "unclear"
         low, high = round(self.low, 2), round(self.high, 2)  # less is rounding: of a run and its export, for example
         return "higher" if low > 0 else "lower" if high < 0 else "unclear"
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from absl import flags
+
+_NAMES_A_KEY = re.compile(r"^[a-z]+\.[a-z_.]+ (=|has|and) |--config\.")
 
 
 class UserError(Exception):
@@ -35,10 +38,12 @@ def short(error: BaseException) -> str:
 
 @contextmanager
 def about(key: str, takes: str) -> Iterator[None]:
-    """Add the key, and what it takes, to the text of a UserError raised within."""
+    """Add the key, and what it takes, to the text of a UserError raised within that names no key itself."""
     try:
         yield
     except UserError as error:
+        if _NAMES_A_KEY.search(str(error)):
+            raise
         raise UserError(f"{error}\nThis is about --config.{key}, which takes {takes}.") from error
 
 

@@ -123,6 +123,14 @@ def test_one_duration_given_on_the_command_line_replaces_the_recipe_s() -> None:
             "objective.queue = 64",
             "objective.queue=0",
         ),
+        *(
+            (
+                {"objective.false_negatives": kind, "objective.false_negative_margin": margin},
+                f"objective.false_negative_margin = {margin}",
+                "objective.false_negative_margin=0.1",
+            )
+            for kind, margin in (("absolute", 2.0), ("absolute", -2.0), ("fixed", -1.0), ("fixed", 1.5))
+        ),
         ({**MLM_ALONE, "mlm.weight": 0.0}, "mlm.weight = 0", "mlm.weight=1"),
         ({**MLM_ALONE, "model.train_pooler": "cls"}, "objective.loss = 'none'", "model.train_pooler=avg"),
         ({**MLM_ALONE, "data.positive": "crop"}, "data.positive = 'crop'", "data.positive=dropout"),

@@ -142,3 +142,18 @@ def test_averages_and_runs() -> None:
     widths = {task: difference.high - difference.low for task, difference in by_task.items()}
     assert widths["sts"] < widths["B"]
     assert compare((Entry("b", (base,)),), {}) == ((), {})
+
+
+def test_a_difference_on_few_examples_is_unclear() -> None:
+    def entries(count: int) -> list[Entry]:
+        gold = GOLD[:count]
+        return [
+            Entry(name, (_model(name, _similarity("A", cosines, gold), _similarity("B", GOLD, GOLD)),))
+            for name, cosines in (("a", gold), ("b", -gold))
+        ]
+
+    averages = {"all": ("A", "B")}
+    for count, expected in ((19, "unclear"), (20, "lower")):
+        rows, best = compare(entries(count), averages)
+        assert {row.task: row.direction for row in rows} == {"A": expected, "B": "unclear", "all": expected}
+        assert ("A" in best) is (expected == "lower")
