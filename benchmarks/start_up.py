@@ -51,18 +51,17 @@ def start(shape: str, files: str, model_folder: str, cache: Path) -> dict[str, A
         ]
         environment = os.environ | {"SIMCSE_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
         begun = time.monotonic()
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
         ends: dict[str, Seconds] = {}
         memory = (0, 0)
-        for line in process.stdout:
-            ended = [stage for stage, words in STAGES.items() if line.startswith(words)]
-            ends |= {stage: (time.monotonic() - begun, _processor_time(process.pid)) for stage in ended}
-            if "step" in ends:
-                memory = process_memory.peak(process.pid), process_memory.own(process.pid)
-                break
-        process.kill()
-        process.wait()
+        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                ended = [stage for stage, words in STAGES.items() if line.startswith(words)]
+                ends |= {stage: (time.monotonic() - begun, _processor_time(process.pid)) for stage in ended}
+                if "step" in ends:
+                    memory = process_memory.peak(process.pid), process_memory.own(process.pid)
+                    break
+            process.kill()
     if "step" not in ends:
         raise RuntimeError(f"{' '.join(command)} ended before its first step")
     stages: dict[str, Seconds] = {}
