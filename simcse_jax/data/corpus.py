@@ -64,7 +64,8 @@ class CorpusReport:
         ignored = f"; ignored: {listed(self.ignored_columns)}" if self.ignored_columns else ""
         cached = " (tokenised earlier, from the cache)" if self.from_cache else ""
         documents = f" in {self.documents:,} documents" if self.documents > 1 else ""
-        counts = [f"dropped for an empty cell: {self.empties:,}", f"exact duplicates, kept: {self.duplicates:,}"]
+        empty = "blank lines" if self.documents else "dropped for an empty cell"
+        counts = [f"{empty}: {self.empties:,}", f"exact duplicates, kept: {self.duplicates:,}"]
         if self.other_splits:
             counts.append(f"left out, of other splits: {self.other_splits:,}")
         if self.missing:

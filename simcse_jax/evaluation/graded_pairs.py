@@ -67,7 +67,7 @@ class GradedPairs:
     def note(self) -> str:
         """Return a remark on pairs that are too few to say much; "" for others."""
         count = len(self.gold)
-        return f"only {count} pairs, which say little; hundreds are reliable" if count < FEW else ""
+        return f"only {count} pairs, which say little (hundreds are reliable)" if count < FEW else ""
 
     @property
     def fingerprint(self) -> str:

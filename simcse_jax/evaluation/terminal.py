@@ -25,12 +25,23 @@ def print_results(results: Results, console: Console) -> None:
         _print(geometry, console)
     for line in _protocols(results):
         console.print(Text(line))
+    for line in _notes(results):
+        console.print(Text(line, style="bold"))
     for model in results.models:
-        for task, score in model.scores.items():
-            if "note" in score.protocol:
-                console.print(Text(f"NOTE: {task}, {model.name}: {score.protocol['note']}", style="bold"))
         for task, reason in model.failures.items():
             console.print(Text(f"{task} failed for {model.name}: {reason}", style="bold red"))
+
+
+def _notes(results: Results) -> Iterator[str]:
+    """Yield a line for each note on a task, with the models that it is about unless it is about all."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for model in results.models:
+        for task, score in model.scores.items():
+            for note in filter(None, score.protocol.get("note", "").split("; ")):
+                found.setdefault((task, note), []).append(model.name)
+    for (task, note), names in found.items():
+        about = "" if len(names) == len(results.models) else f", {', '.join(names)}"
+        yield f"NOTE: {task}{about}: {note}"
 
 
 def _print(table: Table, console: Console) -> None:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import numbers
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -85,9 +86,13 @@ def name_arguments(message: str, files: Mapping[str, str]) -> str:
     files: the path of each argument's file.
     """
     for argument, path in files.items():
-        if path in message:
-            message = message.replace(path, f"{argument}=")
-            message = "\n".join(line for line in message.split("\n") if not line.startswith("This is about --config."))
+        if path not in message:
+            continue
+        message = message.replace(f"{path}, line 0:", f"{argument}=:").replace(f"{path}, line", f"{argument}=, row")
+        message = message.replace(path, f"{argument}=")
+        ways_of_files = re.compile(rf"This is about --config\.|.*{argument}=:\w+=COLUMN")
+        lines = [line for line in message.split("\n") if not ways_of_files.match(line)]
+        message = "\n".join([*lines, f"{argument}= takes {_TAKES[argument]}."])
     return message
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simcse_jax.config.layout import with_batch_size
-from simcse_jax.config.schema import Config
+from simcse_jax.config.schema import SOURCES, Config
 from simcse_jax.data.batches import Batches
 from simcse_jax.data.corpus import Corpus
 from simcse_jax.data.examples import ColumnExamples
@@ -60,8 +61,9 @@ class Dev(NamedTuple):
 
     measure: Measure
     evaluate: Callable[[Any], Scores]
-    note: str = ""  # on what its scores are worth
+    notes: Mapping[str, str] = MappingProxyType({})  # by key of the recipe: on what its scores are worth
     logged: tuple[str, ...] = ("spearman", "pearson", *OF_TEXT)  # the scores that are logged, as dev/NAME
+    parts: tuple[str, ...] = ()  # the scores whose mean decides
 
 
 class DevTask(NamedTuple):
@@ -157,13 +159,16 @@ def make_dev(
         scores |= perplexity(params) if perplexity else {}
         return json.loads(broadcast(json.dumps(scores)))
 
+    notes = {"eval.data": task.data.note} if task else {}
+    notes |= {f"{SOURCES}{name}.dev": own.data.note for name, (own, _) in sources.items()}
     if sources:
         logged = [f"{name}/{measure}" for name, (own, _) in sources.items() for measure in own.logged]
-        own_note = task.data.note if task else ""
-        return Dev(MEAN, evaluate, own_note, (MEAN.name, *(task.logged if task else ()), *logged, *OF_TEXT))
+        parts = [f"{name}/{own.measure.name}" for name, (own, _) in sources.items()]
+        logged, parts = ([*task.logged, *logged], [task.measure.name, *parts]) if task else (logged, parts)
+        return Dev(MEAN, evaluate, notes, (MEAN.name, *logged, *OF_TEXT), tuple(parts))
     if task is None:
         return Dev(PERPLEXITY, evaluate, logged=OF_TEXT)
-    return Dev(task.measure, evaluate, task.data.note, (*task.logged, *OF_TEXT))
+    return Dev(task.measure, evaluate, notes, (*task.logged, *OF_TEXT))
 
 
 def task_scores(task: DevTask, encode: Callable[[list[str]], np.ndarray]) -> Scores:

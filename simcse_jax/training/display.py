@@ -113,11 +113,12 @@ class Display:
         """Show a dev score in the bar."""
         self._bar.update(self._task, dev=f"{score:.2f}")
 
-    def score(self, step: int, words: str, score: float, best: bool) -> None:
-        """Show a dev score in the bar and on a line of its own, which stays on the screen."""
+    def score(self, step: int, words: str, score: float, best: bool, parts: str = "") -> None:
+        """Show a dev score in the bar and on a line of its own, which stays; parts: those that it is the mean of."""
         self.dev(score)
+        of = f"({parts})" if parts else ""
         note = "before training" if step == 0 else "best so far" if best else ""
-        self.say(f"step {step:>6}  {words} {score:6.2f}  {note}".rstrip())
+        self.say("  ".join(filter(None, (f"step {step:>6}", f"{words} {score:6.2f}", of, note))))
 
 
 def describe(run: Run) -> list[str]:
@@ -200,8 +201,9 @@ def _notes(run: Run) -> list[str]:
             "note: no dev data, so the last checkpoint counts as the best; --config.eval.data=sts-dev.csv (score, "
             "sentence, sentence), or retrieval:DIR, scores the run as it goes"
         )
-    elif run.dev.note:
-        notes.append(f"note: eval.data = {run.config.eval.data!r}: {run.dev.note}")
+    else:
+        given = run.config.flat()
+        notes += [f"note: {key} = {given[key]!r}: {note}" for key, note in run.dev.notes.items() if note]
     if run.left_out:
         notes.append(
             f"note: {', '.join(run.left_out)} of {run.config.model.name} are no part of training, nor of the model "
@@ -272,7 +274,8 @@ def _next_steps(config: Config, workdir: Path | str) -> dict[str, str]:
     if not is_address(model):
         steps["use it from PyTorch"] = f'SentenceTransformer("{model}").encode(["a text"])'
     usual = "--pairs=demo:test" if config.eval.data == "demo:dev" else "--data=senteval  # or --pairs=graded.tsv"
-    judged = judging_flag(config.eval.data, workdir) or usual
+    of_sources = " ".join(judging_flag(source.dev, workdir, pairs=True) for source in config.sources if source.dev)
+    judged = judging_flag(config.eval.data, workdir) or ("" if config.eval.data else of_sources) or usual
     steps["judge it"] = f"{python} -m simcse_jax.evaluate --model={workdir} {judged}"
     if not demo and files.endswith(".txt") and "," not in files:
         steps["search your text"] = f'{python} -m simcse_jax.search --model={workdir} --corpus={files} --query="a text"'

@@ -235,7 +235,8 @@ class _Loop:
             sets = [config.eval.data, *(source.dev for source in config.sources)]
             data = ", ".join(filter(None, sets)) or config.mlm.validation
             self.checkpoints.save_best(step, params, {"data": data, **scores})
-        self.display.score(step, measure.words, measure.shown(score), best)
+        parts = ", ".join(f"{name} {scores[name]:.2f}" for name in self.run.dev.parts)
+        self.display.score(step, measure.words, measure.shown(score), best, parts)
         if has_collapsed(scores):
             self.display.say("warning: the model gives all dev pairs the same cosine, up to rounding: it has collapsed")
         if falling(progress.history):

@@ -163,9 +163,18 @@ def test_a_file_given_as_dev_is_told_its_key() -> None:
         fit("small", data=SENTENCES, dev="mine.tsv")
 
 
-def test_a_wrong_row_is_named_by_its_argument(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^dev=, line 2: a sentence is blank[^\n]*$"):
-        fit("small", data=SENTENCES, dev=[(1.0, "a b", "c d"), (2.0, "a b", "")], workdir=tmp_path / "run")
+@pytest.mark.parametrize(
+    ("dev", "says"),
+    [
+        ([(1.0, "a b", "c d"), (2.0, "a b", "")], r"dev=, row 2: a sentence is blank[^\n]*"),
+        ([("a b", "c d", 1.0)] * 2, r"dev=, row 1: the score 'a b' is not a number[^\n]*"),
+        ([("a b", "c d")] * 5, r"dev=: which columns are sentence2\?[^\n]*"),
+    ],
+    ids=str,
+)
+def test_a_wrong_row_is_named_by_its_argument(dev: Any, says: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^{says}\ndev= takes a list of tuples \(score, sentence, sentence\)"):
+        fit("small", data=SENTENCES, dev=dev, workdir=tmp_path / "run")
 
 
 def test_overrides_are_as_on_the_command_line(tmp_path: Path) -> None:

@@ -107,12 +107,23 @@ def test_devices_change_no_number_of_mixed_batches(tmp_path: Path) -> None:
         np.testing.assert_allclose(list(metrics.values()), list(expected[step].values()), rtol=1e-3, atol=1e-4)
 
 
+def test_of_few_dev_pairs_of_a_source_it_is_said(tmp_path: Path) -> None:
+    few = tmp_path / "few.tsv"
+    few.write_text("".join(f"{n * 7 % 5}\ta man plays {n}\ta dog runs {n}\n" for n in range(5)), encoding="utf-8")
+    run = prepared(tmp_path, own={"text": {"dev": str(few)}})
+    notes = [line for line in describe(run) if "only 5 pairs" in line]
+    assert notes == [f"note: data.sources.text.dev = {str(few)!r}: {notes[0].partition(': ')[2].partition(': ')[2]}"]
+
+
 @pytest.mark.medium
-def test_dev_data_of_sources_are_scored_with_their_prompts_and_their_mean_decides(tmp_path: Path) -> None:
+def test_dev_data_of_sources_are_scored_with_their_prompts_and_their_mean_decides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     dev = str(demo_files() / "dev.tsv")
     own = {"text": {"dev": dev}, "pairs": {"dev": dev}}
     run = prepared(tmp_path, own=own, eval__data=dev, eval__every_steps=1, train__steps=3, optimizer__learning_rate=0.1)
     outcome = train(run, tmp_path / "run")
+    told = capsys.readouterr().out
     lines = [line for line in read_metrics(tmp_path / "run") if "dev/mean" in line]
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert next(name for name in lines[0] if name != "step") == "dev/mean"
@@ -120,6 +131,10 @@ def test_dev_data_of_sources_are_scored_with_their_prompts_and_their_mean_decide
         assert line["dev/text/spearman"] == line["dev/spearman"] != line["dev/pairs/spearman"]
         each = [line["dev/spearman"], line["dev/text/spearman"], line["dev/pairs/spearman"]]
         assert line["dev/mean"] == pytest.approx(np.mean(each), abs=1e-3)
+        shown = ", ".join(
+            f"{name} {line[f'dev/{name}']:.2f}" for name in ("spearman", "pairs/spearman", "text/spearman")
+        )
+        assert f"dev mean  {line['dev/mean']:5.2f}  ({shown})" in told
     assert outcome.progress.best_step == max(lines, key=lambda line: line["dev/mean"])["step"]
     model = open_model(str(tmp_path / "run"))
     judged = evaluate_pairs(lambda texts: model.encode(texts, prompt="ask: "), load_graded_pairs(dev))

@@ -18,6 +18,7 @@ from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.model_folder.export import export_model
 from simcse_jax.model_folder.run_folder import export_run, load_best
+from simcse_jax.recipes.base import shipped_model
 from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.serving.vector_file import write_vectors
 from simcse_jax.system.errors import UserError
@@ -61,17 +62,19 @@ def test_a_student_learns_its_teacher(tmp_path: Path, small_model: Path) -> None
     assert student.width == 16  # the projection is no part of it
 
 
-def test_batches_hold_the_vectors_of_their_own_texts(tmp_path: Path, small_model: Path) -> None:
-    """Of triplets on four devices, each text where the encoder's embedding of it will be."""
+@pytest.mark.parametrize("of", ["its tokenizer", "another"])
+def test_batches_hold_the_vectors_of_their_own_texts(of: str, tmp_path: Path, small_model: Path) -> None:
+    """Of triplets on four devices, each text where its embedding will be; also of a teacher with another tokenizer."""
+    name = str(small_model) if of == "its tokenizer" else shipped_model("wiki-small")
     files = str(demo_files() / "triplets.csv")
-    flags = ALONE | {"teacher__name": str(small_model), "data__files": files, "data__positive": "columns"}
+    flags = ALONE | {"teacher__name": name, "data__files": files, "data__positive": "columns"}
     run = prepare_small(tmp_path / "run", tmp_path / "cache", **flags, mesh__data=4)
     batch = run.batches(3)
     with (demo_files() / "triplets.csv").open(newline="") as file:
         texts = list(csv.reader(file))[1:]
     rows = run.batches.example_ids(3)
-    expected = open_model(str(small_model)).encode([text for row in rows for text in texts[row]])
-    expected = (expected / np.linalg.norm(expected, axis=1, keepdims=True)).reshape(4, 4, 3, 32).swapaxes(1, 2)
+    expected = open_model(name).encode([text for row in rows for text in texts[row]])
+    expected = (expected / np.linalg.norm(expected, axis=1, keepdims=True)).reshape(4, 4, 3, -1).swapaxes(1, 2)
     assert batch.teacher is not None
     np.testing.assert_allclose(batch.teacher, expected, atol=1e-3)
     some = run.batches(3, [2])
@@ -80,7 +83,7 @@ def test_batches_hold_the_vectors_of_their_own_texts(tmp_path: Path, small_model
     from simcse_jax.training.feeding import batch_shapes
 
     layout, mesh = run.batches.layout, run.program.mesh
-    planned = batch_shapes(run.config, mesh, 3, batch.rows, layout.row_length, 32)
+    planned = batch_shapes(run.config, mesh, 3, batch.rows, layout.row_length, expected.shape[-1])
     assert jax.tree.map(lambda x: x.shape, planned) == shapes
 
 

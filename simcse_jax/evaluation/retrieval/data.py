@@ -42,7 +42,7 @@ class Retrieval:
     @property
     def note(self) -> str:
         """Return remarks on what was left out or is odd, and on queries that are too few; "" without any."""
-        few = f"only {len(self.queries)} queries, which say little; hundreds are reliable"
+        few = f"only {len(self.queries)} queries, which say little (hundreds are reliable)"
         return "; ".join([*([few] if len(self.queries) < FEW else []), *self.remarks])
 
     @functools.cached_property

@@ -1,0 +1,24 @@
+"""What `evaluate` prints below its tables."""
+
+import dataclasses
+import io
+
+from rich.console import Console
+
+from simcse_jax.evaluation.results import Entry, Score
+from simcse_jax.evaluation.terminal import print_results
+from tests.made_results import model, results
+
+
+def noted(name: str, note: str) -> Entry:
+    made = model(name, 0.3, 0)
+    scores: dict[str, Score] = dict(made.scores)
+    scores["MR"] = dataclasses.replace(scores["MR"], protocol=scores["MR"].protocol | {"note": note})
+    return Entry(name, (dataclasses.replace(made, scores=scores),))
+
+
+def test_a_note_is_printed_once_and_names_models_where_it_is_not_about_all() -> None:
+    file = io.StringIO()
+    print_results(results(noted("a", "few queries; unknown ids"), noted("b", "few queries")), Console(file=file))
+    notes = [line for line in file.getvalue().splitlines() if line.startswith("NOTE")]
+    assert notes == ["NOTE: MR: few queries", "NOTE: MR, a: unknown ids"]
