@@ -132,7 +132,7 @@ def test_the_named_model_predicts_and_stays_as_it_is(predictor: Path, cache: Pat
 
 
 def test_a_predictor_of_other_words_is_refused(predictor: Path, cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"tokenizer(.|\n)*--config.data.mask_model"):
+    with pytest.raises(UserError, match=r"data\.mask_model(.|\n)*tokenizer"):
         prepare_quick(
             tmp_path / "run",
             cache,

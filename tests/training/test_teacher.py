@@ -188,7 +188,11 @@ def test_a_projection_is_there_where_widths_differ(tmp_path: Path, small_model: 
 def test_a_guide_needs_no_weight_and_leaves_out_what_it_finds_similar(tmp_path: Path, small_model: Path) -> None:
     """With this limit, everything but the positives."""
     given: Any = {"eval__data": "", "data__packed": False, "teacher__name": str(small_model)}
-    given |= {"objective__guide": True, "objective__false_negatives": "fixed", "objective__false_negative_margin": -1.5}
+    given |= {
+        "objective__guide": True,
+        "objective__false_negatives": "fixed",
+        "objective__false_negative_margin": -0.999,
+    }
     (metrics,) = states_of(prepare_small(tmp_path / "run", tmp_path / "cache", **given), 1)[1]
     assert metrics["masked"] == 16 * 15
     assert metrics["loss"] == pytest.approx(0, abs=1e-6)
