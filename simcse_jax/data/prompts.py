@@ -36,8 +36,8 @@ def of_columns(prompts: Sequence[str], columns: Sequence[str]) -> tuple[str, ...
     if len(prompts) > len(columns):
         raise UserError(
             f"{KEY} has {len(prompts)} prompts ({listed(map(repr, prompts))}), and the data has {len(columns)} columns "
-            f"of text: {listed(columns)}.\nGive at most one for each column, in the order of data.columns, or name "
-            "more columns there."
+            f"of text: {listed(columns)}.\nGive at most one for each column, in their order, or name more columns: "
+            "--config.data.columns=A,B,C"
         )
     return tuple(prompts[min(place, len(prompts) - 1)] for place in range(len(columns))) if prompts else ()
 

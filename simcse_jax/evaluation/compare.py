@@ -107,7 +107,8 @@ def _differences(
         if tasks and all(task in shared for task in tasks):
             shared[name] = np.mean([shared[task] for task in tasks], axis=0)
             points[name] = float(np.mean([points[task] for task in tasks]))
-            few |= {name} if few & {*tasks} else set()
+            if few & {*tasks}:
+                few.add(name)
     intervals = {task: np.percentile(values, INTERVAL) for task, values in shared.items()}
     return [
         Difference(task, one.name, two.name, points[task], float(low), float(high), task in few)

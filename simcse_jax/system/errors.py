@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from absl import flags
 
-_NAMES_A_KEY = re.compile(r"^[a-z]+\.[a-z_.]+ (=|has|and) |--config\.")
+_NAMES_A_KEY = re.compile(r"^[a-z]+\.[a-z_.]+ = |--config\.")
 
 
 class UserError(Exception):

@@ -96,11 +96,10 @@ class Mirror:
             del self._equal[name]
 
     def note_sent(self, entries: Mapping[str, Entry]) -> None:
-        """Record what was sent since the last call as equal, and forget objects that others have written since."""
+        """Record what was sent since the last call as equal to its object, and nothing of what others have written."""
         for name, (size, tag, *file) in self._equal.items():
             if (size, tag) == (-1, "") and name in entries:
                 self._equal[name] = [*entries[name], *file]
-        self.forget_others(entries)
         self.note_equal({})
 
     def forget_others(self, entries: Mapping[str, Entry]) -> None:

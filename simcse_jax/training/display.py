@@ -274,8 +274,8 @@ def _next_steps(config: Config, workdir: Path | str) -> dict[str, str]:
     if not is_address(model):
         steps["use it from PyTorch"] = f'SentenceTransformer("{model}").encode(["a text"])'
     usual = "--pairs=demo:test" if config.eval.data == "demo:dev" else "--data=senteval  # or --pairs=graded.tsv"
-    of_sources = " ".join(judging_flag(source.dev, workdir, pairs=True) for source in config.sources if source.dev)
-    judged = judging_flag(config.eval.data, workdir) or ("" if config.eval.data else of_sources) or usual
+    scored = [config.eval.data, *(source.dev for source in config.sources if source.weight)]
+    judged = " ".join(filter(None, (judging_flag(data, workdir) for data in scored))) or usual
     steps["judge it"] = f"{python} -m simcse_jax.evaluate --model={workdir} {judged}"
     if not demo and files.endswith(".txt") and "," not in files:
         steps["search your text"] = f'{python} -m simcse_jax.search --model={workdir} --corpus={files} --query="a text"'

@@ -66,7 +66,7 @@ def judged_task(data: str, workdir: Path | str) -> str:
     return f"retrieval:{shown_path(workdir, FOLDER)}" if is_held_out(data) else data
 
 
-def judging_flag(data: str, workdir: Path | str, pairs: bool = False) -> str:
-    """Return the flag of `evaluate` that judges a run on its dev data; "" for none, and without `pairs` for pairs."""
+def judging_flag(data: str, workdir: Path | str) -> str:
+    """Return the flag of `evaluate` that judges a run on a task that is no graded pairs; "" for other dev data."""
     kind, source = parse_task(judged_task(data, workdir))
-    return f"--{kind}={source}" if data and (pairs or kind != PAIRS) else ""
+    return f"--{kind}={source}" if data and kind != PAIRS else ""

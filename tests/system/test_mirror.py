@@ -106,7 +106,8 @@ def test_a_finished_part_is_sent_while_the_block_goes_on(bucket: Bucket, monkeyp
         assert bucket.names() == [], "the mark comes after what it marks"
         send([path / "done"], [path / "done" / "mark"])
         assert bucket.names() == ["out/done/mark", "out/done/rows"]
-        bucket.write("out/done/rows", b"of another host")  # it is not sent again at the end
+        bucket.write("out/done/rows", b"of another host")  # it is not sent again, also at the end
+        send([path / "done"], [])
     assert bucket.names() == ["out/done-not/rows", "out/done/mark", "out/done/rows"]
     assert bucket.read("out/done/rows") == b"of another host"
     with written("gs://runs/out") as path:

@@ -17,8 +17,9 @@ from simcse_jax.evaluation.sts import evaluate_pairs
 from simcse_jax.model_folder.run_folder import read_run_info
 from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
-from simcse_jax.training.display import describe
-from simcse_jax.training.loop import train
+from simcse_jax.training.checkpoint import RunProgress
+from simcse_jax.training.display import conclude, describe
+from simcse_jax.training.loop import Outcome, train
 from simcse_jax.training.run import Run
 from tests.small_models import demo_files, prepare_small, states_of
 
@@ -113,6 +114,14 @@ def test_of_few_dev_pairs_of_a_source_it_is_said(tmp_path: Path) -> None:
     run = prepared(tmp_path, own={"text": {"dev": str(few)}})
     notes = [line for line in describe(run) if "only 5 pairs" in line]
     assert notes == [f"note: data.sources.text.dev = {str(few)!r}: {notes[0].partition(': ')[2].partition(': ')[2]}"]
+
+
+def test_the_end_says_how_to_judge_on_the_dev_data_of_sources(tmp_path: Path) -> None:
+    task = f"text:{demo_files() / 'sentences.txt'}"
+    run = prepared(tmp_path, own={"text": {"dev": task}, "pairs": {"dev": "text:unread.txt", "weight": 0.0}})
+    said = conclude(run, Outcome(0, 4, RunProgress(2, 50.0), None, 1), tmp_path / "run")
+    (judge,) = [line for line in said if "judge it" in line]
+    assert judge.endswith(f"--model={tmp_path / 'run'} --text={demo_files() / 'sentences.txt'}")
 
 
 @pytest.mark.medium
