@@ -25,14 +25,13 @@ def print_table(
     bold: the place of a row to print so.
     """
     table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    cells = [[column, *(row[place] for row in rows)] for place, column in enumerate(columns)]
-    longest = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in cells]
     table.add_column(Text(columns[0]), overflow="fold")
-    for column, width in zip(columns[1:], longest[1:], strict=True):
-        table.add_column(Text(column), justify="right", no_wrap=True, min_width=width)
+    for column in columns[1:]:
+        table.add_column(Text(column), justify="right", no_wrap=True)
     for place, row in enumerate(rows):
         table.add_row(*(Text(text, style="bold" if place == bold else "") for text in row))
     full = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-    folded = full - max(longest[0] - NAMES, 0)
+    longest = max(cell_len(line) for name in (columns[0], *(row[0] for row in rows)) for line in name.split("\n"))
+    folded = full - max(longest - NAMES, 0)
     table.width = min(full, max(console.width, folded)) if console.is_terminal else full
     console.print(table, crop=False)

@@ -114,6 +114,7 @@ def test_empties_documents_and_duplicates(load, tmp_path):
     assert corpus.documents.tolist() == [0, 0, 1, 2]
     assert corpus.report.documents == 3
     assert corpus.report.empties == 6  # five blank lines, and one in which the tokenizer finds nothing
+    assert "  blank lines: 6; " in "\n".join(corpus.report.lines())
     assert corpus.report.duplicates == 2
     assert corpus.report.examples == len(corpus) == 4
 

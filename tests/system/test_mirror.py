@@ -8,7 +8,7 @@ import pytest
 
 from simcse_jax.data.sources import open_tables
 from simcse_jax.system.errors import UserError
-from simcse_jax.system.mirror import local_path, written, written_by_parts
+from simcse_jax.system.mirror import BRIEFLY_S, local_path, written, written_by_parts
 from simcse_jax.system.object_store import Store
 from tests.bucket import Bucket, running_bucket
 
@@ -95,6 +95,7 @@ def test_what_a_block_writes_is_sent_when_it_is_done(bucket: Bucket) -> None:
 
 
 def test_a_finished_part_is_sent_while_the_block_goes_on(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMCSE_STORE_RETRY_S", "300")
     with written_by_parts("gs://runs/out") as (path, send):
         for name in ("done/rows", "done/mark", "done-not/rows"):
             (path / name).parent.mkdir(exist_ok=True, parents=True)
@@ -116,6 +117,7 @@ def test_a_finished_part_is_sent_while_the_block_goes_on(bucket: Bucket, monkeyp
 
 def refuse(store: Store, name: str, paths: dict[str, Path], send: Callable[..., None] = Store.put_all) -> None:
     """Send all objects but that of the name, which raises."""
+    assert store.retry_s <= BRIEFLY_S, "the work waits meanwhile"
     send(store, {each: path for each, path in paths.items() if each != name})
     if name in paths:
         raise UserError("refused")
