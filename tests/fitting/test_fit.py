@@ -1,5 +1,6 @@
 """Training from Python: one call from a recipe and rows to a run, which resumes, and leaves nothing on the devices."""
 
+import gc
 import json
 import os
 import signal
@@ -77,6 +78,7 @@ def test_a_run_stops_at_ctrl_c_and_the_same_call_completes_it(
         recipe = SMALL | {"train.trackers": "json"}
         return fit("small", recipe, data=SENTENCES, dev=score, workdir=tmp_path / "run")
 
+    gc.collect()  # what earlier tests left behind would be collected meanwhile
     held = len(jax.live_arrays())
     run = train()
     assert (run.step, run.total_steps, run.stopped_by) == (3, 4, signal.SIGINT)
