@@ -18,7 +18,6 @@ from tests.packed import pack
 
 B, H, D = 2, 3, 4
 OF = Architecture("deberta-v2", 60, 16, 2, 2, 24, max_position_embeddings=40, dropout=0, disentangled_buckets=6)
-QUICK: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}  # compiles in half the time
 
 
 # Of the published models, of longer ones, and with an odd number; the last has a bucket for every distance.
@@ -87,7 +86,7 @@ def value_and_gradients(**changes: Any) -> Any:
         z = embed(plain.clone(**changes), params, group, "cls_before_pooler", keys)
         return (z * direction).sum(), z
 
-    program = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params).compile(QUICK)
+    program = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params).compile()
     (_, z), of_params = program(params)
     return jax.device_get((z, of_params))
 

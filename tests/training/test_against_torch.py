@@ -22,7 +22,7 @@ from simcse_jax.training.program import build_objective
 from simcse_jax.training.state import init_state
 from simcse_jax.training.step import make_encode_batch, make_encode_groups, make_loss, make_train_step
 from tests.torch_models import pad, random_model
-from tests.training.test_topology import QUICK, RandomExamples
+from tests.training.test_topology import RandomExamples
 
 STEPS, BATCH, GROUP = 4, 16, 8
 RATE, CLIP, DECAY, WEIGHT = 1e-3, 1.0, 0.05, 2.0
@@ -81,7 +81,7 @@ def test_several_steps_are_those_of_pytorch(model: Any, tmp_path: Path) -> None:
         loss = make_loss(make_encode_batch(make_encode_groups(encoder, "cls", GROUP, mesh), mesh), objective)
         params = load_params(tmp_path / "before", sizes, head="load")
         state = init_state(jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params), optimizer, 0)
-        step = jax.jit(make_train_step(loss, optimizer, [0])).lower(state, batches(0)).compile(QUICK)
+        step = jax.jit(make_train_step(loss, optimizer, [0])).lower(state, batches(0)).compile()
         metrics = []
         for number in range(STEPS):
             state, found = step(state, batches(number))

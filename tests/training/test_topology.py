@@ -44,7 +44,6 @@ from simcse_jax.training.step import (
 
 CONFIG = Architecture("bert", 200, 32, 2, 4, 64, max_position_embeddings=32)
 BATCH, MAX_LENGTH, EXAMPLES = 32, 16, 200
-QUICK: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}  # compiles in half the time
 VOCABULARY = Vocabulary(np.arange(200) < 5, np.arange(200) > 150, mask_id=4)
 
 
@@ -314,7 +313,7 @@ def gradient_program(case: Case, kind: Kind) -> Callable[[], tuple[float, Any]]:
     keys = jnp.arange(2 * kind.keys, dtype=jnp.uint32).reshape(kind.keys, 2) + jnp.uint32(7)
     given = (made.params, made.extra, made.batches(2), keys, made.frozen)
     with jax.sharding.set_mesh(made.mesh):
-        of_params = jax.jit(jax.value_and_grad(made.loss, has_aux=True)).lower(*given).compile(QUICK)
+        of_params = jax.jit(jax.value_and_grad(made.loss, has_aux=True)).lower(*given).compile()
 
     def run() -> tuple[float, Any]:
         (value, _), grads = of_params(*given)
@@ -350,7 +349,7 @@ def trained(case: Case, kind: Kind, steps: int) -> Trained:
         train_step = make_train_step(made.loss, optimizer, range(kind.keys), momentum=0.9)
         frozen = () if made.frozen is None else (jax.device_put(made.frozen, frozen_shardings(made)),)
         step: Any = compile_train_step(train_step, made.mesh, shardings, *(frozen and (frozen_shardings(made),)))
-        step = step.lower(state, made.batches(0), *frozen).compile(QUICK)
+        step = step.lower(state, made.batches(0), *frozen).compile()
         losses, norms = [], []
         for n in range(steps):
             state, metrics = step(state, made.batches(n), *frozen)
