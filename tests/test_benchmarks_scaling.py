@@ -123,7 +123,7 @@ def compiled_step(case: Case, columns: int) -> list[Collective]:
     optimizer = make_optimizer(OptimizerConfig(), 10)
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, 5), made.params)
     compiled = compile_train_step(
-        make_train_step(made.loss, optimizer, range(kind.keys)), made.mesh, state_shardings(made.mesh, shapes)
+        make_train_step(made.losses[""], optimizer, range(kind.keys)), made.mesh, state_shardings(made.mesh, shapes)
     )
     text = compiled.lower(shapes, made.batches(0)).compile().as_text()  # pyright: ignore[reportFunctionMemberAccess]
     assert text

@@ -97,7 +97,7 @@ def read_recipe(recipe: str, overrides: Mapping[str, str]) -> tuple[Any, set[str
     require_keys(overrides)
     values = flags.FlagValues()
     line = ["", *override_flags(overrides)]
-    with wrong_flags():
+    with wrong_flags(line):
         module, arguments = recipe_module(recipe)
         holder = config_flags.DEFINE_config_dict(
             "config", module.get_config(*arguments), flag_values=values, lock_config=True, sys_argv=line

@@ -1,8 +1,8 @@
 """Load text files as a tokenised, cached, memory-mapped table with lengths and hashes.
 
 Text is tokenised once: the result is in the cache under a key made of the files' content, the tokenizer, max_length and
-the columns. It appears there by one rename, so what a killed run leaves behind is never read. The cache may be deleted
-at any time.
+the columns. It appears there by one rename; what a run leaves behind that is stopped before is taken up by the next
+start, in whole shards. The cache may be deleted at any time.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ from simcse_jax.data.rows import RowCounts, choose_columns, read_rows
 from simcse_jax.data.scores import ScoreColumn
 from simcse_jax.data.sources import open_tables
 from simcse_jax.data.tables import TextTable, listed
-from simcse_jax.data.tokenise import CACHE_FORMAT, Tokeniser, build, column, open_tokens
+from simcse_jax.data.token_files import CACHE_FORMAT, build, column, open_tokens, shards
+from simcse_jax.data.tokenise import Tokeniser
 from simcse_jax.data.vocabulary import unknown_id
 from simcse_jax.system.cache import cache_folder
 from simcse_jax.system.errors import UserError
@@ -191,17 +193,22 @@ def load_corpus(
         if corpus is not None:
             return corpus
         partial = root / f"{key}.{socket.gethostname()}.partial"
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed: we hold its lock
         shutil.rmtree(root / key, ignore_errors=True)  # damaged, or it would have opened
         try:
             with writing(
                 root, "Free some space, or set SIMCSE_CACHE to a folder elsewhere.", f"The tokenised data in {root}"
             ):
-                partial.mkdir()
+                partial.mkdir(exist_ok=True)  # one that is there is of a start that was stopped: we hold its lock
+                (partial / "tokens.arrow").unlink(missing_ok=True)  # of an earlier version, which wrote it bit by bit
                 build(partial, tables, chosen, tokeniser, split, bool(columns), scores)
                 os.replace(partial, root / key)
-        finally:
+        except Exception:
             shutil.rmtree(partial, ignore_errors=True)
+            raise
+        except BaseException:  # stopped: whole shards are kept
+            with suppress(OSError):
+                partial.rmdir()
+            raise
         return _open(root / key, tables, from_cache=False)
 
 
@@ -271,13 +278,11 @@ def _open_cached(folder: Path, tables: Sequence[TextTable]) -> Corpus | None:
 def _open(folder: Path, tables: Sequence[TextTable], from_cache: bool) -> Corpus:
     """Return the corpus in that folder, with the names that its files have now; ValueError if it is damaged."""
     meta = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-    if checksum(folder / "tokens.arrow") != meta["checksum"]:
-        raise ValueError(f"{folder / 'tokens.arrow'} is not what was written")
+    if checksum(*shards(folder)) != meta["checksum"]:
+        raise ValueError(f"{folder} holds other tokens than were written")
     fields = {name: _tuples(value) for name, value in meta["report"].items()}
     report = CorpusReport(**fields, files=tuple(table.name for table in tables), from_cache=from_cache)
-    return Corpus(
-        open_tokens(folder / "tokens.arrow"), meta["fingerprint"], report, has_documents=meta["has_documents"]
-    )
+    return Corpus(open_tokens(folder), meta["fingerprint"], report, has_documents=meta["has_documents"])
 
 
 def _tuples(value: Any) -> Any:

@@ -8,7 +8,7 @@ import io
 import numbers
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,8 @@ def save_data(data: Any, names: tuple[str, ...], what: str, cache_dir: str) -> P
     try:
         table = _table(data, names, what)
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise UserError(
-            f"{what} holds rows that are not of one kind: {short(error)}\nIt takes {_TAKES[what]}."
-        ) from error
+        reason = str(error) if type(error) is ValueError else short(error)
+        raise UserError(f"{what}= holds rows that are not of one kind: {reason}.\nIt takes {_TAKES[what]}.") from error
     if not len(table):
         raise UserError(f"{what} holds no rows. It takes {_TAKES[what]}.")
     file = io.BytesIO()
@@ -118,19 +117,57 @@ def _table(data: Any, names: tuple[str, ...], what: str) -> pa.Table:
     if isinstance(data, Mapping):
         if hasattr(data, "with_format"):
             raise UserError(f"{what} has splits {', '.join(data)}. Choose one, {what}=dataset[{next(iter(data))!r}]")
-        return pa.table({str(name): list(values) for name, values in data.items()})
+        return pa.table({str(name): _column(str(name), list(values)) for name, values in data.items()})
     if not isinstance(data, Iterable):
         raise UserError(f"{what} is of type {type(data).__name__}. It takes {_TAKES[what]}.")
     rows = list(data)
     if all(isinstance(row, Mapping) for row in rows):
         columns = dict.fromkeys(name for row in rows for name in row)  # the first row may lack some
-        return pa.table({str(name): [row.get(name) for row in rows] for name in columns})
+        return pa.table({str(name): _column(str(name), [row.get(name) for row in rows]) for name in columns})
     if all(isinstance(row, str) for row in rows):
         if rows and len(rows) < 100 and all(len(row) < 256 and Path(row).is_file() for row in rows):
             raise UserError(f"{what} holds names of files, and no rows. It takes {_TAKES[what]}.")
         return pa.table({"text": pa.array(rows, pa.string())})
-    width = len(rows[0])
-    titles = [names[n] if n < len(names) else f"{names[-1]}{n - len(names) + 2}" for n in range(width)]
-    if any(isinstance(row, str | Mapping) or len(row) != width for row in rows):
-        raise ValueError("texts, tuples and dicts together, or tuples of different lengths")
-    return pa.table({title: [row[n] for row in rows] for n, title in enumerate(titles)})
+    kinds = [_kind(row) for row in rows]
+    odd = next((n for n, kind in enumerate(kinds) if kind != kinds[0]), 0)
+    if odd:
+        raise ValueError(f"row {odd + 1} is {kinds[odd]}, and row 1 is {kinds[0]}")
+    if not kinds[0].startswith("a tuple"):
+        raise ValueError(f"row 1 is {kinds[0]}")
+    columns = [list(cells) for cells in zip(*rows, strict=True)]
+    titles = _titles(columns, names)
+    return pa.table({title: _column(title, cells) for title, cells in zip(titles, columns, strict=True)})
+
+
+def _kind(row: Any) -> str:
+    """Return what a row is, as messages say it."""
+    if isinstance(row, str | Mapping):
+        return "a text" if isinstance(row, str) else "a dict"
+    return f"a tuple of {len(row)}" if hasattr(row, "__len__") else f"{row!r:.40}"
+
+
+def _titles(columns: Sequence[Sequence[Any]], names: tuple[str, ...]) -> list[str]:
+    """Return the names of the columns of rows without names. Numbers among texts are a score."""
+    titles, before = [], []
+    for cells in columns:
+        is_score = names == TEXTS and all(isinstance(cell, numbers.Real) for cell in cells)
+        known = PAIRS[:1] if is_score else names
+        n = before.count(known)
+        titles.append(known[n] if n < len(known) else f"{known[-1]}{n - len(known) + 2}")
+        before.append(known)
+    return titles
+
+
+def _column(title: str, cells: list[Any]) -> pa.Array:
+    """Return the cells as an Arrow array; ValueError, with the row, where one is of another type than those before."""
+    try:
+        return pa.array(cells)
+    except (pa.ArrowException, TypeError) as error:
+        first = next((cell for cell in cells if cell is not None), None)
+        for row, cell in enumerate(cells, 1):
+            if cell is not None and type(cell) is not type(first):
+                found = f"{cell!r:.40}, of type {type(cell).__name__}"
+                raise ValueError(
+                    f"row {row} has {found}, in the column {title!r} of type {type(first).__name__}"
+                ) from error
+        raise

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from absl import flags
@@ -48,8 +49,11 @@ def about(key: str, takes: str) -> Iterator[None]:
 
 
 @contextmanager
-def wrong_flags() -> Iterator[None]:
-    """Turn what absl, ml_collections and a recipe raise for a wrong flag, recipe or key into a UserError."""
+def wrong_flags(line: Sequence[str] | None = None) -> Iterator[None]:
+    """Turn what absl, ml_collections and a recipe raise for a wrong flag, recipe or key into a UserError.
+
+    line: the flags that were given; None: those of this command.
+    """
     try:
         yield
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
@@ -57,7 +61,16 @@ def wrong_flags() -> Iterator[None]:
         if text[:1] in ("'", '"'):  # ml_collections' unknown keys: a repr, sometimes of a repr
             while text[:1] in ("'", '"') and text[-1:] == text[:1]:
                 text = str(ast.literal_eval(text))
-            text = f"no such key: {text}\n`python -m simcse_jax.train --help-config` prints every key."
+            name = _whole(text, line or sys.argv)
+            text = f"no such key: {name}\n`python -m simcse_jax.train --help-config` prints every key."
+            if "data.sources." in name:
+                text += "\nA recipe adds a source (configs/mixture.py); flags set keys of the sources that it has."
         if isinstance(error, OSError):
             text += "\nThe recipes are in configs/; give one with --config=configs/unsup.py."
         raise UserError(text) from error
+
+
+def _whole(part: str, line: Sequence[str]) -> str:
+    """Return the flag that names a key with this part; the part itself where none does."""
+    names = (argument.partition("=")[0] for argument in line)
+    return next((name for name in names if name.startswith("--config.") and f".{part}." in f"{name}."), part)

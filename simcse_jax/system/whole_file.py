@@ -106,11 +106,13 @@ def to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def checksum(path: Path) -> dict[str, int | str]:
-    """Return the length of a file and the digest of its content, for `require_files`."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    return {"bytes": path.stat().st_size, "blake2b": digest}
+def checksum(*paths: Path) -> dict[str, int | str]:
+    """Return the length of a file, or of several one after another, and the digest of their content."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return {"bytes": sum(path.stat().st_size for path in paths), "blake2b": digest.hexdigest()}
 
 
 def require_files(folder: Path, files: Mapping[str, Mapping[str, int | str]]) -> None:

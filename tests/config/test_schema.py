@@ -13,6 +13,7 @@ import pytest
 from simcse_jax.config import keys
 from simcse_jax.config.help import help_text
 from simcse_jax.config.keys import Key, When
+from simcse_jax.config.recipe import read_recipe
 from simcse_jax.config.resolve import require_in_range
 from simcse_jax.config.schema import KEYS, LAYOUT_KEYS, defaults, find_key
 from simcse_jax.system.errors import UserError
@@ -129,3 +130,10 @@ def test_the_help_is_a_flag_and_a_wrong_key_without_a_recipe_points_to_it() -> N
     assert "Did you mean --config.objective.margin?" in done.stderr
     assert "--help-config" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_flag_of_a_source_that_the_recipe_lacks_is_named_whole() -> None:
+    with pytest.raises(
+        UserError, match=r"no such key: --config\.data\.sources\.faq\.files\n(.|\n)*A recipe adds a source"
+    ):
+        read_recipe("configs/mixture.py", {"data.sources.pairs.weight": "2", "data.sources.faq.files": "x.csv"})

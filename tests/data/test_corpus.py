@@ -1,4 +1,5 @@
 import json
+import os
 import time
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from simcse_jax.data import corpus as corpus_module
-from simcse_jax.data import tokenise
+from simcse_jax.data import token_files
 from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.corpus import Corpus, load_corpus, read_sentences
 from simcse_jax.data.examples import ColumnExamples
@@ -94,7 +95,7 @@ def test_the_tokenizer_stays_as_it_was(load, tokenizer, tmp_path):
 
 
 def test_random_access_across_chunks(load, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenise, "_BLOCK", 7)
+    monkeypatch.setattr(token_files, "BLOCK", 7)
     lines = [" ".join(["man"] * (i % 9 + 1) + ["guitar"] * (i % 4)) for i in range(101)]
     corpus = load(write(tmp_path / "a.txt", "\n".join(lines)))
     assert len(corpus._chunk_ends) > 5
@@ -291,28 +292,32 @@ def test_fingerprint_is_of_the_content(load, tokenizer, tmp_path):
     assert len({table.fingerprint, *(other.fingerprint for other in others)}) == 6
 
 
+class StoppedError(BaseException):
+    """Stand for Ctrl-C or a kill."""
+
+
 @pytest.mark.parametrize("damage", ["killed", "cut", "flipped", "no meta", "bad meta"])
 def test_a_half_written_cache_does_no_harm(load, tmp_path, damage, monkeypatch):
     path = write(tmp_path / "a.txt", "a man\nthe man\n")
     if damage == "killed":
+        replace = os.replace
 
-        class KilledError(BaseException):
-            pass
-
-        def killed(*_):
-            raise KilledError
+        def killed(source, target):
+            if Path(source).is_dir():  # the last thing that is done
+                raise StoppedError
+            replace(source, target)
 
         with monkeypatch.context() as patch:
             patch.setattr(corpus_module.shutil, "rmtree", lambda *_, **__: None)  # a kill -9 cleans nothing up
-            patch.setattr(corpus_module.os, "replace", killed)
-            with pytest.raises(KilledError):
+            patch.setattr(os, "replace", killed)
+            with pytest.raises(StoppedError):
                 load(path)
-        assert list((tmp_path / "cache" / "corpora").glob("*.partial/tokens.arrow"))
+        assert list((tmp_path / "cache" / "corpora").glob("*.partial/tokens-00000.arrow"))
         assert not load(path).report.from_cache
     else:
         load(path)
         (folder,) = (child for child in (tmp_path / "cache" / "corpora").iterdir() if child.is_dir())
-        tokens, meta = folder / "tokens.arrow", folder / "corpus.json"
+        tokens, meta = folder / "tokens-00000.arrow", folder / "corpus.json"
         if damage == "cut":
             tokens.write_bytes(tokens.read_bytes()[:-100])
         elif damage == "flipped":
@@ -327,6 +332,56 @@ def test_a_half_written_cache_does_no_harm(load, tmp_path, damage, monkeypatch):
     assert len(load(path)) == 2
     assert load(path).report.from_cache
     assert not list((tmp_path / "cache" / "corpora").glob("*.partial"))
+
+
+def test_a_start_that_was_stopped_goes_on_after_its_shards(load, tmp_path, monkeypatch):
+    path = write(tmp_path / "a.txt", "\n".join(SENTENCES * 3 + ["", "the man", "\u200b", "a guitar"]))
+    whole = load(path, cache_dir=tmp_path / "other")
+    monkeypatch.setattr(token_files, "BLOCK", 3)
+    monkeypatch.setattr(token_files, "SHARD_BLOCKS", 2)
+    made = []
+    tables = token_files.tokenise_blocks
+
+    def stopped(blocks, *more):
+        for count, table in tables(blocks, *more):
+            made.append(count)
+            if len(made) == 5:
+                raise StoppedError
+            yield count, table
+
+    monkeypatch.setattr(token_files, "tokenise_blocks", stopped)
+    with pytest.raises(StoppedError):
+        load(path)
+    (partial,) = (tmp_path / "cache" / "corpora").glob("*.partial")
+    assert sorted(child.name for child in partial.iterdir()) == ["tokens-00000.arrow", "tokens-00001.arrow"]
+    (partial / "tokens.arrow").write_bytes(b"of an earlier version")
+    first = partial / "tokens-00000.arrow"
+    inode = first.stat().st_ino
+    resumed = load(path)
+    assert made == [3] * (5 + 3)  # of 7 blocks, the first 4 are not tokenised again
+    assert (resumed.fingerprint, resumed.report) == (whole.fingerprint, whole.report)
+    assert as_lists(resumed) == as_lists(whole)
+    np.testing.assert_array_equal(resumed.documents, whole.documents)
+    assert {file.stat().st_ino for file in (tmp_path / "cache" / "corpora").glob("*/tokens-00000.arrow")} == {inode}
+    assert load(path).report.from_cache
+
+
+def test_a_stop_before_the_first_shard_leaves_nothing(load, tmp_path, monkeypatch):
+    def stopped(*_):
+        raise StoppedError
+
+    monkeypatch.setattr(token_files, "tokenise_blocks", stopped)
+    with pytest.raises(StoppedError):
+        load(write(tmp_path / "a.txt", "a man\n"))
+    assert not [child for child in (tmp_path / "cache" / "corpora").iterdir() if child.is_dir()]
+
+
+def test_a_cache_of_an_earlier_version_is_read(load, tmp_path):
+    path = write(tmp_path / "a.txt", "a man\nthe man\n")
+    load(path)
+    (tokens,) = (tmp_path / "cache" / "corpora").glob("*/tokens-00000.arrow")
+    tokens.rename(tokens.with_name("tokens.arrow"))
+    assert load(path).report.from_cache
 
 
 def test_a_bad_file_leaves_nothing_behind(load, tmp_path):
@@ -384,7 +439,7 @@ def test_cache_folder_that_cannot_be_made(load, tmp_path):
 def test_cache_folder_from_the_environment(load, tmp_path, monkeypatch):
     monkeypatch.setenv("SIMCSE_CACHE", str(tmp_path / "elsewhere"))
     load(write(tmp_path / "a.txt", "a man\n"), cache_dir=None)
-    assert list((tmp_path / "elsewhere" / "corpora").glob("*/tokens.arrow"))
+    assert list((tmp_path / "elsewhere" / "corpora").glob("*/tokens-00000.arrow"))
 
 
 def test_hub_files(load, hub_server):

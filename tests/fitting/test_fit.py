@@ -136,6 +136,8 @@ def test_the_same_rows_are_the_same_file_in_every_form() -> None:
     assert save_data(iter(SENTENCES), TEXTS, "data", "") == save_data(pd.Series(SENTENCES), TEXTS, "data", "")
     more = pd.read_parquet(save_data([(*row, "further") for row in TRIPLETS], TEXTS, "data", ""))
     assert list(more) == [*names, "hard_neg2"]
+    graded = pd.read_parquet(save_data([("a", "b", 4), ("c", "d", 1.5)], TEXTS, "data", ""))
+    assert list(graded) == ["sent0", "sent1", "score"]
     lacking = pd.read_parquet(save_data([{"sent0": "a"}, {"sent0": "b", "sent1": "c"}], TEXTS, "data", ""))
     assert lacking["sent1"].isna().tolist() == [True, False]
     assert list(pd.read_parquet(save_data([(4.0, "a", "b"), (1.0, "c", "d")], PAIRS, "dev", ""))) == list(PAIRS)
@@ -147,9 +149,12 @@ def test_the_same_rows_are_the_same_file_in_every_form() -> None:
         ("pairs.csv", "is no data"),
         ([__file__], "names of files"),
         ([], "no rows"),
-        (["a", ("b", "c")], "not of one kind"),
-        ([("a", "b"), ("c",)], "not of one kind"),
-        ([("a", "b"), {"sent0": "a", "sent1": "b"}], "not of one kind"),
+        (["a", ("b", "c")], "row 2 is a tuple of 2, and row 1 is a text"),
+        ([("a", "b"), ("c", "d"), ("e",)], "row 3 is a tuple of 1, and row 1 is a tuple of 2"),
+        ([("a", "b"), {"sent0": "a", "sent1": "b"}], "row 2 is a dict"),
+        (["a", None], "row 2 is None"),
+        ([("a", "b"), ("c", None), ("d", 7)], "row 3 has 7.*'sent1'"),
+        ([{"question": "a"}, {"question": ["b"]}], "row 2 has .'b'.*'question'"),
         (3, "of type int"),
         (DatasetDict({"train": Dataset.from_dict({"text": ["a"]})}), r"data=dataset\['train'\]"),
     ],

@@ -16,6 +16,7 @@ from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.changes import Tokens, repetition
 from simcse_jax.data.examples import ChangedCopies, ColumnExamples, Examples, WithPrompts
 from simcse_jax.data.masking import Masking
+from simcse_jax.data.mixture import MixedExamples, MixedOrder, SameTwice
 from simcse_jax.data.vocabulary import Vocabulary
 from simcse_jax.encoder import attention
 from simcse_jax.encoder.adapted_params import is_frozen, split_params
@@ -28,6 +29,7 @@ from simcse_jax.encoder.mlm import Predictor
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.encoder.pooling import after_layers
 from simcse_jax.objective.contrastive import Queue
+from simcse_jax.objective.layers import of_last_layer
 from simcse_jax.objective.losses import graded_losses
 from simcse_jax.training.mesh import make_mesh, state_shardings
 from simcse_jax.training.optimizer import make_optimizer
@@ -104,6 +106,7 @@ COMBINED = Case(
 
 
 INFO_NCE, NO_TEACHER = ObjectiveConfig(), TeacherConfig()
+SHARES, GRADED = [0.5, 0.2, 0.3], "graded"  # of the sources of a mixture; the name of the last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +126,8 @@ class Kind:
     teacher: TeacherConfig = NO_TEACHER
     unpooled: tuple[int, ...] = ()  # first tokens of each text that are a prompt's, and not pooled
     lora: int = 0  # the rank of adapters, with all else frozen but the heads
+    mixing: str = ""  # of triplets with prompts, single texts and graded pairs, by "example" or by "batch"
+    own: ObjectiveConfig | None = None  # the objective of the graded pairs of a mixture by batch
 
     @property
     def separate_anchors(self) -> bool:
@@ -137,6 +142,11 @@ class Kind:
 
     def examples(self) -> Examples:
         table = RandomExamples(self.columns)
+        if self.mixing:
+            grades = (np.arange(EXAMPLES) % 7).astype(np.float32)
+            triplets = WithPrompts(ColumnExamples(table), (2, 3, 3))
+            single, graded = SameTwice(ColumnExamples(RandomExamples(1))), ColumnExamples(RandomExamples(2), grades)
+            return MixedExamples([triplets, single, graded], SHARES)
         scores = (np.arange(EXAMPLES) % 7).astype(np.float32) if self.objective.loss in graded_losses() else None
         change = repetition(Tokens(None, VOCABULARY, MAX_LENGTH), rate=0.5)
         return ChangedCopies(table, change, 3) if self.repeats else ColumnExamples(table, scores)
@@ -195,7 +205,20 @@ KINDS = {
     "prompts left out, a dual encoder": Kind(3, pooler="avg", second="copy", unpooled=(2, 3, 3)),
     "poolers of all tokens": Kind(pooler="max+mean_sqrt_len+weighted_mean+last_token"),
     "momentum and queue": Kind(objective=ObjectiveConfig(queue=50), second="momentum", cutoff="token"),
+    "fixed false negatives, momentum and queue": Kind(
+        objective=ObjectiveConfig(queue=50, false_negatives="fixed", false_negative_margin=0.6), second="momentum"
+    ),
+    "two layers, and a teacher of the last": Kind(
+        2, ObjectiveConfig(layers="1,2"), pooler=after_layers((1, 2), 2), teacher=TEACHER
+    ),
+    "a mixture": Kind(3, WEIGHTED, mixing="example", pooler="avg"),
+    "a mixture with a loss of a source's own": Kind(
+        3, WEIGHTED, mixing="batch", own=ObjectiveConfig("cosent", temperature=0.3)
+    ),
     "adapters": Kind(3, WEIGHTED, lora=2),
+    "adapters, a guide and a teacher": Kind(
+        3, ObjectiveConfig(false_negatives="relative", guide=True), lora=2, teacher=TEACHER
+    ),
     "adapters of a dual encoder, and MLM": Kind(3, mlm=0.5, second="copy", lora=2),
 }
 _ROTARY: dict[str, Any] = {"gated": True, "rope_theta": 1e3}
@@ -223,7 +246,8 @@ KINDS |= {
 SLOW_ALWAYS = (
     *("predicted tokens", "MLM", "dropout and a teacher", "a teacher's margins", "graded pairs"),
     *("two layers, widths", "semi-hard triplets", "hardest triplets", "electra", "nomic_bert", "gte"),
-    *("adapters of joined products", "adapters of a dual encoder, and MLM"),
+    *("adapters of joined products", "adapters of a dual encoder, and MLM", "adapters, a guide and a teacher"),
+    *("fixed false negatives, momentum and queue", "two layers, and a teacher of the last"),
     *("margin ranking of a dual encoder, and MLM", "all triplets, widths", "mpnet", "albert", "deberta-v2"),
 )
 # These meet every layout: in the fast tests but for MLM, which meets those there that cut its batches in other ways.
@@ -236,10 +260,15 @@ class Built:
 
     mesh: Mesh
     batches: Batches
-    loss: Loss
+    losses: dict[str, Loss]  # by source; "" for the others
     params: Any
     extra: Any
     frozen: Any  # None where all parameters are trained
+
+    def source(self, step: int) -> str:
+        """Return the source of that step's batch where it has a loss of its own, else ""."""
+        source = self.batches.order.source(step)
+        return source if source in self.losses else ""
 
 
 def after_some_updates(params: Any) -> Any:
@@ -258,18 +287,20 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
     hiding = Masking(VOCABULARY, 0.4, whole_word=False, seed=3, all_masked=True) if kind.predicts else None
     vectors: Any = RandomVectors() if kind.teacher.name else None
     examples = WithPrompts(kind.examples(), kind.unpooled) if kind.unpooled else kind.examples()
-    batches = Batches(examples, layout, 3, masking, hiding, vectors=vectors)
+    sources = dict.fromkeys(("triplets", "single", GRADED), EXAMPLES)
+    order = MixedOrder(sources, SHARES, BATCH, 4, kind.mixing == "batch") if kind.mixing else None
+    batches = Batches(examples, layout, 3, masking, hiding, vectors=vectors, order=order)
     config = dataclasses.replace(kind.architecture, cutoff=kind.cutoff, cutoff_rate=0.3)
     lora = make_lora(config, kind.lora, 3.0, "all") if kind.lora else None
     encoder = Encoder(config, dtype, dtype, kind.products, lora, has_head=True, has_mlm_head=kind.mlm > 0)
     predictor = Predictor(Encoder(CONFIG, dtype, dtype, has_mlm_head=True), VOCABULARY.special)
     of_predictor = jax.jit(lambda: init_params(predictor.encoder, 2))() if kind.predicts else None
-    objective = dataclasses.replace(kind.objective, tile=case.tile)
+    objectives = {"": kind.objective} | ({GRADED: kind.own} if kind.own else {})
     params, frozen = jax.jit(lambda: init_params(encoder, 1))(), None
     if kind.lora:
         params, frozen = split_params(after_some_updates(params))
     width = kind.architecture.hidden_size
-    params, extra = add_objective_state(kind.second, objective, params, width, of_predictor)
+    params, extra = add_objective_state(kind.second, kind.objective, params, width, of_predictor)
     if kind.teacher.mse:
         params = add_projection(params, (width, vectors.width), 1)
     encode = make_encode_groups(
@@ -285,8 +316,15 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
     )
     in_batches = make_encode_batch(encode, mesh, case.groups_at_once, dtype, kind.lora > 0)
     distillation = build_distillation(kind.teacher, case.tile, mesh)
-    loss = make_loss(in_batches, build_objective(objective, mesh), kind.mlm, distillation)
-    return Built(mesh, batches, loss, params, extra, frozen)
+    if distillation and kind.objective.layers:
+        distillation = of_last_layer(distillation, kind.objective.matryoshka_layers)
+    losses = {
+        source: make_loss(
+            in_batches, build_objective(dataclasses.replace(each, tile=case.tile), mesh), kind.mlm, distillation
+        )
+        for source, each in objectives.items()
+    }
+    return Built(mesh, batches, losses, params, extra, frozen)
 
 
 def after_some_steps(made: Built, queue: int) -> Built:
@@ -313,7 +351,8 @@ def gradient_program(case: Case, kind: Kind) -> Callable[[], tuple[float, Any]]:
     keys = jnp.arange(2 * kind.keys, dtype=jnp.uint32).reshape(kind.keys, 2) + jnp.uint32(7)
     given = (made.params, made.extra, made.batches(2), keys, made.frozen)
     with jax.sharding.set_mesh(made.mesh):
-        of_params = jax.jit(jax.value_and_grad(made.loss, has_aux=True)).lower(*given).compile()
+        loss = made.losses[made.source(2)]
+        of_params = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(*given).compile()
 
     def run() -> tuple[float, Any]:
         (value, _), grads = of_params(*given)
@@ -346,13 +385,17 @@ def trained(case: Case, kind: Kind, steps: int) -> Trained:
 
         shardings = state_shardings(made.mesh, jax.eval_shape(start))
         state = jax.device_put(start(), shardings)
-        train_step = make_train_step(made.loss, optimizer, range(kind.keys), momentum=0.9)
         frozen = () if made.frozen is None else (jax.device_put(made.frozen, frozen_shardings(made)),)
-        step: Any = compile_train_step(train_step, made.mesh, shardings, *(frozen and (frozen_shardings(made),)))
-        step = step.lower(state, made.batches(0), *frozen).compile()
+        held = frozen and (frozen_shardings(made),)
+        steps_of = {
+            source: compile_train_step(
+                make_train_step(loss, optimizer, range(kind.keys), momentum=0.9), made.mesh, shardings, *held
+            )
+            for source, loss in made.losses.items()
+        }
         losses, norms = [], []
         for n in range(steps):
-            state, metrics = step(state, made.batches(n), *frozen)
+            state, metrics = steps_of[made.source(n)](state, made.batches(n), *frozen)
             losses.append(float(metrics["loss"]))
             norms.append(float(metrics["gradient_norm"]))
         return Trained(losses, norms, jax.device_get((state.params, state.extra)))
@@ -415,7 +458,7 @@ def test_another_dropout_key_gives_another_gradient() -> None:
     """The negative case: were dropout off, all layouts would agree for free."""
     made = build(ONE_DEVICE, Kind(), jnp.float32)
     keys = [jnp.full((2, 2), n, jnp.uint32) + jnp.arange(2, dtype=jnp.uint32)[:, None] for n in (1, 2)]
-    loss = jax.jit(made.loss)
+    loss = jax.jit(made.losses[""])
     values = [float(loss(made.params, made.extra, made.batches(2), each)[0]) for each in keys]
     assert abs(values[0] - values[1]) > 1e-4
 
