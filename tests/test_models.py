@@ -9,6 +9,8 @@ from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.data.vocabulary import id_count
 from simcse_jax.embedding_model import open_model
 from simcse_jax.encoder.families.table import read_architecture
+from simcse_jax.evaluation.graded_pairs import load_graded_pairs
+from simcse_jax.evaluation.sts import evaluate_pairs
 from simcse_jax.model_folder.pretrained import load_params
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -46,3 +48,13 @@ def test_mini_knows_what_sentences_are_about() -> None:
         z = open_model(str(MODELS / name)).encode(texts, normalize=True)
         margins[name] = z[0] @ z[1] - z[0] @ z[2]
     assert margins["mini"] > max(0.2, margins["wiki-small"] + 0.2)
+
+
+@pytest.mark.slow
+def test_mini_has_the_score_of_its_card(real_data: Path) -> None:
+    card = (MODELS / "mini" / "README.md").read_text(encoding="utf-8").splitlines()
+    (scores,) = (line.split("|") for line in card if line.startswith("| **mini**"))
+    (names,) = (line.split("|") for line in card if "| STS12 |" in line)
+    pairs = load_graded_pairs(str(real_data / "senteval" / "downstream" / "STS" / "STSBenchmark" / "sts-test.csv"))
+    found = evaluate_pairs(open_model(str(MODELS / "mini")).encode, pairs)["spearman"]
+    assert found == pytest.approx(float(scores[names.index(" STS-B ")]), abs=0.02)

@@ -1,5 +1,7 @@
 """Test that mteb runs our models by its own protocol and gets our scores."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,25 @@ def test_batches_keep_their_order(encoder: MtebEncoder) -> None:
     texts = [f"{word} dog" for word in ("a", "the", "one", "no", "red")]
     batches = [{"text": texts[:2]}, {"text": texts[2:]}]
     np.testing.assert_array_equal(encoder.encode(batches), encoder.model.encode(texts))
+
+
+def test_queries_documents_and_tasks_have_their_prompts(encoder: MtebEncoder, tmp_path: Path) -> None:
+    from mteb.types import PromptType
+
+    folder = tmp_path / "model"
+    shutil.copytree(encoder.model.name, folder)
+    settings = folder / "config_sentence_transformers.json"
+    prompts = {"query": "a man: ", "document": "the dog: ", "DemoSTS": "music "}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"prompts": prompts}))
+    prompted, texts, task = MtebEncoder(str(folder)), ["a red dog", "the man sings"], _task().metadata
+    for kind, of, prompt in (
+        (PromptType.query, None, "a man: "),
+        (PromptType.document, None, "the dog: "),
+        (None, task, "music "),
+        (PromptType.query, task, "music "),  # a prompt of the task goes first
+    ):
+        found = prompted.encode([{"text": texts}], task_metadata=of, prompt_type=kind)
+        np.testing.assert_array_equal(found, encoder.model.encode([prompt + text for text in texts]))
 
 
 def test_revision_follows_what_changes_the_vectors(encoder: MtebEncoder) -> None:

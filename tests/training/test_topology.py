@@ -106,7 +106,7 @@ COMBINED = Case(
 
 
 INFO_NCE, NO_TEACHER = ObjectiveConfig(), TeacherConfig()
-SHARES, GRADED = [0.5, 0.2, 0.3], "graded"  # of the sources of a mixture; the name of the last
+SHARES: dict[str, float] = {"triplets": 0.5, "single": 0.2, "graded": 0.3}  # of the sources of a mixture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Kind:
             grades = (np.arange(EXAMPLES) % 7).astype(np.float32)
             triplets = WithPrompts(ColumnExamples(table), (2, 3, 3))
             single, graded = SameTwice(ColumnExamples(RandomExamples(1))), ColumnExamples(RandomExamples(2), grades)
-            return MixedExamples([triplets, single, graded], SHARES)
+            return MixedExamples([triplets, single, graded], list(SHARES.values()))
         scores = (np.arange(EXAMPLES) % 7).astype(np.float32) if self.objective.loss in graded_losses() else None
         change = repetition(Tokens(None, VOCABULARY, MAX_LENGTH), rate=0.5)
         return ChangedCopies(table, change, 3) if self.repeats else ColumnExamples(table, scores)
@@ -287,15 +287,15 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
     hiding = Masking(VOCABULARY, 0.4, whole_word=False, seed=3, all_masked=True) if kind.predicts else None
     vectors: Any = RandomVectors() if kind.teacher.name else None
     examples = WithPrompts(kind.examples(), kind.unpooled) if kind.unpooled else kind.examples()
-    sources = dict.fromkeys(("triplets", "single", GRADED), EXAMPLES)
-    order = MixedOrder(sources, SHARES, BATCH, 4, kind.mixing == "batch") if kind.mixing else None
+    rows, shares = dict.fromkeys(SHARES, EXAMPLES), list(SHARES.values())
+    order = MixedOrder(rows, shares, BATCH, 4, kind.mixing == "batch") if kind.mixing else None
     batches = Batches(examples, layout, 3, masking, hiding, vectors=vectors, order=order)
     config = dataclasses.replace(kind.architecture, cutoff=kind.cutoff, cutoff_rate=0.3)
     lora = make_lora(config, kind.lora, 3.0, "all") if kind.lora else None
     encoder = Encoder(config, dtype, dtype, kind.products, lora, has_head=True, has_mlm_head=kind.mlm > 0)
     predictor = Predictor(Encoder(CONFIG, dtype, dtype, has_mlm_head=True), VOCABULARY.special)
     of_predictor = jax.jit(lambda: init_params(predictor.encoder, 2))() if kind.predicts else None
-    objectives = {"": kind.objective} | ({GRADED: kind.own} if kind.own else {})
+    objectives = {"": kind.objective} | ({"graded": kind.own} if kind.own else {})
     params, frozen = jax.jit(lambda: init_params(encoder, 1))(), None
     if kind.lora:
         params, frozen = split_params(after_some_updates(params))
