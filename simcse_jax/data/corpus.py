@@ -1,8 +1,8 @@
 """Load text files as a tokenised, cached, memory-mapped table with lengths and hashes.
 
 Text is tokenised once: the result is in the cache under a key made of the files' content, the tokenizer, max_length and
-the columns. It appears there by one rename; what a run leaves behind that is stopped before is taken up by the next
-start, in whole shards. The cache may be deleted at any time.
+the columns. It appears there by one rename. A stopped start leaves its whole shards, and the next one on this host goes
+on after them. The cache may be deleted at any time.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ from simcse_jax.data.rows import RowCounts, choose_columns, read_rows
 from simcse_jax.data.scores import ScoreColumn
 from simcse_jax.data.sources import open_tables
 from simcse_jax.data.tables import TextTable, listed
-from simcse_jax.data.token_files import CACHE_FORMAT, build, column, open_tokens, shards
+from simcse_jax.data.token_files import BLOCK, CACHE_FORMAT, SHARD_BLOCKS, build, column, open_tokens, shards
 from simcse_jax.data.tokenise import Tokeniser
 from simcse_jax.data.vocabulary import unknown_id
 from simcse_jax.system.cache import cache_folder
-from simcse_jax.system.errors import UserError
+from simcse_jax.system.errors import Unreachable, UserError
 from simcse_jax.system.whole_file import checksum, writing
 
 if TYPE_CHECKING:
@@ -192,23 +192,23 @@ def load_corpus(
         corpus = _open_cached(root / key, tables)
         if corpus is not None:
             return corpus
-        partial = root / f"{key}.{socket.gethostname()}.partial"
+        partial = root / f"{key}.{BLOCK * SHARD_BLOCKS}.{socket.gethostname()}.partial"
         shutil.rmtree(root / key, ignore_errors=True)  # damaged, or it would have opened
         try:
             with writing(
                 root, "Free some space, or set SIMCSE_CACHE to a folder elsewhere.", f"The tokenised data in {root}"
             ):
-                partial.mkdir(exist_ok=True)  # one that is there is of a start that was stopped: we hold its lock
-                (partial / "tokens.arrow").unlink(missing_ok=True)  # of an earlier version, which wrote it bit by bit
+                partial.mkdir(exist_ok=True)  # left by a stopped start, if it is there: we hold the lock
                 build(partial, tables, chosen, tokeniser, split, bool(columns), scores)
                 os.replace(partial, root / key)
-        except Exception:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        except BaseException:  # stopped: whole shards are kept
-            with suppress(OSError):
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, Unreachable):
+                shutil.rmtree(partial, ignore_errors=True)
+            with suppress(OSError):  # a stop, or a store out of reach: whole shards are kept
                 partial.rmdir()
             raise
+        for other in root.glob(f"{key}.*partial"):  # of other hosts, or of an earlier version
+            shutil.rmtree(other, ignore_errors=True)
         return _open(root / key, tables, from_cache=False)
 
 

@@ -1,9 +1,10 @@
 """Write and open the files of a tokenised corpus: shards of Arrow tables, and a description of the whole.
 
-A shard holds `SHARD_BLOCKS` blocks of `BLOCK` rows as they were read, so a start that is stopped goes on after the
-shards that it left. Memory does not grow with the rows, but for 8 bytes a row while duplicates are counted.
+A shard holds `SHARD_BLOCKS` blocks of `BLOCK` rows as they were read: a stopped start leaves its whole shards, and the
+next one goes on after them. Memory holds a block, and 8 bytes for each row while duplicates are counted.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -16,7 +17,7 @@ import numpy as np
 from simcse_jax.data.rows import RowCounts, read_rows
 from simcse_jax.data.scores import ScoreColumn
 from simcse_jax.data.tables import TextTable
-from simcse_jax.data.tokenise import Row, Tokeniser, schema_of, tokenise_blocks
+from simcse_jax.data.tokenise import Row, Tokeniser, schema_of, tokenise
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.progress import Bar, progress_bar
 from simcse_jax.system.whole_file import checksum, write_whole
@@ -24,7 +25,7 @@ from simcse_jax.system.whole_file import checksum, write_whole
 if TYPE_CHECKING:
     import pyarrow as pa
 
-CACHE_FORMAT = 2  # raised by every change of what is read or written, and of BLOCK and SHARD_BLOCKS
+CACHE_FORMAT = 2  # raised by every change for which an earlier cache is wrong
 FINGERPRINT_FORMAT = 1  # of `_fingerprint`, by which old run folders know their data
 BLOCK = 2_000  # rows tokenised at a time: enough for all cores, few enough for long documents
 SHARD_BLOCKS = 250
@@ -41,11 +42,16 @@ def build(
     scores: ScoreColumn | None = None,
 ) -> None:
     """Write the shards that the folder lacks, and corpus.json; split, named, scores: see `rows.read_rows`."""
+    import pyarrow as pa
+
     counts, width = RowCounts(), len(chosen[0])
     blocks = _blocks(read_rows(tables, chosen, counts, split, named, scores))
     with progress_bar(None, what="tokenising", unit="rows") as bar:
         _write_shards(folder, blocks, tokeniser, width, scores is not None, bar)
-    tokens = open_tokens(folder)
+    try:
+        tokens = open_tokens(folder)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"What an earlier start left in {folder} is damaged, and was removed.\nStart again.") from error
     if not tokens.num_rows:
         names = ", ".join(table.name for table in tables)
         raise UserError(
@@ -65,7 +71,7 @@ def open_tokens(folder: Path) -> "pa.Table":
     import pyarrow as pa
 
     if not (paths := shards(folder)):
-        raise FileNotFoundError(f"{folder} holds no tokens.arrow")
+        raise FileNotFoundError(f"{folder} holds no tokens")
     return pa.concat_tables([pa.ipc.open_stream(pa.memory_map(str(path))).read_all() for path in paths])
 
 
@@ -82,26 +88,25 @@ def _blocks(rows: Iterator[Row]) -> Iterator[list[Row]]:
 def _write_shards(
     folder: Path, blocks: Iterator[list[Row]], tokeniser: Tokeniser, width: int, has_scores: bool, bar: Bar
 ) -> None:
+    """Write the shards that the folder lacks; of no block at all, one without rows."""
+    import pyarrow as pa
+
+    def write(path: Path, of_shard: Iterator[list[Row]]) -> None:
+        """Write one shard."""
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema_of(width, has_scores)) as writer:
+            for block in of_shard:
+                # `tokenizers` uses all cores. To make arrays of one block while the next is tokenised was no faster.
+                writer.write_table(tokenise(block, tokeniser, width, has_scores))
+                bar.update(len(block))
+
     number = len(shards(folder))
     for block in itertools.islice(blocks, number * SHARD_BLOCKS):
         bar.update(len(block))
-    tables = tokenise_blocks(blocks, tokeniser, width, has_scores)
-    while (first := next(tables, None)) or not number:
-        of_shard = itertools.chain([first] if first else [], itertools.islice(tables, SHARD_BLOCKS - 1))
-        write_whole(
-            folder / f"tokens-{number:05d}.arrow",
-            lambda path, of=of_shard: _write_shard(path, of, width, has_scores, bar),
-        )
-        number += 1
-
-
-def _write_shard(path: Path, tables: Iterator[tuple[int, "pa.Table"]], width: int, has_scores: bool, bar: Bar) -> None:
-    import pyarrow as pa
-
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema_of(width, has_scores)) as writer:
-        for count, table in tables:
-            writer.write_table(table)
-            bar.update(count)
+    first = next(blocks, None)
+    while first or not number:
+        of_shard = itertools.chain([first] if first else [], itertools.islice(blocks, SHARD_BLOCKS - 1))
+        write_whole(folder / f"tokens-{number:05d}.arrow", functools.partial(write, of_shard=of_shard))
+        number, first = number + 1, next(blocks, None)
 
 
 def _describe(
@@ -120,8 +125,9 @@ def _describe(
         for name in (*table.columns, *table.other_columns)
         if name not in names
     )
-    missing, *texts = _count_lengths(tokens, width)  # texts[n - 1]: of n tokens
-    lengths, texts = np.arange(1, len(texts) + 1), np.array(texts)
+    counted = _count_lengths(tokens, width)
+    missing, texts = int(counted[0]), counted[1:]
+    lengths = np.arange(1, len(counted))
     max_length, total = tokeniser.max_length, int(texts.sum())
     kept = int((texts * (np.minimum(lengths, max_length) - tokeniser.special)).sum())
     unknown = sum(
@@ -149,15 +155,15 @@ def _describe(
     return {"fingerprint": _fingerprint(tokens, width, is_text), "has_documents": is_text, "report": report}
 
 
-def _count_lengths(tokens: "pa.Table", width: int) -> list[int]:
-    """Return how many texts have 0, 1, 2, ... tokens, up to the longest."""
+def _count_lengths(tokens: "pa.Table", width: int) -> np.ndarray:
+    """Return int64[longest + 1], how many texts have 0, 1, 2, ... tokens."""
     counts = np.zeros(1, np.int64)
     for v in range(width):
         for chunk in tokens.column(f"full_{v}").chunks:
             found = np.bincount(chunk.to_numpy(), minlength=len(counts))
             found[: len(counts)] += counts
             counts = found
-    return counts.tolist()
+    return counts
 
 
 def _count_distinct(tokens: "pa.Table", width: int) -> int:

@@ -2,9 +2,7 @@
 
 import hashlib
 import itertools
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,7 +11,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Row = tuple[int, tuple[Any, ...]]  # document and cells: texts, and perhaps a score
-_THREADS = 2  # one tokenises while the other makes arrays; tokenizers itself uses all cores
 
 
 class Tokeniser(NamedTuple):
@@ -40,21 +37,6 @@ class Tokeniser(NamedTuple):
     def special(self) -> int:
         """The special tokens of a text."""
         return self.backend.num_special_tokens_to_add(False)
-
-
-def tokenise_blocks(
-    blocks: Iterator[Sequence[Row]], tokeniser: Tokeniser, width: int, has_scores: bool
-) -> Iterator[tuple[int, "pa.Table"]]:
-    """Yield the rows of each block and their table (see `tokenise`), in order; the next ones are made meanwhile."""
-    waiting: deque[tuple[int, Future[pa.Table]]] = deque()
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenise") as pool:
-        for block in blocks:
-            waiting.append((len(block), pool.submit(tokenise, block, tokeniser, width, has_scores)))
-            if len(waiting) > _THREADS:
-                count, table = waiting.popleft()
-                yield count, table.result()
-        for count, table in waiting:
-            yield count, table.result()
 
 
 def schema_of(width: int, has_scores: bool) -> "pa.Schema":

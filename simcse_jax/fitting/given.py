@@ -143,31 +143,45 @@ def _kind(row: Any) -> str:
     """Return what a row is, as messages say it."""
     if isinstance(row, str | Mapping):
         return "a text" if isinstance(row, str) else "a dict"
-    return f"a tuple of {len(row)}" if hasattr(row, "__len__") else f"{row!r:.40}"
+    is_tuple = hasattr(row, "__len__") and not isinstance(row, bytes)
+    return f"a tuple of {len(row)}" if is_tuple else f"{row!r:.40}"
 
 
 def _titles(columns: Sequence[Sequence[Any]], names: tuple[str, ...]) -> list[str]:
-    """Return the names of the columns of rows without names. Numbers among texts are a score."""
-    titles, before = [], []
-    for cells in columns:
-        is_score = names == TEXTS and all(isinstance(cell, numbers.Real) for cell in cells)
-        known = PAIRS[:1] if is_score else names
-        n = before.count(known)
-        titles.append(known[n] if n < len(known) else f"{known[-1]}{n - len(known) + 2}")
-        before.append(known)
-    return titles
+    """Return the names of the columns of rows without names: TEXTS or PAIRS, in their order.
+
+    Of TEXTS, a column of numbers is no text but a score.
+    """
+    scores = [names == TEXTS and _is_of_numbers(cells) for cells in columns]
+    return [
+        _numbered(PAIRS[:1], sum(scores[:place])) if is_score else _numbered(names, place - sum(scores[:place]))
+        for place, is_score in enumerate(scores)
+    ]
+
+
+def _is_of_numbers(cells: Sequence[Any]) -> bool:
+    """Return whether the cells are numbers, of which some may be missing."""
+    kinds = {type(cell) for cell in cells if cell is not None}
+    return bool(kinds) and all(issubclass(kind, numbers.Real) and kind is not bool for kind in kinds)
+
+
+def _numbered(names: Sequence[str], place: int) -> str:
+    """Return the name at a place, from 0; beyond the last name, that name with a number, from 2."""
+    return names[place] if place < len(names) else f"{names[-1]}{place - len(names) + 2}"
 
 
 def _column(title: str, cells: list[Any]) -> pa.Array:
-    """Return the cells as an Arrow array; ValueError, with the row, where one is of another type than those before."""
+    """Return the cells as an Arrow array; ValueError, with the row, where one does not go with the first."""
     try:
         return pa.array(cells)
     except (pa.ArrowException, TypeError) as error:
         first = next((cell for cell in cells if cell is not None), None)
         for row, cell in enumerate(cells, 1):
-            if cell is not None and type(cell) is not type(first):
-                found = f"{cell!r:.40}, of type {type(cell).__name__}"
+            try:
+                pa.array([first, cell])
+            except (pa.ArrowException, TypeError):
+                kinds = type(cell).__name__, type(first).__name__
                 raise ValueError(
-                    f"row {row} has {found}, in the column {title!r} of type {type(first).__name__}"
+                    f"row {row} has {cell!r:.40}, of type {kinds[0]}, in the column {title!r} of type {kinds[1]}"
                 ) from error
         raise

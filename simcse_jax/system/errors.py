@@ -61,16 +61,18 @@ def wrong_flags(line: Sequence[str] | None = None) -> Iterator[None]:
         if text[:1] in ("'", '"'):  # ml_collections' unknown keys: a repr, sometimes of a repr
             while text[:1] in ("'", '"') and text[-1:] == text[:1]:
                 text = str(ast.literal_eval(text))
-            name = _whole(text, line or sys.argv)
-            text = f"no such key: {name}\n`python -m simcse_jax.train --help-config` prints every key."
-            if "data.sources." in name:
-                text += "\nA recipe adds a source (configs/mixture.py); flags set keys of the sources that it has."
+            key, *more = text.splitlines() or [""]  # perhaps with a similar name
+            if flag := _of_source(key.strip("'\""), line or sys.argv):
+                key = flag
+                more.append("A recipe adds a source (configs/mixture.py); flags set keys of the sources that it has.")
+            more.append("`python -m simcse_jax.train --help-config` prints every key.")
+            text = "\n".join([f"no such key: {key}", *more])
         if isinstance(error, OSError):
             text += "\nThe recipes are in configs/; give one with --config=configs/unsup.py."
         raise UserError(text) from error
 
 
-def _whole(part: str, line: Sequence[str]) -> str:
-    """Return the flag that names a key with this part; the part itself where none does."""
-    names = (argument.partition("=")[0] for argument in line)
-    return next((name for name in names if name.startswith("--config.") and f".{part}." in f"{name}."), part)
+def _of_source(name: str, line: Sequence[str]) -> str:
+    """Return the flag that sets a key of the source of this name; "" where none does."""
+    start = f"--config.data.sources.{name}."
+    return next((flag.partition("=")[0] for flag in line if flag.startswith(start)), "")

@@ -107,7 +107,7 @@ def to_disk(path: Path) -> None:
 
 
 def checksum(*paths: Path) -> dict[str, int | str]:
-    """Return the length of a file, or of several one after another, and the digest of their content."""
+    """Return the total length of the files and one digest of their content, in this order."""
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         with path.open("rb") as file:

@@ -275,8 +275,11 @@ def _next_steps(config: Config, workdir: Path | str) -> dict[str, str]:
         steps["use it from PyTorch"] = f'SentenceTransformer("{model}").encode(["a text"])'
     usual = "--pairs=demo:test" if config.eval.data == "demo:dev" else "--data=senteval  # or --pairs=graded.tsv"
     scored = [config.eval.data, *(source.dev for source in config.sources if source.weight)]
-    judged = " ".join(filter(None, (judging_flag(data, workdir) for data in scored))) or usual
-    steps["judge it"] = f"{python} -m simcse_jax.evaluate --model={workdir} {judged}"
+    own_tasks = " ".join(filter(None, (judging_flag(data, workdir) for data in scored)))
+    model_keys, start = config.model, ""
+    if own_tasks and model_keys.init == "pretrained" and not model_keys.keep_layers:
+        start = f"--model={model_keys.name}:{model_keys.pooler} "  # the difference, with its interval, is what tells
+    steps["judge it"] = f"{python} -m simcse_jax.evaluate {start}--model={workdir} {own_tasks or usual}"
     if not demo and files.endswith(".txt") and "," not in files:
         steps["search your text"] = f'{python} -m simcse_jax.search --model={workdir} --corpus={files} --query="a text"'
     steps["look at all curves"] = (

@@ -132,8 +132,9 @@ def test_the_help_is_a_flag_and_a_wrong_key_without_a_recipe_points_to_it() -> N
     assert "Traceback" not in done.stderr
 
 
-def test_a_flag_of_a_source_that_the_recipe_lacks_is_named_whole() -> None:
+@pytest.mark.parametrize("name", ["faq", "pears"])  # the second is like one that there is
+def test_a_flag_of_a_source_that_the_recipe_lacks_is_named_whole(name: str) -> None:
     with pytest.raises(
-        UserError, match=r"no such key: --config\.data\.sources\.faq\.files\n(.|\n)*A recipe adds a source"
+        UserError, match=rf"no such key: --config\.data\.sources\.{name}\.files\n(.|\n)*recipe adds a source"
     ):
-        read_recipe("configs/mixture.py", {"data.sources.pairs.weight": "2", "data.sources.faq.files": "x.csv"})
+        read_recipe("configs/mixture.py", {"data.sources.pairs.weight": "2", f"data.sources.{name}.files": "x.csv"})

@@ -11,6 +11,7 @@ from simcse_jax.data import token_files
 from simcse_jax.data.batches import Batches, Layout
 from simcse_jax.data.corpus import Corpus, load_corpus, read_sentences
 from simcse_jax.data.examples import ColumnExamples
+from simcse_jax.data.scores import ScoreColumn
 from simcse_jax.data.sources import dataset_table
 from simcse_jax.data.tables import TextTable
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
@@ -296,6 +297,20 @@ class StoppedError(BaseException):
     """Stand for Ctrl-C or a kill."""
 
 
+def test_the_fingerprint_by_which_old_runs_know_their_data(tmp_path):
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "man", "the", "dogs", "##s"]
+    write(tmp_path / "vocab.txt", "\n".join(tokens))
+    write(tmp_path / "config.json", '{"model_type": "bert"}')
+    table = write(tmp_path / "a.csv", "sent0,sent1,hard_neg,grade\na man,the mans,dogs,1.5\nthe dogs,a cat,,2\n")
+    scores = ScoreColumn("grade", 0, 5)
+    tokenizer = load_tokenizer(tmp_path)
+    assert load_corpus([str(table)], tokenizer, 12, cache_dir=tmp_path, scores=scores).fingerprint == (
+        "12aee942ceb2a4e26ce6592405e19070"
+    )
+    text = write(tmp_path / "a.txt", "a man\n\nthe dogs\na man\n")
+    assert load_corpus([str(text)], tokenizer, 4, cache_dir=tmp_path).fingerprint == "b4ffdeb6df26e71efd6038dea682e361"
+
+
 @pytest.mark.parametrize("damage", ["killed", "cut", "flipped", "no meta", "bad meta"])
 def test_a_half_written_cache_does_no_harm(load, tmp_path, damage, monkeypatch):
     path = write(tmp_path / "a.txt", "a man\nthe man\n")
@@ -340,21 +355,22 @@ def test_a_start_that_was_stopped_goes_on_after_its_shards(load, tmp_path, monke
     monkeypatch.setattr(token_files, "BLOCK", 3)
     monkeypatch.setattr(token_files, "SHARD_BLOCKS", 2)
     made = []
-    tables = token_files.tokenise_blocks
+    tokenise = token_files.tokenise
 
-    def stopped(blocks, *more):
-        for count, table in tables(blocks, *more):
-            made.append(count)
-            if len(made) == 5:
-                raise StoppedError
-            yield count, table
+    def stopped(block, *more):
+        made.append(len(block))
+        if len(made) == 5:
+            raise StoppedError
+        return tokenise(block, *more)
 
-    monkeypatch.setattr(token_files, "tokenise_blocks", stopped)
+    monkeypatch.setattr(token_files, "tokenise", stopped)
     with pytest.raises(StoppedError):
         load(path)
     (partial,) = (tmp_path / "cache" / "corpora").glob("*.partial")
     assert sorted(child.name for child in partial.iterdir()) == ["tokens-00000.arrow", "tokens-00001.arrow"]
-    (partial / "tokens.arrow").write_bytes(b"of an earlier version")
+    (partial / ".tokens-00002.arrow.partial").write_bytes(b"of a kill -9")
+    of_other_host = partial.with_name(partial.name.replace(".partial", "-2.partial"))
+    of_other_host.mkdir()
     first = partial / "tokens-00000.arrow"
     inode = first.stat().st_ino
     resumed = load(path)
@@ -363,14 +379,47 @@ def test_a_start_that_was_stopped_goes_on_after_its_shards(load, tmp_path, monke
     assert as_lists(resumed) == as_lists(whole)
     np.testing.assert_array_equal(resumed.documents, whole.documents)
     assert {file.stat().st_ino for file in (tmp_path / "cache" / "corpora").glob("*/tokens-00000.arrow")} == {inode}
+    assert [child.name for child in (tmp_path / "cache" / "corpora").iterdir() if child.is_dir()] == [
+        partial.name.partition(".")[0]
+    ]
     assert load(path).report.from_cache
+
+
+def test_of_a_bad_row_after_whole_shards_nothing_is_left(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_files, "BLOCK", 1)
+    monkeypatch.setattr(token_files, "SHARD_BLOCKS", 1)
+    rows = ["text,grade", "a man,1", "the man,2", "dogs,x"]
+    with pytest.raises(UserError, match="line 4"):
+        load(write(tmp_path / "a.csv", "\n".join(rows)), scores=ScoreColumn("grade", 0, 5))
+    assert not [child for child in (tmp_path / "cache" / "corpora").iterdir() if child.is_dir()]
+
+
+def test_a_shard_that_was_damaged_since_it_was_left(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_files, "BLOCK", 1)
+    monkeypatch.setattr(token_files, "SHARD_BLOCKS", 1)
+    path, tokenise = write(tmp_path / "a.txt", "a man\nthe man\n"), token_files.tokenise
+
+    def stopped(block, *more):
+        if block[0][1] == ("the man",):
+            raise StoppedError
+        return tokenise(block, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(token_files, "tokenise", stopped)
+        with pytest.raises(StoppedError):
+            load(path)
+    (shard,) = (tmp_path / "cache" / "corpora").glob("*.partial/tokens-00000.arrow")
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(UserError, match="damaged, and was removed"):
+        load(path)
+    assert len(load(path)) == 2
 
 
 def test_a_stop_before_the_first_shard_leaves_nothing(load, tmp_path, monkeypatch):
     def stopped(*_):
         raise StoppedError
 
-    monkeypatch.setattr(token_files, "tokenise_blocks", stopped)
+    monkeypatch.setattr(token_files, "tokenise", stopped)
     with pytest.raises(StoppedError):
         load(write(tmp_path / "a.txt", "a man\n"))
     assert not [child for child in (tmp_path / "cache" / "corpora").iterdir() if child.is_dir()]

@@ -136,8 +136,9 @@ def test_the_same_rows_are_the_same_file_in_every_form() -> None:
     assert save_data(iter(SENTENCES), TEXTS, "data", "") == save_data(pd.Series(SENTENCES), TEXTS, "data", "")
     more = pd.read_parquet(save_data([(*row, "further") for row in TRIPLETS], TEXTS, "data", ""))
     assert list(more) == [*names, "hard_neg2"]
-    graded = pd.read_parquet(save_data([("a", "b", 4), ("c", "d", 1.5)], TEXTS, "data", ""))
-    assert list(graded) == ["sent0", "sent1", "score"]
+    for score in (1.5, None):
+        graded = pd.read_parquet(save_data([("a", "b", 4), ("c", "d", score)], TEXTS, "data", ""))
+        assert list(graded) == ["sent0", "sent1", "score"]
     lacking = pd.read_parquet(save_data([{"sent0": "a"}, {"sent0": "b", "sent1": "c"}], TEXTS, "data", ""))
     assert lacking["sent1"].isna().tolist() == [True, False]
     assert list(pd.read_parquet(save_data([(4.0, "a", "b"), (1.0, "c", "d")], PAIRS, "dev", ""))) == list(PAIRS)
@@ -153,7 +154,9 @@ def test_the_same_rows_are_the_same_file_in_every_form() -> None:
         ([("a", "b"), ("c", "d"), ("e",)], "row 3 is a tuple of 1, and row 1 is a tuple of 2"),
         ([("a", "b"), {"sent0": "a", "sent1": "b"}], "row 2 is a dict"),
         (["a", None], "row 2 is None"),
+        ([b"a text"], "row 1 is b'a text'"),
         ([("a", "b"), ("c", None), ("d", 7)], "row 3 has 7.*'sent1'"),
+        ([("a", "b", 1), ("c", "d", 2.5), ("e", "f", "x")], "row 3 has 'x'"),
         ([{"question": "a"}, {"question": ["b"]}], "row 2 has .'b'.*'question'"),
         (3, "of type int"),
         (DatasetDict({"train": Dataset.from_dict({"text": ["a"]})}), r"data=dataset\['train'\]"),

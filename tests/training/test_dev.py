@@ -1,5 +1,6 @@
 """Test what scores a run while it trains: any kind of own data, any of its measures, or a part of the training data."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,11 @@ def test_held_out_documents_are_scored_and_not_trained_on(tmp_path: Path) -> Non
     assert run.dev is not None
     assert run.dev.measure.name == "ndcg@10"
     assert "score on heldout:12" in report_run(tmp_path / "run", "heldout:12")
-    assert f"--retrieval={tmp_path / 'run' / 'heldout'}" in "\n".join(conclude(run, outcome, tmp_path / "run"))
+    judge = f"--model={tmp_path / 'run'} --retrieval={tmp_path / 'run' / 'heldout'}"
+    assert f"evaluate {judge}" in "\n".join(conclude(run, outcome, tmp_path / "run"))
+    start = dataclasses.replace(run.config.model, init="pretrained", name="start", pooler="avg")
+    trained_on = dataclasses.replace(run, config=dataclasses.replace(run.config, model=start))
+    assert f"evaluate --model=start:avg {judge}" in "\n".join(conclude(trained_on, outcome, tmp_path / "run"))
     # Another part would be other training data.
     with pytest.raises(UserError, match="training data"):
         prepare_small(tmp_path / "run", tmp_path / "cache", **flags | {"eval__data": "heldout:13"})

@@ -127,7 +127,7 @@ class Kind:
     unpooled: tuple[int, ...] = ()  # first tokens of each text that are a prompt's, and not pooled
     lora: int = 0  # the rank of adapters, with all else frozen but the heads
     mixing: str = ""  # of triplets with prompts, single texts and graded pairs, by "example" or by "batch"
-    own: ObjectiveConfig | None = None  # the objective of the graded pairs of a mixture by batch
+    graded_objective: ObjectiveConfig | None = None  # of the graded pairs of a mixture by batch
 
     @property
     def separate_anchors(self) -> bool:
@@ -213,9 +213,13 @@ KINDS = {
     ),
     "a mixture": Kind(3, WEIGHTED, mixing="example", pooler="avg"),
     "a mixture with a loss of a source's own": Kind(
-        3, WEIGHTED, mixing="batch", own=ObjectiveConfig("cosent", temperature=0.3)
+        3, WEIGHTED, mixing="batch", graded_objective=ObjectiveConfig("cosent", temperature=0.3)
     ),
+    "a mixture and a teacher": Kind(3, NOTHING, mixing="example", teacher=TEACHER),
+    "a mixture by batch, a teacher and MLM": Kind(3, WEIGHTED, mixing="batch", teacher=TEACHER, mlm=0.5),
+    "graded pairs and a teacher": Kind(2, ObjectiveConfig("cosent", temperature=0.3), teacher=TEACHER),
     "adapters": Kind(3, WEIGHTED, lora=2),
+    "adapters and a mixture": Kind(3, WEIGHTED, mixing="example", lora=2),
     "adapters, a guide and a teacher": Kind(
         3, ObjectiveConfig(false_negatives="relative", guide=True), lora=2, teacher=TEACHER
     ),
@@ -248,6 +252,7 @@ SLOW_ALWAYS = (
     *("two layers, widths", "semi-hard triplets", "hardest triplets", "electra", "nomic_bert", "gte"),
     *("adapters of joined products", "adapters of a dual encoder, and MLM", "adapters, a guide and a teacher"),
     *("fixed false negatives, momentum and queue", "two layers, and a teacher of the last"),
+    *("a mixture by batch, a teacher and MLM", "graded pairs and a teacher", "adapters and a mixture"),
     *("margin ranking of a dual encoder, and MLM", "all triplets, widths", "mpnet", "albert", "deberta-v2"),
 )
 # These meet every layout: in the fast tests but for MLM, which meets those there that cut its batches in other ways.
@@ -295,7 +300,7 @@ def build(case: Case, kind: Kind, dtype: Any) -> Built:
     encoder = Encoder(config, dtype, dtype, kind.products, lora, has_head=True, has_mlm_head=kind.mlm > 0)
     predictor = Predictor(Encoder(CONFIG, dtype, dtype, has_mlm_head=True), VOCABULARY.special)
     of_predictor = jax.jit(lambda: init_params(predictor.encoder, 2))() if kind.predicts else None
-    objectives = {"": kind.objective} | ({"graded": kind.own} if kind.own else {})
+    objectives = {"": kind.objective} | ({"graded": kind.graded_objective} if kind.graded_objective else {})
     params, frozen = jax.jit(lambda: init_params(encoder, 1))(), None
     if kind.lora:
         params, frozen = split_params(after_some_updates(params))
@@ -393,6 +398,7 @@ def trained(case: Case, kind: Kind, steps: int) -> Trained:
             )
             for source, loss in made.losses.items()
         }
+        assert {made.source(n) for n in range(3)} == made.losses.keys()
         losses, norms = [], []
         for n in range(steps):
             state, metrics = steps_of[made.source(n)](state, made.batches(n), *frozen)
