@@ -40,7 +40,7 @@ from absl import flags
 
 from simcse_jax import cli
 from simcse_jax.data import demo
-from simcse_jax.model_folder.run_folder import complete_steps, load_best
+from simcse_jax.model_folder.run_folder import complete_steps, load_run_params
 from simcse_jax.runs.metrics import read_metrics
 
 FLAGS = flags.FLAGS
@@ -100,7 +100,7 @@ class Breaker:
         """Return the parameters of an unbroken run."""
         if self.start("whole").wait():
             raise RuntimeError((self.folder / "whole.log").read_text())
-        return load_best(self.folder / "whole")[0]
+        return load_run_params(self.folder / "whole")[0]
 
     def broken(self, number: int, seed: int, expected: Any) -> dict[str, Any]:
         """Break one run, resume it, and return how it ended."""
@@ -130,7 +130,7 @@ class Breaker:
             shutil.copytree(self.folder / f"{name}-copy", workdir / "checkpoints")
         if kind not in UNINTERRUPTED:
             status = self.start(name).wait()
-        same = status == 0 and _equal(load_best(workdir)[0], expected)
+        same = status == 0 and _equal(load_run_params(workdir)[0], expected)
         if kind == "nan" and same:
             refused.append(self._embed_refuses(workdir))
         log = (self.folder / f"{name}.log").read_text()

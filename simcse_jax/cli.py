@@ -23,6 +23,7 @@ from simcse_jax.system.errors import UserError, wrong_flags
 
 USER_ERROR_STATUS = 2
 INTERRUPTED = "no unfinished file is left; the same command starts again"
+REPEAT_S = 0.005
 
 
 def run(main: Callable[[], int | None], argv: Sequence[str] | None = None, interrupted: str = INTERRUPTED) -> None:
@@ -135,11 +136,15 @@ def _is_import(frame: FrameType | None) -> bool:
 def _unraisable(failure: sys.UnraisableHookArgs) -> None:
     """Repeat a Ctrl-C that came where Python ignores exceptions, as in JAX's callback of the garbage collector.
 
-    Leave out what comes too late to matter: when one write of a save fails, Orbax closes the event loop and raises; the
-    others then end, and TensorStore reports each to that loop.
+    It is repeated a moment later, as it would be ignored here too. Leave out what comes too late to matter: when one
+    write of a save fails, Orbax closes the event loop and raises; the others then end, and TensorStore reports each to
+    that loop.
     """
     if issubclass(failure.exc_type, KeyboardInterrupt):
-        _thread.interrupt_main()
+        again = threading.Timer(REPEAT_S, _thread.interrupt_main)
+        again.daemon = True
+        with suppress(RuntimeError):  # no further thread can start
+            again.start()
     elif not _is_late_report(failure):
         sys.__unraisablehook__(failure)
 
@@ -204,3 +209,7 @@ def _is_late_report(failure: sys.UnraisableHookArgs) -> bool:
         return False
     frame = trace.tb_frame  # the outermost: no Python code made the call
     return (frame.f_globals.get("__name__"), frame.f_code.co_name) == ("asyncio.base_events", "call_soon_threadsafe")
+
+
+if sys.unraisablehook is sys.__unraisablehook__:  # for a Ctrl-C before `run`, while a command is imported
+    sys.unraisablehook = _unraisable

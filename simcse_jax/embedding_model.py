@@ -294,13 +294,13 @@ def open_model(
 ) -> EmbeddingModel:
     """Open a model; raises UserError if there is none of that name, or if it names no pooler and none is given.
 
-    name: a run folder (its best checkpoint), an exported or Hugging Face folder, or a Hub name. pooler: None takes the
-    model's own. dtype: the precision of the computation, one of DTYPES. max_length: the number of tokens at which texts
-    are cut, or the number of the model's positions if that is lower; None takes the folder's max_seq_length or
-    model_max_length, or else the model's limit. products: one of ENCODING_PRODUCTS, whatever it was trained with; see
-    `encoder.products.resolve_products`. truncate_dim: keep so many first features of each vector, before it is scaled;
-    None takes the folder's own, or all. prompt_name, prompt: the prompt that is put before texts in place of the
-    model's own default: one of its prompts by its name, or the words.
+    name: a run folder (its best checkpoint; RUN@STEP: a step that it has kept), an exported or Hugging Face folder, or
+    a Hub name. pooler: None takes the model's own. dtype: the precision of the computation, one of DTYPES. max_length:
+    the number of tokens at which texts are cut, or the number of the model's positions if that is lower; None takes the
+    folder's max_seq_length or model_max_length, or else the model's limit. products: one of ENCODING_PRODUCTS, whatever
+    it was trained with; see `encoder.products.resolve_products`. truncate_dim: keep so many first features of each
+    vector, before it is scaled; None takes the folder's own, or all. prompt_name, prompt: the prompt that is put before
+    texts in place of the model's own default: one of its prompts by its name, or the words.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype} is unknown. Known: {', '.join(DTYPES)}.")

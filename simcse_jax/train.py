@@ -140,4 +140,4 @@ def _join() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, interrupted="what is finished is kept, and the same command goes on from there")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
@@ -16,7 +17,7 @@ from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.evaluation.sts import evaluate_pairs
 from simcse_jax.judging import protocol
 from simcse_jax.model_folder.export import convert
-from simcse_jax.model_folder.run_folder import export_run
+from simcse_jax.model_folder.run_folder import complete_steps, export_run, load_run_params
 from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
 from tests.conftest import HubServer
@@ -46,6 +47,20 @@ def test_folder_encodes_as_sentence_transformers_does(folder: Path) -> None:
     np.testing.assert_allclose(vectors, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
     assert model.before_training() is None
     assert model.recipe == ""
+
+
+@pytest.mark.medium
+def test_a_step_that_a_run_has_kept_is_a_model(run: Path, small_model: Path, tmp_path: Path) -> None:
+    best = load_run_params(run)[1]["step"]
+    step = next(step for step in complete_steps(run / "checkpoints" / "last") if step != best)
+    state = open_model(f"{run}@{step}")
+    jax.tree.map(np.testing.assert_array_equal, state._params["layers"], load_run_params(run, step)[0]["layers"])
+    assert state.kind == f"run folder, step {step}"
+    assert state.fingerprint != open_model(str(run)).fingerprint == open_model(f"{run}@{best}").fingerprint
+    with pytest.raises(UserError, match=rf"kept nothing of step 99\. .*of states: .*{step}"):
+        open_model(f"{run}@99").encode(["a text"])
+    shutil.copytree(small_model, tmp_path / "model@3")
+    assert open_model(str(tmp_path / "model@3")).fingerprint == open_model(str(small_model)).fingerprint
 
 
 @pytest.mark.medium

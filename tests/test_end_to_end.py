@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from simcse_jax import SimCSE
-from simcse_jax.model_folder.run_folder import load_best
+from simcse_jax.model_folder.run_folder import load_run_params
 from simcse_jax.runs.metrics import read_metrics
 from tests.small_models import demo_files
 
@@ -95,7 +95,7 @@ def kill_after(workdir: Path, step: int) -> None:
 
 def best_in_float64(workdir: Path) -> tuple[Any, dict[str, Any]]:
     with jax.enable_x64(True):
-        params, info = load_best(workdir)
+        params, info = load_run_params(workdir)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float64)}
     return params, info
 

@@ -28,7 +28,7 @@ from simcse_jax.model_folder import export as model_folder
 from simcse_jax.model_folder.after_pooling import Normalize
 from simcse_jax.model_folder.export import export_model
 from simcse_jax.model_folder.pretrained import load_params
-from simcse_jax.model_folder.run_folder import load_best
+from simcse_jax.model_folder.run_folder import load_run_params
 from simcse_jax.model_folder.st_modules import read_pipeline
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.vectors import normalize
@@ -334,7 +334,7 @@ def test_the_command_exports_a_run_without_torch(small_run: Path, tmp_path: Path
     flags = f"--workdir={small_run}", f"--out={tmp_path / 'out'}"
     result = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    best, info = load_best(small_run)
+    best, info = load_run_params(small_run)
     again = load_params(tmp_path / "out", read_architecture(tmp_path / "out"), "none")
     jax.tree.map(np.testing.assert_array_equal, again, {name: best[name] for name in again})
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")

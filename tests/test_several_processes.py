@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from simcse_jax.data import demo
-from simcse_jax.model_folder.run_folder import load_best
+from simcse_jax.model_folder.run_folder import load_run_params
 from simcse_jax.runs.metrics import read_metrics
 from tests.small_models import demo_files
 
@@ -83,7 +83,10 @@ class Folder:
         for one, two in zip(*lines, strict=True):
             assert one == pytest.approx(two, rel=1e-9 if "loss" in one else 1e-6), name  # scores are of float32 vectors
         with jax.enable_x64(True):
-            (params, info), (expected, other_info) = load_best(self.path / name), load_best(self.path / other)
+            (params, info), (expected, other_info) = (
+                load_run_params(self.path / name),
+                load_run_params(self.path / other),
+            )
         assert info["step"] == other_info["step"]
         assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float64)}
         gaps = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, expected)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from simcse_jax.model_folder.run_folder import load_best
+from simcse_jax.model_folder.run_folder import load_run_params
 from simcse_jax.runs.metrics import read_metrics
 from tests.bucket import PRIVATE, Bucket, running_bucket
 from tests.small_models import demo_files
@@ -34,7 +34,7 @@ def bucket() -> Iterator[Bucket]:
 
 def require_same_model(folder: Path, other: Path) -> None:
     """Require the best of two runs to be equal, bit for bit, and the same steps in their metrics, each once."""
-    (params, info), (expected, other_info) = load_best(folder), load_best(other)
+    (params, info), (expected, other_info) = load_run_params(folder), load_run_params(other)
     assert (info["step"], info["scores"]) == (other_info["step"], other_info["scores"])
     same = jax.tree.map(lambda a, b: a.dtype == b.dtype and bool(np.array_equal(a, b)), params, expected)
     assert all(jax.tree.leaves(same))
@@ -137,7 +137,9 @@ def test_two_processes_that_are_asked_to_stop_save_and_one_goes_on(bucket: Bucke
     assert f"resumed from step {stopped}" in one.log()
     local = tmp_path / "local"
     assert one.run(local, log="local") == [0], one.log(0, "local")
-    (params, info), (expected, other) = (load_best(run) for run in (fetch(bucket, "a", tmp_path / "fetched"), local))
+    (params, info), (expected, other) = (
+        load_run_params(run) for run in (fetch(bucket, "a", tmp_path / "fetched"), local)
+    )
     assert info["step"] == other["step"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), params, expected)
     steps = [line["step"] for line in read_metrics(tmp_path / "fetched") if "loss" in line]

@@ -25,7 +25,9 @@ def require_consistent(config: Config, needs_data: bool = True) -> None:
     for name, part in parts.items():
         with about_source(name):
             if needs_data:
-                require(bool(part.data.files), "data.files", part.data.files, "a file, glob or Hub name")
+                leave_out = f"; or leave the source out: --config.{SOURCES}{name}.weight=0" if name else ""
+                what = f"a file, glob or Hub name{leave_out}"
+                require(bool(part.data.files), "data.files", part.data.files, what)
             for check in (_check_model, _check_data, _check_views, _check_loss, _check_teacher):
                 check(part)
     idle = {name: idle_keys(part.flat()) for name, part in parts.items()}

@@ -46,7 +46,9 @@ def build(
 
     counts, width = RowCounts(), len(chosen[0])
     blocks = _blocks(read_rows(tables, chosen, counts, split, named, scores))
-    with progress_bar(None, what="tokenising", unit="rows") as bar:
+    left = len(shards(folder)) * SHARD_BLOCKS * BLOCK
+    what = f"tokenising (an earlier start did {left:,})" if left else "tokenising"
+    with progress_bar(None, what=what, unit="rows", done=left) as bar:
         _write_shards(folder, blocks, tokeniser, width, scores is not None, bar)
     try:
         tokens = open_tokens(folder)
@@ -100,8 +102,8 @@ def _write_shards(
                 bar.update(len(block))
 
     number = len(shards(folder))
-    for block in itertools.islice(blocks, number * SHARD_BLOCKS):
-        bar.update(len(block))
+    for _ in itertools.islice(blocks, number * SHARD_BLOCKS):
+        pass
     first = next(blocks, None)
     while first or not number:
         of_shard = itertools.chain([first] if first else [], itertools.islice(blocks, SHARD_BLOCKS - 1))

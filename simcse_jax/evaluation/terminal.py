@@ -61,7 +61,7 @@ def _print_differences(results: Results, console: Console) -> None:
             f"average {row.task}" if row.task in results.averages else task_name(row.task),
             format_number(row.points, sign=True),
             f"{format_number(row.low, sign=True)} to {format_number(row.high, sign=True)}",
-            row.direction,
+            "unclear (too few)" if row.is_of_few else row.direction,
         )
         for row in results.differences
     ]

@@ -136,7 +136,7 @@ def _table(data: Any, names: tuple[str, ...], what: str) -> pa.Table:
         raise ValueError(f"row 1 is {kinds[0]}")
     columns = [list(cells) for cells in zip(*rows, strict=True)]
     titles = _titles(columns, names)
-    return pa.table({title: _column(title, cells) for title, cells in zip(titles, columns, strict=True)})
+    return pa.table({title: _column(n, cells) for n, (title, cells) in enumerate(zip(titles, columns, strict=True))})
 
 
 def _kind(row: Any) -> str:
@@ -170,8 +170,11 @@ def _numbered(names: Sequence[str], place: int) -> str:
     return names[place] if place < len(names) else f"{names[-1]}{place - len(names) + 2}"
 
 
-def _column(title: str, cells: list[Any]) -> pa.Array:
-    """Return the cells as an Arrow array; ValueError, with the row, where one does not go with the first."""
+def _column(name: str | int, cells: list[Any]) -> pa.Array:
+    """Return the cells as an Arrow array; ValueError, with the row, where one does not go with the first.
+
+    name: the column's name, or of tuples its place, from 0.
+    """
     try:
         return pa.array(cells)
     except (pa.ArrowException, TypeError) as error:
@@ -181,7 +184,8 @@ def _column(title: str, cells: list[Any]) -> pa.Array:
                 pa.array([first, cell])
             except (pa.ArrowException, TypeError):
                 kinds = type(cell).__name__, type(first).__name__
+                where = f"the column {name!r}" if isinstance(name, str) else f"cell {name + 1}"
                 raise ValueError(
-                    f"row {row} has {cell!r:.40}, of type {kinds[0]}, in the column {title!r} of type {kinds[1]}"
+                    f"row {row} has {cell!r:.40}, of type {kinds[0]}, as {where}, which in row 1 is of type {kinds[1]}"
                 ) from error
         raise

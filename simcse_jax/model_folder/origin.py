@@ -46,9 +46,10 @@ def read_origin(name: str, pooler: str | None) -> Origin:
 
     pooler: None takes the model's own, which it must then name.
     """
-    path = local_path(name)
+    run, step = split_step(name)
+    path = local_path(run, states=step is not None)
     if is_run_folder(path):
-        return _run_folder(path, pooler)
+        return _run_folder(path, step, pooler)
     return _model_folder(str(path) if is_address(name) else name, bool(pooler))
 
 
@@ -57,9 +58,16 @@ def is_run_folder(path: Path) -> bool:
     return (path / "checkpoints").is_dir()
 
 
-def _run_folder(workdir: Path, pooler: str | None) -> Origin:
+def split_step(name: str) -> tuple[str, int | None]:
+    """Return (run folder or address, step) of a name RUN@STEP; (name, None) of any other."""
+    run, _, step = name.rpartition("@")
+    is_run = step.isdecimal() and (is_address(run) or is_run_folder(Path(run).expanduser()))
+    return (run, int(step)) if is_run and not Path(name).expanduser().exists() else (name, None)
+
+
+def _run_folder(workdir: Path, step: int | None, pooler: str | None) -> Origin:
     # Orbax takes a second to import.
-    from simcse_jax.model_folder.run_folder import load_best, matryoshka_widths, read_run_info, texts_of_run
+    from simcse_jax.model_folder.run_folder import load_run_params, matryoshka_widths, read_run_info, texts_of_run
 
     info = read_run_info(workdir)
     if info is None:
@@ -70,11 +78,11 @@ def _run_folder(workdir: Path, pooler: str | None) -> Origin:
             f"Use its own pooler, {info['pooler']}, or cls_before_pooler."
         )
     return Origin(
-        kind="run folder, its best checkpoint",
+        kind="run folder, its best checkpoint" if step is None else f"run folder, step {step}",
         sizes=architecture_from_dict(info["encoder"]),
         tokenizer=load_tokenizer(workdir / info["tokenizer"]),
         pooler=info["pooler"],
-        load=lambda _: load_best(workdir)[0],
+        load=lambda _: load_run_params(workdir, step)[0],
         widths=matryoshka_widths(info),
         texts=texts_of_run(info["recipe"]),
         workdir=workdir,

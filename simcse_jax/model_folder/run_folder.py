@@ -104,11 +104,6 @@ def parse_start(init: str) -> tuple[Path, int | None]:
     return local_path(source if is_step else named, states=is_step), int(step) if is_step else None
 
 
-def load_best(workdir: Path) -> tuple[Any, dict[str, Any]]:
-    """Return what `load_run_params` returns of a run's best evaluation."""
-    return load_run_params(workdir)
-
-
 def load_run_params(workdir: Path, step: int | None = None) -> tuple[Any, dict[str, Any]]:
     """Return (params, info): NumPy parameters of a run, and its config.json with `scores` and `step`.
 

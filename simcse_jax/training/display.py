@@ -160,7 +160,8 @@ def _data(run: Run) -> list[str]:
     for name, corpus in run.corpora.items():
         share, rows = order.shares[name], order.rows[name]
         passes = share * run.total_steps * order.batch_size / rows
-        what = f"{'batches' if order.by_batch else 'examples'}, {passes:.2g} passes over its {rows:,} examples"
+        shown = f"{passes:,.0f}" if passes >= 10 else f"{passes:.2g}"
+        what = f"{'batches' if order.by_batch else 'examples'}, {shown} passes over its {rows:,} examples"
         part = run.config.by_source[name]
         how = f"positives: {part.data.positive}, loss: {part.objective.loss}"
         lines += [f"source {name}: {share:.1%} of {what}; {how}", *corpus.report.lines()]

@@ -155,7 +155,7 @@ def test_the_same_rows_are_the_same_file_in_every_form() -> None:
         ([("a", "b"), {"sent0": "a", "sent1": "b"}], "row 2 is a dict"),
         (["a", None], "row 2 is None"),
         ([b"a text"], "row 1 is b'a text'"),
-        ([("a", "b"), ("c", None), ("d", 7)], "row 3 has 7.*'sent1'"),
+        ([("a", "b"), ("c", None), ("d", 7)], "row 3 has 7.*cell 2"),
         ([("a", "b", 1), ("c", "d", 2.5), ("e", "f", "x")], "row 3 has 'x'"),
         ([{"question": "a"}, {"question": ["b"]}], "row 2 has .'b'.*'question'"),
         (3, "of type int"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from simcse_jax.config.resolve import resolve
-from simcse_jax.model_folder.run_folder import complete_steps, load_best
+from simcse_jax.model_folder.run_folder import complete_steps, load_run_params
 from simcse_jax.runs.branch import Branch, parse_branch, start_branch
 from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
@@ -44,7 +44,7 @@ def test_a_branch_ends_as_the_run_it_began_with_bit_for_bit(whole: Path, tmp_pat
     outcome = train(prepare_small(folder, whole.parent / "cache", **CHANGES), folder)
     assert (outcome.first_step, outcome.step) == (3, 8)
     assert without_times(folder) == without_times(whole)
-    jax.tree.map(np.testing.assert_array_equal, load_best(folder)[0], load_best(whole)[0])
+    jax.tree.map(np.testing.assert_array_equal, load_run_params(folder)[0], load_run_params(whole)[0])
     start_branch(branch, folder, RECIPE)  # the same command once more: nothing is undone
     assert complete_steps(folder / "checkpoints" / "last")[-1] == 8
     with pytest.raises(UserError, match="did not begin with step 8"):
@@ -57,7 +57,7 @@ def test_without_the_best_of_its_time_a_branch_has_the_best_from_there_on(whole:
     start_branch(Branch(whole, 6), tmp_path, RECIPE)
     shutil.rmtree(tmp_path / "checkpoints" / "best")
     train(prepare_small(tmp_path, whole.parent / "cache", **CHANGES), tmp_path)
-    assert load_best(tmp_path)[1]["step"] == 8
+    assert load_run_params(tmp_path)[1]["step"] == 8
 
 
 def test_a_state_that_is_not_kept_is_refused_with_those_that_are(whole: Path, tmp_path: Path) -> None:

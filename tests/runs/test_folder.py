@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simcse_jax.model_folder.run_folder import FILE_LIST, load_best, read_run_info, require_intact
+from simcse_jax.model_folder.run_folder import FILE_LIST, load_run_params, read_run_info, require_intact
 from simcse_jax.runs.folder import locked_folder
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.checkpoint import Checkpoints
@@ -99,9 +99,9 @@ def test_a_list_of_files_of_another_kind_is_damage(content: str, tmp_path: Path)
 
 def test_nan_in_the_best_checkpoint_is_refused(small_run: Path, tmp_path: Path) -> None:
     workdir = shutil.copytree(small_run, tmp_path / "run")
-    params, _ = load_best(workdir)
+    params, _ = load_run_params(workdir)
     params["embeddings"]["word"] = np.full_like(params["embeddings"]["word"], np.nan)
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save_best(99, params, {})
     with pytest.raises(UserError, match=r"best/99: .*word hold NaN"):
-        load_best(workdir)
+        load_run_params(workdir)

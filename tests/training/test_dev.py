@@ -15,7 +15,7 @@ from simcse_jax.evaluation.kinds import load_task, score_task
 from simcse_jax.evaluation.retrieval.from_text import load_text
 from simcse_jax.evaluation.retrieval.readers import read_folder
 from simcse_jax.judging import report_run
-from simcse_jax.model_folder.run_folder import load_best
+from simcse_jax.model_folder.run_folder import load_run_params
 from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.display import conclude, describe
@@ -43,7 +43,7 @@ def test_any_measure_of_any_kind_chooses_the_best(task: str, tmp_path: Path) -> 
     assert list(lines[0]) == ["step", "dev/mrr@10", "dev/ndcg@10", "dev/recall@10", "dev/map@100"]
     best = max(lines, key=lambda line: line["dev/mrr@10"])
     assert outcome.progress.best_step == best["step"]
-    info = load_best(tmp_path / "run")[1]
+    info = load_run_params(tmp_path / "run")[1]
     assert info["scores"]["mrr@10"] == pytest.approx(best["dev/mrr@10"], abs=1e-4)
     assert info["scores"]["queries"] == len(read_folder("", Path(task.removeprefix("retrieval:"))).queries)
     again = score_task(open_model(str(tmp_path / "run")).encode, load_task(task), task)

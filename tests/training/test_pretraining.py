@@ -11,7 +11,7 @@ import pytest
 from simcse_jax.data import demo
 from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.encoder.mlm import mlm_scores
-from simcse_jax.model_folder.run_folder import export_run, load_best
+from simcse_jax.model_folder.run_folder import export_run, load_run_params
 from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.dev import load_held_out
@@ -46,7 +46,7 @@ def test_perplexity_falls_and_the_lowest_is_the_best(pretrained: Path) -> None:
     assert found.keys() == {0, 20, 40}
     assert found[0] == pytest.approx(VOCABULARY, rel=0.3)
     assert found[40] < found[20] < 0.6 * found[0]
-    _, info = load_best(pretrained / "run")
+    _, info = load_run_params(pretrained / "run")
     assert info["step"] == min(found, key=lambda step: found[step])
     assert info["scores"]["perplexity"] == pytest.approx(min(found.values()), rel=1e-6)
     of_steps = [line for line in lines if "mlm_loss" in line]

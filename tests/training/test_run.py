@@ -24,7 +24,7 @@ from simcse_jax.embedding_model import open_model
 from simcse_jax.encoder import products
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.evaluation.sts import evaluate_pairs
-from simcse_jax.model_folder.run_folder import export_run, load_best
+from simcse_jax.model_folder.run_folder import export_run, load_run_params
 from simcse_jax.runs.metrics import MetricsWriter, read_metrics
 from simcse_jax.runs.trackers import open_trackers
 from simcse_jax.system.errors import UserError
@@ -130,7 +130,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(files: Path, tmp_path:
     assert part.signal == signal.SIGTERM
     assert 5 <= part.step < 12
     assert run(files, tmp_path / "parts", data__packed=True).progress == whole.progress
-    first, second = (load_best(tmp_path / name) for name in ("whole", "parts"))
+    first, second = (load_run_params(tmp_path / name) for name in ("whole", "parts"))
     assert first[1]["scores"] == second[1]["scores"]
     jax.tree.map(np.testing.assert_array_equal, first[0], second[0])
     lines = [without_times(read_metrics(tmp_path / name)) for name in ("whole", "parts")]
@@ -194,7 +194,7 @@ def test_patience_counts_evaluations_since_the_best_and_a_stopped_run_stays_stop
     assert (outcome.step, outcome.progress.best_step, outcome.progress.best_score) == (5, 3, 61.0)
     again = run(files, tmp_path, **flags)
     assert again.progress == outcome.progress
-    info = load_best(tmp_path)[1]
+    info = load_run_params(tmp_path)[1]
     assert (info["step"], info["scores"]["spearman"]) == (3, 61.0)
 
 
@@ -203,11 +203,11 @@ def test_a_best_that_is_newer_than_the_resumed_state_is_forgotten(files: Path, t
     """Those steps run again, and the best of them may be another."""
     flags: dict[str, Any] = {"eval__every_steps": 1, "train__steps": 3}
     train(scored(prepared(files, tmp_path, **flags), [1.0, 2.0, 3.0, 4.0]), tmp_path)
-    assert load_best(tmp_path)[1]["step"] == 3
+    assert load_run_params(tmp_path)[1]["step"] == 3
     shutil.rmtree(tmp_path / "checkpoints" / "last" / "3")  # as if killed between the best and `last`
     outcome = train(scored(prepared(files, tmp_path, **flags), [2.5]), tmp_path)
     assert (outcome.progress.best_step, outcome.progress.best_score) == (2, 3.0)
-    info = load_best(tmp_path)[1]
+    info = load_run_params(tmp_path)[1]
     assert (info["step"], info["scores"]["spearman"]) == (2, 3.0)
 
 
@@ -218,7 +218,7 @@ def test_the_pooler_of_the_recipe_is_what_scores_export_and_evaluation_use(files
     export_run(tmp_path, tmp_path / "model")
     pairs = load_graded_pairs(str(files / "pairs.tsv"))
     texts = [*pairs.first, *pairs.second]
-    score = load_best(tmp_path)[1]["scores"]["spearman"]
+    score = load_run_params(tmp_path)[1]["scores"]["spearman"]
     assert outcome.progress.best_score == score
 
     def spearman(encode: Callable[[list[str]], np.ndarray]) -> float:
@@ -238,7 +238,7 @@ def test_the_pooler_of_the_recipe_is_what_scores_export_and_evaluation_use(files
 def test_without_evaluation_the_last_is_the_best(files: Path, tmp_path: Path) -> None:
     outcome = run(files, tmp_path, eval__data="", train__steps=5)
     assert outcome.progress.best_step == -1
-    assert load_best(tmp_path)[1]["step"] == 5
+    assert load_run_params(tmp_path)[1]["step"] == 5
 
 
 def test_a_falling_score_under_a_falling_loss_is_noticed() -> None:
@@ -250,10 +250,10 @@ def test_a_falling_score_under_a_falling_loss_is_noticed() -> None:
 
 def test_loading_the_best_of_nothing_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run"):
-        load_best(tmp_path)
+        load_run_params(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match=r"config\.json"):
-        load_best(tmp_path)
+        load_run_params(tmp_path)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(files: Path, tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(files: Path, tmp_p
     outcome = run(files, tmp_path, objective__temperature=0.1, train__steps=3, model__vocab_size=110)
     assert outcome.step == 3
     assert [line["step"] for line in read_metrics(tmp_path)] == [0, 1, 2, 3, 3]
-    info = load_best(tmp_path)[1]
+    info = load_run_params(tmp_path)[1]
     assert info["step"] == outcome.progress.best_step <= 3
     assert info["scores"]["spearman"] == outcome.progress.best_score
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from simcse_jax.data import demo
 from simcse_jax.data.vocabulary import Vocabulary, vocabulary_of
 from simcse_jax.embedding_model import open_model
-from simcse_jax.model_folder.run_folder import export_run, load_best, read_state
+from simcse_jax.model_folder.run_folder import export_run, load_run_params, read_state
 from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
 from simcse_jax.training.display import describe
@@ -336,7 +336,7 @@ def test_runs_of_other_kinds_resume_bit_for_bit_and_export_the_encoder(
     like = run.program.shapes._asdict()
     ends = [read_state(workdir / "checkpoints" / "last" / "4", like)[0] for workdir in (whole, parts)]
     jax.tree.map(np.testing.assert_array_equal, *ends)
-    params, _ = load_best(whole)
+    params, _ = load_run_params(whole)
     assert params.keys() == set(run.program.shapes.params) - {"second", "objective"}
     export_run(whole, tmp_path / "model")
     texts = list(demo.sentences(seed=3, count=5))

@@ -17,7 +17,7 @@ from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.init import init_params
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.model_folder.export import export_model
-from simcse_jax.model_folder.run_folder import export_run, load_best
+from simcse_jax.model_folder.run_folder import export_run, load_run_params
 from simcse_jax.recipes.base import shipped_model
 from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.serving.vector_file import write_vectors
@@ -168,7 +168,7 @@ def test_an_encoder_keeps_a_projection_of_its_own(tmp_path: Path, small_model: P
     export_model(tmp_path / "start", params, own, small_model, "avg", card={})
     flags: Any = ALONE | FROM_FOLDER | {"teacher__name": str(small_model), "model__name": str(tmp_path / "start")}
     run = train_small(tmp_path / "run", tmp_path / "cache", **flags, train__steps=1)
-    trained = load_best(run)[0]
+    trained = load_run_params(run)[0]
     assert trained["projection"]["kernel"].shape == (8, 16)
     assert np.abs(trained["projection"]["kernel"] - np.asarray(params["projection"]["kernel"])).max() > 1e-4
     assert PROJECTION not in trained

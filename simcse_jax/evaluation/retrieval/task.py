@@ -64,9 +64,11 @@ def _search(encode: Encode, data: Retrieval, depth: int) -> np.ndarray:
         for start in range(0, len(texts), CHUNK):
             yield unit(as_document, texts[start : start + CHUNK])
 
-    if as_query is as_document and len(texts) + len(queries) <= CHUNK:  # together, as queries may be documents, too
-        vectors = unit(as_query, [*texts, *queries])
-        scores, places = nearest(vectors[len(texts) :], [vectors[: len(texts)]], depth)
+    place_of = {text: place for place, text in enumerate(dict.fromkeys([*texts, *queries]))}
+    if as_query is as_document and len(place_of) <= CHUNK:  # together, as queries may be documents, too
+        vectors = unit(as_query, list(place_of))
+        asked = vectors[[place_of[query] for query in queries]]
+        scores, places = nearest(asked, [vectors[: len(texts)]], depth)
     else:
         scores, places = nearest(unit(as_query, queries), chunks(), depth)
     if len(texts) == len(text_of):
