@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import errno
 import faulthandler
 import io
@@ -20,10 +19,10 @@ from absl import app, flags, logging
 
 from simcse_jax.system.devices import quiet_cuda_plugin, quiet_tpu_library
 from simcse_jax.system.errors import UserError, wrong_flags
+from simcse_jax.system.interrupts import repeat_interrupt
 
 USER_ERROR_STATUS = 2
 INTERRUPTED = "no unfinished file is left; the same command starts again"
-REPEAT_S = 0.005
 
 
 def run(main: Callable[[], int | None], argv: Sequence[str] | None = None, interrupted: str = INTERRUPTED) -> None:
@@ -134,18 +133,12 @@ def _is_import(frame: FrameType | None) -> bool:
 
 
 def _unraisable(failure: sys.UnraisableHookArgs) -> None:
-    """Repeat a Ctrl-C that came where Python ignores exceptions, as in JAX's callback of the garbage collector.
+    """Repeat a Ctrl-C that Python ignores, and leave out what comes too late to matter.
 
-    It is repeated a moment later, as it would be ignored here too. Leave out what comes too late to matter: when one
-    write of a save fails, Orbax closes the event loop and raises; the others then end, and TensorStore reports each to
-    that loop.
+    When one write of a save fails, Orbax closes the event loop and raises; the others then end, and TensorStore reports
+    each to that loop.
     """
-    if issubclass(failure.exc_type, KeyboardInterrupt):
-        again = threading.Timer(REPEAT_S, _thread.interrupt_main)
-        again.daemon = True
-        with suppress(RuntimeError):  # no further thread can start
-            again.start()
-    elif not _is_late_report(failure):
+    if not (repeat_interrupt(failure) or _is_late_report(failure)):
         sys.__unraisablehook__(failure)
 
 

@@ -1,12 +1,10 @@
-"""What every command does with Ctrl-C, and with its streams: closed ones, and encodings that lack a letter."""
+"""What every command does with its streams: closed ones, and encodings that lack a letter."""
 
 import asyncio
-import gc
 import os
 import signal
 import subprocess
 import sys
-import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -61,21 +59,6 @@ def test_reports_to_an_event_loop_that_a_failed_save_has_closed_are_left_out(
 
     assert lost(loop.call_soon_threadsafe) == ""
     assert "Event loop is closed" in lost(lambda _: loop.call_soon_threadsafe(print))
-
-
-def test_a_ctrl_c_within_the_garbage_collectors_callback_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """JAX has such a callback, and Python ignores what is raised there: while a text was tokenised, all were lost."""
-    monkeypatch.setattr(sys, "unraisablehook", cli._unraisable)
-
-    def callback(phase: str, _: object) -> None:
-        if phase == "stop":
-            signal.raise_signal(signal.SIGINT)
-
-    gc.callbacks.append(callback)
-    gc.collect()
-    gc.callbacks.remove(callback)
-    with pytest.raises(KeyboardInterrupt):
-        time.sleep(10)
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])

@@ -17,11 +17,13 @@ from simcse_jax.runs.branch import parse_branch
 from simcse_jax.system.devices import quiet_cuda_plugin, quiet_tpu_library
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.host_memory import release_freed_memory
+from simcse_jax.system.interrupts import interrupts_counted
 from simcse_jax.system.object_store import is_address, place_of
 from simcse_jax.training.loop import Outcome
 from simcse_jax.training.run import Run
 
 
+@interrupts_counted()
 def fit(
     recipe: str,
     overrides: Mapping[str, Any] | None = None,

@@ -26,6 +26,7 @@ from simcse_jax.system.notebook_bar import NotebookBar
 from tests.pages import ROOT, blocks
 from tests.runs.test_trackers import Told
 from tests.small_models import SMALL_ENCODER, VOCABULARY
+from tests.system.test_interrupts import ignored_interrupt
 
 SENTENCES = list(demo.sentences(count=200))
 TRIPLETS = [tuple(row) for row in demo.triplets(count=20)]
@@ -115,6 +116,12 @@ def test_a_run_stops_at_ctrl_c_and_the_same_call_completes_it(
         run.evaluate(pears="mine.tsv")
     with pytest.raises(UserError, match="twice"):  # of two functions under one path, one alone could be found
         run.evaluate(function=[width, width])
+
+
+def test_a_ctrl_c_that_python_ignores_ends_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simcse_jax.fitting.fit.read_recipe", lambda *_: ignored_interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        fit("small", data=SENTENCES)
 
 
 def test_the_same_rows_are_the_same_file_in_every_form() -> None:
