@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from simcse_jax.system.whole_file import checksum, writing
 if TYPE_CHECKING:
     import pyarrow as pa
 
+STALE_S = 24 * 3600.0
 MOST_UNKNOWN = 0.05  # share of unknown tokens above which a run warns
 
 
@@ -207,9 +209,19 @@ def load_corpus(
             with suppress(OSError):  # a stop, or a store out of reach: whole shards are kept
                 partial.rmdir()
             raise
-        for other in root.glob(f"{key}.*partial"):  # of other hosts, or of an earlier version
-            shutil.rmtree(other, ignore_errors=True)
+        _remove_stale(root, key)
         return _open(root / key, tables, from_cache=False)
+
+
+def _remove_stale(root: Path, key: str) -> None:
+    """Remove what stopped starts of other hosts, or of an earlier version, left at least a day ago.
+
+    A younger folder may be of a host at work, where hosts share a cache on a file system without locks.
+    """
+    for folder in root.glob(f"{key}.*partial"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > STALE_S:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _require_room(tokeniser: Tokeniser) -> None:

@@ -369,8 +369,10 @@ def test_a_start_that_was_stopped_goes_on_after_its_shards(load, tmp_path, monke
     (partial,) = (tmp_path / "cache" / "corpora").glob("*.partial")
     assert sorted(child.name for child in partial.iterdir()) == ["tokens-00000.arrow", "tokens-00001.arrow"]
     (partial / ".tokens-00002.arrow.partial").write_bytes(b"of a kill -9")
-    of_other_host = partial.with_name(partial.name.replace(".partial", "-2.partial"))
-    of_other_host.mkdir()
+    at_work, left = (partial.with_name(partial.name.replace(".partial", f"-{n}.partial")) for n in (2, 3))
+    at_work.mkdir()
+    left.mkdir()
+    os.utime(left, (0, 0))
     first = partial / "tokens-00000.arrow"
     inode = first.stat().st_ino
     resumed = load(path)
@@ -379,9 +381,8 @@ def test_a_start_that_was_stopped_goes_on_after_its_shards(load, tmp_path, monke
     assert as_lists(resumed) == as_lists(whole)
     np.testing.assert_array_equal(resumed.documents, whole.documents)
     assert {file.stat().st_ino for file in (tmp_path / "cache" / "corpora").glob("*/tokens-00000.arrow")} == {inode}
-    assert [child.name for child in (tmp_path / "cache" / "corpora").iterdir() if child.is_dir()] == [
-        partial.name.partition(".")[0]
-    ]
+    folders = {child.name for child in (tmp_path / "cache" / "corpora").iterdir() if child.is_dir()}
+    assert folders == {partial.name.partition(".")[0], at_work.name}
     assert load(path).report.from_cache
 
 
