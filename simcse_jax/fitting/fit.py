@@ -11,7 +11,7 @@ from typing import Any
 
 from simcse_jax.config.recipe import default_workdir, read_recipe
 from simcse_jax.fitting.complete import complete, configure
-from simcse_jax.fitting.given import PAIRS, TEXTS, as_override, name_arguments, save_data
+from simcse_jax.fitting.given import PAIRS, TEXTS, as_override, in_python, save_data
 from simcse_jax.fitting.trained_run import TrainedRun
 from simcse_jax.runs.branch import parse_branch
 from simcse_jax.system.devices import quiet_cuda_plugin, quiet_tpu_library
@@ -64,7 +64,7 @@ def fit(
         run, outcome, local = complete(config, folder, branch=branch, again="call")
         return _result(local.absolute(), run, outcome, str(folder) if is_address(folder) else "")
     except UserError as error:
-        error.args = (name_arguments(str(error), files),)
+        error.args = (in_python(str(error), files),)
         raise error.with_traceback(None) from None  # its message says what our calls would not
     finally:
         run = outcome = None  # what it holds of data, programs and devices goes now, not with a later collection

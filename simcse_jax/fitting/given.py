@@ -32,6 +32,10 @@ _TAKES = {
 }
 
 
+_FLAG = r"--config\.\w+\.[\w.]+=[^\s()]*[^\s().,;:]"
+_FLAGS = re.compile(f"{_FLAG}(?: {_FLAG})*")
+
+
 def as_override(key: str, value: Any) -> str:
     """Return a value of a recipe's key as the command line gives it; a function becomes its import path."""
     if isinstance(value, str | Path | numbers.Real | np.bool_):
@@ -79,8 +83,8 @@ def save_data(data: Any, names: tuple[str, ...], what: str, cache_dir: str) -> P
     return path
 
 
-def name_arguments(message: str, files: Mapping[str, str]) -> str:
-    """Return a message about rows with their argument, and not with the file or the key that stands for it.
+def in_python(message: str, files: Mapping[str, str]) -> str:
+    """Return a message of the command as `fit` says it: arguments in place of their files, overrides of flags.
 
     files: the path of each argument's file.
     """
@@ -92,7 +96,14 @@ def name_arguments(message: str, files: Mapping[str, str]) -> str:
         ways_of_files = re.compile(rf"This is about --config\.|.*{argument}=:\w+=COLUMN")
         lines = [line for line in message.split("\n") if not ways_of_files.match(line)]
         message = "\n".join([*lines, f"{argument}= takes {_TAKES[argument]}."])
-    return message
+    message = _FLAGS.sub(lambda found: f"{{{', '.join(map(_override, found[0].split()))}}}", message)
+    return re.sub(r"--config\.(\w+\.\w)", r"\1", message)
+
+
+def _override(flag: str) -> str:
+    """Return "a.b": "c" for --config.a.b=c."""
+    key, _, value = flag.removeprefix("--config.").partition("=")
+    return f'"{key}": "{value}"'
 
 
 def _plain(table: pa.Table) -> pa.Table:

@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict
 from simcse_jax import fit
 from simcse_jax.data import demo
 from simcse_jax.data.prompts import parse_prompts
-from simcse_jax.fitting.given import PAIRS, TEXTS, as_override, save_data
+from simcse_jax.fitting.given import PAIRS, TEXTS, as_override, in_python, save_data
 from simcse_jax.fitting.trained_run import TrainedRun
 from simcse_jax.runs import trackers
 from simcse_jax.system.errors import UserError
@@ -210,13 +210,16 @@ def test_overrides_are_as_on_the_command_line(tmp_path: Path) -> None:
         as_override("objective.loss", lambda scores: scores.positive)
     assert as_override("objective.loss", loss).endswith("<locals>.loss")
     for overrides, says in (
-        ({"train.stepss": 3}, "Did you mean --config.train.steps"),
+        ({"train.stepss": 3}, "Did you mean train.steps"),
         ({"train.steps": "many"}, "steps"),
+        ({"train.batch_size": 0}, r'For example {"train.batch_size": "\d+"}$'),
         ({"objective.loss": {"a": 1}}, "a key takes"),
         ({"data.files": "a.txt"}, "both given"),
     ):
         with pytest.raises(UserError, match=says):
             fit("small", overrides, data=SENTENCES, workdir=tmp_path / "run")
+    command = "Use --config.a.b=c,d --config.e.f_g=0.5. This is about --config.data.files, --config=unsup."
+    assert in_python(command, {}) == 'Use {"a.b": "c,d", "e.f_g": "0.5"}. This is about data.files, --config=unsup.'
     with pytest.raises(UserError, match=r"Did you mean --config=(configs/)?small"):
         fit("smal")
 
