@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from simcse_jax.embedding_model import open_model
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
 from simcse_jax.evaluation.sts import evaluate_pairs
 from simcse_jax.judging import protocol
+from simcse_jax.model_folder import origin
 from simcse_jax.model_folder.export import convert
 from simcse_jax.model_folder.run_folder import complete_steps, export_run, load_run_params
 from simcse_jax.runs.metrics import read_metrics
@@ -61,6 +63,13 @@ def test_a_step_that_a_run_has_kept_is_a_model(run: Path, small_model: Path, tmp
         open_model(f"{run}@99").encode(["a text"])
     shutil.copytree(small_model, tmp_path / "model@3")
     assert open_model(str(tmp_path / "model@3")).fingerprint == open_model(str(small_model)).fingerprint
+
+
+def test_an_address_may_end_like_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"gs://b/model@3": {"config.json": None}}
+    monkeypatch.setattr(origin, "Store", lambda address: SimpleNamespace(find=lambda: found.get(address, {})))
+    assert origin._run_and_step("gs://b/model@3") == ("gs://b/model@3", None)
+    assert origin._run_and_step("gs://b/run@3") == ("gs://b/run", 3)
 
 
 @pytest.mark.medium

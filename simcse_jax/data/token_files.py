@@ -1,7 +1,7 @@
 """Write and open the files of a tokenised corpus: shards of Arrow tables, and a description of the whole.
 
-A shard holds `SHARD_BLOCKS` blocks of `BLOCK` rows as they were read: a stopped start leaves its whole shards, and the
-next one goes on after them. Memory holds a block, and 8 bytes for each row while duplicates are counted.
+A shard holds `SHARD_ROWS` rows as they were read: a stopped start leaves its whole shards, and the next one goes on
+after them. Memory holds a block of rows, and 8 bytes for each row while duplicates are counted.
 """
 
 import functools
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CACHE_FORMAT = 2  # raised by every change for which an earlier cache is wrong
 FINGERPRINT_FORMAT = 1  # of `_fingerprint`, by which old run folders know their data
 BLOCK = 2_000  # rows tokenised at a time: enough for all cores, few enough for long documents
-SHARD_BLOCKS = 250
+SHARD_ROWS = 250 * BLOCK
 _EDGES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
@@ -46,7 +46,7 @@ def build(
 
     counts, width = RowCounts(), len(chosen[0])
     blocks = _blocks(read_rows(tables, chosen, counts, split, named, scores))
-    left = len(shards(folder)) * SHARD_BLOCKS * BLOCK
+    left = len(shards(folder)) * SHARD_ROWS
     what = f"tokenising (an earlier start did {left:,})" if left else "tokenising"
     with progress_bar(None, what=what, unit="rows", done=left) as bar:
         _write_shards(folder, blocks, tokeniser, width, scores is not None, bar)
@@ -102,11 +102,12 @@ def _write_shards(
                 bar.update(len(block))
 
     number = len(shards(folder))
-    for _ in itertools.islice(blocks, number * SHARD_BLOCKS):
+    per_shard = SHARD_ROWS // BLOCK
+    for _ in itertools.islice(blocks, number * per_shard):
         pass
     first = next(blocks, None)
     while first or not number:
-        of_shard = itertools.chain([first] if first else [], itertools.islice(blocks, SHARD_BLOCKS - 1))
+        of_shard = itertools.chain([first] if first else [], itertools.islice(blocks, per_shard - 1))
         write_whole(folder / f"tokens-{number:05d}.arrow", functools.partial(write, of_shard=of_shard))
         number, first = number + 1, next(blocks, None)
 

@@ -84,7 +84,7 @@ def save_data(data: Any, names: tuple[str, ...], what: str, cache_dir: str) -> P
 
 
 def in_python(message: str, files: Mapping[str, str]) -> str:
-    """Return a message of the command as `fit` says it: arguments in place of their files, overrides of flags.
+    """Return a message of the command as `fit` says it, with arguments in place of files, and overrides of flags.
 
     files: the path of each argument's file.
     """

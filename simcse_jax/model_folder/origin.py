@@ -18,7 +18,7 @@ from simcse_jax.model_folder.text_settings import PLAIN, TextSettings, read_text
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
 from simcse_jax.system.mirror import local_path
-from simcse_jax.system.object_store import is_address
+from simcse_jax.system.object_store import Store, is_address
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -46,7 +46,7 @@ def read_origin(name: str, pooler: str | None) -> Origin:
 
     pooler: None takes the model's own, which it must then name.
     """
-    run, step = split_step(name)
+    run, step = _run_and_step(name)
     path = local_path(run, states=step is not None)
     if is_run_folder(path):
         return _run_folder(path, step, pooler)
@@ -59,10 +59,21 @@ def is_run_folder(path: Path) -> bool:
 
 
 def split_step(name: str) -> tuple[str, int | None]:
-    """Return (run folder or address, step) of a name RUN@STEP; (name, None) of any other."""
-    run, _, step = name.rpartition("@")
-    is_run = step.isdecimal() and (is_address(run) or is_run_folder(Path(run).expanduser()))
-    return (run, int(step)) if is_run and not Path(name).expanduser().exists() else (name, None)
+    """Return (RUN, STEP) of a name RUN@STEP; (name, None) of any other."""
+    run, at, step = name.rpartition("@")
+    return (run, int(step)) if at and step.isdecimal() else (name, None)
+
+
+def _run_and_step(name: str) -> tuple[str, int | None]:
+    """Return what `split_step` returns if that is a run and no folder has the whole name; else (name, None)."""
+    run, step = split_step(name)
+    if step is None or _exists(name):
+        return name, None
+    return (run, step) if is_address(run) or is_run_folder(Path(run).expanduser()) else (name, None)
+
+
+def _exists(name: str) -> bool:
+    return bool(Store(name).find()) if is_address(name) else Path(name).expanduser().exists()
 
 
 def _run_folder(workdir: Path, step: int | None, pooler: str | None) -> Origin:

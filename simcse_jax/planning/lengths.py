@@ -12,7 +12,7 @@ import numpy as np
 from simcse_jax.config.keys import split_list
 from simcse_jax.config.schema import Config, DataConfig
 from simcse_jax.data.batches import SAMPLED_BATCHES, Batches
-from simcse_jax.data.corpus import CorpusReport
+from simcse_jax.data.corpus_report import CorpusReport
 from simcse_jax.data.positives import POSITIVES
 from simcse_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from simcse_jax.data.vocabulary import id_count

@@ -258,6 +258,12 @@ def conclude(run: Run, outcome: Outcome, workdir: Path | str) -> list[str]:
     ]
 
 
+def _start_of(config: Config) -> str:
+    """Return the flag that names the model which training started from, and a space; "" where no folder is it."""
+    is_whole = config.model.init == "pretrained" and not config.model.keep_layers
+    return f"--model={config.model.name}:{config.model.pooler} " if is_whole else ""
+
+
 def _next_steps(config: Config, workdir: Path | str) -> dict[str, str]:
     """Return commands by their purpose; they work for this run when they are copied."""
     here = Path(sys.executable)
@@ -277,9 +283,7 @@ def _next_steps(config: Config, workdir: Path | str) -> dict[str, str]:
     usual = "--pairs=demo:test" if config.eval.data == "demo:dev" else "--data=senteval  # or --pairs=graded.tsv"
     scored = [config.eval.data, *(source.dev for source in config.sources if source.weight)]
     own_tasks = " ".join(filter(None, (judging_flag(data, workdir) for data in scored)))
-    model_keys, start = config.model, ""
-    if own_tasks and model_keys.init == "pretrained" and not model_keys.keep_layers:
-        start = f"--model={model_keys.name}:{model_keys.pooler} "  # the difference, with its interval, is what tells
+    start = _start_of(config) if own_tasks else ""  # without labels, the difference from the start is what tells
     steps["judge it"] = f"{python} -m simcse_jax.evaluate {start}--model={workdir} {own_tasks or usual}"
     if not demo and files.endswith(".txt") and "," not in files:
         steps["search your text"] = f'{python} -m simcse_jax.search --model={workdir} --corpus={files} --query="a text"'

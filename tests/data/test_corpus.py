@@ -353,7 +353,7 @@ def test_a_start_that_was_stopped_goes_on_after_its_shards(load, tmp_path, monke
     path = write(tmp_path / "a.txt", "\n".join(SENTENCES * 3 + ["", "the man", "\u200b", "a guitar"]))
     whole = load(path, cache_dir=tmp_path / "other")
     monkeypatch.setattr(token_files, "BLOCK", 3)
-    monkeypatch.setattr(token_files, "SHARD_BLOCKS", 2)
+    monkeypatch.setattr(token_files, "SHARD_ROWS", 6)
     made = []
     tokenise = token_files.tokenise
 
@@ -388,7 +388,7 @@ def test_a_start_that_was_stopped_goes_on_after_its_shards(load, tmp_path, monke
 
 def test_of_a_bad_row_after_whole_shards_nothing_is_left(load, tmp_path, monkeypatch):
     monkeypatch.setattr(token_files, "BLOCK", 1)
-    monkeypatch.setattr(token_files, "SHARD_BLOCKS", 1)
+    monkeypatch.setattr(token_files, "SHARD_ROWS", 1)
     rows = ["text,grade", "a man,1", "the man,2", "dogs,x"]
     with pytest.raises(UserError, match="line 4"):
         load(write(tmp_path / "a.csv", "\n".join(rows)), scores=ScoreColumn("grade", 0, 5))
@@ -397,7 +397,7 @@ def test_of_a_bad_row_after_whole_shards_nothing_is_left(load, tmp_path, monkeyp
 
 def test_a_shard_that_was_damaged_since_it_was_left(load, tmp_path, monkeypatch):
     monkeypatch.setattr(token_files, "BLOCK", 1)
-    monkeypatch.setattr(token_files, "SHARD_BLOCKS", 1)
+    monkeypatch.setattr(token_files, "SHARD_ROWS", 1)
     path, tokenise = write(tmp_path / "a.txt", "a man\nthe man\n"), token_files.tokenise
 
     def stopped(block, *more):

@@ -22,3 +22,10 @@ def test_a_note_is_printed_once_and_names_models_where_it_is_not_about_all() -> 
     print_results(results(noted("a", "few queries; unknown ids"), noted("b", "few queries")), Console(file=file))
     notes = [line for line in file.getvalue().splitlines() if line.startswith("NOTE")]
     assert notes == ["NOTE: MR: few queries", "NOTE: MR, a: unknown ids"]
+
+
+def test_why_a_difference_on_few_examples_is_unclear_is_said() -> None:
+    made, file = results(*(Entry(name, (model(name, 0.3, 0),)) for name in "ab")), io.StringIO()
+    few = tuple(dataclasses.replace(each, is_of_few=True) for each in made.differences)
+    print_results(dataclasses.replace(made, differences=few), Console(file=file))
+    assert file.getvalue().count("unclear (too few)") == len(few) > 0

@@ -2,13 +2,17 @@
 
 import gc
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from simcse_jax import cli
 from simcse_jax.system.interrupts import interrupts_counted
+
+ROOT = Path(__file__).parents[2]
 
 
 def ignored_interrupt() -> None:
@@ -22,6 +26,12 @@ def ignored_interrupt() -> None:
     gc.collect()
     gc.callbacks.remove(callback)
     time.sleep(60)
+
+
+def test_while_a_command_is_imported() -> None:
+    line = "import simcse_jax.cli; from tests.system.test_interrupts import ignored_interrupt; ignored_interrupt()"
+    done = subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, "KeyboardInterrupt" in done.stderr) == (-signal.SIGINT, True)
 
 
 def test_in_a_command(monkeypatch: pytest.MonkeyPatch) -> None:

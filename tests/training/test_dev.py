@@ -136,9 +136,10 @@ def test_held_out_documents_are_scored_and_not_trained_on(tmp_path: Path) -> Non
     assert "score on heldout:12" in report_run(tmp_path / "run", "heldout:12")
     judge = f"--model={tmp_path / 'run'} --retrieval={tmp_path / 'run' / 'heldout'}"
     assert f"evaluate {judge}" in "\n".join(conclude(run, outcome, tmp_path / "run"))
-    start = dataclasses.replace(run.config.model, init="pretrained", name="start", pooler="avg")
-    trained_on = dataclasses.replace(run, config=dataclasses.replace(run.config, model=start))
-    assert f"evaluate --model=start:avg {judge}" in "\n".join(conclude(trained_on, outcome, tmp_path / "run"))
+    for layers, flag in (("", "--model=start:avg "), ("0", "")):  # no folder has some of its layers
+        start = dataclasses.replace(run.config.model, init="pretrained", name="start", pooler="avg", keep_layers=layers)
+        trained_on = dataclasses.replace(run, config=dataclasses.replace(run.config, model=start))
+        assert f"evaluate {flag}{judge}" in "\n".join(conclude(trained_on, outcome, tmp_path / "run"))
     # Another part would be other training data.
     with pytest.raises(UserError, match="training data"):
         prepare_small(tmp_path / "run", tmp_path / "cache", **flags | {"eval__data": "heldout:13"})
