@@ -65,11 +65,16 @@ def test_a_step_that_a_run_has_kept_is_a_model(run: Path, small_model: Path, tmp
     assert open_model(str(tmp_path / "model@3")).fingerprint == open_model(str(small_model)).fingerprint
 
 
-def test_an_address_may_end_like_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_may_end_like_a_step(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"gs://b/model@3": {"config.json": None}}
     monkeypatch.setattr(origin, "Store", lambda address: SimpleNamespace(find=lambda: found.get(address, {})))
     assert origin._run_and_step("gs://b/model@3") == ("gs://b/model@3", None)
     assert origin._run_and_step("gs://b/run@3") == ("gs://b/run", 3)
+    asked = []
+    monkeypatch.setattr(origin, "local_path", lambda name, states: asked.append((name, states)) or run)
+    for name in ("gs://b/run@3", "gs://b/run"):
+        origin.read_origin(name, None)
+    assert asked == [("gs://b/run", True), ("gs://b/run", False)], "states of training are copied for a step only"
 
 
 @pytest.mark.medium

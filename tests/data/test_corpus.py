@@ -121,6 +121,11 @@ def test_empties_documents_and_duplicates(load, tmp_path):
     assert corpus.report.examples == len(corpus) == 4
 
 
+def test_rows_are_duplicates_where_all_their_texts_agree_in_order(load, tmp_path):
+    rows = ["sent0,sent1", "a man,the dog", "the wet grass,the dog", "the dog,a man", "a man,a guitar", "a man,the dog"]
+    assert load(write(tmp_path / "a.csv", "\n".join(rows))).report.duplicates == 1
+
+
 def test_texts_that_differ_in_case_only_are_no_duplicates(load, tmp_path):
     """Not even where the tokenizer lower-cases: equal token ids, unequal hashes, so each is a negative of the other."""
     corpus = load(write(tmp_path / "a.txt", "the man sings\nThe Man sings\nthe man sings\n"))
@@ -313,6 +318,8 @@ def test_the_fingerprint_by_which_old_runs_know_their_data(tmp_path):
 
 @pytest.mark.parametrize("damage", ["killed", "cut", "flipped", "no meta", "bad meta"])
 def test_a_half_written_cache_does_no_harm(load, tmp_path, damage, monkeypatch):
+    monkeypatch.setattr(token_files, "BLOCK", 1)
+    monkeypatch.setattr(token_files, "SHARD_ROWS", 1)
     path = write(tmp_path / "a.txt", "a man\nthe man\n")
     if damage == "killed":
         replace = os.replace
@@ -332,7 +339,7 @@ def test_a_half_written_cache_does_no_harm(load, tmp_path, damage, monkeypatch):
     else:
         load(path)
         (folder,) = (child for child in (tmp_path / "cache" / "corpora").iterdir() if child.is_dir())
-        tokens, meta = folder / "tokens-00000.arrow", folder / "corpus.json"
+        tokens, meta = folder / "tokens-00001.arrow", folder / "corpus.json"
         if damage == "cut":
             tokens.write_bytes(tokens.read_bytes()[:-100])
         elif damage == "flipped":

@@ -146,6 +146,8 @@ def test_the_same_rows_are_the_same_file_in_every_form() -> None:
     for score in (1.5, None):
         graded = pd.read_parquet(save_data([("a", "b", 4), ("c", "d", score)], TEXTS, "data", ""))
         assert list(graded) == ["sent0", "sent1", "score"]
+    marks = pd.read_parquet(save_data([("a", "b", True), ("c", "d", False)], TEXTS, "data", ""))
+    assert list(marks) == list(names), "True and False are no scores"
     lacking = pd.read_parquet(save_data([{"sent0": "a"}, {"sent0": "b", "sent1": "c"}], TEXTS, "data", ""))
     assert lacking["sent1"].isna().tolist() == [True, False]
     assert list(pd.read_parquet(save_data([(4.0, "a", "b"), (1.0, "c", "d")], PAIRS, "dev", ""))) == list(PAIRS)

@@ -223,6 +223,7 @@ def test_sources_that_are_all_encoded_twice_stay_so(tmp_path: Path) -> None:
         ({"text": {"positive": "columns"}}, "(?s)two or more text columns.*data.sources.text.positive=dropout"),
         ({"text": {"prompts": "a: ,b: "}}, "data.sources.text.prompts has 2 prompts"),
         ({"text": {"files": "/nowhere.txt"}}, "(?s)/nowhere.txt.*--config.data.sources.text.files"),
+        ({"text": {"files": ""}}, "data.sources.text.files.*data.sources.text.weight=0"),
         ({"text": {"weight": -1.0}}, "data.sources.text.weight = -1.0: must be at least 0"),
         ({name: {"weight": 0.0} for name in sources()}, "weights of all sources are 0"),
         (
