@@ -22,6 +22,7 @@ from simcse_jax.model_folder.run_folder import export_run
 from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.vectors import normalize
+from simcse_jax.training.display import describe
 from tests.conftest import MakeOnce
 from tests.small_models import demo_files, prepare_small, states_of, train_small
 
@@ -113,6 +114,9 @@ def test_the_vectors_of_training_are_those_of_encode(tmp_path: Path) -> None:
         logits[same & ~own] = -np.inf
         expected = np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[own])
         assert metrics["loss"] == pytest.approx(expected, abs=2e-4)
+        assert "prompts: 'a man: ' before sent0, 'the dog: ' before sent1, 'the dog: ' before hard_neg" in describe(
+            prepared
+        )
 
 
 def test_what_cannot_have_a_prompt_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from simcse_jax.evaluation.report.tables import Table, format_number, score_tabl
 from simcse_jax.evaluation.results import Results, task_name
 from simcse_jax.system.terminal_table import print_table
 
+_EXAMPLES = ("pairs", "triplets", "queries", "documents", "texts", "examples")  # keys of a task's protocol
+
 
 def print_results(results: Results, console: Console) -> None:
     """Print scores, differences, geometry and failures; a table without content is left out."""
@@ -23,6 +25,8 @@ def print_results(results: Results, console: Console) -> None:
     geometry = geometry_table(results)
     if geometry:
         _print(geometry, console)
+    if sizes := _sizes(results):
+        console.print(Text(f"judged on: {sizes}"))
     for line in _protocols(results):
         console.print(Text(line))
     for line in _notes(results):
@@ -30,6 +34,16 @@ def print_results(results: Results, console: Console) -> None:
     for model in results.models:
         for task, reason in model.failures.items():
             console.print(Text(f"{task} failed for {model.name}: {reason}", style="bold red"))
+
+
+def _sizes(results: Results) -> str:
+    """Return how many examples each task has, such as "STS-B 1,379 pairs; docs 500 queries, 20,000 documents"."""
+    protocols = {task: score.protocol for model in results.models for task, score in model.scores.items()}
+    sizes = {
+        task: ", ".join(f"{protocol[kind]:,} {kind}" for kind in _EXAMPLES if kind in protocol)
+        for task, protocol in protocols.items()
+    }
+    return "; ".join(f"{task_name(task)} {size}" for task, size in sizes.items() if size)
 
 
 def _notes(results: Results) -> Iterator[str]:

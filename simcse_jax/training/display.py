@@ -18,6 +18,7 @@ from simcse_jax.config.layout import largest_group
 from simcse_jax.config.schema import defaults
 from simcse_jax.data.batches import format_rows
 from simcse_jax.data.mixture import MixedOrder
+from simcse_jax.data.prompts import of_columns, parse_prompts
 from simcse_jax.encoder.products import precision
 from simcse_jax.model_folder.card import simcse_recipe
 from simcse_jax.runs.metrics import OF_SOURCE
@@ -28,6 +29,7 @@ from simcse_jax.training.held_out import judging_flag
 
 if TYPE_CHECKING:
     from simcse_jax.config.schema import Config
+    from simcse_jax.data.corpus import Corpus
     from simcse_jax.training.loop import Outcome
     from simcse_jax.training.run import Run
 
@@ -156,7 +158,7 @@ def _data(run: Run) -> list[str]:
     """Return lines on the data; of a mixture, on each source and its share."""
     order, lines = run.batches.order, []
     if not isinstance(order, MixedOrder):
-        return run.corpus.report.lines()
+        return [*run.corpus.report.lines(), *_prompts(run.config.data.prompts, run.corpus)]
     for name, corpus in run.corpora.items():
         share, rows = order.shares[name], order.rows[name]
         passes = share * run.total_steps * order.batch_size / rows
@@ -165,7 +167,15 @@ def _data(run: Run) -> list[str]:
         part = run.config.by_source[name]
         how = f"positives: {part.data.positive}, loss: {part.objective.loss}"
         lines += [f"source {name}: {share:.1%} of {what}; {how}", *corpus.report.lines()]
+        lines += _prompts(part.data.prompts, corpus)
     return lines
+
+
+def _prompts(value: str, corpus: Corpus) -> list[str]:
+    """Return a line on what is put before the texts of each column, if anything is."""
+    each = zip(corpus.columns, of_columns(parse_prompts(value), corpus.columns), strict=False)
+    shown = ", ".join(f"{prompt!r} before {column}" for column, prompt in each)
+    return [f"prompts: {shown}"] if shown else []
 
 
 def _length(run: Run) -> str:

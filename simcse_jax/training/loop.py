@@ -120,7 +120,7 @@ class _Loop:
         run, every, checkpoints = self.run, self.run.config, self.checkpoints
         waiting: tuple[int, Any] | None = None  # the step whose metrics are still on the device
         step, stop = start, None
-        with stop_signals() as stopping, contextlib.closing(self.compilations):
+        with stop_signals(self.display.say) as stopping, contextlib.closing(self.compilations):
             for step, batch in self._batches(start):
                 if step == start + COMPILE_AHEAD_AFTER:
                     for loss in ("", *run.program.of_sources):

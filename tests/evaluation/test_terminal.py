@@ -29,3 +29,14 @@ def test_why_a_difference_on_few_examples_is_unclear_is_said() -> None:
     few = tuple(dataclasses.replace(each, is_of_few=True) for each in made.differences)
     print_results(dataclasses.replace(made, differences=few), Console(file=file))
     assert file.getvalue().count("unclear (too few)") == len(few) > 0
+
+
+def test_how_much_each_task_judged_on_is_said() -> None:
+    made = model("a", 0.3, 0)
+    retrieval = dataclasses.replace(made.scores["MR"], protocol={"queries": 1200, "documents": 30000, "grades": 3})
+    made = dataclasses.replace(made, scores={**made.scores, "docs": retrieval})
+    file = io.StringIO()
+    print_results(results(Entry("a", (made,)), Entry("b", (model("b", 0.3, 0),))), Console(file=file, width=500))
+    (line,) = [line for line in file.getvalue().splitlines() if line.startswith("judged on: ")]
+    assert "docs 1,200 queries, 30,000 documents" in line.split("; ")
+    assert line.count("STS-B") == 1

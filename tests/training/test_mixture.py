@@ -196,6 +196,7 @@ def test_a_mixture_says_what_it_reads(tmp_path: Path) -> None:
     for words in ("source text: 50.0% of batches", "source pairs: 25.0% of batches, 1.3 passes over its 300 examples"):
         assert words in said
     assert "100, 1.33 epochs of 75" in said
+    assert said.count("prompts: 'ask: ' before sent0, 'tell: ' before sent1") == said.count("prompts: ") == 1
     longer = prepared(tmp_path, "longer", train__steps=1000)
     assert "source pairs: 25.0% of batches, 13 passes over" in "\n".join(describe(longer))
     assert run.batches.sentences == 16 * 2.25

@@ -88,8 +88,8 @@ def by_id(records: Iterable[Record], what: str) -> tuple[dict[str, str], list[st
     blank = sum(not text.strip() for text in texts.values())
     plural = "queries" if what == "query" else f"{what}s"
     return texts, [
-        *([f"{twice:,} {plural} are repeated, with their ids: counted once"] if twice else []),
-        *([f"{blank:,} {plural} are blank"] if blank else []),
+        *([f"{plural} repeated with their ids, counted once: {twice:,}"] if twice else []),
+        *([f"blank {plural}: {blank:,}"] if blank else []),
     ]
 
 
@@ -119,12 +119,12 @@ def make_retrieval(
     relevant = {query: relevant[query] for query in asked if query in relevant}
     without = len(asked.keys() & grades.keys()) - len(relevant)
     if without:
-        remarks.append(f"{without:,} judged queries have no relevant document: left out")
+        remarks.append(f"judged queries without a relevant document, left out: {without:,}")
     drops, said = _self_hits(found, relevant, self_hits)
     remarks += said
     copies = sum(count - 1 for count in Counter(found.values()).values())
     if copies:
-        remarks.append(f"{copies:,} documents repeat the text of another: equal scores, ranked by id")
+        remarks.append(f"documents that repeat the text of another (equal scores, ranked by id): {copies:,}")
     documents_by_id = {key: found[key] for key in sorted(found)}
     return Retrieval(
         name, split, {query: asked[query] for query in relevant}, documents_by_id, relevant, drops, tuple(remarks)
@@ -148,8 +148,8 @@ def _read_grades(judgments: Iterable[Judgment]) -> tuple[dict[str, dict[str, int
         own[document] = grade
         negative += grade < 0
     return grades, [
-        *([f"{twice:,} judgments are repeated: counted once"] if twice else []),
-        *([f"{negative:,} judgments are negative: not relevant, as in trec_eval"] if negative else []),
+        *([f"repeated judgments, counted once: {twice:,}"] if twice else []),
+        *([f"negative judgments, not relevant as in trec_eval: {negative:,}"] if negative else []),
     ]
 
 
@@ -180,14 +180,12 @@ def _unknown(
                 f"ids of {what.split()[-1]} are like {next(iter(known))!r}.\nGive judgments of these files, with the "
                 "columns query, document, grade, in this order."
             )
-    return [
-        *(
-            [f"{len(lost_queries):,} judged queries are unknown ({lost_queries[0]!r}): left out"]
-            if lost_queries
-            else []
-        ),
-        *([f"{len(lost):,} relevant documents are unknown ({lost[0]!r}): counted as not found"] if lost else []),
-    ]
+    remarks = []
+    if lost_queries:
+        remarks.append(f"unknown queries that are judged, left out: {len(lost_queries):,} ({lost_queries[0]!r})")
+    if lost:
+        remarks.append(f"unknown documents that are relevant, counted as not found: {len(lost):,} ({lost[0]!r})")
+    return remarks
 
 
 def _self_hits(documents: Mapping[str, str], relevant: dict[str, dict[str, int]], asked: str) -> tuple[bool, list[str]]:
@@ -198,9 +196,7 @@ def _self_hits(documents: Mapping[str, str], relevant: dict[str, dict[str, int]]
     if not own:
         return False, []
     if drops:
-        also = f", {judged:,} of them although relevant" if judged else ""
-        return True, [
-            f"{own:,} documents with a query's own id are left out of its ranking{also} (self=keep keeps them)"
-        ]
+        also = f", of which {judged:,} are relevant" if judged else ""
+        return True, [f"documents with a query's own id, left out of its ranking: {own:,}{also} (self=keep keeps them)"]
     why = "" if asked else ", as some are judged relevant"
-    return False, [f"{own:,} documents with a query's own id stay in its ranking{why} (self=drop leaves them out)"]
+    return False, [f"documents with a query's own id, kept in its ranking{why}: {own:,} (self=drop leaves them out)"]

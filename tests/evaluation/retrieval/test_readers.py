@@ -134,14 +134,14 @@ def test_what_is_odd_is_noted(tmp_path: Path) -> None:
     task = load_retrieval(str(_folder(tmp_path, qrels, corpus=copies)))
     for part in (
         "only 2 queries",
-        "1 documents are repeated, with their ids: counted once",
-        "1 documents are blank",
-        "1 judgments are repeated",
-        "1 judgments are negative",
-        "1 judged queries have no relevant document",
-        "1 judged queries are unknown ('unknown')",
-        "1 relevant documents are unknown ('lost'): counted as not found",
-        "1 documents repeat the text of another",
+        "documents repeated with their ids, counted once: 1",
+        "blank documents: 1",
+        "repeated judgments, counted once: 1",
+        "negative judgments, not relevant as in trec_eval: 1",
+        "judged queries without a relevant document, left out: 1",
+        "unknown queries that are judged, left out: 1 ('unknown')",
+        "unknown documents that are relevant, counted as not found: 1 ('lost')",
+        "documents that repeat the text of another (equal scores, ranked by id): 1",
     ):
         assert part in task.note, part
     assert task.relevant["q2"] == {"d2": 1, "lost": 1}
@@ -161,10 +161,10 @@ def test_documents_with_the_id_of_a_query(tmp_path: Path) -> None:
     paired = "".join(f"{n}\t{n}\t1\n" for n in range(30))
     shifted = "".join(f"{n}\t{(n + 1) % 30}\t1\n" for n in range(30))
     for qrels, option, drops, said in (
-        (shifted, "", True, "30 documents with a query's own id are left out"),
-        (shifted, ":self=keep", False, "stay in its ranking (self=drop"),
-        (paired, "", False, "stay in its ranking, as some are judged relevant"),
-        (paired, ":self=drop", True, "30 of them although relevant"),
+        (shifted, "", True, "left out of its ranking: 30 (self=keep"),
+        (shifted, ":self=keep", False, "kept in its ranking: 30 (self=drop"),
+        (paired, "", False, "kept in its ranking, as some are judged relevant: 30"),
+        (paired, ":self=drop", True, "of which 30 are relevant"),
     ):
         folder = _folder(tmp_path / "x", qrels, corpus=texts, queries=texts)
         task = load_retrieval(f"{folder}{option}")
