@@ -62,7 +62,7 @@ def _handled(handlers: dict[int, Any]) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _announced(announce: Callable[[], object]) -> Iterator[None]:
-    """Call `announce` from a thread at the first signal: Python's handlers wait while the main thread compiles."""
+    """Call `announce` from a thread at the first signal: Python's handlers wait until a step has run."""
     reader, writer = socket.socketpair()
 
     def listen() -> None:

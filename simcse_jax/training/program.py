@@ -25,6 +25,7 @@ from simcse_jax.objective.false_negatives import Limit
 from simcse_jax.objective.layers import mean_over_layers, of_last_layer
 from simcse_jax.objective.losses import LOSSES
 from simcse_jax.objective.own_loss import require_losses
+from simcse_jax.system.host_memory import release_freed_memory
 from simcse_jax.system.import_path import is_import_path
 from simcse_jax.training.mesh import state_shardings
 from simcse_jax.training.optimizer import make_optimizer
@@ -192,7 +193,7 @@ class Compilations:
         for rows in row_counts:
             if (loss, rows) not in self._steps:
                 lowered = step.lower(self._program.shapes, self._shapes(rows, loss), *self._program.frozen)
-                self._steps[loss, rows] = self._pool.submit(lowered.compile)
+                self._steps[loss, rows] = self._pool.submit(_compile, lowered)
 
     def ready(self, rows: Rows, loss: str = "") -> bool:
         """Return whether the step for these row counts can run at once."""
@@ -211,3 +212,12 @@ class Compilations:
     def close(self) -> None:
         """Start no further compilation. One that runs goes on, and `cli.run` does not wait for it."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _compile(lowered: Any) -> TrainStep:
+    """Return the compiled step; the memory of steps and of the compiler is not held at the same time."""
+    release_freed_memory()
+    try:
+        return lowered.compile()
+    finally:
+        release_freed_memory()

@@ -21,7 +21,7 @@ def test_a_signal_asks_for_a_stop_and_the_next_one_has_its_usual_effect() -> Non
     assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_a_signal_is_announced_while_the_main_thread_compiles() -> None:
+def test_a_signal_is_announced_while_the_main_thread_runs_compiled_code() -> None:
     """It waits in C for what only the announcement writes, and so runs no handler of Python."""
     reading, writing = os.pipe()
     overdue = threading.Timer(20, os.write, (writing, b"-"))

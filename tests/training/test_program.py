@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,10 +16,11 @@ from simcse_jax.encoder.architecture import Architecture
 from simcse_jax.encoder.init import parameter_shapes
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.planning.collectives import Collective, collectives
+from simcse_jax.training import program as program_module
 from simcse_jax.training.feeding import batch_shapes
 from simcse_jax.training.mesh import make_mesh, part_specs
 from simcse_jax.training.model import unrolls
-from simcse_jax.training.program import Program, make_program
+from simcse_jax.training.program import Compilations, Program, make_program
 
 WIDTH, BATCH = 256, 1024
 METRICS = 7 * 4  # bytes: the loss and six sums
@@ -139,3 +141,15 @@ def test_a_teacher_compares_the_last_of_several_layers() -> None:
     batch = batch_shapes(config, mesh, 1, (23,), 64, WIDTH)
     _, metrics = jax.eval_shape(program.train_step, program.shapes, batch)  # vectors of two layers would not fit
     assert {"loss_layer_1", "loss_layer_3"} <= metrics.keys()
+
+
+def test_freed_memory_is_returned_before_and_after_a_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the memory of the steps before and that of the compiler would add up."""
+    happened: list[str] = []
+    monkeypatch.setattr(program_module, "release_freed_memory", lambda: happened.append("release"))
+    lowered = SimpleNamespace(compile=lambda: happened.append("compile"))
+    made: Any = SimpleNamespace(lower=lambda *_: lowered, step_of=lambda _: made, shapes=None, frozen=())
+    compilations = Compilations(made, made.lower)
+    compilations.step((1,))
+    compilations.close()
+    assert happened == ["release", "compile", "release"]
