@@ -39,7 +39,7 @@ from simcse_jax.model_folder.module_list import encoder_folder
 from simcse_jax.model_folder.origin import Origin, read_origin
 from simcse_jax.model_folder.pretrained import load_params
 from simcse_jax.model_folder.run_folder import START, load_run_params, parse_start
-from simcse_jax.model_folder.text_settings import TextSettings
+from simcse_jax.model_folder.text_settings import DOCUMENT, TextSettings
 from simcse_jax.system.devices import require_unforked, start_devices
 from simcse_jax.system.errors import UserError
 from simcse_jax.system.hub import model_folder
@@ -64,13 +64,16 @@ class EmbeddingModel:
         products: str = "float32",
         truncate_dim: int | None = None,
         prompt: str | None = None,
+        document_prompt: str | None = None,
     ):
+        """document_prompt: of documents, where another prompt was asked for."""
         self.name = name  # for tables
         self.kind = origin.kind
         self.pooler = pooler
         self.dtype = dtype  # the precision of the computation
         self.texts = origin.texts if prompt is None else origin.texts.with_default(prompt)
         self.asked_prompt = prompt if self.texts != origin.texts else None  # None for the model's own
+        self._document_prompt = document_prompt
         self._origin = origin
         start_devices()
         platform = jax.local_devices()[0].platform
@@ -213,8 +216,8 @@ class EmbeddingModel:
     def cut_at(self, max_length: int) -> EmbeddingModel:
         """Return the same model with texts cut at `max_length` tokens, or at all it takes, whatever its folder says."""
         longest = _bounded(max_length, self._origin.sizes.max_length)
-        how = (self.pooler, self.dtype, longest, self.products, self.truncate_dim, self.asked_prompt)
-        return EmbeddingModel(self.name, self._origin, *how)
+        how = (self.pooler, self.dtype, longest, self.products, self.truncate_dim)
+        return EmbeddingModel(self.name, self._origin, *how, self.asked_prompt, self._document_prompt)
 
     def count_tokens(self, texts: Iterable[str], cut: bool = True, prompt: str | None = None) -> np.ndarray:
         """Return the number of tokens of each text, special tokens included, as int64[N]; cut: after cutting.
@@ -229,6 +232,13 @@ class EmbeddingModel:
         Raises UserError for a name that the model does not have, and for both.
         """
         return _chosen(self.name, self.texts, name, prompt)
+
+    @property
+    def role_prompts(self) -> dict[str, str]:
+        """Return the prompt of a "query" and of a "document", where it is another than that of any text."""
+        if self._document_prompt is not None:
+            return {DOCUMENT: self._document_prompt} if self._document_prompt != self.texts.prompt else {}
+        return self.texts.role_prompts if self.asked_prompt is None else {}
 
     def before_training(self) -> tuple[Callable[[Sequence[str]], np.ndarray], str] | None:
         """Return an `encode` with a run's initial weights, as pooled, and the origin of these weights as text.
@@ -271,7 +281,7 @@ class EmbeddingModel:
         # Compared with nothing, all keys that change the mathematics are differences.
         recipe = {key: new for key, (_, new) in differences({}, info["recipe"]).items() if key != SEED}
         how: list[Any] = [self.pooler, self.precision, self.max_length]
-        asked = {"truncate_dim": self.truncate_dim, "prompt": self.asked_prompt}
+        asked = {"truncate_dim": self.truncate_dim, "prompt": self.asked_prompt, DOCUMENT: self._document_prompt}
         how += [f"{key}={value}" for key, value in asked.items() if value is not None]
         return json.dumps([recipe, info["data"]["fingerprint"], info["encoder"], how], sort_keys=True)
 
@@ -300,7 +310,8 @@ def open_model(
     folder's max_seq_length or model_max_length, or else the model's limit. products: one of ENCODING_PRODUCTS, whatever
     it was trained with; see `encoder.products.resolve_products`. truncate_dim: keep so many first features of each
     vector, before it is scaled; None takes the folder's own, or all. prompt_name, prompt: the prompt that is put before
-    texts in place of the model's own default: one of its prompts by its name, or the words.
+    texts in place of the model's own default: one of its prompts by its name, or the words. Where retrieval is judged,
+    documents get the prompt NAME_document, if the model has that, as of a source of a mixture.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype} is unknown. Known: {', '.join(DTYPES)}.")
@@ -309,7 +320,9 @@ def open_model(
     origin = read_origin(name, pooler)
     longest = origin.texts.max_seq_length if max_length is None else _bounded(max_length, origin.sizes.max_length)
     asked = _chosen(name, origin.texts, prompt_name, prompt)
-    return EmbeddingModel(name, origin, pooler or origin.pooler, dtype, longest, products, truncate_dim, asked)
+    of_documents = origin.texts.prompts.get(f"{prompt_name}_{DOCUMENT}") if prompt_name else None
+    how = (pooler or origin.pooler, dtype, longest, products, truncate_dim)
+    return EmbeddingModel(name, origin, *how, asked, of_documents)
 
 
 def _chosen(model: str, texts: TextSettings, name: str | None, prompt: str | None) -> str | None:

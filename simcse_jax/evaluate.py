@@ -55,7 +55,8 @@ _TRUNCATE = flags.DEFINE_list(
 _PROMPT_NAME = flags.DEFINE_string(
     "prompt_name",
     None,
-    "The prompt of all texts, by its name in each model. Default: each model's default prompt, if any.",
+    "The prompt of all texts, by its name in each model; of documents NAME_document, where a model has that. Default: "
+    "each model's default prompt, if any.",
 )
 _PROMPT = flags.DEFINE_string("prompt", None, 'The same by its words; "" for none.')
 _FAST = flags.DEFINE_bool("fast", False, "Run the transfer tasks with 5 folds instead of 10.")

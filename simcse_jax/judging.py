@@ -105,7 +105,7 @@ def _judge(model: EmbeddingModel, suite: TaskSuite, say: Say, widths: Sequence[i
 
         return encode
 
-    roles = {role: encoder(prompt) for role, prompt in _role_prompts(model).items()}
+    roles = {role: encoder(prompt) for role, prompt in model.role_prompts.items()}
     encode = RoleEncode(encoder(), roles) if roles else encoder()
 
     @functools.cache
@@ -210,14 +210,9 @@ def _further(model: EmbeddingModel) -> dict[str, Any]:
     found: dict[str, Any] = {} if model.truncate_dim is None else {"truncate_dim": model.truncate_dim}
     if model.texts.prompt or model.asked_prompt is not None:
         found["prompt"] = repr(model.texts.prompt) + (", not pooled" if not model.texts.include_prompt else "")
-    if roles := _role_prompts(model):
+    if roles := model.role_prompts:
         found["prompts"] = roles
     return found
-
-
-def _role_prompts(model: EmbeddingModel) -> dict[str, str]:
-    """Return the prompts of queries and of documents, unless one was asked for all texts."""
-    return model.texts.role_prompts if model.asked_prompt is None else {}
 
 
 def write_results(results: Results, out: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from simcse_jax.evaluation.sts import evaluate_pairs
 from simcse_jax.judging import protocol
 from simcse_jax.model_folder import origin
 from simcse_jax.model_folder.export import convert
-from simcse_jax.model_folder.run_folder import complete_steps, export_run, load_run_params
+from simcse_jax.model_folder.run_folder import complete_steps, export_run, load_run_params, parse_start
 from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.system.errors import UserError
 from tests.conftest import HubServer
@@ -61,6 +61,9 @@ def test_a_step_that_a_run_has_kept_is_a_model(run: Path, small_model: Path, tmp
     assert state.fingerprint != open_model(str(run)).fingerprint == open_model(f"{run}@{best}").fingerprint
     with pytest.raises(UserError, match=rf"kept nothing of step 99\. .*of states: .*{step}"):
         open_model(f"{run}@99").encode(["a text"])
+    shutil.copytree(run, tmp_path / "run@3")
+    assert parse_start(f"run:{tmp_path}/run@3") == (tmp_path / "run@3", None)
+    assert parse_start(f"run:{tmp_path}/run@3@{step}") == (tmp_path / "run@3", step)
     shutil.copytree(small_model, tmp_path / "model@3")
     assert open_model(str(tmp_path / "model@3")).fingerprint == open_model(str(small_model)).fingerprint
 
@@ -68,8 +71,8 @@ def test_a_step_that_a_run_has_kept_is_a_model(run: Path, small_model: Path, tmp
 def test_an_address_may_end_like_a_step(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"gs://b/model@3": {"config.json": None}}
     monkeypatch.setattr(origin, "Store", lambda address: SimpleNamespace(find=lambda: found.get(address, {})))
-    assert origin._run_and_step("gs://b/model@3") == ("gs://b/model@3", None)
-    assert origin._run_and_step("gs://b/run@3") == ("gs://b/run", 3)
+    assert origin.run_and_step("gs://b/model@3") == ("gs://b/model@3", None)
+    assert origin.run_and_step("gs://b/run@3") == ("gs://b/run", 3)
     asked = []
     monkeypatch.setattr(origin, "local_path", lambda name, states: asked.append((name, states)) or run)
     for name in ("gs://b/run@3", "gs://b/run"):

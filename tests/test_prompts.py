@@ -15,6 +15,8 @@ from simcse_jax.data.tokenizer import load_tokenizer
 from simcse_jax.embedding_model import open_model
 from simcse_jax.encoding import SentenceEncoder
 from simcse_jax.evaluation.graded_pairs import load_graded_pairs
+from simcse_jax.evaluation.retrieval.folder import write_task
+from simcse_jax.evaluation.retrieval.from_text import from_rows
 from simcse_jax.evaluation.sts import evaluate_pairs
 from simcse_jax.evaluation.suite import TaskSuite
 from simcse_jax.judging import judge_models
@@ -179,6 +181,33 @@ def test_another_prompt_may_be_judged_and_is_said(run: Path) -> None:
     again = pickle.loads(pickle.dumps(models[1]))
     np.testing.assert_array_equal(again.encode(TEXTS), models[1].encode(TEXTS))
     np.testing.assert_array_equal(models[1].cut_at(40).encode(TEXTS[:1]), models[1].encode(TEXTS[:1]))
+
+
+def test_the_prompts_of_a_source_are_those_of_queries_and_of_documents(run: Path, tmp_path: Path) -> None:
+    export_run(run, tmp_path / "export")
+    settings = tmp_path / "export" / "config_sentence_transformers.json"
+    content = json.loads(settings.read_text())
+    content["prompts"] |= {"ask": "a man: ", "ask_document": "a bird: "}  # the query's is the model's default, too
+    settings.write_text(json.dumps(content))
+    model = open_model(str(tmp_path / "export"), prompt_name="ask")
+    rows = [(text, f"{text} {text}") for text in TEXTS[:3]]
+    task = from_rows("made", rows, "pairs")
+    encoded: dict[str | None, list[str]] = {}
+    encode = model.encode
+
+    def recorded(texts: Any, *given: Any, prompt: str | None = None, **more: Any) -> np.ndarray:
+        encoded.setdefault(prompt, []).extend(texts)
+        return encode(texts, *given, prompt=prompt, **more)
+
+    model.encode = recorded  # type: ignore[method-assign]
+    write_task(tmp_path / "task", task)
+    [result] = judge_models([model], TaskSuite((), own=(f"retrieval:{tmp_path / 'task'}",))).models
+    assert result.protocol["prompt"].startswith("'a man: '")
+    assert result.protocol["prompts"] == {"document": "a bird: "}
+    assert sorted(encoded["a bird: "]) == sorted(task.documents.values())
+    assert sorted(encoded[None]) == sorted(task.queries.values())
+    assert model.cut_at(40).role_prompts == model.role_prompts
+    assert open_model(str(tmp_path / "export"), prompt_name="document").role_prompts == {}
 
 
 def test_a_model_without_prompts_is_what_it_was(small_run: Path, small_model: Path) -> None:

@@ -57,6 +57,11 @@ class Positive:
         parameters = inspect.signature(self.make).parameters.values()
         return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether the positive is the text itself, or a changed copy: a teacher has one vector for both."""
+        return self.views == 2 or not self.takes_prompts
+
     def make_examples(self, source: Source, options: Mapping[str, Any]) -> Examples:
         """Return the examples of a corpus. Raises UserError when it does not suit.
 

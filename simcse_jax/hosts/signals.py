@@ -24,7 +24,8 @@ def stop_signals(say: Callable[[str], object]) -> Iterator[Stopping]:
 
     One process: SIGTERM or SIGINT; a second signal has its usual effect. Several: JAX's preemption service, which
     listens for SIGTERM since the processes joined, and agrees with all on a step. A Python handler would replace it
-    silently, so SIGTERM is left alone there, and Ctrl-C sends SIGTERM. say: told at once that the run will stop.
+    silently, so SIGTERM is left alone there, and Ctrl-C sends SIGTERM. say: told at once that a signal will stop the
+    run; of several processes, of a Ctrl-C alone.
     """
     if processes() > 1:
         words = "stopping: the processes agree on a step, and save it first"
@@ -38,7 +39,7 @@ def stop_signals(say: Callable[[str], object]) -> Iterator[Stopping]:
         received.append(number)
         restore()
 
-    words = "stopping: this step is finished and saved first (a second signal ends the run unsaved)"
+    words = "stopping: this step is finished and saved first (a further signal after this step ends the run unsaved)"
     with _announced(lambda: say(words)), _handled({signal.SIGTERM: note, signal.SIGINT: note}) as restore:
         yield lambda _: received[0] if received else None
 
@@ -68,7 +69,8 @@ def _announced(announce: Callable[[], object]) -> Iterator[None]:
     def listen() -> None:
         while signals := reader.recv(1):
             if signals[0] in (signal.SIGINT, signal.SIGTERM):
-                announce()
+                with suppress(BrokenPipeError):  # the next line that is shown meets it too
+                    announce()
                 return
 
     thread = threading.Thread(target=listen, name="signals", daemon=True)
@@ -76,9 +78,11 @@ def _announced(announce: Callable[[], object]) -> Iterator[None]:
     with suppress(RuntimeError):  # no further thread can start: nothing is said
         thread.start()
     try:
-        with writer, _wakeup(writer.fileno()):
+        with _wakeup(writer.fileno()):
             yield
     finally:
+        writer.shutdown(socket.SHUT_WR)  # a process that was forked meanwhile may hold it open
+        writer.close()
         if thread.is_alive():
             thread.join()
         reader.close()
@@ -86,13 +90,26 @@ def _announced(announce: Callable[[], object]) -> Iterator[None]:
 
 @contextmanager
 def _wakeup(file: int) -> Iterator[None]:
-    """Have the numbers of signals written to a file until the end of the block, if this is the main thread."""
+    """Have the numbers of signals to this process written to a file, if this is the main thread."""
     try:
         before = signal.set_wakeup_fd(file, warn_on_full_buffer=False)
     except ValueError:
         yield
         return
+    _announcing.append(file)
     try:
         yield
     finally:
+        _announcing.remove(file)
         signal.set_wakeup_fd(before)
+
+
+_announcing: list[int] = []  # files of `_wakeup`
+
+
+def _forget_announcing() -> None:
+    if _announcing:
+        signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_forget_announcing)  # else its signals would be announced here

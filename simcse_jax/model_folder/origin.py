@@ -46,7 +46,9 @@ def read_origin(name: str, pooler: str | None) -> Origin:
 
     pooler: None takes the model's own, which it must then name.
     """
-    run, step = _run_and_step(name)
+    run, step = run_and_step(name)
+    if step is not None and not is_address(run) and not is_run_folder(Path(run).expanduser()):
+        run, step = name, None
     path = local_path(run, states=step is not None)
     if is_run_folder(path):
         return _run_folder(path, step, pooler)
@@ -58,18 +60,11 @@ def is_run_folder(path: Path) -> bool:
     return (path / "checkpoints").is_dir()
 
 
-def split_step(name: str) -> tuple[str, int | None]:
-    """Return (RUN, STEP) of a name RUN@STEP; (name, None) of any other."""
+def run_and_step(name: str) -> tuple[str, int | None]:
+    """Return (RUN, STEP) of a name RUN@STEP, unless a folder or object has the whole name; else (name, None)."""
     run, at, step = name.rpartition("@")
-    return (run, int(step)) if at and step.isdecimal() else (name, None)
-
-
-def _run_and_step(name: str) -> tuple[str, int | None]:
-    """Return what `split_step` returns if that is a run and no folder has the whole name; else (name, None)."""
-    run, step = split_step(name)
-    if step is None or _exists(name):
-        return name, None
-    return (run, step) if is_address(run) or is_run_folder(Path(run).expanduser()) else (name, None)
+    is_step = bool(at) and step.isdecimal() and not _exists(name)
+    return (run, int(step)) if is_step else (name, None)
 
 
 def _exists(name: str) -> bool:

@@ -20,7 +20,7 @@ from simcse_jax.encoder.lora import Lora, make_lora
 from simcse_jax.encoder.model import Encoder
 from simcse_jax.model_folder.export import Adapters, export_model
 from simcse_jax.model_folder.frozen_base import read_base
-from simcse_jax.model_folder.origin import split_step
+from simcse_jax.model_folder.origin import run_and_step
 from simcse_jax.model_folder.peft_folder import base_of
 from simcse_jax.model_folder.pretrained import require_finite
 from simcse_jax.model_folder.text_settings import TextSettings, trained_texts
@@ -99,7 +99,7 @@ def parse_start(init: str) -> tuple[Path, int | None]:
 
     DIR may be an address, of which a copy is returned.
     """
-    run, step = split_step(init.removeprefix(START))
+    run, step = run_and_step(init.removeprefix(START))
     return local_path(run, states=step is not None), step
 
 

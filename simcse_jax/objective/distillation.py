@@ -68,8 +68,8 @@ def margin_mse(own: Texts, everyone: Texts) -> Losses:
 
         mean over negatives n of ((cos(z_i, z_p) - cos(z_i, z_n)) - (cos(t_i, t_p) - cos(t_i, t_n)))^2, p the positive
 
-    Negatives are the anchor's hard negatives, or, where the data has none, the positives of other examples whose text
-    is neither the anchor's nor its positive's. Only anchors with negatives count.
+    Negatives are the anchor's hard negatives, or, where it has none, the positives of other examples whose text is
+    neither the anchor's nor its positive's. Only anchors with negatives count.
     """
     theirs, columns = everyone.text_ids[None], everyone.columns[None]
     is_own = everyone.examples[None] == own.examples[:, None]
@@ -79,7 +79,7 @@ def margin_mse(own: Texts, everyone: Texts) -> Losses:
     is_other = ~is_own & (columns == 1)
     for text_ids in (own.text_ids, jnp.where(is_positive, theirs, 0).sum(1)):
         is_other &= theirs != text_ids[:, None]
-    is_negative = jnp.where((columns > 1).any(), is_hard, is_other)
+    is_negative = jnp.where(is_hard.any(1, keepdims=True), is_hard, is_other)
     positive = jnp.where(is_positive, excess, 0).sum(1, keepdims=True)
     squares = jnp.where(is_negative, jnp.square(positive - excess), 0).sum(1)
     count = is_negative.sum(1)

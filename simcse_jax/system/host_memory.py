@@ -26,8 +26,9 @@ def keep_freed_memory() -> None:
     """Make malloc keep freed memory, and run programs in the calling thread, where the only device is one CPU.
 
     The heap of the calling thread is the only one that can grow to any size. The price: the process stays as large as
-    it once was, and the host does nothing else while a step runs. Call this before anything makes JAX look for devices.
-    Programs for several CPU devices still run in threads of their own; where malloc is not glibc's, nothing changes.
+    it once was, until `release_freed_memory`, and the host does nothing else while a step runs. Call this before
+    anything makes JAX look for devices. Programs for several CPU devices still run in threads of their own; where
+    malloc is not glibc's, nothing changes.
     """
     config: Any = jax.config
     config.update("jax_cpu_enable_async_dispatch", False)

@@ -18,6 +18,7 @@ from simcse_jax.config.layout import largest_group
 from simcse_jax.config.schema import defaults
 from simcse_jax.data.batches import format_rows
 from simcse_jax.data.mixture import MixedOrder
+from simcse_jax.data.positives import POSITIVES
 from simcse_jax.data.prompts import of_columns, parse_prompts
 from simcse_jax.encoder.products import precision
 from simcse_jax.model_folder.card import simcse_recipe
@@ -207,6 +208,14 @@ def _notes(run: Run) -> list[str]:
             f"{math.expm1(SMALL_CHANGE):.0%} in {run.total_steps} steps; --config.objective.learning_rate sets a "
             "larger rate for it alone"
         )
+    if objective.guide and objective.false_negatives != "fixed" and objective.false_negative_margin <= 0:
+        notes += [
+            f"note: {f'source {name}: ' if name else ''}the teacher has one vector for a text and its positive, so "
+            f"objective.guide leaves out nothing with objective.false_negative_margin = "
+            f"{objective.false_negative_margin:g}; 0.1 leaves out what it gives a cosine above 0.9"
+            for name, part in run.config.by_source.items()
+            if (positive := POSITIVES.get(part.data.positive)) and positive.is_copy
+        ]
     if run.dev is None:
         notes.append(
             "note: no dev data, so the last checkpoint counts as the best; --config.eval.data=sts-dev.csv (score, "
@@ -274,6 +283,14 @@ def _start_of(config: Config) -> str:
     return f"--model={config.model.name}:{config.model.pooler} " if is_whole else ""
 
 
+def _prompt_flag(config: Config, source: str) -> str:
+    """Return the flag that chooses a source's prompts in `evaluate`; "" where they are the recipe's."""
+    prompts = config.by_source[source].data.prompts
+    if prompts == config.data.prompts:
+        return ""
+    return f"--prompt_name={source}" if prompts else "--prompt="
+
+
 def _next_steps(config: Config, workdir: Path | str) -> dict[str, str]:
     """Return commands by their purpose; they work for this run when they are copied."""
     here = Path(sys.executable)
@@ -291,10 +308,16 @@ def _next_steps(config: Config, workdir: Path | str) -> dict[str, str]:
     if not is_address(model):
         steps["use it from PyTorch"] = f'SentenceTransformer("{model}").encode(["a text"])'
     usual = "--pairs=demo:test" if config.eval.data == "demo:dev" else "--data=senteval  # or --pairs=graded.tsv"
-    scored = [config.eval.data, *(source.dev for source in config.sources if source.weight)]
-    own_tasks = " ".join(filter(None, (judging_flag(data, workdir) for data in scored)))
+    by_prompt: dict[str, list[str]] = {"": []}
+    sources = [(source.dev, _prompt_flag(config, source.name)) for source in config.sources if source.weight]
+    for data, prompt in [(config.eval.data, ""), *sources]:
+        if flag := judging_flag(data, workdir):
+            by_prompt.setdefault(prompt, []).append(flag)
+    own_tasks = " ".join(by_prompt.pop(""))
     start = _start_of(config) if own_tasks else ""  # without labels, the difference from the start is what tells
     steps["judge it"] = f"{python} -m simcse_jax.evaluate {start}--model={workdir} {own_tasks or usual}"
+    for prompt, tasks in by_prompt.items():
+        steps[f"and with {prompt}"] = f"{python} -m simcse_jax.evaluate --model={workdir} {prompt} {' '.join(tasks)}"
     if not demo and files.endswith(".txt") and "," not in files:
         steps["search your text"] = f'{python} -m simcse_jax.search --model={workdir} --corpus={files} --query="a text"'
     steps["look at all curves"] = (

@@ -215,7 +215,7 @@ class Compilations:
 
 
 def _compile(lowered: Any) -> TrainStep:
-    """Return the compiled step; the memory of steps and of the compiler is not held at the same time."""
+    """Return the compiled step. What steps before have freed is no longer held then, nor what the compiler frees."""
     release_freed_memory()
     try:
         return lowered.compile()

@@ -44,9 +44,8 @@ def margin_mse(z: np.ndarray, t: np.ndarray, texts: np.ndarray) -> float:
     """Return the mean over the anchors that have negatives; z [K, B, D], t [K, B, D'], texts [K, B]."""
     z, t, losses = unit(z), unit(t), []
     for i in range(BATCH):
-        if len(z) > 2:
-            negatives = [(k, i) for k in range(2, len(z)) if texts[k, i] != NO_TEXT]
-        else:
+        negatives = [(k, i) for k in range(2, len(z)) if texts[k, i] != NO_TEXT]
+        if not negatives:
             negatives = [(1, j) for j in range(BATCH) if j != i and texts[1, j] not in texts[:2, i]]
         margins = [[v[0, i] @ v[1, i] - v[0, i] @ v[k, j] for k, j in negatives] for v in (z, t)]
         if negatives:

@@ -122,6 +122,9 @@ def test_the_end_says_how_to_judge_on_the_dev_data_of_sources(tmp_path: Path) ->
     said = conclude(run, Outcome(0, 4, RunProgress(2, 50.0), None, 1), tmp_path / "run")
     (judge,) = [line for line in said if "judge it" in line]
     assert judge.endswith(f"--model={tmp_path / 'run'} --text={demo_files() / 'sentences.txt'}")
+    run = prepared(tmp_path, "other", own={"pairs": {"dev": task}, "text": {"dev": task, "prompts": ""}})
+    said = conclude(run, Outcome(0, 4, RunProgress(2, 50.0), None, 1), tmp_path / "run")
+    assert sum(line.endswith(f"--prompt_name=pairs --{task.replace(':', '=')}") for line in said) == 1
 
 
 @pytest.mark.medium

@@ -23,6 +23,7 @@ from simcse_jax.runs.metrics import read_metrics
 from simcse_jax.serving.vector_file import write_vectors
 from simcse_jax.system.errors import UserError
 from simcse_jax.training import teacher
+from simcse_jax.training.display import describe
 from simcse_jax.training.state import PROJECTION
 from tests.small_models import FROM_FOLDER, demo_files, prepare_small, states_of, train_small
 
@@ -197,6 +198,22 @@ def test_a_guide_needs_no_weight_and_leaves_out_what_it_finds_similar(tmp_path: 
     assert metrics["masked"] == 16 * 15
     assert metrics["loss"] == pytest.approx(0, abs=1e-6)
     assert not any(name.startswith("teacher") for name in metrics)
+
+
+def test_a_guide_without_a_margin_that_leaves_out_nothing_is_noted(tmp_path: Path, small_model: Path) -> None:
+    """The teacher has one vector for a text and its positive, and no cosine is above 1."""
+    given: Any = {"eval__data": "", "teacher__name": str(small_model), "objective__guide": True}
+    pairs = {"data__files": str(demo_files() / "triplets.csv"), "data__positive": "columns"}
+    for kind, margin, more, noted in (
+        ("absolute", 0.0, {}, True),
+        ("relative", -0.1, {"data__positive": "crop"}, True),
+        ("absolute", 0.1, {}, False),
+        ("fixed", 0.9, {}, False),
+        ("absolute", 0.0, pairs, False),
+    ):
+        keys = {"objective__false_negatives": kind, "objective__false_negative_margin": margin}
+        run = prepare_small(tmp_path / "run", tmp_path / "cache", **given | keys | more)
+        assert any("leaves out nothing" in line for line in describe(run)) == noted
 
 
 @pytest.mark.parametrize(

@@ -162,17 +162,28 @@ def halve(text: str) -> tuple[str, str] | None:
 def from_rows(name: str, rows: Iterable[Sequence[str]], by: str, remarks: Sequence[str] = ()) -> Retrieval:
     """Return the task in which the first cell of each row should find the second; further cells are searched, too.
 
-    Equal texts are one query, or one document.
+    Equal texts are one query, or one document. A text that is both has one id, and does not find itself.
     """
     queries: dict[str, str] = {}
     documents: dict[str, str] = {}
     relevant: dict[str, dict[str, int]] = {}
+    same = 0
     for query, *others in rows:
-        key = queries.setdefault(query, f"q{_id(len(queries))}")
         found = [documents.setdefault(text, f"d{_id(len(documents))}") for text in others if text.strip()]
+        if found[0] == documents.get(query):
+            same += 1
+            continue
+        key = queries.setdefault(query, f"q{_id(len(queries))}")
         relevant.setdefault(key, {})[found[0]] = 1
-    asked, searched = ({key: text for text, key in own.items()} for own in (queries, documents))
-    return _task(name, by, asked, searched, relevant, remarks=remarks)
+    if not queries:
+        raise UserError(f"{name}: in all rows both texts are equal, so there is nothing to find.")
+    shared = {key: queries[text] for text, key in documents.items() if text in queries}
+    relevant = {query: {shared.get(key, key): grade for key, grade in own.items()} for query, own in relevant.items()}
+    asked = {key: text for text, key in queries.items()}
+    searched = dict(sorted((shared.get(key, key), text) for text, key in documents.items()))
+    notes = [f"rows of two equal texts, left out: {same:,}"] * (same > 0)
+    notes += [f"queries that are documents too, left out of their own ranking: {len(shared):,}"] * bool(shared)
+    return _task(name, by, asked, searched, relevant, drops_self=bool(shared), remarks=[*remarks, *notes])
 
 
 def _task(

@@ -9,7 +9,7 @@ from typing import Any
 
 from simcse_jax.data.sources import load_hub_dataset
 from simcse_jax.evaluation.retrieval.data import Judgment, Record, Retrieval, make_retrieval
-from simcse_jax.evaluation.retrieval.readers import DEFAULT_SPLIT, IDS, JUDGED, TEXTS, TITLE, as_record
+from simcse_jax.evaluation.retrieval.readers import DEFAULT_SPLIT, IDS, JUDGED, TEXTS, TITLE, as_record, grade_column
 from simcse_jax.system.errors import UserError
 
 NANO_PREFIX = "nanobeir:"
@@ -79,10 +79,10 @@ def _records(where: str, table: Any) -> Iterator[Record]:
 
 
 def _judgments(where: str, table: Any) -> Iterator[Judgment]:
-    """Yield the judgments of a table: a row may hold several documents, and no grade means relevant."""
+    """Yield the judgments of a table: a row may hold several documents; without a column of grades each is relevant."""
     columns = table.column_names
     query, document = (_named(where, columns, JUDGED[role], f"of the {role}") for role in ("query", "document"))
-    grade = next((column for column in columns if column.lower() in JUDGED["grade"]), None)
+    grade = grade_column(where, columns)
     for number, row in enumerate(table, 1):
         found = row[document]
         for one in found if isinstance(found, list) else [found]:

@@ -24,6 +24,7 @@ JUDGED = {
     "document": ("corpus-id", "corpus_id", "docid", "doc_id", "pid", "docno", "document"),
     "grade": ("score", "grade", "relevance", "rel", "label"),
 }
+_OF_TREC = ("iteration", "iter", "q0")  # of its second column, which says nothing
 _TABLES = tuple(suffix for suffix in FORMATS if suffix != ".txt")
 _SUFFIXES = tuple(f"{suffix}{packed}" for suffix in _TABLES for packed in ("", *COMPRESSIONS))
 
@@ -121,8 +122,8 @@ def _text_columns(path: Path, line: int, head: list[str], before: Sequence[str])
 def read_judgments(path: Path) -> Iterator[Judgment]:
     """Yield the judgments of a file: query, document, grade (BEIR), or TREC's query, iteration, document, grade.
 
-    A header names the columns; without the column of grades, each document is relevant. Cells are cut at tabs, or at
-    white space where there is no tab.
+    A header names the columns; with columns of queries and documents alone, each document is relevant. Cells are cut at
+    tabs, or at white space where there is no tab.
     """
     rows = read_records(path, str(path)) if format_of(path) in (".jsonl", ".parquet", ".csv") else _cells(path)
     columns: dict[str, int] | None = None
@@ -149,6 +150,19 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield number, line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
 
 
+def grade_column(where: str, columns: Sequence[str]) -> str | None:
+    """Return the column of grades; None where there are but queries and documents, UserError where none is known."""
+    by_name = {column.lower(): column for column in columns}
+    grade = next((by_name[name] for name in JUDGED["grade"] if name in by_name), None)
+    others = [by_name[name] for name in by_name if name not in (*JUDGED["query"], *JUDGED["document"], *_OF_TREC)]
+    if grade is None and others:
+        raise UserError(
+            f"{where}: none of the columns {', '.join(others)} is known to hold grades. Name the one that does score; "
+            "or remove them all, if each document is relevant to its query."
+        )
+    return grade
+
+
 def _judged_columns(where: str, first: list[str]) -> tuple[dict[str, int], bool]:
     """Return the columns of "query", "document" and "grade", and whether the first row is a header."""
     names = [cell.lower() for cell in first]
@@ -158,6 +172,7 @@ def _judged_columns(where: str, first: list[str]) -> tuple[dict[str, int], bool]
         if name is not None:
             found[role] = names.index(name)
     if {"query", "document"} <= found.keys():
+        grade_column(where, first)
         return found, True
     if len(first) in (3, 4) and is_number(first[-1]):
         return {"query": 0, "document": len(first) - 2, "grade": len(first) - 1}, False

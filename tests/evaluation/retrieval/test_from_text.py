@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from simcse_jax.evaluation.retrieval.data import Retrieval
-from simcse_jax.evaluation.retrieval.from_text import halve, load_text
+from simcse_jax.evaluation.retrieval.from_text import PAIRS, from_rows, halve, load_text
+from simcse_jax.evaluation.retrieval.task import rank
 from simcse_jax.system.errors import UserError
 
 
@@ -31,6 +33,25 @@ def test_neighbours_in_documents(tmp_path: Path) -> None:
     assert task.drops_self
     assert "beside it in its document" in task.note
     assert "same text only" in task.note
+
+
+def test_a_query_does_not_find_its_own_text_among_the_documents() -> None:
+    rows = [("one", "two"), ("two", "four", "three"), ("five", "five"), ("four", "two"), ("three", "one")]
+    task = from_rows("made", rows, PAIRS)
+    assert _found(task) == {"one": {"two"}, "two": {"four"}, "four": {"two"}, "three": {"one"}}
+    assert set(task.documents.values()) == {"one", "two", "three", "four", "five"}
+    assert list(task.documents) == sorted(task.documents)
+    degrees = {"three": -40, "one": 0, "two": 30, "four": 50, "five": 180}  # each nearest to what it should find
+    angles = {text: np.deg2rad(degree) for text, degree in degrees.items()}
+    ranking = rank(lambda texts: np.float32([(np.cos(angles[text]), np.sin(angles[text])) for text in texts]), task)
+    assert (ranking.gains[:, 0] == 1).all()
+    for words in ("two equal texts, left out: 1", "left out of their own ranking: 4"):
+        assert words in task.note
+    with pytest.raises(UserError, match="nothing to find"):
+        from_rows("made", [("one", "one")], PAIRS)
+    apart = from_rows("made", [("one", "two")], PAIRS)
+    assert not apart.drops_self
+    assert "left out" not in apart.note
 
 
 def test_halves_of_texts(tmp_path: Path) -> None:

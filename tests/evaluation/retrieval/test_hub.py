@@ -148,6 +148,9 @@ def test_what_a_data_set_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         load_retrieval("owner/own")
     tables["corpus"] = {"_id": ["d1", "d2"], "text": ["x", "y"]}
     assert load_retrieval("owner/own").relevant == {"q": {"d1": 1, "d2": 1}}
+    tables["default"]["relevant"] = [0]
+    with pytest.raises(UserError, match=r"owner/own.*none of the columns relevant is known to hold grades"):
+        load_retrieval("owner/own")
 
 
 def test_without_a_network_the_error_names_the_task(dead_hub: str, monkeypatch: pytest.MonkeyPatch) -> None:

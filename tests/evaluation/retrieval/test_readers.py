@@ -74,9 +74,11 @@ def test_texts_in_tables(tmp_path: Path) -> None:
     (tmp_path / "qrels").mkdir()
     (tmp_path / "qrels" / "test.tsv").write_text(QRELS)
     _is_read(load_retrieval(str(tmp_path)))
-    (tmp_path / "pairs.tsv").write_text("query-id\tcorpus-id\nq1\td1\nq2\td2\n")
-    ungraded = load_retrieval(f"corpus={tmp_path}/corpus.tsv,queries={tmp_path}/queries.csv,qrels={tmp_path}/pairs.tsv")
-    assert ungraded.relevant == {"q1": {"d1": 1}, "q2": {"d2": 1}}
+    for pairs in ("query-id\tcorpus-id\nq1\td1\nq2\td2\n", "QID\tIter\tdocid\nq1\t0\td1\nq2\t0\td2\n"):
+        (tmp_path / "pairs.tsv").write_text(pairs)
+        files = {"corpus": "corpus.tsv", "queries": "queries.csv", "qrels": "pairs.tsv"}
+        ungraded = load_retrieval(",".join(f"{key}={tmp_path / name}" for key, name in files.items()))
+        assert ungraded.relevant == {"q1": {"d1": 1}, "q2": {"d2": 1}}
 
 
 @pytest.mark.parametrize(
@@ -93,6 +95,7 @@ def test_texts_in_tables(tmp_path: Path) -> None:
         ({"qrels": "q1\td1\n"}, "line 1: 'q1', 'd1' are no judgment"),
         ({"qrels": "q1\td1\t1\nq2\td2\n"}, "line 2: 2 columns"),
         ({"qrels": "q1 0 d1 1 run\n"}, "no judgment"),
+        ({"qrels": "query-id\tcorpus-id\trelevant\nq1\td1\t0\n"}, "line 1: none of the columns relevant is known"),
         ({"qrels": "\n"}, "test.tsv is empty"),
         ({"corpus": []}, "corpus.jsonl is empty"),
         ({"corpus": [*CORPUS, {"_id": "d1", "text": "other"}]}, "line 4: the id 'd1' is that of .*line 1"),
