@@ -183,7 +183,9 @@ def test_another_prompt_may_be_judged_and_is_said(run: Path) -> None:
     np.testing.assert_array_equal(models[1].cut_at(40).encode(TEXTS[:1]), models[1].encode(TEXTS[:1]))
 
 
-def test_the_prompts_of_a_source_are_those_of_queries_and_of_documents(run: Path, tmp_path: Path) -> None:
+def test_the_prompts_of_a_source_are_those_of_queries_and_of_documents(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     export_run(run, tmp_path / "export")
     settings = tmp_path / "export" / "config_sentence_transformers.json"
     content = json.loads(settings.read_text())
@@ -199,7 +201,7 @@ def test_the_prompts_of_a_source_are_those_of_queries_and_of_documents(run: Path
         encoded.setdefault(prompt, []).extend(texts)
         return encode(texts, *given, prompt=prompt, **more)
 
-    model.encode = recorded  # type: ignore[method-assign]
+    monkeypatch.setattr(model, "encode", recorded)
     write_task(tmp_path / "task", task)
     [result] = judge_models([model], TaskSuite((), own=(f"retrieval:{tmp_path / 'task'}",))).models
     assert result.protocol["prompt"].startswith("'a man: '")

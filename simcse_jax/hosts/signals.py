@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -45,7 +45,7 @@ def stop_signals(say: Callable[[str], object]) -> Iterator[Stopping]:
 
 
 @contextmanager
-def _handled(handlers: dict[int, Any]) -> Iterator[Callable[[], None]]:
+def _handled(handlers: Mapping[Any, Any]) -> Iterator[Callable[[], None]]:
     """Set these signal handlers until the end of the block, or until the yielded function is called."""
     previous: dict[int, Any] = {}
 

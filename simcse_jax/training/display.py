@@ -325,7 +325,7 @@ def _next_steps(config: Config, workdir: Path | str) -> dict[str, str]:
     )
     mini = Path(config.model.name or "none").with_name("mini")  # beside the model that the demo starts from
     if demo and mini.is_dir():
-        steps["use a better one"] = f"{python} -m simcse_jax.search --model={mini} --corpus={text}"
+        steps["use a better one"] = f"{python} -m simcse_jax.search --model={mini} --corpus=demo:sentences"
     if demo and not pretrained:
         steps["train on your text"] = (
             f"{python} -m simcse_jax.train --config=configs/small.py --config.data.files=sentences.txt"

@@ -43,7 +43,7 @@ def test_a_query_does_not_find_its_own_text_among_the_documents() -> None:
     assert list(task.documents) == sorted(task.documents)
     degrees = {"three": -40, "one": 0, "two": 30, "four": 50, "five": 180}  # each nearest to what it should find
     angles = {text: np.deg2rad(degree) for text, degree in degrees.items()}
-    ranking = rank(lambda texts: np.float32([(np.cos(angles[text]), np.sin(angles[text])) for text in texts]), task)
+    ranking = rank(lambda texts: np.array([(np.cos(angles[text]), np.sin(angles[text])) for text in texts]), task)
     assert (ranking.gains[:, 0] == 1).all()
     for words in ("two equal texts, left out: 1", "left out of their own ranking: 4"):
         assert words in task.note
