@@ -225,6 +225,39 @@ KINDS = {
     ),
     "adapters of a dual encoder, and MLM": Kind(3, mlm=0.5, second="copy", lora=2),
 }
+# Further parts of a loss that may be combined, several in each.
+COMBINATIONS = {
+    "adapters, momentum, a queue and hard negatives": Kind(3, ObjectiveConfig(queue=50), second="momentum", lora=2),
+    "a mixture, a guide and momentum": Kind(
+        3,
+        ObjectiveConfig(false_negatives="absolute", false_negative_margin=0.1, guide=True, symmetric=True),
+        mixing="example",
+        second="momentum",
+        teacher=TeacherConfig("any", kl=1.0),
+    ),
+    "a mixture and a teacher's margins": Kind(
+        3, NOTHING, mixing="example", teacher=TeacherConfig("any", margin_mse=1.0)
+    ),
+    "a mixture, triplets, false negatives and widths": Kind(
+        3, ObjectiveConfig("triplet", margin=0.5, false_negatives="relative", widths="32,8"), mixing="example"
+    ),
+    "false negatives of margin ranking": Kind(
+        3, ObjectiveConfig("margin_ranking", margin=0.5, false_negatives="fixed", false_negative_margin=0.6)
+    ),
+    "false negatives of sigmoid": Kind(
+        objective=ObjectiveConfig("sigmoid", 0.1, bias=-5.0, false_negatives="absolute")
+    ),
+    "two layers of a mixture, and false negatives": Kind(
+        3,
+        ObjectiveConfig(layers="1,2", false_negatives="absolute", false_negative_margin=0.1),
+        pooler=after_layers((1, 2), 2),
+        mixing="example",
+    ),
+    "two layers of graded pairs": Kind(
+        2, ObjectiveConfig("angle", temperature=0.3, layers="1,2"), pooler=after_layers((1, 2), 2)
+    ),
+}
+KINDS |= COMBINATIONS
 _ROTARY: dict[str, Any] = {"gated": True, "rope_theta": 1e3}
 _ALL_PRODUCTS = tuple(CONFIG.layer_products)
 # How other families' encoders differ from BERT's, all with the heads of both losses.
@@ -254,6 +287,7 @@ SLOW_ALWAYS = (
     *("fixed false negatives, momentum and queue", "two layers, and a teacher of the last"),
     *("a mixture by batch, a teacher and MLM", "graded pairs and a teacher", "adapters and a mixture"),
     *("margin ranking of a dual encoder, and MLM", "all triplets, widths", "mpnet", "albert", "deberta-v2"),
+    *COMBINATIONS,
 )
 # These meet every layout: in the fast tests but for MLM, which meets those there that cut its batches in other ways.
 ON_ALL = ("dropout", "hard negatives", "dropout and MLM")
