@@ -80,6 +80,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+    compiled.keep_for_one_device()
     limit = cpu_limit.CpuLimit(float(config.getoption("cpu_limit") or 0), folder if is_kept else None)
     config.pluginmanager.register(limit, "cpu-limit")
 

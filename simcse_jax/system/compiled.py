@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from contextlib import suppress
@@ -28,9 +29,11 @@ def keep_compiled() -> None:
     a folder, which JAX then uses as configured. Nothing is kept in three cases: the folder cannot be written; XLA would
     refuse to load its programs again (`is_reloadable`); several processes train together. Then only the first would
     write, and where the others cannot read its folder, they compile while it does not, and their compilers, which work
-    together, wait for it forever.
+    together, wait for it forever. Programs for several CPU devices are never kept: see `keep_for_one_device`.
     """
     config: Any = jax.config
+    if jax.default_backend() == "cpu":
+        keep_for_one_device()
     if not config.jax_enable_compilation_cache or config.jax_compilation_cache_dir or jax.process_count() > 1:
         return
     name = "compiled"
@@ -48,6 +51,31 @@ def keep_compiled() -> None:
         config.update("jax_compilation_cache_dir", str(folder))
         config.update("jax_compilation_cache_max_size", LARGEST_BYTES)
         config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_COMPILATION_S)
+
+
+def keep_for_one_device() -> None:
+    """Have programs for several CPU devices compiled at every start, whatever the cache; call it again without effect.
+
+    XLA loads them without the order of their collectives (jaxlib 0.10.2): one device is in the first, another in the
+    second, and they wait for each other until XLA ends the process, or exchange the wrong arrays.
+    """
+    from jax._src import compilation_cache as cache  # no public name turns it off for one program
+
+    if hasattr(cache.get_executable_and_time, "__wrapped__"):
+        return
+    load, keep = cache.get_executable_and_time, cache.put_executable_and_time
+
+    @functools.wraps(load)
+    def load_it(key: str, options: Any, backend: Any, devices: Any, *more: Any) -> Any:
+        is_kept = backend.platform != "cpu" or len(devices) == 1
+        return load(key, options, backend, devices, *more) if is_kept else (None, None)
+
+    @functools.wraps(keep)
+    def keep_it(key: str, name: str, program: Any, backend: Any, *more: Any) -> None:
+        if backend.platform != "cpu" or len(program.local_devices()) == 1:
+            keep(key, name, program, backend, *more)
+
+    cache.get_executable_and_time, cache.put_executable_and_time = load_it, keep_it
 
 
 def is_reloadable(cpu_code: bytes) -> bool:

@@ -24,11 +24,20 @@ print(jax.jit(lambda x: jnp.tanh(x @ x).sum())(jnp.ones((3, 3))), len(hits), jax
 """
 
 
-def start(cache: Path, before: str = "", **variables: str) -> tuple[str, int, str, str]:
+# An array on two devices, made without a program.
+ON_TWO_DEVICES = """jax.device_put(
+    __import__("numpy").ones((4, 4)), jax.sharding.NamedSharding(jax.make_mesh((2,), ("d",)), jax.P("d"))
+)"""
+
+
+def start(
+    cache: Path, before: str = "", array: str = "jnp.ones((3, 3))", **variables: str
+) -> tuple[str, int, str, str]:
     """Run a process, `before` first; return (result, programs loaded from the cache, its folder, stderr)."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_COMPIL", "JAX_PERSI"))}
     environment = inherited | {"SIMCSE_CACHE": str(cache), "JAX_ENABLE_COMPILATION_CACHE": "true"} | variables
-    command = [sys.executable, "-c", PROGRAM.replace("compiled.keep", f"{before}\ncompiled.keep")]
+    program = PROGRAM.replace("compiled.keep", f"{before}\ncompiled.keep").replace("jnp.ones((3, 3))", array)
+    command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     result, hits, folder = done.stdout.split()
@@ -48,6 +57,21 @@ def test_a_second_start_takes_what_the_first_one_compiled(tmp_path: Path) -> Non
     assert hits > 0
     assert again == first
     assert not errors
+
+
+@needs_kept_programs
+@pytest.mark.parametrize("own_folder", [False, True])
+def test_programs_for_several_cpu_devices_are_compiled_at_every_start(tmp_path: Path, own_folder: bool) -> None:
+    """XLA would load them without the order of their collectives."""
+    variables = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "own")} if own_folder else {}
+    variables |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    variables |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    for _ in range(2):
+        _, hits, folder, errors = start(tmp_path, array=ON_TWO_DEVICES, **variables)
+        assert (hits, errors) == (0, "")
+        assert not list(Path(folder).glob("*lambda*-cache"))
+    start(tmp_path, **variables)
+    assert start(tmp_path, **variables)[1] > 0  # of the one device that a program runs on
 
 
 @pytest.mark.medium
