@@ -287,6 +287,7 @@ SLOW_ALWAYS = (
     *("fixed false negatives, momentum and queue", "two layers, and a teacher of the last"),
     *("a mixture by batch, a teacher and MLM", "graded pairs and a teacher", "adapters and a mixture"),
     *("margin ranking of a dual encoder, and MLM", "all triplets, widths", "mpnet", "albert", "deberta-v2"),
+    *("a mixture", "a teacher of an encoder with a projection of its own", "graded pairs by angle, widths"),
     *COMBINATIONS,
 )
 # These meet every layout: in the fast tests but for MLM, which meets those there that cut its batches in other ways.
