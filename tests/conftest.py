@@ -20,6 +20,7 @@ import functools
 import hashlib
 import re
 import signal
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -66,21 +67,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def reload_what_xla_orders() -> None:
-    """Load programs for several devices from the cache only where all their collectives are in one computation.
+    """Within slow tests, load programs for several devices only where all their collectives are in one computation.
 
-    XLA loads the order of those too. `compiled.keep_for_one_device`, which loads none, then leaves this as it is.
+    XLA loads the order of those too. In other tests, which were never seen to wait or fail for it, compiling them each
+    time would take three minutes. `compiled.keep_for_one_device`, which loads none, leaves this as it is.
     """
     load = cache.get_executable_and_time
 
     @functools.wraps(load)
     def load_it(key: str, options: Any, backend: Any, devices: Any, *more: Any) -> Any:
         program, seconds = load(key, options, backend, devices, *more)
-        if program is None or len(devices) == 1 or is_ordered(program.hlo_modules()[0].to_string()):
+        is_fine = program is None or len(devices) == 1 or not careful.is_set()
+        if is_fine or is_ordered(program.hlo_modules()[0].to_string()):
             return program, seconds
         cpu_limit.CpuLimit.recompiled = time.time()
         return None, None
 
     cache.get_executable_and_time = load_it
+
+
+careful = threading.Event()  # set within slow tests
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note whether the test is slow."""
+    (careful.clear if item.get_closest_marker("slow") is None else careful.set)()
 
 
 def is_ordered(program: str) -> bool:
