@@ -77,8 +77,9 @@ def reload_what_xla_orders() -> None:
     @functools.wraps(load)
     def load_it(key: str, options: Any, backend: Any, devices: Any, *more: Any) -> Any:
         program, seconds = load(key, options, backend, devices, *more)
-        is_fine = program is None or len(devices) == 1 or not careful.is_set()
-        if is_fine or is_ordered(program.hlo_modules()[0].to_string()):
+        if program is None or len(devices) == 1 or not careful.is_set():
+            return program, seconds
+        if is_ordered(program.hlo_modules()[0].to_string()):
             return program, seconds
         cpu_limit.CpuLimit.recompiled = time.time()
         return None, None
